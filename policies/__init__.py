@@ -1,0 +1,1 @@
+"""Judges. Pure: no network, no Flask, no clock of its own."""

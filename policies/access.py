@@ -1,0 +1,67 @@
+"""Whether a caller may make a call: the one place where a grant is made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from policies import forms, idempotency, parameters
+from policies.model import Grant
+from policies.refusals import ConnectionNotGranted, IdempotencyKeyInvalid, IdempotencyKeyMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policies.model import Call, Caller, Entitlement, PolicySet
+
+#: Stripe's own length; printable ASCII without a comma, since a header sent twice arrives joined by one.
+_KEY = re.compile(r"[!-+\--~](?:[ -+\--~]{0,253}[!-+\--~])?")
+
+
+def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
+    """Approve ``call``, or raise the refusal that says why not. What the policy does not allow is denied.
+
+    Raises :class:`ConnectionNotGranted`, :class:`BodyMalformed`, the refusals of ``parameters.approve``, and those of
+    the idempotency key.
+    """
+    entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
+    if entitlement is None:
+        raise ConnectionNotGranted
+    asked = forms.parse(call.body, call.media)
+    approved = parameters.approve(entitlement, asked)
+    key = _idempotency_key(entitlement, call, asked)
+    form = forms.encode(approved)
+    return Grant(
+        caller=caller,
+        entitlement=entitlement,
+        parameters=approved,
+        form=form,
+        ledger_key=None
+        if key is None
+        else idempotency.identity(caller.id, entitlement.connection.id, entitlement.operation.id, key),
+        # Of what was asked, not of what is sent: a policy that changes its fixed values breaks no repeated call.
+        fingerprint=hashlib.sha256(forms.encode(asked) if entitlement.fixed else form).hexdigest(),
+        policy=policy_set.digest,
+        validate_only=call.validate_only,
+    )
+
+
+def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
+    source = entitlement.idempotency
+    if source.parameter is not None:
+        # The header is not looked at: SDKs send a fresh one by themselves, and would undo what the policy is for.
+        key = asked.get(source.parameter)
+        if not key:
+            raise IdempotencyKeyMissing(
+                f"Send {source.parameter}: it is what keeps a repeated call from raising a second invoice.",
+                parameter=source.parameter,
+            )
+        return key
+    if call.idempotency_key is None:
+        if source.required:
+            raise IdempotencyKeyMissing
+        return None
+    if not _KEY.fullmatch(call.idempotency_key):
+        raise IdempotencyKeyInvalid
+    return call.idempotency_key

@@ -1,0 +1,49 @@
+"""What may come out: an answer is trimmed to the fields a grant lists, and nothing else passes.
+
+An upstream may add fields, leave some out, or put an object where a name used to be (as ``expand`` does). So a leaf
+lets only what the catalogue says it holds through; everything else, absent ones included, is answered as null.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policies.model import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def tree_of(paths: Iterable[str], shapes: Mapping[str, Shape]) -> dict[str, Shape | Mapping[str, object]]:
+    """Turn dotted paths into the tree that :func:`trim` walks: ``lines.data.amount`` is one branch."""
+    tree: dict[str, Shape | Mapping[str, object]] = {}
+    for path in paths:
+        *parents, leaf = path.split(".")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})  # type: ignore[assignment]  # catalogue paths never pass through a leaf
+        node[leaf] = shapes[path]
+    return tree
+
+
+def trim(answer: object, tree: Mapping[str, Shape | Mapping[str, object]]) -> dict[str, object]:
+    """Return only what ``tree`` names, in its order, with null for what is absent or not of its shape."""
+    given = answer if isinstance(answer, dict) else {}
+    return {name: _leaf(given.get(name), branch) for name, branch in tree.items()}
+
+
+def _leaf(value: object, branch: object) -> object:
+    match branch:
+        case Shape.SCALAR:
+            return value if _scalar(value) else None
+        case Shape.SCALARS:
+            return value if isinstance(value, list) and all(map(_scalar, value)) else None
+        case Shape.MAP:
+            return value if isinstance(value, dict) and all(map(_scalar, value.values())) else None
+    if isinstance(value, list):
+        return [trim(item, branch) for item in value]  # type: ignore[arg-type]  # a branch that is no leaf
+    return trim(value, branch) if isinstance(value, dict) else None  # type: ignore[arg-type]  # the same
+
+
+def _scalar(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)

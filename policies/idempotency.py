@@ -1,0 +1,95 @@
+"""The ledger's states and its allowed moves.
+
+::
+
+    (nothing) --claim--> SENT --settle--> SUCCEEDED | REJECTED | UNKNOWN
+                          │ └--release--> (nothing)       nothing was created
+                          └--lease runs out--> UNKNOWN    whoever claimed is gone
+
+SUCCEEDED and REJECTED are repeated to whoever brings the same key. UNKNOWN is left by nobody on this road: the
+invoice may exist, so the call is never sent a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from policies.model import Outcome
+from policies.refusals import KeyInUse, KeyReused, OutcomeStillUnknown
+
+if TYPE_CHECKING:
+    from policies.model import Answer
+
+#: No-code tools repeat a call up to 40 hours later; a record is kept for longer than that.
+RETENTION: Final = 72 * 3600
+#: A call has 25 s in all; a claim older than this belongs to nobody who is still working on it.
+LEASE: Final = 30
+
+
+class State(StrEnum):
+    """Where a key stands."""
+
+    SENT = "sent"
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger holds of one key. Times are on the store's clock, in seconds."""
+
+    state: State
+    owner: str
+    fingerprint: str
+    lease_until: float
+    expires: float
+    answer: Answer | None = None
+
+
+def identity(caller: str, connection: str, operation: str, key: str) -> str:
+    """Return the ledger's name for a key: 64 hexadecimal digits that no other quadruple has."""
+    return hashlib.sha256(json.dumps([caller, connection, operation, key]).encode()).hexdigest()
+
+
+def claim(entry: Entry | None, *, owner: str, fingerprint: str, retention: int, now: float) -> Entry | Answer:
+    """Judge a call against what the ledger holds of its key: the entry to write, or the answer to repeat.
+
+    Raises :class:`KeyReused` for other parameters, :class:`KeyInUse` while the first call may still be running, and
+    :class:`OutcomeStillUnknown` where it may have created an invoice that nobody has seen.
+    """
+    if entry is None or entry.expires <= now:
+        return Entry(State.SENT, owner, fingerprint, now + LEASE, now + retention)
+    if entry.fingerprint != fingerprint:
+        raise KeyReused
+    if entry.state is State.SENT:
+        if entry.owner == owner:  # our own claim, whose reply was lost
+            return entry
+        if now < entry.lease_until:
+            raise KeyInUse(retry_after=1)
+        raise OutcomeStillUnknown
+    if entry.answer is None:
+        raise OutcomeStillUnknown
+    return entry.answer
+
+
+def settle(entry: Entry | None, *, owner: str, outcome: Outcome, answer: Answer | None) -> Entry | None:
+    """Return what the ledger holds once a sent call has ended; None forgets the key.
+
+    Whoever does not own the claim changes nothing.
+    """
+    if entry is None or entry.state is not State.SENT or entry.owner != owner:
+        return entry
+    match outcome:
+        case Outcome.RELEASED:
+            return None
+        case Outcome.UNKNOWN:
+            return replace(entry, state=State.UNKNOWN)
+        case Outcome.SUCCEEDED:
+            return replace(entry, state=State.SUCCEEDED, answer=answer)
+        case Outcome.REJECTED:
+            return replace(entry, state=State.REJECTED, answer=answer)

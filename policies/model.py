@@ -1,0 +1,280 @@
+"""The nouns. Every value is frozen, and each stage of a call hands its own to the next:
+
+``Call`` + ``Caller`` -> ``Grant`` -> ``Secret``, ``Admission`` -> ``Reply``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policies.refusals import Refusal
+
+#: What names and identifiers look like, in a policy document and in a call alike.
+NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+
+# ---------------------------------------------------------------- operations: what an upstream can do
+
+
+class Kind(StrEnum):
+    """What a parameter's value may be. On the wire all are text; this says which text."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    BOOLEAN = "boolean"
+    TIMESTAMP = "unix timestamp"
+    CURRENCY = "currency"
+    OBJECT = "object"
+    ARRAY = "list"
+
+
+class Risk(StrEnum):
+    """What granting a parameter lets a caller do, the mildest first."""
+
+    PLAIN = "plain"
+    CHANGES = "changes price or content"
+    REROUTES = "reroutes money"
+    COLLECTS = "triggers collection"
+    WIDENS = "widens the answer"
+
+
+#: Groups that a policy may grant whole; every other parameter is granted by its own name.
+WHOLESALE: Final = frozenset({Risk.PLAIN, Risk.CHANGES})
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of an operation. ``path`` writes a list index as ``{i}``, a free key as ``{key}``.
+
+    ``needed``: its parent is refused without it. ``unsets``: the empty string is allowed and means unset.
+    ``max_items`` bounds the entries of a list or a free-key object, ``max_key`` the length of a free key.
+    """
+
+    path: str
+    kind: Kind
+    risk: Risk
+    max_length: int | None = None
+    max_items: int | None = None
+    max_key: int | None = None
+    one_of: tuple[str, ...] | None = None
+    needed: bool = False
+    unsets: bool = False
+
+
+class Shape(StrEnum):
+    """What a granted response field may hold. Anything else an upstream puts there is answered as null."""
+
+    SCALAR = "scalar"
+    SCALARS = "list of scalars"
+    MAP = "object of scalars"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What may be asked of an upstream: its parameters, and the fields of its answer by dotted path."""
+
+    id: str
+    parameters: Mapping[str, Parameter]
+    fields: Mapping[str, Shape]
+    answers: str
+    """The ``object`` that every answer of this operation names itself to be."""
+
+
+# ---------------------------------------------------------------- the policy document, read
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Never more than ``calls`` admitted in any ``seconds``, however they are spread."""
+
+    calls: int
+    seconds: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A named upstream account. ``secret`` names where its key lies; it is never the key."""
+
+    id: str
+    name: str
+    connection_name: str
+    upstream: str
+    origin: str
+    secret: str
+    ceiling: Limit | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one parameter may be under one grant: the catalogue's bounds narrowed by the policy's."""
+
+    path: str
+    kind: Kind
+    max_length: int | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+    one_of: frozenset[str] | None = None
+    prefix: str | None = None
+    fixed: str | None = None
+    required: bool = False
+    unsets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """Where a call's idempotency key comes from, and for how many seconds its answer is kept.
+
+    ``parameter`` names the parameter whose value is the key; without one it is the Idempotency-Key header.
+    """
+
+    required: bool
+    parameter: str | None
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """One entry under a caller's ``grants``: what this caller may ask of one connection."""
+
+    connection: Connection
+    operation: Operation
+    idempotency: Idempotency
+    rules: Mapping[str, Rule]
+    """By parameter path, exact (``metadata[cost_center]``) or as the catalogue writes it."""
+    required: tuple[str, ...]
+    fixed: Mapping[str, str]
+    response: Mapping[str, Shape | Mapping[str, object]]
+    response_fields: tuple[str, ...]
+    audit_id_in_answer: bool
+    record: frozenset[str]
+    """Parameters whose values, not only their digests, go on record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Somebody the policy knows, by the credential that proved it."""
+
+    id: str
+    owner: str
+    credential: str
+    expires: float | None
+    """When this credential stops working, in unix seconds."""
+    limits: tuple[Limit, ...]
+    entitlements: Mapping[tuple[str, str, str], Entitlement]
+    """By (name, connection_name, operation)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """A whole policy document, checked. ``digest`` names exactly this document in the record."""
+
+    digest: str
+    connections: Mapping[str, Connection]
+    callers: frozenset[str]
+    keys: Mapping[bytes, Caller]
+    """By SHA-256 digest of the caller key."""
+
+
+# ---------------------------------------------------------------- one call
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What arrived, bounded and split, not yet judged."""
+
+    operation: str
+    name: str
+    connection_name: str
+    api_key: str | None = field(repr=False)
+    """The ``x-api-key`` header as it came."""
+    authorization: str | None = field(repr=False)
+    """The ``Authorization`` header as it came."""
+    media: str
+    """``form`` or ``json``."""
+    body: bytes = field(repr=False)
+    idempotency_key: str | None
+    validate_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A call the policy approves, with all that later stages need. Only ``access.decide`` makes one."""
+
+    caller: Caller
+    entitlement: Entitlement
+    parameters: Mapping[str, str]
+    """By bracket path, canonical order, fixed values filled in."""
+    form: bytes
+    """What goes upstream, form-encoded."""
+    ledger_key: str | None
+    """The ledger's identity of (caller, connection, operation, idempotency key)."""
+    fingerprint: str
+    """Of what was asked: the same key with another fingerprint is another call."""
+    policy: str
+    validate_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How much of one limit is left, for the RateLimit header."""
+
+    limit: Limit
+    remaining: int
+    reset: int
+    """Seconds until more is left than now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller is told: an HTTP status and a JSON body."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The store's yes: limits taken and the ledger's entry claimed, or an earlier answer to repeat."""
+
+    standings: tuple[Standing, ...]
+    owner: str
+    """Proves to the store that a settlement comes from whoever claimed."""
+    taken: float
+    """When the store counted the call, on the store's clock."""
+    replay: Answer | None = None
+
+
+class Outcome(StrEnum):
+    """How a sent call ended, which is also what the ledger does about it."""
+
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    """The upstream refused it for good: the same call would be refused again."""
+    RELEASED = "released"
+    """Nothing was created, and the same call may be sent again."""
+    UNKNOWN = "unknown"
+    """An invoice may exist. Never sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a send: a trimmed answer, or the refusal that stands for it."""
+
+    outcome: Outcome
+    answer: Mapping[str, object] | None = None
+    """The granted fields of a success."""
+    refusal: Refusal | None = None
+    reached: bool = True
+    """Whether a byte of the call may have reached the upstream; if so it counts against the limits."""
+    upstream_status: int | None = None
+    created: str | None = None
+    """The id of what was created, for the record."""
+    attempts: int = 1
+    alarm: str | None = None
+    """What an operator must look at."""

@@ -1,0 +1,294 @@
+"""``invoices.create``: what may go in and what may come out, as data.
+
+Parameters are those of Stripe's ``POST /v1/invoices``, which the Appgregator endpoint forwards to: 139 paths, from
+Stripe's published OpenAPI description (2026-05-27). Lengths that the description gives only in words are included.
+Fields are those of the invoice that both upstreams answer with, of the API versions since 2022-11-15; an upstream
+that no longer has one of them is tolerated.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from policies.model import Kind, Operation, Parameter, Risk, Shape
+
+STRING, INTEGER, BOOLEAN, TIMESTAMP = Kind.STRING, Kind.INTEGER, Kind.BOOLEAN, Kind.TIMESTAMP
+CURRENCY, OBJECT, ARRAY = Kind.CURRENCY, Kind.OBJECT, Kind.ARRAY
+PLAIN, CHANGES, REROUTES, COLLECTS, WIDENS = Risk.PLAIN, Risk.CHANGES, Risk.REROUTES, Risk.COLLECTS, Risk.WIDENS
+
+# fmt: off
+PARAMETERS: Final = (
+    Parameter("account_tax_ids", ARRAY, CHANGES, unsets=True),
+    Parameter("account_tax_ids[{i}]", STRING, CHANGES, max_length=5000),
+    Parameter("application_fee_amount", INTEGER, REROUTES),
+    Parameter("auto_advance", BOOLEAN, COLLECTS),
+    Parameter("automatic_tax", OBJECT, CHANGES),
+    Parameter("automatic_tax[enabled]", BOOLEAN, CHANGES, needed=True),
+    Parameter("automatic_tax[liability]", OBJECT, REROUTES),
+    Parameter("automatic_tax[liability][account]", STRING, REROUTES),
+    Parameter("automatic_tax[liability][type]", STRING, REROUTES, one_of=("account", "self"), needed=True),
+    Parameter("automatically_finalizes_at", TIMESTAMP, COLLECTS),
+    Parameter("collection_method", STRING, PLAIN, one_of=("charge_automatically", "send_invoice")),
+    Parameter("currency", CURRENCY, PLAIN),
+    Parameter("custom_fields", ARRAY, PLAIN, max_items=4, unsets=True),
+    Parameter("custom_fields[{i}]", OBJECT, PLAIN),
+    Parameter("custom_fields[{i}][name]", STRING, PLAIN, max_length=40, needed=True),
+    Parameter("custom_fields[{i}][value]", STRING, PLAIN, max_length=140, needed=True),
+    Parameter("customer", STRING, PLAIN, max_length=5000),
+    Parameter("customer_account", STRING, REROUTES, max_length=5000),
+    Parameter("days_until_due", INTEGER, PLAIN),
+    Parameter("default_payment_method", STRING, REROUTES, max_length=5000),
+    Parameter("default_source", STRING, REROUTES, max_length=5000),
+    Parameter("default_tax_rates", ARRAY, CHANGES),
+    Parameter("default_tax_rates[{i}]", STRING, CHANGES, max_length=5000),
+    Parameter("description", STRING, PLAIN, max_length=1500),
+    Parameter("discounts", ARRAY, CHANGES, unsets=True),
+    Parameter("discounts[{i}]", OBJECT, CHANGES),
+    Parameter("discounts[{i}][coupon]", STRING, CHANGES, max_length=5000),
+    Parameter("discounts[{i}][discount]", STRING, CHANGES, max_length=5000),
+    Parameter("discounts[{i}][promotion_code]", STRING, CHANGES, max_length=5000),
+    Parameter("due_date", TIMESTAMP, PLAIN),
+    Parameter("effective_at", TIMESTAMP, PLAIN),
+    Parameter("expand", ARRAY, WIDENS),
+    Parameter("expand[{i}]", STRING, WIDENS, max_length=5000),
+    Parameter("footer", STRING, PLAIN, max_length=5000),
+    Parameter("from_invoice", OBJECT, CHANGES),
+    Parameter("from_invoice[action]", STRING, CHANGES, one_of=("revision",), needed=True),
+    Parameter("from_invoice[invoice]", STRING, CHANGES, max_length=5000, needed=True),
+    Parameter("issuer", OBJECT, REROUTES),
+    Parameter("issuer[account]", STRING, REROUTES),
+    Parameter("issuer[type]", STRING, REROUTES, one_of=("account", "self"), needed=True),
+    Parameter("metadata", OBJECT, PLAIN, max_items=50, max_key=40, unsets=True),
+    Parameter("metadata[{key}]", STRING, PLAIN, max_length=500),
+    Parameter("number", STRING, CHANGES, max_length=26),
+    Parameter("on_behalf_of", STRING, REROUTES),
+    Parameter("payment_settings", OBJECT, REROUTES),
+    Parameter("payment_settings[default_mandate]", STRING, REROUTES, max_length=5000, unsets=True),
+    Parameter("payment_settings[payment_method_options]", OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][acss_debit]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][acss_debit][mandate_options]", OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][acss_debit][mandate_options][transaction_type]",
+        STRING, REROUTES, one_of=(
+        "business", "personal"
+    )),
+    Parameter("payment_settings[payment_method_options][acss_debit][verification_method]", STRING, REROUTES, one_of=(
+        "automatic", "instant", "microdeposits"
+    )),
+    Parameter("payment_settings[payment_method_options][bancontact]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][bancontact][preferred_language]", STRING, REROUTES, one_of=(
+        "de", "en", "fr", "nl"
+    )),
+    Parameter("payment_settings[payment_method_options][card]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][card][installments]", OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][card][installments][enabled]", BOOLEAN, REROUTES),
+    Parameter("payment_settings[payment_method_options][card][installments][plan]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][card][installments][plan][count]", INTEGER, REROUTES),
+    Parameter("payment_settings[payment_method_options][card][installments][plan][interval]", STRING, REROUTES, one_of=(
+        "month",
+    )),
+    Parameter("payment_settings[payment_method_options][card][installments][plan][type]", STRING, REROUTES, one_of=(
+        "bonus", "fixed_count", "revolving"
+    ), needed=True),
+    Parameter("payment_settings[payment_method_options][card][request_three_d_secure]", STRING, REROUTES, one_of=(
+        "any", "automatic", "challenge"
+    )),
+    Parameter("payment_settings[payment_method_options][customer_balance]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][customer_balance][bank_transfer]", OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][customer_balance][bank_transfer][eu_bank_transfer]",
+        OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][customer_balance][bank_transfer][eu_bank_transfer][country]",
+        STRING, REROUTES, max_length=5000, needed=True),
+    Parameter("payment_settings[payment_method_options][customer_balance][bank_transfer][type]", STRING, REROUTES),
+    Parameter("payment_settings[payment_method_options][customer_balance][funding_type]", STRING, REROUTES),
+    Parameter("payment_settings[payment_method_options][konbini]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][payto]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][payto][mandate_options]", OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][payto][mandate_options][amount]", INTEGER, REROUTES),
+    Parameter("payment_settings[payment_method_options][payto][mandate_options][purpose]", STRING, REROUTES, one_of=(
+        "dependant_support", "government", "loan", "mortgage", "other", "pension", "personal", "retail",
+        "salary", "tax", "utility"
+    )),
+    Parameter("payment_settings[payment_method_options][pix]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][pix][amount_includes_iof]", STRING, REROUTES, one_of=(
+        "always", "never"
+    )),
+    Parameter("payment_settings[payment_method_options][pix][expires_after_seconds]", INTEGER, REROUTES),
+    Parameter("payment_settings[payment_method_options][sepa_debit]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][upi]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][upi][mandate_options]", OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][upi][mandate_options][amount]", INTEGER, REROUTES),
+    Parameter("payment_settings[payment_method_options][upi][mandate_options][amount_type]", STRING, REROUTES, one_of=(
+        "fixed", "maximum"
+    )),
+    Parameter("payment_settings[payment_method_options][upi][mandate_options][description]",
+        STRING, REROUTES, max_length=20),
+    Parameter("payment_settings[payment_method_options][upi][mandate_options][end_date]", TIMESTAMP, REROUTES),
+    Parameter("payment_settings[payment_method_options][us_bank_account]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections]", OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections][filters]",
+        OBJECT, REROUTES),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections][filters][account_subcategories]",
+        ARRAY, REROUTES),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections][filters][account_subcategories][{i}]",
+        STRING, REROUTES, one_of=(
+        "checking", "savings"
+    )),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections][permissions]",
+        ARRAY, REROUTES),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections][permissions][{i}]",
+        STRING, REROUTES, one_of=(
+        "balances", "ownership", "payment_method", "transactions"
+    )),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections][prefetch]",
+        ARRAY, REROUTES),
+    Parameter("payment_settings[payment_method_options][us_bank_account][financial_connections][prefetch][{i}]",
+        STRING, REROUTES, one_of=(
+        "balances", "ownership", "transactions"
+    )),
+    Parameter("payment_settings[payment_method_options][us_bank_account][verification_method]",
+        STRING, REROUTES, one_of=(
+        "automatic", "instant", "microdeposits"
+    )),
+    Parameter("payment_settings[payment_method_types]", ARRAY, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_types][{i}]", STRING, REROUTES, one_of=(
+        "ach_credit_transfer", "ach_debit", "acss_debit", "affirm", "amazon_pay", "au_becs_debit",
+        "bacs_debit", "bancontact", "boleto", "card", "cashapp", "crypto", "custom", "customer_balance",
+        "eps", "fpx", "giropay", "grabpay", "ideal", "jp_credit_transfer", "kakao_pay", "klarna", "konbini",
+        "kr_card", "link", "multibanco", "naver_pay", "nz_bank_account", "p24", "pay_by_bank", "payco",
+        "paynow", "paypal", "payto", "pix", "promptpay", "revolut_pay", "sepa_credit_transfer", "sepa_debit",
+        "sofort", "swish", "twint", "upi", "us_bank_account", "wechat_pay"
+    )),
+    Parameter("pending_invoice_items_behavior", STRING, CHANGES, one_of=("exclude", "include")),
+    Parameter("rendering", OBJECT, PLAIN),
+    Parameter("rendering[amount_tax_display]", STRING, PLAIN, one_of=(
+        "exclude_tax", "include_inclusive_tax"
+    ), unsets=True),
+    Parameter("rendering[pdf]", OBJECT, PLAIN),
+    Parameter("rendering[pdf][page_size]", STRING, PLAIN, one_of=("a4", "auto", "letter")),
+    Parameter("rendering[template]", STRING, PLAIN, max_length=5000),
+    Parameter("rendering[template_version]", INTEGER, PLAIN, unsets=True),
+    Parameter("shipping_cost", OBJECT, CHANGES),
+    Parameter("shipping_cost[shipping_rate]", STRING, CHANGES, max_length=5000),
+    Parameter("shipping_cost[shipping_rate_data]", OBJECT, CHANGES),
+    Parameter("shipping_cost[shipping_rate_data][delivery_estimate]", OBJECT, CHANGES),
+    Parameter("shipping_cost[shipping_rate_data][delivery_estimate][maximum]", OBJECT, CHANGES),
+    Parameter("shipping_cost[shipping_rate_data][delivery_estimate][maximum][unit]", STRING, CHANGES, one_of=(
+        "business_day", "day", "hour", "month", "week"
+    ), needed=True),
+    Parameter("shipping_cost[shipping_rate_data][delivery_estimate][maximum][value]", INTEGER, CHANGES, needed=True),
+    Parameter("shipping_cost[shipping_rate_data][delivery_estimate][minimum]", OBJECT, CHANGES),
+    Parameter("shipping_cost[shipping_rate_data][delivery_estimate][minimum][unit]", STRING, CHANGES, one_of=(
+        "business_day", "day", "hour", "month", "week"
+    ), needed=True),
+    Parameter("shipping_cost[shipping_rate_data][delivery_estimate][minimum][value]", INTEGER, CHANGES, needed=True),
+    Parameter("shipping_cost[shipping_rate_data][display_name]", STRING, CHANGES, max_length=100, needed=True),
+    Parameter("shipping_cost[shipping_rate_data][fixed_amount]", OBJECT, CHANGES),
+    Parameter("shipping_cost[shipping_rate_data][fixed_amount][amount]", INTEGER, CHANGES, needed=True),
+    Parameter("shipping_cost[shipping_rate_data][fixed_amount][currency]", CURRENCY, CHANGES, needed=True),
+    Parameter("shipping_cost[shipping_rate_data][fixed_amount][currency_options]",
+        OBJECT, CHANGES, max_items=50, max_key=3),
+    Parameter("shipping_cost[shipping_rate_data][fixed_amount][currency_options][{key}]", OBJECT, CHANGES),
+    Parameter("shipping_cost[shipping_rate_data][fixed_amount][currency_options][{key}][amount]",
+        INTEGER, CHANGES, needed=True),
+    Parameter("shipping_cost[shipping_rate_data][fixed_amount][currency_options][{key}][tax_behavior]",
+        STRING, CHANGES, one_of=(
+        "exclusive", "inclusive", "unspecified"
+    )),
+    Parameter("shipping_cost[shipping_rate_data][metadata]", OBJECT, CHANGES, max_items=50, max_key=40),
+    Parameter("shipping_cost[shipping_rate_data][metadata][{key}]", STRING, CHANGES, max_length=500),
+    Parameter("shipping_cost[shipping_rate_data][tax_behavior]", STRING, CHANGES, one_of=(
+        "exclusive", "inclusive", "unspecified"
+    )),
+    Parameter("shipping_cost[shipping_rate_data][tax_code]", STRING, CHANGES),
+    Parameter("shipping_cost[shipping_rate_data][type]", STRING, CHANGES, one_of=("fixed_amount",)),
+    Parameter("shipping_details", OBJECT, CHANGES),
+    Parameter("shipping_details[address]", OBJECT, CHANGES, needed=True),
+    Parameter("shipping_details[address][city]", STRING, CHANGES, max_length=5000),
+    Parameter("shipping_details[address][country]", STRING, CHANGES, max_length=5000),
+    Parameter("shipping_details[address][line1]", STRING, CHANGES, max_length=5000),
+    Parameter("shipping_details[address][line2]", STRING, CHANGES, max_length=5000),
+    Parameter("shipping_details[address][postal_code]", STRING, CHANGES, max_length=5000),
+    Parameter("shipping_details[address][state]", STRING, CHANGES, max_length=5000),
+    Parameter("shipping_details[name]", STRING, CHANGES, max_length=5000, needed=True),
+    Parameter("shipping_details[phone]", STRING, CHANGES, max_length=5000, unsets=True),
+    Parameter("statement_descriptor", STRING, CHANGES, max_length=22),
+    Parameter("subscription", STRING, CHANGES, max_length=5000),
+    Parameter("transfer_data", OBJECT, REROUTES),
+    Parameter("transfer_data[amount]", INTEGER, REROUTES),
+    Parameter("transfer_data[destination]", STRING, REROUTES, needed=True),
+)
+# fmt: on
+
+_ADDRESS = "city country line1 line2 postal_code state"
+
+
+def _under(parent: str, names: str) -> str:
+    return " ".join(f"{parent}.{name}" for name in names.split())
+
+
+_SCALARS = " ".join(
+    (
+        "id object account_country account_name amount_due amount_overpaid amount_paid amount_remaining",
+        "amount_shipping application application_fee_amount attempt_count attempted auto_advance",
+        "automatically_finalizes_at billing_reason charge collection_method created currency customer",
+        "customer_account customer_email customer_name customer_phone customer_tax_exempt default_payment_method",
+        "default_source description due_date effective_at ending_balance footer hosted_invoice_url invoice_pdf",
+        "latest_revision livemode next_payment_attempt number on_behalf_of paid paid_out_of_band payment_intent",
+        "period_end period_start post_payment_credit_notes_amount pre_payment_credit_notes_amount quote",
+        "receipt_number starting_balance statement_descriptor status subscription subtotal",
+        "subtotal_excluding_tax tax test_clock total total_excluding_tax webhooks_delivered_at",
+        _under("automatic_tax", "disabled_reason enabled provider status liability.account liability.type"),
+        _under("confirmation_secret", "client_secret type"),
+        _under("custom_fields", "name value"),
+        _under("customer_address", _ADDRESS),
+        _under("customer_shipping", "name phone"),
+        _under("customer_shipping.address", _ADDRESS),
+        _under("customer_tax_ids", "type value"),
+        _under("default_tax_rates", "display_name id inclusive percentage"),
+        _under("discount", "coupon.id end id start"),
+        _under("from_invoice", "action invoice"),
+        _under("issuer", "account type"),
+        _under("last_finalization_error", "code decline_code message param type"),
+        _under("lines", "has_more object total_count url"),
+        _under("lines.data", "amount amount_excluding_tax currency description discountable id invoice_item"),
+        _under("lines.data", "livemode object proration quantity subscription subtotal type"),
+        _under("lines.data", "unit_amount_excluding_tax period.end period.start"),
+        _under("lines.data.discount_amounts", "amount discount"),
+        _under("lines.data.plan", "amount currency id interval interval_count nickname product"),
+        _under("lines.data.price", "active billing_scheme created currency id livemode lookup_key nickname object"),
+        _under("lines.data.price", "product tax_behavior tiers_mode type unit_amount unit_amount_decimal"),
+        _under("lines.data.price.recurring", "interval interval_count usage_type"),
+        _under("lines.data.pricing", "price_details.price price_details.product type unit_amount_decimal"),
+        _under("lines.data.tax_amounts", "amount inclusive tax_rate taxable_amount"),
+        _under("lines.data.tax_rates", "display_name id inclusive percentage"),
+        _under("lines.data.taxes", "amount tax_behavior taxability_reason taxable_amount type"),
+        _under("parent", "quote_details.quote subscription_details.subscription type"),
+        "payment_settings.default_mandate",
+        _under("payments.data", "amount_paid amount_requested created currency id is_default status"),
+        _under("rendering", "amount_tax_display pdf.page_size template template_version"),
+        "rendering_options.amount_tax_display",
+        _under("shipping_cost", "amount_subtotal amount_tax amount_total shipping_rate"),
+        _under("shipping_details", "name phone"),
+        _under("shipping_details.address", _ADDRESS),
+        _under("status_transitions", "finalized_at marked_uncollectible_at paid_at voided_at"),
+        _under("total_discount_amounts", "amount discount"),
+        _under("total_tax_amounts", "amount inclusive tax_rate taxable_amount"),
+        _under("total_taxes", "amount tax_behavior taxability_reason taxable_amount type"),
+        _under("transfer_data", "amount destination"),
+    )
+)
+_LISTS = "account_tax_ids discounts lines.data.discounts payment_settings.payment_method_types"
+_MAPS = "metadata lines.data.metadata lines.data.price.metadata"
+
+FIELDS: Final = {
+    **dict.fromkeys(_SCALARS.split(), Shape.SCALAR),
+    **dict.fromkeys(_LISTS.split(), Shape.SCALARS),
+    **dict.fromkeys(_MAPS.split(), Shape.MAP),
+}
+
+INVOICES_CREATE: Final = Operation(
+    id="invoices.create",
+    parameters={parameter.path: parameter for parameter in PARAMETERS},
+    fields=FIELDS,
+    answers="invoice",
+)

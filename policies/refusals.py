@@ -1,0 +1,486 @@
+"""Every way to say no.
+
+One class a reason. Each has a stable ``reason``, an HTTP status, a title, and one plain sentence that the
+caller may read. What only the operator may read goes into ``note``, which reaches the record and nobody else.
+
+::
+
+    Refusal
+    ├── BadCall                      what arrived cannot be a call
+    │   ├── PathUnknown              404
+    │   ├── MethodNotAllowed         405
+    │   ├── QueryMalformed           400
+    │   ├── TargetTooLong            414
+    │   ├── HeaderMalformed          400
+    │   ├── MediaTypeUnsupported     415
+    │   ├── BodyTooLarge             413
+    │   ├── BodyIncomplete           400
+    │   ├── BodyTimeout              408
+    │   └── BodyMalformed            400
+    ├── Unauthenticated              who calls is not known
+    │   ├── CredentialMissing        401
+    │   ├── CredentialsConflict      401
+    │   └── CredentialUnknown        401  also expired or revoked: the answers are alike
+    ├── PolicyRefusal                the policy said no
+    │   ├── ConnectionNotGranted     403  also a connection that does not exist: the answers are alike
+    │   ├── ParameterNotGranted      400
+    │   ├── ParameterInvalid         400
+    │   ├── ParameterMissing         400
+    │   ├── IdempotencyKeyMissing    400
+    │   ├── IdempotencyKeyInvalid    400
+    │   ├── LimitReached             429
+    │   └── CeilingReached           429
+    ├── LedgerRefusal                the same idempotency key was used before
+    │   ├── KeyInUse                 409
+    │   ├── KeyReused                422
+    │   └── OutcomeStillUnknown      502
+    ├── Unavailable                  we cannot serve it now; nothing was sent
+    │   ├── SecretUnavailable        503
+    │   ├── StoreUnavailable         503
+    │   └── RecordUnavailable        503
+    ├── UpstreamRefusal              the upstream said no, or nothing that can be trusted
+    │   ├── UpstreamRejected         400, 402 or 404, as the upstream answered
+    │   ├── UpstreamUnreachable      502  nothing was sent
+    │   ├── UpstreamBusy             503
+    │   ├── UpstreamKeyRefused       503
+    │   └── OutcomeUnknown           502 or 504
+    └── Unforeseen                   500  an error of ours; before the send, so nothing was sent
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+#: RFC 9457 wants a URI that names the kind of problem and need not resolve.
+TYPE_PREFIX: Final = "urn:countersign:refusal:"
+
+
+class Refusal(Exception):
+    """A no. ``detail`` replaces the class's sentence where a more exact one is known."""
+
+    status: int = 500
+    reason: ClassVar[str] = "refused"
+    title: ClassVar[str] = "Refused"
+    sentence: ClassVar[str] = "The call was refused."
+    decided_by: ClassVar[str] = "countersign"
+    """Who said no: ``policy``, ``upstream``, or ``countersign`` itself."""
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        note: str | None = None,
+        parameter: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(self.reason)
+        self.detail = detail or self.sentence
+        self.note = note
+        self.parameter = parameter
+        self.retry_after = retry_after
+
+    def problem(self, audit_id: str) -> dict[str, object]:
+        """The body of the answer, as RFC 9457 ``application/problem+json`` has it."""
+        problem: dict[str, object] = {
+            "type": TYPE_PREFIX + self.reason,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "reason": self.reason,
+            "decided_by": self.decided_by,
+            "audit_id": audit_id,
+        }
+        if self.parameter is not None:
+            problem["parameter"] = self.parameter
+        if self.retry_after is not None:
+            problem["retry_after"] = self.retry_after
+        return problem
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that this answer must carry beyond the usual ones."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+# ---------------------------------------------------------------- what arrived cannot be a call
+
+
+class BadCall(Refusal):
+    """What arrived cannot be a call."""
+
+    status = 400
+
+
+class PathUnknown(BadCall):
+    """No operation lives at this path."""
+
+    status = 404
+    reason = "path-unknown"
+    title = "Nothing is here"
+    sentence = "There is nothing at this path. Invoices are created with POST /stripe/invoices/."
+
+
+class MethodNotAllowed(BadCall):
+    """The path exists, the method does not."""
+
+    status = 405
+    reason = "method-not-allowed"
+    title = "Use POST"
+    sentence = "Invoices are created with POST; no other method does anything here."
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """RFC 9110, 15.5.6: a 405 says which methods are allowed."""
+        return {"Allow": "POST"}
+
+
+class QueryMalformed(BadCall):
+    """The query string is not exactly what the operation takes."""
+
+    reason = "query-malformed"
+    title = "The address is not complete"
+    sentence = "Write name and connection_name once each in the address: ?name=ft-4&connection_name=stripe-1."
+
+
+class TargetTooLong(BadCall):
+    """The request target is longer than any real one."""
+
+    status = 414
+    reason = "target-too-long"
+    title = "The address is too long"
+    sentence = "The address is too long. Parameters go in the body, not in the address."
+
+
+class HeaderMalformed(BadCall):
+    """A header that we read is not what it must be."""
+
+    reason = "header-malformed"
+    title = "A header is not valid"
+    sentence = "A header is not valid."
+
+
+class MediaTypeUnsupported(BadCall):
+    """The body is neither a form nor JSON, or is compressed."""
+
+    status = 415
+    reason = "media-type-unsupported"
+    title = "Send a form or JSON"
+    sentence = (
+        "Send the body as application/x-www-form-urlencoded or as application/json, in UTF-8 and not compressed, "
+        "and say which in Content-Type."
+    )
+
+
+class BodyTooLarge(BadCall):
+    """The body is over the cap."""
+
+    status = 413
+    reason = "body-too-large"
+    title = "The body is too large"
+    sentence = "The body is too large: 256 KB at most."
+
+
+class BodyIncomplete(BadCall):
+    """The connection ended before the body did."""
+
+    reason = "body-incomplete"
+    title = "The body is not complete"
+    sentence = "The body ended before the length it announced. Send the call again."
+
+
+class BodyTimeout(BadCall):
+    """The body did not arrive in time."""
+
+    status = 408
+    reason = "body-timeout"
+    title = "The body took too long"
+    sentence = "The body did not arrive in time. Send the call again, and check that Content-Length is right."
+
+
+class BodyMalformed(BadCall):
+    """The body cannot be read as what it claims to be."""
+
+    reason = "body-malformed"
+    title = "The body cannot be read"
+    sentence = "The body cannot be read."
+
+
+# ---------------------------------------------------------------- who calls is not known
+
+
+class Unauthenticated(Refusal):
+    """Who calls is not known."""
+
+    status = 401
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """RFC 9110, 15.5.2: a 401 names a scheme that would do."""
+        return {"WWW-Authenticate": 'Bearer realm="countersign"'}
+
+
+class CredentialMissing(Unauthenticated):
+    """No key at all."""
+
+    reason = "credential-missing"
+    title = "A key is missing"
+    sentence = "Send your caller key in the x-api-key header."
+
+
+class CredentialsConflict(Unauthenticated):
+    """More than one key, so it is not clear who calls."""
+
+    reason = "credentials-conflict"
+    title = "Two keys were sent"
+    sentence = "Send one caller key, in x-api-key or in Authorization: Bearer, not in both and not twice."
+
+
+class CredentialUnknown(Unauthenticated):
+    """A key nobody has, or has any more."""
+
+    reason = "credential-unknown"
+    title = "The key is not known"
+    sentence = "This caller key is not known, or no longer valid. Ask whoever runs Countersign for a new one."
+
+
+# ---------------------------------------------------------------- the policy said no
+
+
+class PolicyRefusal(Refusal):
+    """The policy said no."""
+
+    status = 400
+    decided_by = "policy"
+
+
+class ConnectionNotGranted(PolicyRefusal):
+    """The caller has no grant for it, whether or not it exists."""
+
+    status = 403
+    reason = "connection-not-granted"
+    title = "You may not use this connection"
+    sentence = (
+        "You may not use this connection. Check name and connection_name, or ask whoever runs Countersign to grant it "
+        "to you."
+    )
+
+
+class ParameterNotGranted(PolicyRefusal):
+    """A parameter that this caller may not send, whether or not it exists."""
+
+    reason = "parameter-not-granted"
+    title = "You may not send this parameter"
+    sentence = "You may not send this parameter."
+
+
+class ParameterInvalid(PolicyRefusal):
+    """A value outside the catalogue's or the policy's bounds."""
+
+    reason = "parameter-invalid"
+    title = "A value is not allowed"
+    sentence = "A value is not allowed."
+
+
+class ParameterMissing(PolicyRefusal):
+    """A parameter that must be there and is not."""
+
+    reason = "parameter-missing"
+    title = "A parameter is missing"
+    sentence = "A parameter is missing."
+
+
+class IdempotencyKeyMissing(PolicyRefusal):
+    """The grant wants a key for every call."""
+
+    reason = "idempotency-key-missing"
+    title = "An idempotency key is missing"
+    sentence = (
+        "Send an Idempotency-Key header: your own name for this invoice, such as the order number. It keeps a "
+        "repeated call from raising a second invoice."
+    )
+
+
+class IdempotencyKeyInvalid(PolicyRefusal):
+    """The key is not something a ledger can hold."""
+
+    reason = "idempotency-key-invalid"
+    title = "The idempotency key is not valid"
+    sentence = "The idempotency key must be sent once: 1 to 255 printable ASCII characters without a comma."
+
+
+class LimitReached(PolicyRefusal):
+    """The caller's own limit."""
+
+    status = 429
+    reason = "limit-reached"
+    title = "Too many calls"
+    sentence = "You have reached your limit. Nothing was sent; try again later."
+
+
+class CeilingReached(PolicyRefusal):
+    """The connection's ceiling over all callers."""
+
+    status = 429
+    reason = "ceiling-reached"
+    title = "The connection is busy"
+    sentence = "This connection is busy. Nothing was sent; try again in a moment."
+
+
+# ---------------------------------------------------------------- the same key was used before
+
+
+class LedgerRefusal(Refusal):
+    """The same idempotency key was used before."""
+
+    status = 409
+
+
+class KeyInUse(LedgerRefusal):
+    """A call with this key is still running."""
+
+    reason = "idempotency-key-in-use"
+    title = "The same call is still running"
+    sentence = "A call with this idempotency key is still running. Try again in a moment to get its answer."
+
+
+class KeyReused(LedgerRefusal):
+    """The key belongs to a call with other parameters."""
+
+    status = 422
+    reason = "idempotency-key-reused"
+    title = "This key belongs to another call"
+    sentence = (
+        "This idempotency key was used for a call with other parameters. Use a new key for a new invoice, or send "
+        "the same parameters to get the first answer again."
+    )
+
+
+class OutcomeStillUnknown(LedgerRefusal):
+    """What came of the first call with this key is not known, and it is never sent twice."""
+
+    status = 502
+    reason = "outcome-unknown"
+    title = "It is not known whether the invoice exists"
+    sentence = (
+        "An earlier call with this idempotency key was sent and its answer never came, so the invoice may exist. "
+        "It was not sent again. Look for it at the upstream, or give the audit id to whoever runs Countersign."
+    )
+    decided_by = "upstream"
+
+
+# ---------------------------------------------------------------- we cannot serve it now
+
+
+class Unavailable(Refusal):
+    """We cannot serve it now; nothing was sent."""
+
+    status = 503
+
+
+class SecretUnavailable(Unavailable):
+    """The upstream's key cannot be had."""
+
+    reason = "secret-unavailable"
+    title = "The upstream key is not available"
+    sentence = "The key for this connection is not available just now. Nothing was sent; try again in a moment."
+
+
+class StoreUnavailable(Unavailable):
+    """Limits and the ledger cannot be kept."""
+
+    reason = "store-unavailable"
+    title = "Calls cannot be counted"
+    sentence = "Calls cannot be counted just now. Nothing was sent; try again in a moment."
+
+
+class RecordUnavailable(Unavailable):
+    """The decision cannot be put on record: no record, no call."""
+
+    reason = "record-unavailable"
+    title = "The call cannot be recorded"
+    sentence = "The call cannot be recorded just now. Nothing was sent; try again in a moment."
+
+
+# ---------------------------------------------------------------- the upstream said no
+
+
+class UpstreamRefusal(Refusal):
+    """The upstream said no, or nothing that can be trusted."""
+
+    status = 502
+    decided_by = "upstream"
+
+
+class UpstreamRejected(UpstreamRefusal):
+    """The upstream refused the call for good: 400, 402 or 404, passed on with safe words only."""
+
+    status = 400
+    reason = "upstream-rejected"
+    title = "The upstream refused the invoice"
+    sentence = "The upstream refused the invoice. Nothing was created."
+
+    def __init__(self, status: int, detail: str, *, code: str | None, parameter: str | None) -> None:
+        super().__init__(detail, parameter=parameter)
+        self.status = status
+        self.code = code
+
+    def problem(self, audit_id: str) -> dict[str, object]:
+        """With the upstream's own code where it is a well-known one."""
+        problem = super().problem(audit_id)
+        if self.code is not None:
+            problem["upstream_code"] = self.code
+        return problem
+
+
+class UpstreamUnreachable(UpstreamRefusal):
+    """No connection could be opened, so nothing was sent."""
+
+    reason = "upstream-unreachable"
+    title = "The upstream cannot be reached"
+    sentence = "The upstream cannot be reached. Nothing was sent; it is safe to try again."
+
+
+class UpstreamBusy(UpstreamRefusal):
+    """The upstream's own limit."""
+
+    status = 503
+    reason = "upstream-busy"
+    title = "The upstream is busy"
+    sentence = "The upstream is busy and created nothing. It is safe to try again later."
+
+
+class UpstreamKeyRefused(UpstreamRefusal):
+    """The upstream does not take our key, not even a fresh one."""
+
+    status = 503
+    reason = "upstream-key-refused"
+    title = "The upstream refused our key"
+    sentence = "The upstream refused the key of this connection and created nothing. The operator has been alarmed."
+
+
+class OutcomeUnknown(UpstreamRefusal):
+    """The call was sent and what came of it is not known."""
+
+    reason = "outcome-unknown"
+    title = "It is not known whether the invoice exists"
+    sentence = (
+        "The call was sent and no answer came that can be trusted, so the invoice may exist. Do not raise it again "
+        "under another key: look for it at the upstream, or give the audit id to whoever runs Countersign."
+    )
+
+
+class OutcomeUnknownInTime(OutcomeUnknown):
+    """The same, because no answer came in time."""
+
+    status = 504
+
+
+# ---------------------------------------------------------------- an error of ours
+
+
+class Unforeseen(Refusal):
+    """Anything we did not think of. Fails closed."""
+
+    reason = "unforeseen"
+    title = "Something went wrong here"
+    sentence = "Something went wrong here, and nothing was sent. Give the audit id to whoever runs Countersign."
