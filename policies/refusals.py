@@ -49,7 +49,10 @@ caller may read. What only the operator may read goes into ``note``, which reach
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
+
+if TYPE_CHECKING:
+    from policies.model import Standing
 
 #: RFC 9457 wants a URI that names the kind of problem and need not resolve.
 TYPE_PREFIX: Final = "urn:countersign:refusal:"
@@ -72,12 +75,14 @@ class Refusal(Exception):
         note: str | None = None,
         parameter: str | None = None,
         retry_after: int | None = None,
+        standings: tuple[Standing, ...] = (),
     ) -> None:
         super().__init__(self.reason)
         self.detail = detail or self.sentence
         self.note = note
         self.parameter = parameter
         self.retry_after = retry_after
+        self.standings = standings
 
     def problem(self, audit_id: str) -> dict[str, object]:
         """The body of the answer, as RFC 9457 ``application/problem+json`` has it."""

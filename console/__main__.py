@@ -1,0 +1,88 @@
+"""The operator's command: ``./countersign --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from console import audit
+from policies import document
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policies.model import PolicySet
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command. Returns the exit status: 0 fine, 1 found wrong, 2 asked wrongly."""
+    parser = argparse.ArgumentParser(prog="countersign", description="What an operator of Countersign does by hand.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="check a policy document and say what it grants")
+    check.add_argument("policy", type=Path, metavar="POLICY")
+    check.set_defaults(run=_check)
+
+    group = commands.add_parser("audit", help="read the record").add_subparsers(required=True, metavar="COMMAND")
+    verify = group.add_parser("verify", help="verify an export: find edits, deletions, reordering and truncation")
+    verify.add_argument("export", type=Path, metavar="EXPORT", help="one JSON line an entry; - for standard input")
+    verify.add_argument("--has", action="append", default=[], metavar="AUDIT_ID", help="an audit id that must be in it")
+    verify.set_defaults(run=_verify)
+
+    asked = parser.parse_args(arguments)
+    status: int = asked.run(asked)
+    return status
+
+
+def _check(asked: argparse.Namespace) -> int:
+    try:
+        text = asked.policy.read_text("utf-8")
+        policy_set = document.read(text, str(asked.policy))
+    except document.DocumentError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"{asked.policy}: it cannot be read as UTF-8 text ({type(error).__name__})", file=sys.stderr)
+        return 1
+    print("\n".join(_told(policy_set)))
+    return 0
+
+
+def _told(policy_set: PolicySet) -> list[str]:
+    told = [f"The policy is in order (digest {policy_set.digest[:16]})."]
+    seen: set[str] = set()
+    for caller in policy_set.keys.values():
+        if caller.id in seen:
+            continue
+        seen.add(caller.id)
+        told.append(f"{caller.id} ({caller.owner}), {' and '.join(limit.text for limit in caller.limits)}, may call:")
+        for entitlement in caller.entitlements.values():
+            told.append(f"  {entitlement.operation.id} on {entitlement.connection.id}")
+            told.append(f"    sends     {', '.join(entitlement.rules)}")
+            told.append(f"    receives  {', '.join(entitlement.response_fields)}")
+    return told
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    try:
+        if str(asked.export) == "-":
+            report = audit.verify(sys.stdin, asked.has)
+        else:
+            with asked.export.open(encoding="utf-8", errors="replace") as lines:
+                report = audit.verify(lines, asked.has)
+    except OSError as error:
+        print(f"{asked.export}: it cannot be read ({type(error).__name__})", file=sys.stderr)
+        return 1
+    for doubt in report.doubts:
+        print(f"look at  {doubt}")
+    for fault in report.faults:
+        print(f"WRONG    {fault}")
+    verdict = f"{len(report.faults)} faults" if report.faults else "nothing was edited, removed or reordered"
+    print(f"{report.lines} lines of {report.instances} instances: {verdict}, {len(report.doubts)} to look at.")
+    return 1 if report.faults or not report.lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Touches the world: the request, the secret, the upstream, the store, the record."""

@@ -1,0 +1,429 @@
+"""The record: what was decided, on record before money moves.
+
+A call that is sent leaves two lines, ``intent`` before and ``outcome`` after; everything else leaves one: ``refusal``,
+``replay`` or ``preview``. Lines are JSON in Cloud Logging's structure, and what is ours stands under ``countersign``.
+
+Each line carries the hash of the one before it (``prev``) and its own (``hash``: SHA-256 of its canonical JSON,
+without ``hash`` and ``audit_id``). The audit id that a caller gets is made of the hash of the call's first line, so
+that whoever holds one can prove that the line, and all lines before it, read as they do. One chain runs for each
+process, from its ``start`` line on; ``console.audit`` verifies an export.
+
+Refusals past ten a second with one reason are counted, not written, so that nobody can drown the record.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import hmac
+import json
+import os
+import re
+import select
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+from policies.model import Answer, Outcome
+from policies.refusals import OutcomeUnknown, RecordUnavailable, Refusal, Unforeseen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from gateway.secrets import Secret
+    from policies.model import Admission, Caller, Grant, Reply, Standing
+
+#: The whole call, from the first byte read to the last written: below every no-code tool's own limit of 30 s.
+CALL_SECONDS: Final = 25.0
+#: Refusals of one reason that are written in any one second.
+FLOOD: Final = 10
+#: A log that takes nothing for so long is down, and the call is refused.
+WRITE_SECONDS: Final = 0.5
+#: A recorded value is cut here; Cloud Logging takes 256 KB a line, and a value is for finding a call again.
+MAX_VALUE: Final = 200
+
+GENESIS: Final = "0" * 64
+_HASHED_APART: Final = ("hash", "audit_id")
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+_CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes that are hashed: sorted keys, no spaces, ASCII."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def line_hash(content: Mapping[str, Any]) -> str:
+    """Return the hash that a line must carry."""
+    return hashlib.sha256(canonical({k: v for k, v in content.items() if k not in _HASHED_APART})).hexdigest()
+
+
+def audit_id_of(instance: str, digest: str) -> str:
+    """Return the audit id of a call whose first line has this hash."""
+    return f"{instance}-{digest[:24]}"
+
+
+# ---------------------------------------------------------------- where lines go
+
+
+class Sink(Protocol):
+    """Takes whole lines."""
+
+    def write(self, line: bytes) -> None:
+        """Write one line. Raises OSError if it is not written."""
+
+
+class Descriptor:
+    """Standard output, or any open file: no buffer of ours, so that a line is out when the call goes on."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._torn = False
+
+    def write(self, line: bytes) -> None:
+        """See :class:`Sink`. A line that was cut short is ended before the next, which stays readable."""
+        if self._torn:
+            line = b"\n" + line
+        while line:
+            _, ready, _ = select.select([], [self._descriptor], [], WRITE_SECONDS)
+            if not ready:
+                raise TimeoutError("nobody takes the record")
+            # At most what a pipe that is ready is sure to take, so that the write cannot block.
+            written = os.write(self._descriptor, line[: select.PIPE_BUF])
+            line = line[written:]
+            self._torn = bool(line)
+
+
+def standard_output() -> Sink:
+    """Return the sink of ``AUDIT=stdout``."""
+    return Descriptor(1)
+
+
+def to_file(path: str) -> Sink:
+    """Return the sink of ``AUDIT=file:PATH``, appended to and readable by its owner alone. Raises OSError."""
+    return Descriptor(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+# ---------------------------------------------------------------- the chain
+
+
+class _Flood:
+    """How many refusals of one reason came in the second that runs."""
+
+    __slots__ = ("counted", "second", "written")
+
+    def __init__(self) -> None:
+        self.second, self.written, self.counted = 0, 0, 0
+
+
+class Audit:
+    """Writes the record of this process, as one chain."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        policy: str,
+        project: str | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sink, self._policy, self._project = sink, policy, project
+        self.clock, self.monotonic = clock, monotonic
+        self._lock = threading.Lock()
+        self._key = os.urandom(32)
+        self._pid = 0
+        self.instance = "none"
+        self._floods: dict[str, _Flood] = {}
+        self.trace_prefix = f"projects/{project}/traces/" if project else ""
+
+    def open(self, environ: Mapping[str, Any]) -> Record:
+        """Open the record of one call, read from its WSGI environment."""
+        return Record(self, environ)
+
+    def write(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
+        """Write one line and return the call's audit id. ``extra`` is JSON members for beside ours, or empty.
+
+        Raises :class:`RecordUnavailable` if the line is not out.
+        """
+        with self._lock:
+            self._begin()
+            return self._line(kind, content, severity, message, extra)
+
+    def refuse(self, content: dict[str, Any], reason: str, severity: str, message: str, extra: str) -> str | None:
+        """Write a refusal, or count it where too many came; None means counted."""
+        with self._lock:
+            self._begin()
+            second = int(self.monotonic())
+            flood = self._floods.setdefault(reason, _Flood())
+            if flood.second != second:
+                self._report(reason, flood)
+                flood.second, flood.written = second, 0
+            if flood.written >= FLOOD:
+                flood.counted += 1
+                return None
+            flood.written += 1
+            return self._line("refusal", content, severity, message, extra)
+
+    def keyed_digest(self, value: str) -> str:
+        """Return a digest that tells equal values of this process's record apart, and says nothing else of them."""
+        return hmac.digest(self._key, value.encode(), "sha256")[:12].hex()
+
+    def close(self) -> None:
+        """Report what was counted and end the chain with a ``stop`` line, so that a later cut is seen."""
+        with self._lock:
+            if self._pid != os.getpid():
+                return
+            for reason, flood in self._floods.items():
+                self._report(reason, flood)
+            try:
+                self._line("stop", {}, "INFO", "the record of this instance ends here")
+            except RecordUnavailable:
+                return
+            self._pid = 0
+
+    def _begin(self) -> None:
+        if self._pid == os.getpid():
+            return
+        # Also in the worker that gunicorn forks: two processes must not go on with one chain.
+        self._pid = os.getpid()
+        self.instance = os.urandom(6).hex()
+        self._sequence, self._head = 0, GENESIS
+        self._floods.clear()
+        try:
+            self._line("start", {"policy": self._policy}, "INFO", "the record of this instance begins here")
+        except RecordUnavailable:
+            self._pid = 0
+            raise
+        atexit.register(self.close)
+
+    def _report(self, reason: str, flood: _Flood) -> None:
+        if flood.counted:
+            content = {"reason": reason, "count": flood.counted}
+            try:
+                self._line("refusals", content, "WARNING", f"{flood.counted} more refusals: {reason}")
+            except RecordUnavailable:
+                return  # the count is kept and reported later
+            flood.counted = 0
+
+    def _line(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
+        now = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        body = canonical(
+            {
+                **content,
+                "kind": kind,
+                "instance": self.instance,
+                "sequence": self._sequence,
+                "prev": self._head,
+                "time": now,
+            }
+        )
+        digest = hashlib.sha256(body).hexdigest()
+        audit_id = audit_id_of(self.instance, content.get("intent") or digest)
+        line = (
+            f'{{"severity":"{severity}","time":"{now}","message":{json.dumps(message)}{extra},'
+            f'"countersign":{body[:-1].decode("ascii")},"hash":"{digest}","audit_id":"{audit_id}"}}}}\n'
+        )
+        try:
+            self._sink.write(line.encode("ascii"))
+        except (OSError, ValueError) as error:
+            raise RecordUnavailable(note=type(error).__name__) from None
+        self._sequence += 1
+        self._head = digest
+        return audit_id
+
+
+# ---------------------------------------------------------------- one call
+
+
+class Record:
+    """One call's record, and what its caller is answered. Gathers each stage's value as the call goes down.
+
+    Used as a context: a refusal raised inside is recorded and answered, and so is anything unforeseen.
+    """
+
+    def __init__(self, audit: Audit, environ: Mapping[str, Any]) -> None:
+        self._audit = audit
+        self._began = audit.monotonic()
+        self.now = audit.clock()
+        self.deadline = self._began + CALL_SECONDS
+        self._environ = environ
+        self.caller: Caller | None = None
+        self.grant: Grant | None = None
+        self.secret: Secret | None = None
+        self.admission: Admission | None = None
+        self._intent: str | None = None
+        self._refused_standings: tuple[Standing, ...] = ()
+        self.audit_id = ""
+        self.answer = Answer(500, b"")
+        self.headers: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool:
+        if error is None:
+            return True
+        if isinstance(error, Refusal):
+            self._refuse(error)
+        elif not isinstance(error, Exception):
+            return False
+        elif self._intent is None:
+            self._refuse(Unforeseen(note=_where(error)))
+        else:  # the call may have been sent
+            self._refuse(OutcomeUnknown(note=_where(error)))
+        return True
+
+    def preview(self, would_send: dict[str, object]) -> None:
+        """Answer ``validate_only``: the whole decision, with nothing sent and nothing used up."""
+        self.audit_id = self._write("preview", self._decision(), "INFO", "preview")
+        self.answer = Answer(200, _json({**would_send, "audit_id": self.audit_id}))
+
+    def replay(self, admission: Admission) -> None:
+        """Answer what was answered before."""
+        assert admission.replay is not None  # noqa: S101 - the caller asks for it only then
+        self.audit_id = self._write("replay", self._decision(), "INFO", "replay")
+        self.answer = admission.replay
+        self.headers = {"Idempotent-Replayed": "true"}
+
+    def intent(self, admission: Admission) -> None:
+        """Put on record what is about to be sent. Raises :class:`RecordUnavailable`, and then it must not be."""
+        self.audit_id = self._write("intent", {**self._decision(), "owner": admission.owner[:12]}, "NOTICE", "intent")
+        self._intent = self.audit_id.rpartition("-")[2]
+
+    def answer_to(self, reply: Reply) -> Answer:
+        """Return what the caller will be told of ``reply``, which is also what the ledger keeps."""
+        if reply.refusal is not None:
+            return Answer(reply.refusal.status, _json(reply.refusal.problem(self.audit_id)))
+        answer = dict(reply.answer or {})
+        if self.grant is not None and self.grant.entitlement.audit_id_in_answer:
+            answer["audit_id"] = self.audit_id
+        return Answer(200, _json(answer))
+
+    def close(self, reply: Reply, answer: Answer, *, settled: bool) -> None:
+        """Put on record what came of the send, and answer it."""
+        self.answer = answer
+        if reply.refusal is not None:
+            self.headers = reply.refusal.headers
+        content: dict[str, Any] = {
+            "intent": self._intent,
+            "result": reply.outcome.value,
+            "status": answer.status,
+            "attempts": reply.attempts,
+            "milliseconds": round((self._audit.monotonic() - self._began) * 1000),
+            **_present(
+                upstream_status=reply.upstream_status,
+                created=reply.created,
+                reason=reply.refusal and reply.refusal.reason,
+                note=reply.refusal and reply.refusal.note,
+                alarm=reply.alarm or (None if settled else "the outcome could not be kept in the store"),
+            ),
+        }
+        severity = "INFO" if reply.outcome is Outcome.SUCCEEDED else "WARNING"
+        if "alarm" in content or reply.outcome is Outcome.UNKNOWN:
+            severity = "ALERT"
+        try:
+            self._write("outcome", content, severity, f"outcome {reply.outcome.value}")
+        except RecordUnavailable as error:
+            # The call is done, and hiding a success invites a second one. Its intent is on record.
+            _cry(f"the outcome of {self.audit_id} could not be recorded: {error.note}")
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """How the caller's limits stand, once the store has said so."""
+        return self.admission.standings if self.admission is not None else self._refused_standings
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._refused_standings = refusal.standings
+        content: dict[str, Any] = {
+            "reason": refusal.reason,
+            "status": refusal.status,
+            **_present(note=refusal.note, caller=self.caller and self.caller.id, intent=self._intent),
+            **_present(credential=self.caller and self.caller.credential),
+        }
+        if self.grant is not None:
+            content["connection"] = self.grant.entitlement.connection.id
+        severity = "ERROR" if refusal.status >= 500 else "WARNING"
+        audit_id = None
+        try:
+            message = f"refused {refusal.reason}"
+            audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._extra())
+        except RecordUnavailable as error:
+            _cry(f"a refusal could not be recorded: {error.note}")
+        # A refusal that was counted or could not be written has an id too, of the same instance.
+        self.audit_id = self.audit_id or audit_id or f"{self._audit.instance}-{os.urandom(12).hex()}"
+        self.answer = Answer(refusal.status, _json(refusal.problem(self.audit_id)))
+        self.headers = refusal.headers
+
+    def _decision(self) -> dict[str, Any]:
+        caller, grant = self.caller, self.grant
+        assert caller is not None  # noqa: S101 - a decision has been made, so both are known
+        assert grant is not None  # noqa: S101
+        entitlement = grant.entitlement
+        return {
+            "caller": caller.id,
+            "credential": caller.credential,
+            "connection": entitlement.connection.id,
+            "operation": entitlement.operation.id,
+            "policy": grant.policy[:16],
+            "parameters": {path: self._audit.keyed_digest(value) for path, value in grant.parameters.items()},
+            **_present(
+                values={p: v[:MAX_VALUE] for p, v in grant.parameters.items() if p in entitlement.record} or None,
+                ledger=grant.ledger_key and grant.ledger_key[:16],
+                secret=self.secret and self.secret.version,
+            ),
+        }
+
+    def _write(self, kind: str, content: dict[str, Any], severity: str, message: str) -> str:
+        if self.caller is not None:
+            message = f"{message} {self.caller.id}"
+        return self._audit.write(kind, content, severity, message, self._extra())
+
+    def _extra(self) -> str:
+        """The trace that the platform's own lines of this request carry, so that they are found together."""
+        match = _TRACEPARENT.fullmatch(self._environ.get("HTTP_TRACEPARENT", ""))
+        if match is not None:
+            trace, span = match[1], match[2]
+        else:
+            match = _CLOUD_TRACE.fullmatch(self._environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", ""))
+            if match is None:
+                return ""
+            trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"
+        return (
+            f',"logging.googleapis.com/trace":"{self._audit.trace_prefix}{trace}"'
+            f',"logging.googleapis.com/spanId":"{span}"'
+        )
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _present(**members: object) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _where(error: Exception) -> str:
+    """Name an exception by its type and the line of ours it came from; its text may hold anything."""
+    frame, place = error.__traceback__, ""
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        place = f" in {code.co_name}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return type(error).__name__ + place
+
+
+def _cry(message: str) -> None:
+    """Say on standard error, as a last resort, that the record could not be kept."""
+    line = json.dumps({"severity": "ALERT", "message": f"countersign: {message}"})
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return

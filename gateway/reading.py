@@ -1,0 +1,196 @@
+"""Flask request -> Call: nothing a caller wrote goes further than this unread, unbounded or unsplit."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+from gunicorn.http.errors import ParseException
+
+from policies.model import NAME, Call
+from policies.refusals import (
+    BodyIncomplete,
+    BodyTimeout,
+    BodyTooLarge,
+    HeaderMalformed,
+    MediaTypeUnsupported,
+    MethodNotAllowed,
+    PathUnknown,
+    QueryMalformed,
+    TargetTooLong,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+#: The largest real call, every parameter at its longest, is well below this.
+MAX_BODY: Final = 256 * 1024
+#: The two names at their longest, percent-encoded, fit several times over.
+MAX_TARGET: Final = 2048
+#: A server on the other side of a cloud sends 256 KB in well under a second.
+BODY_SECONDS: Final = 10.0
+#: Longer than any key we or Google make; only bounds what is hashed.
+MAX_HEADER: Final = 4096
+
+#: A function named ``stripe`` is reached under /stripe and sees the rest; a service sees the whole path.
+_PATHS: Final = {
+    "/stripe/invoices": "invoices.create",
+    "/stripe/invoices/": "invoices.create",
+    "/invoices": "invoices.create",
+    "/invoices/": "invoices.create",
+}
+#: For Stripe's own clients, which put a fixed path behind the base address that they are given.
+_SDK_PATH = re.compile(rf"/({NAME.pattern})/({NAME.pattern})/v1/invoices")
+_MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
+
+
+def read(environ: Mapping[str, Any]) -> Call:
+    """Read a request from its WSGI environment.
+
+    Raises one of the ``BadCall`` refusals. The body is read whole, in bounded size and time, and not yet parsed, so
+    that a caller who is not known costs little.
+    """
+    target: str = environ["RAW_URI"]  # PATH_INFO has %2F decoded and // folded, and hides an absolute-form target
+    if len(target) > MAX_TARGET:
+        raise TargetTooLong
+    path, _, query = target.partition("?")
+    operation = _PATHS.get(path)
+    sdk = None if operation else _SDK_PATH.fullmatch(path)
+    if operation is None and sdk is None:
+        raise PathUnknown
+    if environ["REQUEST_METHOD"] != "POST":
+        raise MethodNotAllowed
+    names, validate_only = _query(query, named_in_path=sdk is not None)
+    media = _media(environ)
+    return Call(
+        operation=operation or "invoices.create",
+        name=sdk[1] if sdk else names[0],
+        connection_name=sdk[2] if sdk else names[1],
+        api_key=_header(environ, "HTTP_X_API_KEY", "x-api-key"),
+        authorization=_header(environ, "HTTP_AUTHORIZATION", "Authorization"),
+        idempotency_key=_header(environ, "HTTP_IDEMPOTENCY_KEY", "Idempotency-Key"),
+        media=media,
+        body=_body(environ),
+        validate_only=validate_only,
+    )
+
+
+def _query(query: str, *, named_in_path: bool) -> tuple[tuple[str, str], bool]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=8)
+    except ValueError:
+        raise QueryMalformed from None
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise QueryMalformed("Something is given twice in the address. Write name and connection_name once each.")
+    validate_only = values.pop("validate_only", "false")
+    if validate_only not in {"true", "false"}:
+        raise QueryMalformed("validate_only must be true or false.")
+    if named_in_path:
+        if values:
+            raise QueryMalformed("At this path the connection is named in the path; take it out of the query.")
+        return ("", ""), validate_only == "true"
+    if values.keys() != {"name", "connection_name"}:
+        raise QueryMalformed
+    for key, value in values.items():
+        if not NAME.fullmatch(value):
+            raise QueryMalformed(
+                f"{key} must be a plain name, such as ft-4: letters, digits, dots, dashes, underscores."
+            )
+    return (values["name"], values["connection_name"]), validate_only == "true"
+
+
+def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
+    value: str | None = environ.get(key)
+    if value is not None and len(value) > MAX_HEADER:
+        raise HeaderMalformed(f"The {name} header is too long.")
+    return value
+
+
+def _media(environ: Mapping[str, Any]) -> str:
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
+        raise MediaTypeUnsupported
+    kind, _, rest = environ.get("CONTENT_TYPE", "").partition(";")
+    media = _MEDIA.get(kind.strip().lower())
+    if media is None:
+        raise MediaTypeUnsupported
+    if rest.strip().lower() not in {"", "charset=utf-8", 'charset="utf-8"'}:
+        raise MediaTypeUnsupported
+    return media
+
+
+def _body(environ: Mapping[str, Any]) -> bytes:
+    announced: str = environ.get("CONTENT_LENGTH") or ""
+    if announced and not announced.isdecimal():
+        raise HeaderMalformed("Content-Length must be a whole number.")
+    if announced and (len(announced) > 9 or int(announced) > MAX_BODY):
+        raise BodyTooLarge
+    if not announced and not environ.get("wsgi.input_terminated"):
+        return b""
+    length = int(announced) if announced else None
+    sock = environ.get("gunicorn.socket")
+    watched = _WATCH.over(sock) if sock is not None else None
+    try:
+        body: bytes = environ["wsgi.input"].read(MAX_BODY + 1 if length is None else length)
+    except (OSError, ParseException):
+        body, length = b"", -1
+    late = watched is not None and _WATCH.done(watched)
+    if late:
+        raise BodyTimeout
+    if len(body) > MAX_BODY:
+        raise BodyTooLarge
+    if length is not None and len(body) != length:
+        raise BodyIncomplete
+    return body
+
+
+class _Watch:
+    """Ends the wait for a body that is overdue.
+
+    gunicorn's threads read a body for as long as it trickles, so a few callers who send nothing could hold them all.
+    Closing the reading side of the socket makes that read return, and the answer still goes out. One thread serves
+    every call, started with the first, so that a call that is in time costs it two dictionary entries.
+    """
+
+    def __init__(self, seconds: float, tick: float) -> None:
+        self._seconds, self._tick = seconds, tick
+        self._waiting: dict[int, tuple[float, socket.socket]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def over(self, sock: socket.socket) -> int:
+        """Watch the body that ``sock`` is about to bring; return what :meth:`done` takes."""
+        token = threading.get_ident()
+        self._waiting[token] = (time.monotonic() + self._seconds, sock)
+        if self._thread is None or not self._thread.is_alive():  # also after a fork, which threads do not survive
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._run, name="body-watch", daemon=True)
+                    self._thread.start()
+        return token
+
+    def done(self, token: int) -> bool:
+        """Stop watching. Return whether the body was overdue and the socket closed to it."""
+        return self._waiting.pop(token, None) is None
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._tick)
+            now = time.monotonic()
+            for token, waiting in list(self._waiting.items()):
+                if waiting[0] < now and self._waiting.pop(token, None) is waiting:
+                    _close_ears(waiting[1])
+
+
+def _close_ears(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(0)  # SHUT_RD
+    except OSError:  # it is gone, which is as good
+        return
+
+
+_WATCH: Final = _Watch(BODY_SECONDS, tick=0.5)

@@ -1,0 +1,26 @@
+"""Where limits are counted and the ledger is kept. One protocol; a store is chosen by one setting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from policies.model import Admission, Answer, Grant, Reply
+
+
+class Store(Protocol):
+    """What every store does. Each method is one atomic step, on the store's clock."""
+
+    def admit(self, grant: Grant) -> Admission:
+        """Count the call against the caller's limits and the connection's ceiling, and claim its idempotency key.
+
+        All of it happens or none. An answer to repeat comes back in ``Admission.replay`` and uses up nothing. Raises
+        :class:`LimitReached`, :class:`CeilingReached`, the refusals of ``policies.idempotency``, and
+        :class:`StoreUnavailable`: without a yes of the store nothing is sent.
+        """
+
+    def release(self, grant: Grant, admission: Admission) -> None:
+        """Undo an admission whose call was not sent. Never raises: the claim's lease ends it otherwise."""
+
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
+        """Put what came of a sent call into the ledger. Return whether it is kept; never raises."""

@@ -1,0 +1,121 @@
+"""Limits and the ledger in this process. Exact under threads, shared with nobody, gone with the process."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from policies import idempotency
+from policies.idempotency import Entry
+from policies.model import Admission, Outcome
+from policies.quota import Window, whole_seconds
+from policies.refusals import CeilingReached, LimitReached, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policies.model import Answer, Grant, Limit, Reply, Standing
+
+#: About a kilobyte each. A full ledger refuses rather than forgets: a forgotten key is a second invoice.
+MAX_ENTRIES: Final = 100_000
+
+
+class Memory:
+    """The ``memory`` store. ``clock`` is monotonic, in seconds."""
+
+    def __init__(self, clock: Callable[[], float], max_entries: int = MAX_ENTRIES) -> None:
+        self._clock, self._max_entries = clock, max_entries
+        self._lock = threading.Lock()
+        self._windows: dict[tuple[str, str, Limit], Window] = {}
+        self._ledger: OrderedDict[str, Entry] = OrderedDict()
+
+    def admit(self, grant: Grant) -> Admission:
+        """See :class:`gateway.stores.Store`."""
+        owner = uuid4().hex
+        with self._lock:
+            now = self._clock()
+            claim = self._claim(grant, owner, now)
+            if claim is not None and not isinstance(claim, Entry):
+                return Admission(self._standings(grant, now), owner, now, replay=claim)
+            windows, ceiling = self._limits(grant), self._ceiling(grant)
+            full = [window for window in windows if window.remaining(now) < 1]
+            if full:
+                wait = whole_seconds(max(window.wait(now) for window in full))
+                raise LimitReached(
+                    f"You have reached your limit of {full[0].limit.text}. Nothing was sent; try again in {wait} s.",
+                    retry_after=wait,
+                    standings=self._standings(grant, now),
+                )
+            if ceiling is not None and ceiling.remaining(now) < 1:
+                wait = whole_seconds(ceiling.wait(now))
+                raise CeilingReached(retry_after=wait, standings=self._standings(grant, now))
+            for window in (*windows, *([ceiling] if ceiling else ())):
+                window.take(now)
+            if grant.ledger_key is not None and claim is not None:
+                self._ledger[grant.ledger_key] = claim
+            return Admission(tuple(window.standing(now) for window in windows), owner, now)
+
+    def release(self, grant: Grant, admission: Admission) -> None:
+        """See :class:`gateway.stores.Store`."""
+        with self._lock:
+            self._give_back(grant, admission)
+            self._move(grant, admission, Outcome.RELEASED, None)
+
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
+        """See :class:`gateway.stores.Store`."""
+        with self._lock:
+            if not reply.reached:
+                self._give_back(grant, admission)
+            self._move(grant, admission, reply.outcome, answer)
+        return True
+
+    def _claim(self, grant: Grant, owner: str, now: float) -> Entry | Answer | None:
+        key = grant.ledger_key
+        if key is None:
+            return None
+        while self._ledger and next(iter(self._ledger.values())).expires <= now:
+            self._ledger.popitem(last=False)
+        held = self._ledger.get(key)
+        if held is None and len(self._ledger) >= self._max_entries:
+            raise StoreUnavailable(note="the ledger in memory is full")
+        return idempotency.claim(
+            held,
+            owner=owner,
+            fingerprint=grant.fingerprint,
+            retention=grant.entitlement.idempotency.seconds,
+            now=now,
+        )
+
+    def _move(self, grant: Grant, admission: Admission, outcome: Outcome, answer: Answer | None) -> None:
+        key = grant.ledger_key
+        if key is None:
+            return
+        entry = idempotency.settle(self._ledger.get(key), owner=admission.owner, outcome=outcome, answer=answer)
+        if entry is None:
+            self._ledger.pop(key, None)
+        else:
+            self._ledger[key] = entry
+
+    def _give_back(self, grant: Grant, admission: Admission) -> None:
+        ceiling = self._ceiling(grant)
+        for window in (*self._limits(grant), *([ceiling] if ceiling else ())):
+            window.give_back(admission.taken)
+
+    def _limits(self, grant: Grant) -> list[Window]:
+        return [self._window("caller", grant.caller.id, limit) for limit in grant.caller.limits]
+
+    def _ceiling(self, grant: Grant) -> Window | None:
+        connection = grant.entitlement.connection
+        return self._window("connection", connection.id, connection.ceiling) if connection.ceiling else None
+
+    def _window(self, kind: str, name: str, limit: Limit) -> Window:
+        place = (kind, name, limit)
+        window = self._windows.get(place)
+        if window is None:
+            window = self._windows[place] = Window(limit)
+        return window
+
+    def _standings(self, grant: Grant, now: float) -> tuple[Standing, ...]:
+        return tuple(window.standing(now) for window in self._limits(grant))

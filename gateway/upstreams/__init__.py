@@ -1,0 +1,1 @@
+"""The upstreams: one module each, and the one transport that all of them use."""

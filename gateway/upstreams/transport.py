@@ -1,0 +1,107 @@
+"""The one way out. HTTP over libcurl, with everything that could surprise us switched off or bounded in C.
+
+libcurl repeats a POST by itself when a reused connection dies before it answers, which would raise a second invoice.
+It cannot where it has no way to rewind the body, so the body is handed over through a read callback, and without one
+to seek with.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Final
+
+import certifi
+import pycurl
+
+#: An invoice with a hundred lines is about 150 KB. Counted after decompression.
+MAX_ANSWER: Final = 1024 * 1024
+#: A connection idle for longer may be closed by the other side just as we use it, and then the outcome is unknown.
+MAX_IDLE_SECONDS: Final = 30
+#: Opening takes two or three round trips; a host that needs more time than this is down.
+CONNECT_SECONDS: Final = 5.0
+
+
+class NotSentError(Exception):
+    """No byte of the request was written, so nothing can have happened."""
+
+
+class LostError(Exception):
+    """The request was written, wholly or in part, and no answer came that can be read. ``late``: it ran out of time."""
+
+    def __init__(self, what: str, *, late: bool) -> None:
+        super().__init__(what)
+        self.late = late
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An answer: any status, a body of at most ``MAX_ANSWER`` bytes, Retry-After in seconds where there was one."""
+
+    status: int
+    body: bytes
+    retry_after: int | None
+
+
+class Transport:
+    """Posts forms. Safe for threads: each has its own handle, and so its own connections."""
+
+    def __init__(self, ca_file: str | None = None) -> None:
+        self._ca_file = ca_file or certifi.where()
+        self._local = threading.local()
+
+    def post(self, url: str, headers: list[str], body: bytes, seconds: float) -> Received:
+        """Send one POST, and never again. ``seconds`` bounds all of it, from name look-up to the last byte.
+
+        Raises :class:`NotSentError` or :class:`LostError`; neither carries a word of the other side.
+        """
+        if seconds <= 0:
+            raise NotSentError("no time was left")
+        curl = self._handle()
+        answer = BytesIO()
+
+        def write(chunk: bytes) -> int:
+            # Fewer bytes than were given makes libcurl give up.
+            return answer.write(chunk) if answer.tell() + len(chunk) <= MAX_ANSWER else 0
+
+        curl.setopt(pycurl.URL, url)
+        curl.setopt(pycurl.HTTPHEADER, headers)
+        curl.setopt(pycurl.POSTFIELDSIZE, len(body))
+        curl.setopt(pycurl.READFUNCTION, BytesIO(body).read)
+        curl.setopt(pycurl.WRITEFUNCTION, write)
+        curl.setopt(pycurl.TIMEOUT_MS, max(1, int(seconds * 1000)))
+        try:
+            curl.perform()
+        except pycurl.error as error:
+            code = error.args[0]
+            if curl.getinfo(pycurl.REQUEST_SIZE) == 0:
+                raise NotSentError(f"libcurl error {code}") from None
+            raise LostError(f"libcurl error {code}", late=code == pycurl.E_OPERATION_TIMEDOUT) from None
+        finally:
+            curl.unsetopt(pycurl.HTTPHEADER)  # the key stays no longer than the call
+        wait = curl.getinfo(pycurl.RETRY_AFTER)
+        return Received(curl.getinfo(pycurl.RESPONSE_CODE), answer.getvalue(), wait if wait > 0 else None)
+
+    def _handle(self) -> Any:
+        curl = getattr(self._local, "curl", None)
+        if curl is None:
+            # Kept only once it is set up whole: half a handle would obey the environment's proxy.
+            curl = self._local.curl = self._new_handle()
+        return curl
+
+    def _new_handle(self) -> Any:
+        curl = pycurl.Curl()
+        curl.setopt(pycurl.POST, 1)
+        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTPS | pycurl.PROTO_HTTP)  # which, the policy document decides
+        curl.setopt(pycurl.FOLLOWLOCATION, 0)
+        curl.setopt(pycurl.PROXY, "")  # "" also keeps HTTP_PROXY and its like out
+        curl.setopt(pycurl.NETRC, pycurl.NETRC_IGNORED)
+        curl.setopt(pycurl.CAINFO, self._ca_file)
+        curl.setopt(pycurl.NOSIGNAL, 1)  # signals and threads do not go together
+        curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(CONNECT_SECONDS * 1000))
+        curl.setopt(pycurl.MAXAGE_CONN, MAX_IDLE_SECONDS)
+        # Asks for no compression, and undoes one that comes all the same, so that the cap is on what was meant.
+        curl.setopt(pycurl.ACCEPT_ENCODING, "identity")
+        curl.setopt(pycurl.USERAGENT, "countersign")
+        return curl

@@ -1,0 +1,120 @@
+"""What an upstream's answer means: section "exactly once" of the design, row by row.
+
+The rule beneath the rows: only an answer that says plainly that nothing was created lets the same call be sent again.
+Everything else that is not a whole, readable invoice is unknown, and an unknown call is never sent twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from policies import fields
+from policies.model import Outcome, Reply
+from policies.refusals import OutcomeUnknown, UpstreamBusy, UpstreamKeyRefused, UpstreamRejected
+
+if TYPE_CHECKING:
+    from policies.model import Grant
+
+#: What Stripe's ids look like. An id that does not is no reason to hide a success, but it stays out of the record.
+_ID = re.compile(r"[a-z]{2,12}_[A-Za-z0-9]{1,64}")
+
+#: Stripe's error codes that a create-invoice call can meet, with words for whoever made it. A code that is not here
+#: is not passed on: an upstream's text may hold anything, the key included.
+_CODES: Final = {
+    "resource_missing": "The upstream does not know something that the call names",
+    "parameter_missing": "The upstream misses a parameter",
+    "parameter_unknown": "The upstream does not know a parameter",
+    "parameter_invalid_empty": "The upstream takes no empty value here",
+    "parameter_invalid_integer": "The upstream wants a whole number here",
+    "parameter_invalid_string_blank": "The upstream takes no blank value here",
+    "parameter_invalid_string_empty": "The upstream takes no empty value here",
+    "parameters_exclusive": "The upstream does not take these parameters together",
+    "invoice_no_customer_line_items": "This customer has nothing to be invoiced",
+    "invoice_no_subscription_line_items": "This subscription has nothing to be invoiced",
+    "invoice_not_editable": "The invoice can no longer be changed",
+    "customer_max_subscriptions": "This customer has too many subscriptions",
+    "customer_tax_location_invalid": "The customer's address is not enough to work out tax",
+    "email_invalid": "The customer's e-mail address is not valid",
+    "amount_too_large": "The amount is too large",
+    "amount_too_small": "The amount is too small",
+    "coupon_expired": "The coupon has expired",
+    "country_unsupported": "The country is not supported",
+    "card_declined": "The card was declined",
+    "expired_card": "The card has expired",
+    "payment_method_invalid_parameter": "The payment method does not take this",
+    "taxes_calculation_failed": "Tax could not be worked out",
+}
+_REJECTED: Final = {
+    400: "The upstream refused the invoice as written",
+    402: "The upstream refused the invoice, although the call was in order",
+    404: "The upstream does not know something that the call names",
+}
+
+
+def judge(grant: Grant, status: int, body: bytes, retry_after: int | None) -> Reply:
+    """Say what came of a call that the upstream answered with ``status`` and ``body``."""
+    if 200 <= status < 300:
+        return _success(grant, status, body)
+    if status in _REJECTED:
+        return _rejected(grant, status, body)
+    if status in {401, 403}:
+        return Reply(
+            Outcome.RELEASED,
+            refusal=UpstreamKeyRefused(note=f"the upstream answered {status}"),
+            upstream_status=status,
+            alarm="the upstream refuses the key of this connection",
+        )
+    if status == 429:
+        wait = 5 if retry_after is None else min(max(retry_after, 1), 3600)
+        return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=wait), upstream_status=status)
+    return _unknown(status, f"the upstream answered {status}")
+
+
+def _unknown(status: int, note: str) -> Reply:
+    return Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown(note=note), upstream_status=status)
+
+
+def _success(grant: Grant, status: int, body: bytes) -> Reply:
+    entitlement = grant.entitlement
+    answer = _decoded(body)
+    if not isinstance(answer, dict) or answer.get("object") != entitlement.operation.answers:
+        return _unknown(status, f"the upstream answered {status} without {entitlement.operation.answers} in JSON")
+    created = answer.get("id")
+    if not isinstance(created, str) or not created:
+        return _unknown(status, f"the upstream answered {status} without an id")
+    return Reply(
+        Outcome.SUCCEEDED,
+        answer=fields.trim(answer, entitlement.response),
+        upstream_status=status,
+        created=created if _ID.fullmatch(created) else None,
+    )
+
+
+def _rejected(grant: Grant, status: int, body: bytes) -> Reply:
+    answer = _decoded(body)
+    error = answer.get("error") if isinstance(answer, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    param = error.get("param") if isinstance(error, dict) else None
+    code = code if isinstance(code, str) and code in _CODES else None
+    param = param if isinstance(param, str) and param in grant.parameters else None
+    said = _CODES[code] if code else _REJECTED[status]
+    detail = f"{said}{f' ({param})' if param else ''}. Nothing was created."
+    return Reply(
+        Outcome.REJECTED,
+        refusal=UpstreamRejected(status, detail, code=code, parameter=param),
+        upstream_status=status,
+    )
+
+
+def _decoded(body: bytes) -> Any:
+    """Decode JSON, or return None: what cannot be read says nothing."""
+    try:
+        return json.loads(body, parse_constant=_not_json)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _not_json(constant: str) -> None:
+    raise ValueError(constant)
