@@ -53,7 +53,8 @@ def main() -> int:
     if _taken(int(port)):
         print(f"Port {port} is in use. Stop what uses it, or choose another: make run PORT=8090", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # also where whoever started us has Ctrl-C ignored
+        signal.signal(stop, signal.default_int_handler)
     with (
         tempfile.TemporaryDirectory() as folder,
         SecretManager() as secret_manager,

@@ -1,0 +1,1 @@
+"""What Countersign costs, measured: `make bench`."""

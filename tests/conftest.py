@@ -1,0 +1,297 @@
+"""The world of a test: the sandbox on real sockets, and the function in front of it.
+
+``function`` loads the function as the framework does and calls it in this process; ``server`` runs it under its
+production server, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Any
+
+import functions_framework
+import pytest
+
+from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.appgregator import Appgregator
+from sandbox.secret_manager import SecretManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from werkzeug.test import TestResponse
+
+#: The caller key of every test's policy, and one of a second caller.
+KEY = "csk_test_7f1c0f6f2f6d4b0f9a5c"
+OTHER_KEY = "csk_test_of_another_caller_01"
+TARGET = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
+FORM = "application/x-www-form-urlencoded"
+CUSTOMER = "customer=cus_MQqeLuPp19Qbk8"
+
+POLICY = """
+connections:
+  billing:
+    name: ft-4
+    connection_name: stripe-1
+    upstream: appgregator
+    origin: {origin}
+    secret: {secret}
+    ceiling: 100000/second
+  other-account:
+    name: ft-4
+    connection_name: stripe-2
+    upstream: appgregator
+    origin: {origin}
+    secret: {secret}
+
+callers:
+  app:
+    owner: tests
+    credentials:
+      - key: {{id: k1, sha256: {key}}}
+    limits: [{limits}]
+    grants:
+      - connection: billing
+        operation: invoices.create
+        idempotency: {idempotency}
+        parameters:
+{parameters}
+        response: [{response}]
+        record: ["metadata[order_id]"]
+  other:
+    owner: tests
+    credentials:
+      - key: {{id: k1, sha256: {other_key}}}
+    limits: [1000/minute]
+    grants:
+      - connection: other-account
+        operation: invoices.create
+        parameters: {{customer: }}
+        response: [id]
+"""
+PARAMETERS = """
+customer: {required: true}
+description: {max_length: 200}
+days_until_due: {min: 1, max: 60}
+metadata[order_id]: {max_length: 64}
+metadata[cost_center]: {one_of: [emea, apac]}
+custom_fields:
+"""
+RESPONSE = (
+    "id, status, amount_due, currency, customer, description, number, hosted_invoice_url, metadata, "
+    "lines.data.amount, audit_id"
+)
+
+
+def sha256(key: str) -> str:
+    """Return what a policy writes of a caller key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def policy(
+    origin: str,
+    *,
+    secret: str = f"{SECRET}/versions/latest",
+    limits: str = "100000/minute",
+    idempotency: str = "optional",
+    parameters: str = PARAMETERS,
+    response: str = RESPONSE,
+) -> str:
+    """Write a policy document that allows what most tests need."""
+    return POLICY.format(
+        origin=origin,
+        secret=secret,
+        key=sha256(KEY),
+        other_key=sha256(OTHER_KEY),
+        limits=limits,
+        idempotency=idempotency,
+        parameters="\n".join(f"          {line}" for line in parameters.strip().splitlines()),
+        response=response,
+    )
+
+
+@pytest.fixture
+def upstream() -> Iterator[Appgregator]:
+    with Appgregator(keys=[UPSTREAM_KEY], accounts={("ft-4", "stripe-1"), ("ft-4", "stripe-2")}) as appgregator:
+        yield appgregator
+
+
+@pytest.fixture
+def secret_manager() -> Iterator[SecretManager]:
+    with SecretManager() as manager:
+        manager.add(SECRET, UPSTREAM_KEY.encode())
+        yield manager
+
+
+@dataclass
+class Record:
+    """The record that the function under test writes to a file."""
+
+    path: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return every line as it was written."""
+        return [json.loads(line) for line in self.text().splitlines()]
+
+    def entries(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return what is ours of every line, of some kinds or all but ``start`` and ``stop``."""
+        entries: list[dict[str, Any]] = [line["countersign"] for line in self.lines()]
+        return [e for e in entries if (e["kind"] in kinds if kinds else e["kind"] not in {"start", "stop"})]
+
+    def text(self) -> str:
+        return self.path.read_text("ascii") if self.path.exists() else ""
+
+
+@dataclass
+class Function:
+    """The function as the framework loads it, called in this process."""
+
+    app: Any
+    record: Record
+
+    def post(
+        self,
+        target: str = TARGET,
+        body: str | bytes = CUSTOMER,
+        *,
+        key: str | None = KEY,
+        media: str | None = FORM,
+        method: str = "POST",
+        **headers: str,
+    ) -> TestResponse:
+        """Make one call; header names are written with underscores."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key is not None:
+            sent["x-api-key"] = key
+        response: TestResponse = self.app.test_client().open(
+            target, method=method, data=body, headers=sent, content_type=media
+        )
+        return response
+
+
+@pytest.fixture
+def function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upstream: Appgregator, secret_manager: SecretManager
+) -> Callable[..., Function]:
+    """Load the function: ``function()``, ``function(policy(...))``, or with settings as keywords."""
+
+    def load(document: str | None = None, **settings: str) -> Function:
+        (tmp_path / "policy.yaml").write_text(policy(upstream.origin) if document is None else document)
+        record = Record(tmp_path / "audit.jsonl")
+        for name, value in {
+            "POLICY": str(tmp_path / "policy.yaml"),
+            "SECRET_MANAGER_ENDPOINT": secret_manager.address,
+            "STORE": "memory",
+            "AUDIT": f"file:{record.path}",
+            "THREADS": "8",
+            **settings,
+        }.items():
+            monkeypatch.setenv(name, value)
+        return Function(functions_framework.create_app("countersign", str(ROOT / "main.py")), record)
+
+    return load
+
+
+@dataclass
+class Server:
+    """The function under its production server."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    record: Record
+    errors: Path
+
+    def call(
+        self,
+        target: str = TARGET,
+        body: bytes | None = CUSTOMER.encode(),
+        headers: Mapping[str, str] | None = None,
+        *,
+        key: str | None = KEY,
+        method: str = "POST",
+        timeout: float = 30,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Make one call on a connection of its own: status, headers with small names, body."""
+        sent = {"Content-Type": FORM, **({"x-api-key": key} if key else {}), **(headers or {})}
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, target, body, sent)
+            response = connection.getresponse()
+            return response.status, {n.lower(): v for n, v in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes, timeout: float = 30) -> bytes:
+        """Send bytes as they are, and return all that comes until the other side closes or falls silent for 1 s."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(data)
+            received = b""
+            with contextlib.suppress(TimeoutError):
+                while chunk := connection.recv(65536):
+                    received += chunk
+                    connection.settimeout(1)
+            return received
+
+    def stop(self) -> None:
+        """Stop it as the platform does, and wait."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager) -> Iterator[Callable[..., Server]]:
+    """Start the function under functions-framework's production server; as ``function``, but in a process."""
+    started: list[Server] = []
+
+    def start(document: str | None = None, *, wait: bool = True, **settings: str) -> Server:
+        place = tmp_path / f"server{len(started)}"
+        place.mkdir()
+        (place / "policy.yaml").write_text(policy(upstream.origin) if document is None else document)
+        record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
+        environ = {
+            "PATH": os.environ["PATH"],
+            "POLICY": str(place / "policy.yaml"),
+            "SECRET_MANAGER_ENDPOINT": secret_manager.address,
+            "STORE": "memory",
+            "AUDIT": f"file:{record.path}",
+            "THREADS": "16",
+            **settings,
+        }
+        with errors.open("wb") as stderr:
+            process = subprocess.Popen(command(port), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
+        server = Server(process, port, record, errors)
+        started.append(server)
+        deadline = time.monotonic() + 30
+        while wait and time.monotonic() < deadline:
+            assert process.poll() is None, errors.read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
