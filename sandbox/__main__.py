@@ -67,12 +67,12 @@ def main() -> int:
         return _serve(int(port), settings)
 
 
-def command(port: int) -> list[str]:
-    """Return the command that serves the function as the platform does, on loopback only."""
+def command(port: int, *, target: str = "countersign", source: Path = ROOT / "main.py") -> list[str]:
+    """Return the command that serves a function as the platform does, on loopback only."""
     return [
         str(Path(sys.executable).with_name("functions-framework")),
-        "--target=countersign",
-        f"--source={ROOT / 'main.py'}",
+        f"--target={target}",
+        f"--source={source}",
         "--host=127.0.0.1",
         f"--port={port}",
     ]
