@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import gunicorn.config
-from flask import Response, current_app
+from flask import Response, current_app, request
 
 from gateway.answering import respond
 from gateway.identity import identify
@@ -23,6 +23,9 @@ os.environ.setdefault("THREADS", DEFAULT_THREADS)
 gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
 # A path with // in it gets our refusal, not a redirect to somewhere else.
 current_app.url_map.merge_slashes = False
+# What the framework would answer by itself (/robots.txt, /static/x, a newline in the path) gets our refusal too.
+for status in (404, 405):
+    current_app.register_error_handler(status, lambda _: countersign(request))
 
 try:
     gate = load(os.environ)

@@ -76,8 +76,8 @@ def _contents(lines: Iterable[str], report: Report) -> Iterator[tuple[int, dict[
         if not text.strip():
             continue
         try:
-            entry = json.loads(text)
-        except ValueError:
+            entry = _whole_numbers(json.loads(text))
+        except (ValueError, RecursionError):
             report.faults.append(f"line {number}: this is not JSON; it was torn or edited")
             continue
         payload = entry.get("jsonPayload", entry) if isinstance(entry, dict) else None
@@ -89,7 +89,7 @@ def _contents(lines: Iterable[str], report: Report) -> Iterator[tuple[int, dict[
 def _link(chain: _Chain, number: int, content: dict[str, Any], report: Report) -> None:
     digest, sequence = content.get("hash"), content.get("sequence")
     where = f"line {number}, instance {chain.instance}, sequence {sequence}"
-    if line_hash(_whole_numbers(content)) != digest:
+    if line_hash(content) != digest:
         report.faults.append(f"{where}: the line was edited; its hash does not fit")
     elif content.get("audit_id") != audit_id_of(chain.instance, content.get("intent") or digest):
         report.faults.append(f"{where}: its audit id was edited")
@@ -97,8 +97,8 @@ def _link(chain: _Chain, number: int, content: dict[str, Any], report: Report) -
         report.faults.append(f"{where}: sequence {chain.sequence + 1} was expected; lines are missing or out of order")
     elif content.get("prev") != chain.head:
         report.faults.append(f"{where}: it does not follow the line before it")
-    if isinstance(sequence, int | float):
-        chain.sequence = int(sequence)
+    if isinstance(sequence, int):
+        chain.sequence = sequence
     chain.head = str(digest)
     chain.last_kind = str(content.get("kind"))
     chain.ids.add(str(content.get("audit_id")))

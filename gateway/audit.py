@@ -82,15 +82,17 @@ class Descriptor:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._torn = False
+        self._torn = self._stuck = False
 
     def write(self, line: bytes) -> None:
         """See :class:`Sink`. A line that was cut short is ended before the next, which stays readable."""
         if self._torn:
             line = b"\n" + line
         while line:
-            _, ready, _ = select.select([], [self._descriptor], [], WRITE_SECONDS)
-            if not ready:
+            # Calls write one after the other, so of those that meet a log that takes nothing only the first waits.
+            _, ready, _ = select.select([], [self._descriptor], [], 0 if self._stuck else WRITE_SECONDS)
+            self._stuck = not ready
+            if self._stuck:
                 raise TimeoutError("nobody takes the record")
             # At most what a pipe that is ready is sure to take, so that the write cannot block.
             written = os.write(self._descriptor, line[: select.PIPE_BUF])
@@ -353,7 +355,10 @@ class Record:
         audit_id = None
         try:
             message = f"refused {refusal.reason}"
-            audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._extra())
+            if self._intent is None:
+                audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._extra())
+            else:  # never only counted: it is the end of a call that was sent
+                self._audit.write("refusal", content, severity, message, self._extra())
         except RecordUnavailable as error:
             _cry(f"a refusal could not be recorded: {error.note}")
         # A refusal that was counted or could not be written has an id too, of the same instance.

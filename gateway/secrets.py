@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from cachetools import TTLCache
 
@@ -38,6 +38,8 @@ MIN_LENGTH: Final = 8
 MAX_LENGTH: Final = 4096
 
 REDACTED: Final = "[redacted]"
+#: A text is searched as it is, percent-decoded, and decoded again: which characters were encoded is up to the encoder.
+PERCENT_ROUNDS: Final = 3
 
 #: What a header value may hold, RFC 9110, 5.5, without the space that no key has.
 _VALUE = re.compile(rf"[!-~]{{{MIN_LENGTH},{MAX_LENGTH}}}")
@@ -76,8 +78,14 @@ class Secret:
 
     def occurs_in(self, text: str) -> bool:
         """Whether the key stands in ``text``, as it is or in a common encoding."""
-        lowered = text.lower()
-        return any(needle in lowered for needle in self._needles)
+        for _ in range(PERCENT_ROUNDS):
+            lowered = text.lower()
+            if any(needle in lowered for needle in self._needles):
+                return True
+            if "%" not in text:
+                return False
+            text = unquote(text)
+        return False
 
     def redacted(self, answer: Mapping[str, object]) -> dict[str, object]:
         """Return ``answer`` with every text that holds the key replaced."""
@@ -104,8 +112,7 @@ class Secret:
 def _encodings(value: str) -> tuple[str, ...]:
     """Return the ways in which a key may be written, in lower case; base64 at each place it may start in a triple."""
     raw = value.encode("ascii")
-    quoted = quote(value, safe="")
-    needles = {value, value[::-1], raw.hex(), quoted, quote(quoted), "".join(f"%{byte:02x}" for byte in raw)}
+    needles = {value, value[::-1], raw.hex()}
     for lead in range(3):
         text = base64.b64encode(b"\0" * lead + raw).decode()
         # The first and last groups mix in what stands beside the key, so only whole groups of it are looked for.

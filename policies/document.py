@@ -45,10 +45,14 @@ _SECRET = re.compile(r"projects/[a-z0-9:.-]{1,63}/secrets/[A-Za-z0-9_-]{1,255}/v
 _FILE = re.compile(r"file:.+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DURATION = re.compile(r"([1-9][0-9]{0,3})(h|d)")
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 #: The key of nobody: the digest of an empty text, which a slip of the shell produces.
 _EMPTY_KEY: Final = hashlib.sha256(b"").digest()
+
+#: The format needs 8; far beyond it, libyaml's reader ends the process.
+_MAX_DEPTH: Final = 16
 
 #: libyaml reads a large document about ten times as fast; the pure one reads the same documents.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -159,11 +163,20 @@ def read(text: str, file: str) -> PolicySet:
 
 
 def _compose(text: str, file: str) -> yaml.Node:
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=_LOADER):
+            problem = None
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                problem = "anchors (&) and aliases (*) are not part of the format"
+            elif isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                problem = "the document is nested too deeply" if depth > _MAX_DEPTH else None
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if problem is not None:
                 line = event.start_mark.line + 1 if event.start_mark is not None else 1
-                raise DocumentError(f"{file}:{line}: anchors (&) and aliases (*) are not part of the format")
+                raise DocumentError(f"{file}:{line}: {problem}")
         node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
@@ -231,7 +244,9 @@ def _origin(value: _Value) -> str:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise value.fail(hint) from None
-    netloc = f"[{host}]" if host and ":" in host else host
+    if not host or not _HOST.fullmatch(host):
+        raise value.fail(hint)
+    netloc = f"[{host}]" if ":" in host else host
     if parts.scheme not in {"https", "http"} or origin != f"{parts.scheme}://{netloc}{f':{port}' if port else ''}":
         raise value.fail(hint)
     if parts.scheme == "http" and host not in _LOOPBACK:
@@ -346,7 +361,9 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     if "groups" in entry:
         rules.update(_groups(entry["groups"], operation))
     if "parameters" in entry:
-        for path, bounds in entry["parameters"].mapping().items():
+        # Whole objects first, so that what is said of a part holds wherever it is written.
+        written = entry["parameters"].mapping().items()
+        for path, bounds in sorted(written, key=lambda item: item[0].count("[")):
             for rule in _rules(path, bounds, operation):
                 rules[rule.path] = rule
             if _bounds(bounds).get("required") and bounds.mapping()["required"].boolean():
@@ -414,7 +431,7 @@ def _rules(path: str, value: _Value, operation: Operation) -> Iterator[Rule]:
     below = [child for child in operation.parameters.values() if child.path.startswith(template + "[")]
     entries = [child for child in below if child.path in {f"{template}[{{i}}]", f"{template}[{{key}}]"}]
     simple = len(below) == 1 and len(entries) == 1  # a list or a free-key object of plain values
-    if parameter.risk not in WHOLESALE and not simple:
+    if parameter.risk not in WHOLESALE and not simple and below:
         raise value.fail(
             f"this object {parameter.risk.value}, so its parts must be granted by name, such as "
             f"{next((child.path for child in below if _sendable(child)), template)}"
@@ -422,7 +439,7 @@ def _rules(path: str, value: _Value, operation: Operation) -> Iterator[Rule]:
     if not simple and set(bounds) - {"required"}:
         raise value.fail("only required can be said of a whole object. Name the part that you mean")
     if parameter.unsets:
-        yield Rule(path, parameter.kind, unsets=True, required="required" in bounds)
+        yield Rule(path, parameter.kind, unsets=True, required="required" in bounds and bounds["required"].boolean())
     for child in below:
         if child.risk is parameter.risk and _sendable(child):
             suffix = child.path[len(template) :]
@@ -445,7 +462,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
     }
     for key, bound in bounds.items():
         if key in applies and not applies[key]():
-            raise bound.fail(f"{key} cannot be said of {path}, which is a {parameter.kind.value}")
+            raise bound.fail(f"{key} cannot be said of {path}, whose kind is {parameter.kind.value}")
     if "fixed" in bounds and set(bounds) - {"fixed"}:
         raise bounds["fixed"].fail("a fixed value stands alone: the policy sends it whatever the caller does")
     if ("fixed" in bounds or "required" in bounds) and "{" in path:
@@ -485,6 +502,9 @@ def _refuse_impossible(rule: Rule, bounds: Mapping[str, _Value]) -> None:
         problem = parameters.fault(rule, text)
         if problem is not None:
             raise bounds["one_of"].fail(f"{text} could never be sent: {rule.path} {problem}")
+    if rule.one_of and all(parameters.fault(rule, text) for text in rule.one_of):
+        bound = bounds["prefix" if "prefix" in bounds else "max_length"]
+        raise bound.fail("the upstream takes nothing like it, so no value could pass")
 
 
 def _max_length(bounds: Mapping[str, _Value], base: Rule) -> int | None:
@@ -542,7 +562,11 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)
     entry = value.mapping(known=("from", "for"), required=("from",))
     path = entry["from"].text()
-    _granted(entry["from"], path, rules, operation)
+    rule = _granted(entry["from"], path, rules, operation)
+    if rule.fixed is not None or rule.kind in {Kind.OBJECT, Kind.ARRAY}:
+        raise entry["from"].fail(
+            f"{path} cannot tell one call from another. Name a parameter that can, such as an order number"
+        )
     seconds = RETENTION
     if "for" in entry:
         hint = "write hours or days, such as 72h or 7d; 72h at least, since no-code tools repeat calls that late"
@@ -553,7 +577,8 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
     return Idempotency(required=True, parameter=path, seconds=seconds)
 
 
-def _granted(value: _Value, path: str, rules: Mapping[str, Rule], operation: Operation) -> None:
-    template = parameters.template_of(operation, path)
-    if "{" in path or (path not in rules and template not in rules):
+def _granted(value: _Value, path: str, rules: Mapping[str, Rule], operation: Operation) -> Rule:
+    rule = rules.get(path) or rules.get(parameters.template_of(operation, path) or "")
+    if "{" in path or rule is None:
         raise value.fail(f"{forms.shown(path)} is not one of the parameters that this grant allows")
+    return rule

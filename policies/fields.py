@@ -6,6 +6,7 @@ lets only what the catalogue says it holds through; everything else, absent ones
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from policies.model import Shape
@@ -46,4 +47,5 @@ def _leaf(value: object, branch: object) -> object:
 
 
 def _scalar(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
+    # A float may be infinite, since 1e999 is read as one; JSON has no way to write it.
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -23,6 +24,8 @@ MAX_FIELDS: Final = 512
 MAX_DEPTH: Final = 8
 #: Longer than the longest path a catalogue has, with a 40-character metadata key.
 MAX_PATH: Final = 256
+#: How much of a caller's own text a sentence repeats: the longest name of any catalogue, whole.
+MAX_SHOWN: Final = 140
 #: Every amount and timestamp fits; more digits are an attack on the parser.
 MAX_DIGITS: Final = 20
 
@@ -65,13 +68,13 @@ def split(path: str) -> tuple[str, ...]:
 
 def shown(name: str) -> str:
     """Write a caller's own text so that it is safe in a sentence: ASCII, short, nothing that acts."""
-    short = name if len(name) <= 60 else name[:60] + "…"
+    short = name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "…"
     return short.encode("ascii", "backslashreplace").decode() if short.isprintable() else ascii(short)[1:-1]
 
 
 def _place(item: tuple[str, str]) -> tuple[tuple[bool, int, str], ...]:
     return tuple(
-        (False, int(part), "") if part.isdecimal() and part.isascii() and len(part) <= MAX_DIGITS else (True, 0, part)
+        (False, int(part), part) if part.isdecimal() and part.isascii() and len(part) <= MAX_DIGITS else (True, 0, part)
         for part in split(item[0])
     )
 
@@ -140,8 +143,7 @@ def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> Non
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise BodyMalformed(f"{shown(twice)} is given twice. Send it once.")
     for name in result:
         if not name or "[" in name or "]" in name:

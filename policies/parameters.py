@@ -37,10 +37,8 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> dict[str, str
     parameter.
     """
     rules, operation = entitlement.rules, entitlement.operation
-    nested = False
     for path, value in given.items():
         if "[" in path:
-            nested = True
             template = template_of(operation, path)
             rule = None if template is None else rules.get(path) or rules.get(template)
         else:
@@ -50,12 +48,13 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> dict[str, str
         problem = fault(rule, value)
         if problem is not None:
             raise ParameterInvalid(f"{shown(path)} {problem}", parameter=shown(path))
-    if nested:
-        _check_shape(operation, given)
+    approved = canonical({**given, **entitlement.fixed}) if entitlement.fixed else dict(given)
+    if any("[" in path for path in approved):
+        _check_shape(operation, approved)
     for path in entitlement.required:
         if not given.get(path) and not any(name.startswith(path + "[") for name in given):
             raise ParameterMissing(f"{path} is missing. Send it with every call.", parameter=path)
-    return canonical({**given, **entitlement.fixed}) if entitlement.fixed else dict(given)
+    return approved
 
 
 def template_of(operation: Operation, path: str) -> str | None:
@@ -136,7 +135,10 @@ def _not_granted(entitlement: Entitlement, path: str) -> str:
 
 
 def _check_shape(operation: Operation, given: Mapping[str, str]) -> None:
-    """Lists run from 0 without a gap, nothing has too many entries, and an object has the parts it needs."""
+    """Lists run from 0 without a gap, nothing has too many entries, and an object has the parts it needs.
+
+    ``given`` includes what the policy fixes: that part of an object need not, and cannot, come from the caller.
+    """
     children: defaultdict[str, set[str]] = defaultdict(set)
     for path in given:
         parent, *rest = split(path)
@@ -144,6 +146,10 @@ def _check_shape(operation: Operation, given: Mapping[str, str]) -> None:
             children[parent].add(part)
             parent = f"{parent}[{part}]"
     for parent, parts in children.items():
+        if parent in given:
+            raise ParameterInvalid(
+                f"{shown(parent)} cannot be emptied: the policy fixes a part of it.", parameter=shown(parent)
+            )
         template = template_of(operation, parent)
         if template is not None:
             _check_parts(shown(parent), operation.parameters[template], parts)

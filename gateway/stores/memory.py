@@ -30,6 +30,7 @@ class Memory:
         self._lock = threading.Lock()
         self._windows: dict[tuple[str, str, Limit], Window] = {}
         self._ledger: OrderedDict[str, Entry] = OrderedDict()
+        self._next_sweep = 0.0
 
     def admit(self, grant: Grant) -> Admission:
         """See :class:`gateway.stores.Store`."""
@@ -79,7 +80,9 @@ class Memory:
             self._ledger.popitem(last=False)
         held = self._ledger.get(key)
         if held is None and len(self._ledger) >= self._max_entries:
-            raise StoreUnavailable(note="the ledger in memory is full")
+            self._sweep(now)
+            if len(self._ledger) >= self._max_entries:
+                raise StoreUnavailable(note="the ledger in memory is full")
         return idempotency.claim(
             held,
             owner=owner,
@@ -87,6 +90,13 @@ class Memory:
             retention=grant.entitlement.idempotency.seconds,
             now=now,
         )
+
+    def _sweep(self, now: float) -> None:
+        """Forget expired keys that stand behind one kept for longer; at most once a second, since it looks at all."""
+        if now >= self._next_sweep:
+            self._next_sweep = now + 1
+            for key in [key for key, entry in self._ledger.items() if entry.expires <= now]:
+                del self._ledger[key]
 
     def _move(self, grant: Grant, admission: Admission, outcome: Outcome, answer: Answer | None) -> None:
         key = grant.ledger_key

@@ -59,7 +59,10 @@ class Appgregator:
         if reply.upstream_status not in {401, 403}:
             return reply
         fresh = self._secrets.renew(secret, deadline)
-        return reply if fresh is None else replace(self._attempt(grant, fresh, deadline), attempts=2)
+        if fresh is None:
+            return reply
+        # The first attempt reached the upstream, so the call counts, whatever becomes of the second.
+        return replace(self._attempt(grant, fresh, deadline), attempts=2, reached=True)
 
     def _attempt(self, grant: Grant, secret: Secret, deadline: float) -> Reply:
         headers = [

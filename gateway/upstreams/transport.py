@@ -7,6 +7,7 @@ to seek with.
 
 from __future__ import annotations
 
+import select
 import threading
 from dataclasses import dataclass
 from io import BytesIO
@@ -85,7 +86,7 @@ class Transport:
 
     def _handle(self) -> Any:
         curl = getattr(self._local, "curl", None)
-        if curl is None:
+        if curl is None or _closed_by_the_other_side(curl):
             # Kept only once it is set up whole: half a handle would obey the environment's proxy.
             curl = self._local.curl = self._new_handle()
         return curl
@@ -105,3 +106,13 @@ class Transport:
         curl.setopt(pycurl.ACCEPT_ENCODING, "identity")
         curl.setopt(pycurl.USERAGENT, "countersign")
         return curl
+
+
+def _closed_by_the_other_side(curl: Any) -> bool:
+    """Whether the last connection has ended while idle. libcurl looks itself only after a second of idleness."""
+    number = curl.getinfo(pycurl.ACTIVESOCKET)
+    if number < 0:
+        return False
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(0))  # nothing is due between calls, so whatever comes is an end or not to be trusted

@@ -1,0 +1,120 @@
+"""``countersign check``: whether a policy document is in order, and what it grants."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from console.__main__ import main
+from sandbox.__main__ import ROOT
+from tests.conftest import KEY, policy, sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ORIGIN = "https://us-central1-appgregator.cloudfunctions.net"
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    (tmp_path / "policy.yaml").write_text(policy(ORIGIN, limits="30/minute, 2000/day"))
+    return tmp_path / "policy.yaml"
+
+
+def test_good_document_is_told_caller_by_caller(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(document)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    lines = told.out.splitlines()
+    assert lines[0].startswith("The policy is in order (digest ")
+    assert "app (tests), 30/minute and 2000/day, may call:" in lines
+    assert "other (tests), 1000/minute, may call:" in lines
+    assert "  invoices.create on billing" in lines
+    sends, receives = (next(line for line in lines if line.startswith(f"    {word}")) for word in ("sends", "receives"))
+    assert "metadata[cost_center]" in sends
+    assert "lines.data.amount" in receives
+    assert sha256(KEY) not in told.out
+
+
+def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = f"- key: {{id: k1, sha256: {sha256(KEY)}}}"
+    two = f"{written}\n      - key: {{id: k2, sha256: {sha256('csk_second')}}}"
+    document.write_text(document.read_text().replace(written, two))
+    assert main(["check", str(document)]) == 0
+    assert capsys.readouterr().out.count("app (tests)") == 1
+
+
+@pytest.mark.parametrize(
+    ("instead", "of", "says"),
+    [
+        ("connectoins:", "connections:", ":2: connectoins: no such key. Did you mean connections?"),
+        ("limits: []", "limits: [30/minute, 2000/day]", "callers.app.limits: this list is empty"),
+        ("upstream: stripe", "upstream: appgregator", "connections.billing.upstream: Stripe itself"),
+        ("    name: [", "    name: ft-4", "this is not YAML"),
+    ],
+)
+def test_wrong_document_is_one_line_with_file_line_and_key(
+    document: Path, capsys: pytest.CaptureFixture[str], instead: str, of: str, says: str
+) -> None:
+    text = document.read_text()
+    assert of in text
+    document.write_text(text.replace(of, instead, 1))
+    assert main(["check", str(document)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"{document}:")
+    assert says in told.err
+    assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["missing", "not UTF-8"])
+def test_unreadable_document_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    path = tmp_path / "policy.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["check", str(path)]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert str(path) in told.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["check"], ["audit"], ["audit", "verify"], ["check", "a", "b"]])
+def test_wrong_arguments_are_answered_with_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: countersign" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sandbox.yaml", "example.yaml"])
+def test_every_document_of_the_project_is_in_order(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(ROOT / "policies/documents" / name)]) == 0, capsys.readouterr().err
+
+
+def test_script_works_from_any_directory(document: Path, tmp_path: Path) -> None:
+    (tmp_path / "console.py").write_text("raise SystemExit('a file of the same name was run')")
+    run = subprocess.run(
+        [ROOT / "countersign", "check", document.name],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "app (tests)" in run.stdout
+
+
+def test_script_without_its_environment_says_what_to_do(tmp_path: Path) -> None:
+    script = tmp_path / "countersign"
+    script.write_bytes((ROOT / "countersign").read_bytes())
+    script.chmod(0o755)
+    run = subprocess.run([script, "check", "x"], capture_output=True, text=True, cwd="/", check=False)
+    assert run.returncode == 1
+    assert "make" in run.stderr
+    assert run.stderr.count("\n") == 1

@@ -1,0 +1,183 @@
+"""What a caller is told, as bytes and headers."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.answering import respond
+from gateway.audit import Audit
+from gateway.stores.memory import Memory
+from policies.model import Answer, Outcome, Reply
+from policies.quota import parse_limit
+from policies.refusals import CredentialMissing, LimitReached, MethodNotAllowed, PathUnknown, Refusal, UpstreamBusy
+from tests.conftest import policy
+from tests.gateway.conftest import Clock, granted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Response
+
+    from gateway.audit import Record
+    from sandbox.appgregator import Appgregator
+    from tests.conftest import Function
+
+
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def write(self, line: bytes) -> None:
+        pass
+
+
+@pytest.fixture
+def audit() -> Audit:
+    return Audit(Nowhere(), policy="p" * 64)
+
+
+def answered(audit: Audit, reply: Reply, limits: str = "30/minute") -> tuple[Record, Response]:
+    """Take a call through a store and the record to its answer."""
+    grant = granted(policy("http://127.0.0.1:9", limits=limits))
+    with audit.open({}) as record:
+        record.caller, record.grant = grant.caller, grant
+        record.admission = Memory(Clock()).admit(grant)
+        record.intent(record.admission)
+        record.close(reply, record.answer_to(reply), settled=True)
+    return record, respond(record)
+
+
+def refused(audit: Audit, refusal: Refusal) -> tuple[Record, Response]:
+    with audit.open({}) as record:
+        raise refusal
+    return record, respond(record)
+
+
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1", "description": "é \u2028 💸"})
+
+
+def test_success_is_json_with_exactly_these_headers(audit: Audit) -> None:
+    record, response = answered(audit, SUCCEEDED)
+    assert response.status_code == 200
+    assert json.loads(response.get_data()) == {
+        "id": "in_1",
+        "description": "é \u2028 💸",
+        "audit_id": record.audit_id,
+    }
+    assert dict(response.headers) == {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(response.get_data())),
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Countersign-Audit-Id": record.audit_id,
+        "RateLimit-Policy": '"30/minute";q=30;w=60',
+        "RateLimit": '"30/minute";r=29;t=61',
+    }
+
+
+def test_audit_id_is_in_the_answer_only_where_the_policy_lists_it(audit: Audit) -> None:
+    grant = granted(policy("http://127.0.0.1:9", response="id"))
+    with audit.open({}) as record:
+        record.caller, record.grant = grant.caller, grant
+        answer = record.answer_to(SUCCEEDED)
+    assert "audit_id" not in json.loads(answer.body)
+
+
+def test_refusal_is_problem_json_and_says_who_said_no(audit: Audit) -> None:
+    record, response = refused(audit, PathUnknown())
+    assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
+    problem = json.loads(response.get_data())
+    assert problem["audit_id"] == response.headers["Countersign-Audit-Id"] == record.audit_id
+    assert problem["status"] == 404
+    assert problem["type"] == f"urn:countersign:refusal:{problem['reason']}"
+    assert problem["decided_by"] == "countersign"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "name", "value"),
+    [
+        (LimitReached(retry_after=17), "Retry-After", "17"),
+        (CredentialMissing(), "WWW-Authenticate", 'Bearer realm="countersign"'),
+        (MethodNotAllowed(), "Allow", "POST"),
+    ],
+)
+def test_refusal_carries_the_header_its_status_needs(audit: Audit, refusal: Refusal, name: str, value: str) -> None:
+    _, response = refused(audit, refusal)
+    assert response.headers[name] == value
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_busy_upstream_is_passed_on_with_its_wait(audit: Audit) -> None:
+    _, response = answered(audit, Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=7)))
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "7")
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert json.loads(response.get_data())["decided_by"] == "upstream"
+
+
+def test_every_limit_stands_in_the_headers(audit: Audit) -> None:
+    _, response = answered(audit, SUCCEEDED, limits="3/second, 100/minute")
+    assert response.headers["RateLimit-Policy"] == '"3/second";q=3;w=1, "100/minute";q=100;w=60'
+    assert response.headers["RateLimit"].startswith('"3/second";r=2;t=')
+    assert '"100/minute";r=99;t=' in response.headers["RateLimit"]
+
+
+def test_refusal_by_a_limit_shows_how_the_limits_stand(audit: Audit) -> None:
+    store, grant = Memory(Clock()), granted(policy("http://127.0.0.1:9", limits="1/minute"))
+    store.admit(grant)
+    with audit.open({}) as record:
+        record.caller, record.grant = grant.caller, grant
+        store.admit(grant)
+    response = respond(record)
+    assert response.status_code == 429
+    assert response.headers["RateLimit-Policy"] == f'"1/minute";q={parse_limit("1/minute").calls};w=60'
+    assert response.headers["RateLimit"] == f'"1/minute";r=0;t={response.headers["Retry-After"]}'
+
+
+def test_refusal_before_the_store_shows_no_limits(audit: Audit) -> None:
+    _, response = refused(audit, PathUnknown())
+    assert "RateLimit" not in response.headers
+    assert "RateLimit-Policy" not in response.headers
+
+
+def test_lone_surrogate_does_not_break_an_answer(audit: Audit) -> None:
+    """JSON can name half a character, which has no UTF-8."""
+    _, response = answered(audit, Reply(Outcome.SUCCEEDED, answer={"description": "a\ud83db"}))
+    assert response.status_code == 200
+    response.get_data().decode("utf-8")
+    assert json.loads(response.get_data())["description"] == "a\ud83db"
+
+
+def test_answer_is_passed_on_byte_for_byte(audit: Audit) -> None:
+    body = '{"kept":  "as it was, é"}'.encode()
+    with audit.open({}) as record:
+        record.answer = Answer(402, body)
+    response = respond(record)
+    assert (response.get_data(), response.headers["Content-Length"]) == (body, str(len(body)))
+    assert response.headers["Content-Type"] == "application/problem+json"
+
+
+def test_no_header_of_the_upstream_is_passed_on(function: Callable[..., Function], upstream: Appgregator) -> None:
+    upstream.fail_next("set_cookie")
+    response = function().post()
+    assert response.status_code == 200
+    assert set(response.headers.keys()) == {
+        "Content-Type",
+        "Content-Length",
+        "Cache-Control",
+        "X-Content-Type-Options",
+        "Countersign-Audit-Id",
+        "RateLimit",
+        "RateLimit-Policy",
+    }
+
+
+def test_replay_is_the_same_bytes_and_says_so(function: Callable[..., Function], upstream: Appgregator) -> None:
+    gate = function()
+    first, second = (gate.post(Idempotency_Key="order-1") for _ in range(2))
+    assert first.data == second.data
+    assert "Idempotent-Replayed" not in first.headers
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert first.headers["Countersign-Audit-Id"] != second.headers["Countersign-Audit-Id"]
+    assert upstream.invoices == 1

@@ -1,0 +1,524 @@
+"""Secret Manager -> Secret, with Google's own client against a server that speaks its protocol."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import socket
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
+
+import grpc
+import pytest
+
+from gateway.secrets import (
+    FRESH_SECONDS,
+    LAST_GOOD_SECONDS,
+    MAX_LENGTH,
+    PAUSE_SECONDS,
+    REDACTED,
+    Mounted,
+    Secret,
+    SecretDownError,
+    SecretGoneError,
+    SecretManager,
+    Secrets,
+)
+from policies.refusals import SecretUnavailable
+from sandbox.__main__ import SECRET, UPSTREAM_KEY
+from tests.conftest import policy
+from tests.gateway.conftest import Clock, at_once, granted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from policies.model import Grant
+    from sandbox.secret_manager import SecretManager as Sandbox
+
+LATEST = f"{SECRET}/versions/latest"
+ROTATED = "another-upstream-key"
+#: Statuses that Google's client does not try again, so that one read is one access.
+ONCE = grpc.StatusCode.UNKNOWN
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def manager(secret_manager: Sandbox) -> Iterator[SecretManager]:
+    source = SecretManager(secret_manager.address)
+    yield source
+    if source._client is not None:
+        source._client.transport.close()
+
+
+@pytest.fixture
+def secrets(manager: SecretManager, clock: Clock) -> Secrets:
+    return Secrets(manager=manager, mounted=Mounted(), clock=clock)
+
+
+@pytest.fixture
+def grant() -> Grant:
+    return granted()
+
+
+def test_key_is_read_with_its_own_version_number(secrets: Secrets, grant: Grant, clock: Clock) -> None:
+    secret = secrets.access(grant, clock() + 25)
+    assert (secret.name, secret.version, secret.value) == (LATEST, "1", UPSTREAM_KEY)
+
+
+def test_wrong_checksum_is_refused_and_a_right_one_taken_next(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secret_manager.corrupt = True
+    with pytest.raises(SecretUnavailable) as caught:
+        secrets.access(grant, clock() + 25)
+    assert caught.value.note == "the checksum does not match"
+    secret_manager.corrupt = False
+    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+
+
+def test_omitted_checksum_is_refused(secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox) -> None:
+    secret_manager.omit_checksum = True
+    with pytest.raises(SecretUnavailable):
+        secrets.access(grant, clock() + 25)
+
+
+def test_fifty_calls_that_wait_cost_one_access(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secret_manager.delay = 0.3
+    found = at_once(50, lambda _: secrets.access(grant, clock() + 25).value)
+    assert found == [UPSTREAM_KEY] * 50
+    assert secret_manager.accesses == (LATEST,)
+
+
+@pytest.mark.parametrize("code", [ONCE, grpc.StatusCode.NOT_FOUND], ids=["down", "gone"])
+def test_failure_is_shared_by_those_who_wait_and_by_nobody_else(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox, code: grpc.StatusCode
+) -> None:
+    secret_manager.delay = 0.3
+    secret_manager.down(code)
+
+    def access(_: int) -> type[BaseException] | None:
+        try:
+            secrets.access(grant, clock() + 25)
+        except SecretUnavailable as error:
+            return type(error)
+        return None
+
+    assert at_once(20, access) == [SecretUnavailable] * 20
+    assert len(secret_manager.accesses) == 1
+    secret_manager.up()
+    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+
+
+def test_waiting_for_another_calls_read_ends_at_the_deadline(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secret_manager.delay = 0.6
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(secrets.access, grant, clock() + 25)
+        while not secret_manager.accesses:
+            time.sleep(0.01)
+        with pytest.raises(SecretUnavailable) as caught:
+            secrets.access(grant, clock() + 0.1)
+        assert caught.value.note == "another call's read took too long"
+        assert first.result().value == UPSTREAM_KEY
+    assert secret_manager.accesses == (LATEST,)
+
+
+def test_key_is_fresh_for_a_minute_and_then_read_again(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secrets.access(grant, clock() + 25)
+    secret_manager.add(SECRET, ROTATED.encode())
+    clock.tick(FRESH_SECONDS - 0.001)
+    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    assert len(secret_manager.accesses) == 1
+    clock.tick(0.001)
+    secret = secrets.access(grant, clock() + 25)
+    assert (secret.value, secret.version) == (ROTATED, "2")
+    assert len(secret_manager.accesses) == 2
+
+
+def test_last_good_key_is_used_while_secret_manager_is_down_with_one_attempt_in_five_seconds(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secrets.access(grant, clock() + 25)
+    secret_manager.forget()
+    secret_manager.down(ONCE)
+    clock.tick(FRESH_SECONDS)
+    for _ in range(100):
+        assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+        clock.tick(PAUSE_SECONDS / 100)
+    assert len(secret_manager.accesses) == 1
+    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    assert len(secret_manager.accesses) == 2
+
+
+def test_last_good_key_is_used_for_an_hour_and_not_longer(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secrets.access(grant, clock() + 25)
+    secret_manager.down(ONCE)
+    clock.tick(LAST_GOOD_SECONDS - 0.001)
+    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    clock.tick(0.001)
+    with pytest.raises(SecretUnavailable) as caught:
+        secrets.access(grant, clock() + 25)
+    assert caught.value.retry_after == 5
+
+
+def test_key_is_read_again_as_soon_as_secret_manager_is_back(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secrets.access(grant, clock() + 25)
+    secret_manager.down(ONCE)
+    clock.tick(FRESH_SECONDS)
+    secrets.access(grant, clock() + 25)
+    secret_manager.up()
+    secret_manager.add(SECRET, ROTATED.encode())
+    clock.tick(PAUSE_SECONDS)
+    assert secrets.access(grant, clock() + 25).value == ROTATED
+
+
+@pytest.mark.parametrize("how", ["disabled", "destroyed", "forbidden", "absent", "malformed"])
+def test_key_that_is_taken_away_stops_at_once(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox, how: str
+) -> None:
+    secrets.access(grant, clock() + 25)
+    match how:
+        case "disabled":
+            secret_manager.disable(SECRET, 1)
+        case "destroyed":
+            secret_manager.destroy(SECRET, 1)
+        case "forbidden":
+            secret_manager.down(grpc.StatusCode.PERMISSION_DENIED)
+        case "absent":
+            secret_manager.down(grpc.StatusCode.NOT_FOUND)
+        case _:
+            secret_manager.down(grpc.StatusCode.INVALID_ARGUMENT)
+    clock.tick(FRESH_SECONDS)
+    with pytest.raises(SecretUnavailable):
+        secrets.access(grant, clock() + 25)
+    secret_manager.down(ONCE)
+    with pytest.raises(SecretUnavailable):  # no last good value comes back either
+        secrets.access(grant, clock() + 25)
+
+
+def test_secret_that_is_not_ours_or_not_there_is_unavailable(clock: Clock, secrets: Secrets) -> None:
+    for name in ("projects/forbidden/secrets/s/versions/1", "projects/sandbox/secrets/none/versions/1"):
+        with pytest.raises(SecretUnavailable):
+            secrets.access(granted(policy("http://127.0.0.1:9", secret=name)), clock() + 25)
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["accepts and says nothing", "refuses connections"])
+def test_secret_manager_that_is_down_is_answered_within_three_seconds(
+    grant: Grant, clock: Clock, *, silent: bool
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if silent:
+            listener.listen()
+        manager = SecretManager(f"127.0.0.1:{listener.getsockname()[1]}")
+        secrets = Secrets(manager=manager, mounted=Mounted(), clock=clock)
+        manager._connected()  # Google's client is imported once a process, and that is not counted
+        began = time.monotonic()
+        with pytest.raises(SecretUnavailable):
+            secrets.access(grant, clock() + 25)
+        assert time.monotonic() - began < 3
+        manager._client.transport.close()
+
+
+def test_reading_a_document_leaves_no_connection_for_a_fork_to_inherit(
+    manager: SecretManager, secret_manager: Sandbox
+) -> None:
+    secret_manager.add("projects/sandbox/secrets/policy", "callers: é".encode())
+    assert manager.read_document("projects/sandbox/secrets/policy/versions/1") == "callers: é"
+    assert manager._client is None
+    assert manager.read(LATEST).value == UPSTREAM_KEY
+
+
+# ---------------------------------------------------------------- a key the upstream refused
+
+
+def test_renewal_brings_the_changed_key(secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox) -> None:
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.add(SECRET, ROTATED.encode())
+    fresh = secrets.renew(refused, clock() + 25)
+    assert fresh is not None
+    assert fresh.value == ROTATED
+    assert secrets.access(grant, clock() + 25) is fresh
+    assert len(secret_manager.accesses) == 2
+
+
+def test_renewal_of_an_unchanged_key_brings_nothing_and_reads_once_in_five_seconds(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.forget()
+    for _ in range(100):
+        assert secrets.renew(refused, clock() + 25) is None
+        assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+        clock.tick(PAUSE_SECONDS / 100 - 0.001)
+    assert len(secret_manager.accesses) == 1
+    secret_manager.add(SECRET, ROTATED.encode())
+    clock.tick(0.2)
+    fresh = secrets.renew(refused, clock() + 25)
+    assert fresh is not None
+    assert fresh.value == ROTATED
+
+
+def test_renewal_reads_nothing_where_another_call_has_renewed(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.add(SECRET, ROTATED.encode())
+    first = secrets.renew(refused, clock() + 25)
+    secret_manager.forget()
+    assert secrets.renew(refused, clock() + 25) is first
+    assert secret_manager.accesses == ()
+
+
+def test_fifty_renewals_at_once_cost_one_read(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.add(SECRET, ROTATED.encode())
+    secret_manager.forget()
+    secret_manager.delay = 0.2
+    fresh = at_once(50, lambda _: secrets.renew(refused, clock() + 25))
+    assert [secret and secret.value for secret in fresh] == [ROTATED] * 50
+    assert len(secret_manager.accesses) == 1
+
+
+@pytest.mark.parametrize("code", [ONCE, grpc.StatusCode.NOT_FOUND], ids=["down", "gone"])
+def test_renewal_brings_nothing_where_nothing_can_be_read(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox, code: grpc.StatusCode
+) -> None:
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.down(code)
+    assert secrets.renew(refused, clock() + 25) is None
+
+
+# ---------------------------------------------------------------- mounted
+
+
+def test_mounted_key_is_read_and_its_rotation_seen(secrets: Secrets, clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(f"{UPSTREAM_KEY}\n")
+    grant = granted(policy("http://127.0.0.1:9", secret=f"file:{path}"))
+    secret = secrets.access(grant, clock() + 25)
+    assert (secret.value, secret.version) == (UPSTREAM_KEY, "mounted")
+    path.write_text(ROTATED)
+    clock.tick(FRESH_SECONDS)
+    assert secrets.access(grant, clock() + 25).value == ROTATED
+
+
+def test_mounted_key_that_is_missing_stops_at_once(secrets: Secrets, clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(UPSTREAM_KEY)
+    grant = granted(policy("http://127.0.0.1:9", secret=f"file:{path}"))
+    secrets.access(grant, clock() + 25)
+    path.unlink()
+    clock.tick(FRESH_SECONDS)
+    with pytest.raises(SecretUnavailable) as caught:
+        secrets.access(grant, clock() + 25)
+    assert caught.value.note == "the file does not exist"
+
+
+def test_mounted_key_that_cannot_be_read_is_down(tmp_path: Path) -> None:
+    with pytest.raises(SecretDownError, match="IsADirectoryError"):
+        Mounted().read(f"file:{tmp_path}")
+
+
+# ---------------------------------------------------------------- what can be a key
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", ""])
+def test_line_break_at_the_end_is_not_part_of_a_key(end: str) -> None:
+    assert Secret.of("s", "1", (UPSTREAM_KEY + end).encode()).value == UPSTREAM_KEY
+
+
+@pytest.mark.parametrize("key", ["12345678", "!~" * 4, "k" * MAX_LENGTH])
+def test_key_may_be_8_to_4096_printable_characters(key: str) -> None:
+    assert Secret.of("s", "1", key.encode()).value == key
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\n",
+        b"1234567",
+        b"k" * (MAX_LENGTH + 1),
+        b"a key with spaces",
+        b" leading-space",
+        b"trailing-space ",
+        b"tab\tinside-it",
+        b"null\0inside-it",
+        "clé-of-somebody".encode(),
+        b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8",
+        b"injected-key\r\nX-Admin: yes",
+        b"injected-key\nX-Admin:yes",
+        b"\nleading-break",
+    ],
+)
+def test_value_that_cannot_be_a_key_is_refused_without_being_shown(data: bytes) -> None:
+    with pytest.raises(SecretGoneError) as caught:
+        Secret.of("s", "1", data)
+    shown = "".join(traceback.format_exception(caught.value))
+    for word in ("injected", "Admin", "1234567", "somebody", "inside", "with spaces"):
+        assert word not in shown.partition("the value is not a key")[2]
+    assert caught.value.__cause__ is None
+
+
+def test_unusable_value_in_secret_manager_is_unavailable(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secrets.access(grant, clock() + 25)
+    secret_manager.add(SECRET, b"injected-key\r\nX-Admin: yes")
+    clock.tick(FRESH_SECONDS)
+    with pytest.raises(SecretUnavailable) as caught:
+        secrets.access(grant, clock() + 25)
+    assert "injected" not in "".join(traceback.format_exception(caught.value)) + str(caught.value.note)
+
+
+# ---------------------------------------------------------------- never shown
+
+
+def test_key_shows_in_no_text_made_of_a_secret(
+    secrets: Secrets, grant: Grant, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = secrets.access(grant, clock() + 25)
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("test").info("%s %r", secret, secrets)
+    shown = "".join(traceback.format_exception(ValueError(secret, secrets)))
+    for text in (repr(secret), str(secret), f"{secret}", repr(secrets), repr([secret]), caplog.text, shown):
+        assert UPSTREAM_KEY not in text
+        assert not secret.occurs_in(text)
+    assert LATEST in repr(secret)
+
+
+def test_key_shows_in_no_exception_of_a_failed_renewal(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secrets.access(grant, clock() + 25)
+    secret_manager.corrupt = True
+    clock.tick(LAST_GOOD_SECONDS)
+    with pytest.raises(SecretUnavailable) as caught:
+        secrets.access(grant, clock() + 25)
+    assert UPSTREAM_KEY not in "".join(traceback.format_exception(caught.value)) + repr(caught.value.__dict__)
+
+
+# ---------------------------------------------------------------- redaction
+
+#: Each has something that an encoding changes: + and / of base64, reserved characters, a length of every rest by 3.
+KEYS = ["sandbox-upstream-key", "aB3+/xyz==", "k/&=%?#[]12", "AKIAIOSFODNN7EXAMPLE1", "12345678", "~~~???>>>"]
+
+
+def texts(key: str) -> dict[str, str]:
+    raw = key.encode()
+    return {
+        "raw": key,
+        "upper": key.upper(),
+        "reversed": key[::-1],
+        "hex": raw.hex(),
+        "upper hex": raw.hex().upper(),
+        "percent": quote(key, safe=""),
+        "percent, slash kept": quote(key),
+        "percent of a form": quote_plus(key),
+        "percent twice": quote(quote(key, safe=""), safe=""),
+        "percent, all": "".join(f"%{byte:02X}" for byte in raw),
+        "percent, some": key[:3] + f"%{raw[3]:02x}" + key[4:],
+    } | {
+        f"{name} after {lead} bytes": encode(b"z" * lead + raw + b"and more").decode()
+        for name, encode in (("base64", base64.b64encode), ("urlsafe base64", base64.urlsafe_b64encode))
+        for lead in range(7)
+    }
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("name", texts(KEYS[0]))
+def test_key_is_found_in_every_common_encoding(key: str, name: str) -> None:
+    secret = Secret.of("s", "1", key.encode())
+    text = texts(key)[name]
+    assert secret.occurs_in(text)
+    assert secret.redacted({"field": f"before {text} after"}) == {"field": REDACTED}
+
+
+@pytest.mark.parametrize("lead", range(3))
+def test_key_is_found_in_base64_that_ends_with_it(lead: int) -> None:
+    for key in KEYS:
+        encoded = base64.b64encode(b"z" * lead + key.encode()).decode()
+        assert Secret.of("s", "1", key.encode()).occurs_in(encoded)
+        assert Secret.of("s", "1", key.encode()).occurs_in(encoded.rstrip("="))
+
+
+def test_redaction_reaches_every_place_of_an_answer() -> None:
+    secret = Secret.of("s", "1", b"12345678")
+    answer: dict[str, object] = {
+        "text": "it is 12345678.",
+        "number": 12345678,
+        "larger number": 9123456789,
+        "fraction": 12345678.5,
+        "list": ["12345678", 1, ["x12345678x"]],
+        "nested": {"lines": [{"data": {"amount": 12345678, "id": "li_1"}}]},
+        "a 12345678 key": True,
+        "none": None,
+    }
+    assert secret.redacted(answer) == {
+        "text": REDACTED,
+        "number": REDACTED,
+        "larger number": REDACTED,
+        "fraction": REDACTED,
+        "list": [REDACTED, 1, [REDACTED]],
+        "nested": {"lines": [{"data": {"amount": REDACTED, "id": "li_1"}}]},
+        REDACTED: True,
+        "none": None,
+    }
+
+
+def test_innocent_answer_is_left_as_it_is() -> None:
+    answer: dict[str, object] = {
+        "id": "in_1MtHbELkdIwHu7ixl4OzzPMv",
+        "amount_due": 2000,
+        "rate": 0.25,
+        "paid": False,
+        "number": None,
+        "description": "sandbox upstream key",
+        "hosted_invoice_url": "https://pay.example/i/acct%5F1?s=ap%20x%",
+        "broken escapes": "100% %zz %e9",
+        "metadata": {"order": "7", "": ""},
+        "lines": {"data": [{"amount": 2000}, {"amount": -5}]},
+    }
+    for key in KEYS:
+        assert Secret.of("s", "1", key.encode()).redacted(answer) == answer
+
+
+def test_text_full_of_percent_signs_is_searched_in_bounded_time() -> None:
+    secret = Secret.of("s", "1", UPSTREAM_KEY.encode())
+    began = time.monotonic()
+    assert not secret.occurs_in("%25" * 300_000)
+    assert not secret.occurs_in("%" + "25" * 300_000)
+    assert time.monotonic() - began < 5
+
+
+def test_source_is_chosen_by_the_name(secrets: Secrets, clock: Clock, tmp_path: Path) -> None:
+    class Refusing:
+        def read(self, name: str) -> Secret:
+            raise AssertionError(name)
+
+    path = tmp_path / "key"
+    path.write_text(UPSTREAM_KEY)
+    only_files = Secrets(manager=Refusing(), mounted=Mounted(), clock=clock)
+    assert only_files.access(granted(policy("http://127.0.0.1:9", secret=f"file:{path}")), clock() + 25).value
+    only_versions = Secrets(manager=secrets._manager, mounted=Refusing(), clock=clock)
+    assert only_versions.access(granted(), clock() + 25).value == UPSTREAM_KEY

@@ -1,0 +1,395 @@
+"""What every store promises. A store needs only a constructor in ``STORES`` to be held to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.stores.memory import Memory
+from policies.idempotency import LEASE, RETENTION
+from policies.model import Answer, Outcome, Reply
+from policies.quota import parse_limit
+from policies.refusals import (
+    CeilingReached,
+    KeyInUse,
+    KeyReused,
+    LimitReached,
+    OutcomeStillUnknown,
+    OutcomeUnknown,
+    Refusal,
+    UpstreamBusy,
+    UpstreamRejected,
+    UpstreamUnreachable,
+)
+from tests.conftest import OTHER_KEY
+from tests.gateway.conftest import Clock, at_once, granted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.stores import Store
+    from policies.model import Admission, Grant
+
+#: By name: a store on the clock of the test, empty.
+STORES: dict[str, Callable[[Clock], Store]] = {"memory": Memory}
+
+ANSWER = Answer(200, '{"id":"in_1","description":"é  kept as it is"}'.encode())
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
+REJECTED = Reply(Outcome.REJECTED, refusal=UpstreamRejected(402, "No.", code=None, parameter=None))
+UNKNOWN = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
+BUSY = Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=7))
+UNREACHED = Reply(Outcome.RELEASED, refusal=UpstreamUnreachable(retry_after=5), reached=False)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, clock: Clock) -> Store:
+    return STORES[request.param](clock)
+
+
+def limited(limits: str, *, ceiling: str = "100000/second", key: str | None = None, body: str = "customer=c") -> Grant:
+    """Make a grant under these limits, also ones that a policy document may not put together."""
+    grant = granted(body=body, idempotency_key=key)
+    connection = replace(grant.entitlement.connection, ceiling=parse_limit(ceiling))
+    return replace(
+        grant,
+        caller=replace(grant.caller, limits=tuple(map(parse_limit, limits.split(", ")))),
+        entitlement=replace(grant.entitlement, connection=connection),
+    )
+
+
+def keyed(key: str = "order-1", *, body: str = "customer=cus_1", limits: str = "1000/minute") -> Grant:
+    return limited(limits, key=key, body=body)
+
+
+def used(store: Store, grant: Grant) -> int:
+    """How many calls of its only limit a caller has used: what admitting one more leaves, undone again."""
+    admission = store.admit(grant)
+    store.release(grant, admission)
+    (standing,) = admission.standings
+    return standing.limit.calls - standing.remaining - 1
+
+
+def outcome_of(store: Store, grant: Grant) -> Admission | Refusal:
+    try:
+        return store.admit(grant)
+    except Refusal as refusal:
+        return refusal
+
+
+def count(results: list[Admission | Refusal], kind: type) -> int:
+    return sum(type(result) is kind for result in results)
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_exactly_the_limit_is_admitted_of_fifty_at_once(store: Store) -> None:
+    grant = limited("20/minute")
+    results = at_once(50, lambda _: outcome_of(store, grant))
+    assert count(results, LimitReached) == 30
+    assert len({result.owner for result in results if not isinstance(result, Refusal)}) == 20
+
+
+def test_every_limit_of_a_caller_holds(store: Store, clock: Clock) -> None:
+    grant = limited("3/second, 5/minute")
+    admitted = []
+    for _ in range(4):
+        results = [outcome_of(store, grant) for _ in range(4)]
+        admitted.append(sum(not isinstance(result, Refusal) for result in results))
+        clock.tick(2)
+    assert admitted == [3, 2, 0, 0]
+
+
+def test_limit_holds_in_every_window_however_calls_are_spread(store: Store, clock: Clock) -> None:
+    grant = limited("10/minute")
+    admitted: list[float] = []
+    for _ in range(1000):
+        if not isinstance(outcome_of(store, grant), Refusal):
+            admitted.append(clock())
+        clock.tick(0.37)
+    most = max(sum(begin <= moment < begin + 60 for moment in admitted) for begin in admitted)
+    assert most == 10
+    # A bucket of a 128th of the window is all that may be lost.
+    assert len(admitted) >= int(370 / 60 / (1 + 2 / 128) * 10)
+
+
+def test_ceiling_holds_over_all_callers_of_a_connection(store: Store) -> None:
+    grant = limited("1000/minute", ceiling="20/second")
+    grants = [grant, replace(grant, caller=replace(grant.caller, id="other"))]
+    results = at_once(50, lambda number: outcome_of(store, grants[number % 2]))
+    assert count(results, CeilingReached) == 30
+
+
+def test_callers_do_not_use_up_each_others_limits(store: Store) -> None:
+    grant = limited("1/minute")
+    store.admit(grant)
+    assert isinstance(outcome_of(store, grant), LimitReached)
+    store.admit(replace(grant, caller=replace(grant.caller, id="other")))
+
+
+def test_refusal_by_one_limit_uses_up_nothing_of_the_others(store: Store, clock: Clock) -> None:
+    grant = limited("1/second, 3/minute")
+    assert not isinstance(outcome_of(store, grant), Refusal)
+    for _ in range(10):
+        assert isinstance(outcome_of(store, grant), LimitReached)
+    clock.tick(2)
+    assert [standing.remaining for standing in store.admit(grant).standings] == [0, 1]
+
+
+def test_refusal_by_the_ceiling_uses_up_nothing_of_the_limits(store: Store, clock: Clock) -> None:
+    grant = limited("10/minute", ceiling="1/second")
+    store.admit(grant)
+    for _ in range(5):
+        assert isinstance(outcome_of(store, grant), CeilingReached)
+    clock.tick(2)
+    assert store.admit(grant).standings[0].remaining == 8
+
+
+def test_refusal_by_a_limit_claims_no_key(store: Store, clock: Clock) -> None:
+    grant = keyed(limits="1/second")
+    store.admit(limited("1/second"))
+    with pytest.raises(LimitReached):
+        store.admit(grant)
+    clock.tick(2)
+    assert store.admit(grant).replay is None
+
+
+@pytest.mark.parametrize("limit", ["1/second", "3/minute", "7/hour", "2/day"])
+@pytest.mark.parametrize("offset", [0.0, 0.4, 17.123])
+def test_retry_after_is_when_a_call_passes(store: Store, clock: Clock, limit: str, offset: float) -> None:
+    clock.tick(offset)
+    grant = limited(limit)
+    while not isinstance(refusal := outcome_of(store, grant), Refusal):
+        clock.tick(0.01)
+    assert isinstance(refusal, LimitReached)
+    assert refusal.retry_after is not None
+    clock.tick(refusal.retry_after - 1)
+    assert isinstance(outcome_of(store, grant), LimitReached)
+    clock.tick(1)
+    assert not isinstance(outcome_of(store, grant), Refusal)
+
+
+def test_retry_after_of_several_full_limits_satisfies_all(store: Store, clock: Clock) -> None:
+    grant = limited("1/second, 3/minute")
+    for _ in range(3):
+        clock.tick(2)
+        store.admit(grant)
+    with pytest.raises(LimitReached) as caught:
+        store.admit(grant)
+    assert caught.value.retry_after is not None
+    assert caught.value.retry_after > 50
+    clock.tick(caught.value.retry_after)
+    store.admit(grant)
+
+
+def test_retry_after_of_the_ceiling_is_when_a_call_passes(store: Store, clock: Clock) -> None:
+    grant = limited("1000/minute", ceiling="2/hour")
+    for _ in range(2):
+        store.admit(grant)
+    with pytest.raises(CeilingReached) as caught:
+        store.admit(grant)
+    assert caught.value.retry_after is not None
+    clock.tick(caught.value.retry_after)
+    store.admit(grant)
+
+
+def test_standings_say_what_is_left_of_each_limit_and_when_there_is_more(store: Store, clock: Clock) -> None:
+    grant = limited("3/second, 30/minute")
+    store.admit(grant)
+    clock.tick(0.5)
+    first, second = store.admit(grant).standings
+    assert (first.limit.text, first.remaining, first.reset) == ("3/second", 1, 1)
+    assert (second.limit.text, second.remaining, second.reset) == ("30/minute", 28, 60)
+    clock.tick(second.reset)
+    assert [standing.remaining for standing in store.admit(grant).standings] == [2, 28]
+
+
+def test_refusals_carry_the_standings_too(store: Store) -> None:
+    grant = limited("1/minute")
+    store.admit(grant)
+    with pytest.raises(LimitReached) as caught:
+        store.admit(grant)
+    (standing,) = caught.value.standings
+    assert (standing.remaining, standing.reset) == (0, caught.value.retry_after)
+    assert "1/minute" in caught.value.detail
+
+
+# ---------------------------------------------------------------- what a call uses up
+
+
+def test_release_gives_everything_back_and_frees_the_key(store: Store) -> None:
+    grant = keyed(limits="5/minute")
+    before = used(store, limited("5/minute"))
+    store.release(grant, store.admit(grant))
+    assert used(store, limited("5/minute")) == before == 0
+    assert store.admit(grant).replay is None
+
+
+def test_release_gives_the_ceiling_back(store: Store) -> None:
+    grant = limited("100/minute", ceiling="1/minute")
+    for _ in range(5):
+        store.release(grant, store.admit(grant))
+    store.admit(grant)
+    with pytest.raises(CeilingReached):
+        store.admit(grant)
+
+
+def test_release_after_the_window_has_passed_gives_nothing_of_the_next(store: Store, clock: Clock) -> None:
+    grant = limited("2/second")
+    old = store.admit(grant)
+    clock.tick(5)
+    store.admit(grant)
+    store.release(grant, old)
+    store.admit(grant)
+    with pytest.raises(LimitReached):
+        store.admit(grant)
+
+
+def test_call_that_did_not_reach_the_upstream_is_given_back_and_may_be_sent_again(store: Store) -> None:
+    grant = keyed(limits="5/minute")
+    assert store.settle(grant, store.admit(grant), UNREACHED, ANSWER)
+    assert used(store, limited("5/minute")) == 0
+    assert store.admit(grant).replay is None
+
+
+@pytest.mark.parametrize("reply", [SUCCEEDED, REJECTED, UNKNOWN, BUSY], ids=lambda reply: str(reply.outcome))
+def test_call_that_reached_the_upstream_counts_whatever_came_back(store: Store, reply: Reply) -> None:
+    for grant in (keyed(limits="5/minute"), limited("5/minute")):
+        store.settle(grant, store.admit(grant), reply, ANSWER)
+    assert used(store, limited("5/minute")) == 2
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def test_one_of_fifty_with_the_same_key_is_admitted_and_the_others_told_to_wait(store: Store) -> None:
+    grant = keyed(limits="100/minute")
+    results = at_once(50, lambda _: outcome_of(store, grant))
+    assert count(results, KeyInUse) == 49
+    assert all(result.retry_after == 1 for result in results if isinstance(result, KeyInUse))
+    assert used(store, limited("100/minute")) == 1
+
+
+def test_different_keys_run_side_by_side(store: Store) -> None:
+    results = at_once(50, lambda number: outcome_of(store, keyed(f"order-{number}")))
+    assert not any(isinstance(result, Refusal) for result in results)
+
+
+@pytest.mark.parametrize("reply", [None, SUCCEEDED, REJECTED, UNKNOWN], ids=lambda r: str(r and r.outcome))
+def test_key_with_other_parameters_is_refused_in_every_state(store: Store, reply: Reply | None) -> None:
+    grant = keyed()
+    admission = store.admit(grant)
+    if reply is not None:
+        store.settle(grant, admission, reply, ANSWER)
+    with pytest.raises(KeyReused):
+        store.admit(keyed(body="customer=cus_2"))
+    assert used(store, limited("1000/minute")) == 1
+
+
+def test_same_key_of_another_caller_is_another_key(store: Store) -> None:
+    grant = keyed()
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    other = granted(key=OTHER_KEY, account="stripe-2", idempotency_key="order-1")
+    assert store.admit(other).replay is None
+
+
+@pytest.mark.parametrize("reply", [SUCCEEDED, REJECTED], ids=lambda reply: str(reply.outcome))
+def test_answer_is_repeated_byte_for_byte_and_uses_up_nothing(store: Store, reply: Reply) -> None:
+    grant = keyed(limits="1/minute")
+    assert store.settle(grant, store.admit(grant), reply, ANSWER)
+    for _ in range(5):  # although the limit is used up
+        admission = store.admit(grant)
+        assert admission.replay == ANSWER
+        assert [standing.remaining for standing in admission.standings] == [0]
+
+
+def test_replay_is_not_taken_for_a_claim_when_released(store: Store) -> None:
+    grant = keyed()
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    for outcome in (SUCCEEDED, UNKNOWN, BUSY):
+        store.settle(grant, replace(store.admit(grant), owner="somebody else"), outcome, Answer(500, b""))
+    assert store.admit(grant).replay == ANSWER
+
+
+def test_unknown_outcome_is_never_sent_again(store: Store, clock: Clock) -> None:
+    grant = keyed()
+    assert store.settle(grant, store.admit(grant), UNKNOWN, ANSWER)
+    for seconds in (0, LEASE, 3600, 40 * 3600):
+        clock.tick(seconds)
+        with pytest.raises(OutcomeStillUnknown):
+            store.admit(grant)
+
+
+def test_released_key_runs_fresh(store: Store) -> None:
+    grant = keyed()
+    store.settle(grant, store.admit(grant), BUSY, ANSWER)
+    admission = store.admit(grant)
+    assert admission.replay is None
+    store.settle(grant, admission, SUCCEEDED, ANSWER)
+    assert store.admit(grant).replay == ANSWER
+
+
+def test_claim_whose_lease_ran_out_may_have_been_sent(store: Store, clock: Clock) -> None:
+    grant = keyed()
+    admission = store.admit(grant)
+    clock.tick(LEASE - 0.001)
+    with pytest.raises(KeyInUse):
+        store.admit(grant)
+    clock.tick(0.001)
+    with pytest.raises(OutcomeStillUnknown):
+        store.admit(grant)
+    # Whoever claimed it was only slow.
+    store.settle(grant, admission, SUCCEEDED, ANSWER)
+    assert store.admit(grant).replay == ANSWER
+
+
+def test_late_settlement_does_not_touch_a_claim_of_somebody_else(store: Store) -> None:
+    grant = keyed()
+    first = store.admit(grant)
+    store.release(grant, first)
+    second = store.admit(grant)
+    store.settle(grant, first, SUCCEEDED, ANSWER)
+    with pytest.raises(KeyInUse):
+        store.admit(grant)
+    store.settle(grant, second, SUCCEEDED, ANSWER)
+    assert store.admit(grant).replay == ANSWER
+
+
+@pytest.mark.parametrize("reply", [SUCCEEDED, UNKNOWN], ids=lambda reply: str(reply.outcome))
+def test_key_is_kept_for_the_retention_and_runs_fresh_after_it(store: Store, clock: Clock, reply: Reply) -> None:
+    grant = keyed()
+    store.settle(grant, store.admit(grant), reply, ANSWER)
+    clock.tick(RETENTION - 0.001)
+    result = outcome_of(store, grant)
+    assert isinstance(result, OutcomeStillUnknown) if reply is UNKNOWN else not isinstance(result, Refusal)
+    clock.tick(0.001)
+    assert store.admit(grant).replay is None
+
+
+def test_call_without_a_key_is_never_repeated_or_held_back(store: Store) -> None:
+    grant = limited("1000/minute")
+    assert grant.ledger_key is None
+    for _ in range(3):
+        admission = store.admit(grant)
+        assert admission.replay is None
+        assert store.settle(grant, admission, SUCCEEDED, ANSWER)
+
+
+def test_no_count_is_lost_under_a_storm_of_admissions_and_releases(store: Store) -> None:
+    grant = limited("1000/minute")
+
+    def work(number: int) -> None:
+        for turn in range(20):
+            admission = store.admit(grant)
+            if (number + turn) % 2:
+                store.release(grant, admission)
+
+    at_once(20, work)
+    assert used(store, grant) == 200

@@ -1,0 +1,570 @@
+"""The one way out, against real sockets that misbehave."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pycurl
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from gateway.upstreams.transport import MAX_ANSWER, LostError, NotSentError, Received, Transport
+from sandbox.__main__ import ROOT, UPSTREAM_KEY
+from tests.gateway.conftest import at_once
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sandbox.appgregator import Appgregator
+
+PATH = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
+HEADERS = [
+    f"x-api-key: {UPSTREAM_KEY}",
+    "Content-Type: application/x-www-form-urlencoded",
+    "Accept: application/json",
+    "Expect:",
+]
+BODY = b"customer=cus_1"
+
+
+@pytest.fixture
+def transport() -> Transport:
+    return Transport()
+
+
+def post(transport: Transport, origin: str, *, seconds: float = 10, body: bytes = BODY) -> Received:
+    return transport.post(origin + PATH, HEADERS, body, seconds)
+
+
+def test_answer_comes_with_status_and_body(transport: Transport, upstream: Appgregator) -> None:
+    received = post(transport, upstream.origin)
+    assert received.status == 200
+    assert json.loads(received.body)["object"] == "invoice"
+    assert received.retry_after is None
+    assert upstream.calls[0].body == BODY
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 429, 500, 503])
+def test_every_status_is_an_answer(transport: Transport, upstream: Appgregator, status: int) -> None:
+    upstream.fail_next(f"error_{status}")
+    received = post(transport, upstream.origin)
+    assert (received.status, received.retry_after) == (status, 7 if status == 429 else None)
+
+
+def test_only_our_own_headers_go_out(transport: Transport, upstream: Appgregator) -> None:
+    post(transport, upstream.origin)
+    assert dict(upstream.calls[0].headers) == {
+        "Host": upstream.origin.removeprefix("http://"),
+        "User-Agent": "countersign",
+        "Accept-Encoding": "identity",
+        "x-api-key": UPSTREAM_KEY,
+        "Content-Type": "application/x-www-form-urlencoded",
+        "Accept": "application/json",
+        "Content-Length": str(len(BODY)),
+    }
+    assert len(upstream.calls[0].headers) == 7
+
+
+def test_key_does_not_stay_in_the_handle_after_a_call(transport: Transport, upstream: Appgregator) -> None:
+    post(transport, upstream.origin)
+    curl = transport._handle()
+    curl.setopt(pycurl.POSTFIELDSIZE, 0)
+    curl.perform()
+    assert len(upstream.calls) == 2
+    assert "x-api-key" not in dict(upstream.calls[1].headers)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 300_000])
+def test_body_of_any_size_arrives_whole(transport: Transport, upstream: Appgregator, size: int) -> None:
+    body = b"customer=" + b"c" * size
+    post(transport, upstream.origin, body=body)
+    assert upstream.calls[0].body == body
+
+
+def test_connection_is_used_again_in_one_thread(transport: Transport, upstream: Appgregator) -> None:
+    for _ in range(5):
+        post(transport, upstream.origin)
+    assert upstream.connections == 1
+
+
+def test_threads_share_nothing(transport: Transport, upstream: Appgregator) -> None:
+    bodies = at_once(20, lambda number: post(transport, upstream.origin, body=b"customer=cus_%d" % number).body)
+    assert [json.loads(body)["customer"] for body in bodies] == [f"cus_{number}" for number in range(20)]
+
+
+# ---------------------------------------------------------------- answers that do harm
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_redirect_is_an_answer_and_never_followed(transport: Transport, upstream: Appgregator, status: int) -> None:
+    upstream.fail_next(f"redirect_{status}")
+    assert post(transport, upstream.origin).status == status
+    assert upstream.redirected == 0
+    assert len(upstream.calls) == 1
+
+
+def test_cookie_is_never_sent_back(transport: Transport, upstream: Appgregator) -> None:
+    upstream.fail_next("set_cookie")
+    for _ in range(2):
+        assert post(transport, upstream.origin).status == 200
+    assert upstream.connections == 1
+    assert [name for name, _ in upstream.calls[1].headers if name.lower() == "cookie"] == []
+
+
+def test_compressed_answer_is_read_though_nobody_asked(transport: Transport, upstream: Appgregator) -> None:
+    upstream.fail_next("gzip")
+    assert json.loads(post(transport, upstream.origin).body)["object"] == "invoice"
+
+
+@pytest.mark.parametrize("fault", ["gzip_bomb", "oversize", "huge_header"])
+def test_answer_past_the_cap_is_lost(transport: Transport, upstream: Appgregator, fault: str) -> None:
+    upstream.fail_next(fault)
+    with pytest.raises(LostError) as caught:
+        post(transport, upstream.origin)
+    assert not caught.value.late
+    assert len(upstream.calls) == 1
+
+
+def test_gzip_bomb_costs_little_memory(upstream: Appgregator) -> None:
+    """200 MB when inflated; measured in a process of its own, whose peak is its own."""
+    program = f"""
+import resource
+from gateway.upstreams.transport import LostError, Transport
+transport = Transport()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def post():
+    return transport.post({upstream.origin + PATH!r}, {HEADERS!r}, {BODY!r}, 20)
+assert post().status == 200
+before = peak()
+try:
+    post()
+except LostError:
+    print(peak() - before)
+"""
+    upstream.fail_next("gzip_bomb", 2)
+    upstream._failures.appendleft("gzip")
+    grown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(grown.stdout) < 30, "megabytes"
+
+
+def served(answer: bytes) -> Any:
+    """A server that reads one request and gives this answer, then closes."""
+
+    @contextmanager
+    def serve() -> Iterator[str]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def run() -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(10)
+                    received = b""
+                    while BODY not in received:
+                        received += connection.recv(65536)
+                    connection.sendall(answer)
+
+            listener.settimeout(10)
+            thread = threading.Thread(target=run)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                thread.join()
+
+    return serve()
+
+
+@pytest.mark.parametrize("size", [MAX_ANSWER, MAX_ANSWER + 1])
+def test_cap_is_exact(transport: Transport, size: int) -> None:
+    with served(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size) as origin:
+        if size <= MAX_ANSWER:
+            assert len(post(transport, origin).body) == size
+        else:
+            with pytest.raises(LostError):
+                post(transport, origin)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"not HTTP at all",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nhalf",
+    ],
+    ids=["nothing", "not HTTP", "cut", "cut in a chunk", "not gzip", "two lengths"],
+)
+def test_answer_that_cannot_be_read_whole_is_lost(transport: Transport, answer: bytes) -> None:
+    with served(answer) as origin, pytest.raises(LostError) as caught:
+        post(transport, origin)
+    assert str(caught.value).startswith("libcurl error ")
+
+
+def test_interim_answers_are_not_the_answer(transport: Transport) -> None:
+    with served(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}") as origin:
+        assert post(transport, origin) == Received(201, b"{}", None)
+
+
+# ---------------------------------------------------------------- time
+
+
+@pytest.mark.parametrize("fault", ["hang", "trickle", "slow"])
+def test_deadline_bounds_the_whole_call(transport: Transport, upstream: Appgregator, fault: str) -> None:
+    upstream.delay = 30
+    upstream.fail_next(fault)
+    began = time.monotonic()
+    with pytest.raises(LostError) as caught:
+        post(transport, upstream.origin, seconds=0.5)
+    assert caught.value.late
+    assert 0.4 < time.monotonic() - began < 3
+    assert len(upstream.calls) == 1
+
+
+def test_host_that_never_opens_a_connection_is_not_sent_to(transport: Transport) -> None:
+    """A listener whose backlog is full leaves connections unopened."""
+    with socket.socket() as listener, socket.socket() as one, socket.socket() as two:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for filler in (one, two):
+            filler.setblocking(False)  # noqa: FBT003 - the socket's own signature
+            filler.connect_ex(listener.getsockname())
+        with pytest.raises(NotSentError):
+            post(transport, f"http://127.0.0.1:{listener.getsockname()[1]}", seconds=0.5)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -0.001])
+def test_nothing_is_sent_without_time(transport: Transport, upstream: Appgregator, seconds: float) -> None:
+    with pytest.raises(NotSentError):
+        post(transport, upstream.origin, seconds=seconds)
+    assert upstream.connections == 0
+
+
+def test_nothing_is_sent_where_nothing_listens(transport: Transport) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # so that nobody else listens there either
+        with pytest.raises(NotSentError):
+            post(transport, f"http://127.0.0.1:{bound.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1:9/", "file:///etc/hostname", "gopher://127.0.0.1:9/"])
+def test_only_http_is_spoken(transport: Transport, url: str) -> None:
+    with pytest.raises(NotSentError):
+        transport.post(url, HEADERS, BODY, 5)
+
+
+def test_handle_works_on_after_every_failure(transport: Transport, upstream: Appgregator) -> None:
+    for fault in ("close_after", "oversize", "truncated", "reset_after"):
+        upstream.fail_next(fault)
+        with pytest.raises(LostError):
+            post(transport, upstream.origin)
+        assert post(transport, upstream.origin).status == 200
+
+
+# ---------------------------------------------------------------- never twice
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["new connection", "reused connection"])
+@pytest.mark.parametrize("fault", ["close_before", "close_after", "reset_after", "truncated"])
+def test_connection_that_dies_is_lost_and_the_call_not_repeated(
+    transport: Transport, upstream: Appgregator, fault: str, *, reused: bool
+) -> None:
+    if reused:
+        post(transport, upstream.origin)
+    upstream.fail_next(fault)
+    with pytest.raises(LostError) as caught:
+        post(transport, upstream.origin)
+    assert not caught.value.late
+    # Cut off before its body was read, it is no call to the upstream; had it been repeated, that would be one.
+    assert len(upstream.calls) == reused + (fault != "close_before")
+    assert upstream.invoices == len(upstream.calls)
+    assert upstream.connections == 1
+
+
+@pytest.mark.parametrize("fault", ["close_before", "close_after", "reset_after"])
+def test_libcurl_left_to_itself_would_repeat_the_call(upstream: Appgregator, fault: str) -> None:
+    """What the test above guards against does happen, with the same libcurl and the usual way to hand a body over."""
+    curl = pycurl.Curl()
+    curl.setopt(pycurl.URL, upstream.origin + PATH)
+    curl.setopt(pycurl.HTTPHEADER, HEADERS)
+    curl.setopt(pycurl.POSTFIELDS, BODY)
+    curl.setopt(pycurl.PROXY, "")
+    curl.setopt(pycurl.WRITEFUNCTION, BytesIO().write)
+    curl.perform()
+    upstream.fail_next(fault)
+    curl.perform()
+    curl.close()
+    assert upstream.invoices == (2 if fault == "close_before" else 3)
+    assert upstream.connections == 2
+
+
+def test_connection_closed_while_idle_is_replaced_before_anything_is_sent(
+    transport: Transport, upstream: Appgregator
+) -> None:
+    post(transport, upstream.origin)
+    upstream.stop()
+    upstream.start()
+    assert post(transport, upstream.origin).status == 200
+    assert len(upstream.calls) == 2
+
+
+# ---------------------------------------------------------------- the environment has no say
+
+
+PROGRAM = """
+import sys, json, pycurl, os
+from gateway.upstreams.transport import Transport
+url, headers = sys.argv[1], json.loads(sys.argv[2])
+if sys.argv[3] == "ours":
+    print(Transport().post(url, headers, b"customer=cus_1", 5).status)
+else:
+    curl = pycurl.Curl()
+    curl.setopt(pycurl.URL, url)
+    curl.setopt(pycurl.HTTPHEADER, headers)
+    curl.setopt(pycurl.POSTFIELDS, b"customer=cus_1")
+    curl.setopt(pycurl.NETRC, pycurl.NETRC_OPTIONAL)
+    curl.setopt(pycurl.WRITEFUNCTION, lambda data: None)
+    curl.setopt(pycurl.TIMEOUT_MS, 5000)
+    try:
+        curl.perform()
+    except pycurl.error:
+        pass
+"""
+
+
+class CountingProxy(HTTPServer):
+    """Takes connections, counts them, and answers each request with a 502."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.send_error(502)
+
+            do_CONNECT = do_POST  # noqa: N815 - the server's own names
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def verify_request(self, request: object, client_address: object) -> bool:
+        self.connections += 1
+        return True
+
+
+@pytest.fixture
+def proxy() -> Iterator[CountingProxy]:
+    with CountingProxy() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def run_with(environ: dict[str, str], origin: str, whose: str) -> str:
+    command = [sys.executable, "-c", PROGRAM, origin + PATH, json.dumps(HEADERS), whose]
+    inherited = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    run = subprocess.run(command, cwd=ROOT, env=inherited | environ, capture_output=True, text=True, check=True)
+    return run.stdout.strip()
+
+
+def test_proxies_of_the_environment_have_no_effect(upstream: Appgregator, proxy: CountingProxy) -> None:
+    address = f"http://127.0.0.1:{proxy.server_address[1]}"
+    names = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    environ = dict.fromkeys(names, address)
+    run_with(environ, upstream.origin, "libcurl's own")
+    assert (proxy.connections, upstream.connections) == (1, 0), "this environment does redirect a plain handle"
+    assert run_with(environ, upstream.origin, "ours") == "200"
+    assert (proxy.connections, upstream.connections) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+def test_each_proxy_variable_alone_has_no_effect(upstream: Appgregator, proxy: CountingProxy, name: str) -> None:
+    environ = {name: f"http://127.0.0.1:{proxy.server_address[1]}"}
+    assert run_with(environ, upstream.origin, "ours") == "200"
+    assert (proxy.connections, upstream.connections) == (0, 1)
+
+
+def test_netrc_has_no_effect(upstream: Appgregator, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password else\ndefault login a password b\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    for whose in ("libcurl's own", "ours"):
+        run_with({"HOME": str(tmp_path)}, upstream.origin, whose)
+    sent = ["Authorization" in dict(received.headers) for received in upstream.calls]
+    assert sent == [True, False]
+
+
+# ---------------------------------------------------------------- TLS
+
+
+class Authority:
+    """A certificate authority of the test's own, which signs certificates for the host it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test's authority")])
+        certificate = self._builder(self._name, self._key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        self.file = folder / "ca.pem"
+        self.file.write_bytes(self._signed(certificate))
+
+    def context(self, name: x509.GeneralName, days: int = 1) -> ssl.SSLContext:
+        """Return a server's context with a certificate for ``name``; expired where ``days`` is negative."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test's server")])
+        certificate = self._builder(subject, key, days).add_extension(
+            x509.SubjectAlternativeName([name]), critical=False
+        )
+        file = self._folder / f"server-{x509.random_serial_number()}.pem"
+        file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            + self._signed(certificate)
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+        return context
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: int = 1) -> x509.CertificateBuilder:
+        end = datetime.now(UTC) + timedelta(days=days)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(end - timedelta(days=3))
+            .not_valid_after(end)
+        )
+
+    def _signed(self, certificate: x509.CertificateBuilder) -> bytes:
+        return certificate.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+class TlsServer(HTTPServer):
+    """Answers every POST with 200, keeps the bodies it was sent, and ends each connection after ``most`` of them."""
+
+    def __init__(self, context: ssl.SSLContext, most: int) -> None:
+        self.bodies = bodies = list[bytes]()
+        self.connections = 0
+        self._context = context
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 5
+
+            def do_POST(self) -> None:
+                bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                if len(bodies) % most == 0:
+                    self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.connections += 1
+        try:
+            return self._context.wrap_socket(connection, server_side=True), address
+        except OSError:  # the client hung up on our certificate
+            connection.close()
+            raise
+
+
+@contextmanager
+def serving(context: ssl.SSLContext, most: int = 1) -> Iterator[TlsServer]:
+    with TlsServer(context, most) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def test_server_with_a_certificate_of_a_trusted_authority_is_sent_to(authority: Authority) -> None:
+    with serving(authority.context(LOOPBACK)) as server:
+        transport = Transport(ca_file=str(authority.file))
+        assert post(transport, f"https://127.0.0.1:{server.server_address[1]}").status == 200
+        assert server.bodies == [BODY]
+
+
+def test_connection_over_tls_is_used_again(authority: Authority) -> None:
+    with serving(authority.context(LOOPBACK), most=3) as server:
+        transport = Transport(ca_file=str(authority.file))
+        for _ in range(3):
+            assert post(transport, f"https://127.0.0.1:{server.server_address[1]}").status == 200
+        assert server.connections == 1
+
+
+def test_server_with_a_certificate_of_another_authority_is_sent_nothing(
+    transport: Transport, authority: Authority
+) -> None:
+    with serving(authority.context(LOOPBACK)) as server:
+        with pytest.raises(NotSentError):
+            post(transport, f"https://127.0.0.1:{server.server_address[1]}")
+        assert server.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [
+        (x509.DNSName("appgregator.example"), 1),
+        (x509.IPAddress(ipaddress.ip_address("127.0.0.2")), 1),
+        (LOOPBACK, -1),
+    ],
+    ids=["another name", "another address", "expired"],
+)
+def test_server_with_a_certificate_that_is_not_for_it_is_sent_nothing(
+    authority: Authority, name: x509.GeneralName, days: int
+) -> None:
+    with serving(authority.context(name, days)) as server:
+        transport = Transport(ca_file=str(authority.file))
+        with pytest.raises(NotSentError):
+            post(transport, f"https://127.0.0.1:{server.server_address[1]}")
+        assert server.bodies == []
+
+
+def test_https_to_a_server_without_tls_is_sent_nothing(transport: Transport, upstream: Appgregator) -> None:
+    with pytest.raises(NotSentError):
+        post(transport, upstream.origin.replace("http:", "https:"), seconds=0.5)
+    assert upstream.calls == ()

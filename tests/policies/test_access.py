@@ -1,0 +1,251 @@
+"""The one place where a grant is made, and the order in which it says no."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policies import access
+from policies.refusals import (
+    BodyMalformed,
+    ConnectionNotGranted,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyMissing,
+    ParameterInvalid,
+    ParameterMissing,
+    ParameterNotGranted,
+    Refusal,
+)
+from tests.policies.conftest import call, decided, only_caller, read, written
+
+if TYPE_CHECKING:
+    from policies.model import Call, Grant
+
+ROOT = Path(__file__).parents[2]
+
+
+def refusal_of(asked: Call, text: str | None = None) -> Refusal:
+    policy_set = read(text or written("customer: {required: true, prefix: cus_}", idempotency="required"))
+    with pytest.raises(Refusal) as refusal:
+        access.decide(policy_set, only_caller(policy_set), asked)
+    return refusal.value
+
+
+def test_grant_carries_what_later_stages_need() -> None:
+    text = written("customer:\ncollection_method: {fixed: send_invoice}")
+    policy_set = read(text)
+    caller = only_caller(policy_set)
+    grant = access.decide(policy_set, caller, replace(call({"customer": "cus_1"}, key="k"), validate_only=True))
+    assert grant.caller is caller
+    assert grant.entitlement.connection.id == "billing"
+    assert grant.parameters == {"collection_method": "send_invoice", "customer": "cus_1"}
+    assert grant.form == b"collection_method=send_invoice&customer=cus_1"
+    assert grant.policy == policy_set.digest
+    assert grant.validate_only
+
+
+def test_json_call_goes_upstream_as_a_form() -> None:
+    policy_set = read(written("customer:\nmetadata:"))
+    body = b'{"metadata": {"order": 7}, "customer": "cus_1"}'
+    grant = access.decide(policy_set, only_caller(policy_set), call(body=body, media="json"))
+    assert grant.form == b"customer=cus_1&metadata%5Border%5D=7"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"name": "nowhere"},
+        {"connection_name": "nowhere"},
+        {"name": "stripe-1", "connection_name": "ft-4"},
+        {"connection_name": "stripe-2"},
+        {"name": "FT-4"},
+        {"name": "ft-4 "},
+        {"name": ""},
+        {"operation": "invoices.delete"},
+    ],
+    ids=str,
+)
+def test_connection_of_another_caller_and_none_at_all_are_refused_alike(place: dict[str, str]) -> None:
+    """stripe-2 exists, and another caller may use it."""
+    text = written().replace(
+        "callers:\n",
+        "  other-billing:\n    name: ft-4\n    connection_name: stripe-2\n    upstream: appgregator\n"
+        "    origin: https://upstream.example\n    secret: file:key\ncallers:\n",
+    )
+    text += """\
+  other:
+    owner: tests
+    credentials: [{key: {id: k1, sha256: %s}}]
+    limits: [1/minute]
+    grants: [{connection: other-billing, operation: invoices.create, parameters: {customer: }, response: [id]}]
+""" % ("ab" * 32)  # braces are YAML's here
+    policy_set = read(text)
+    app = next(caller for caller in policy_set.keys.values() if caller.id == "app")
+    assert access.decide(policy_set, app, call({"customer": "cus_1"}))
+    with pytest.raises(ConnectionNotGranted) as refusal:
+        access.decide(policy_set, app, call({"customer": "cus_1"}, **place))  # type: ignore[arg-type]  # all are texts
+    assert refusal.value.problem("id") == ConnectionNotGranted().problem("id")
+
+
+def test_first_thing_wrong_is_the_one_that_is_said() -> None:
+    """Whoever may not use a connection learns nothing of what it takes."""
+    wrong: list[tuple[Call, type[Refusal]]] = [
+        (call(body=b"%", name="nowhere", key=","), ConnectionNotGranted),
+        (call(body=b"%", key=","), BodyMalformed),
+        (call({"auto_advance": "true"}, key=","), ParameterNotGranted),
+        (call({"customer": "x"}, key=","), ParameterInvalid),
+        (call({}, key=","), ParameterMissing),
+        (call({"customer": "cus_1"}, key=","), IdempotencyKeyInvalid),
+        (call({"customer": "cus_1"}), IdempotencyKeyMissing),
+    ]
+    assert [type(refusal_of(asked)) for asked, _ in wrong] == [kind for _, kind in wrong]
+
+
+# ---------------------------------------------------------------- what makes two calls the same
+
+
+def grant_of(body: bytes, media: str = "form", parameters: str = "customer:\nmetadata:", key: str = "k") -> Grant:
+    policy_set = read(written(parameters))
+    return access.decide(policy_set, only_caller(policy_set), call(body=body, media=media, key=key))
+
+
+@pytest.mark.parametrize(
+    ("body", "media"),
+    [
+        (b"metadata[10]=b&metadata[9]=a&customer=cus_1", "form"),
+        (b"customer=cus%5F1&metadata%5B9%5D=a&metadata%5b10%5d=b", "form"),
+        (b'{"metadata": {"9": "a", "10": "b", "11": null}, "customer": "cus_1"}', "json"),
+    ],
+)
+def test_fingerprint_sees_through_the_way_of_writing(body: bytes, media: str) -> None:
+    first = grant_of(b"customer=cus_1&metadata[9]=a&metadata[10]=b")
+    again = grant_of(body, media)
+    assert again.fingerprint == first.fingerprint
+    assert again.form == first.form
+
+
+@pytest.mark.parametrize(
+    "body", [b"customer=cus_2", b"customer=cus_1&metadata[a]=b", b"", b"metadata[customer]=cus_1", b"customer=cus_1+"]
+)
+def test_fingerprint_tells_other_parameters_apart(body: bytes) -> None:
+    assert grant_of(body).fingerprint != grant_of(b"customer=cus_1").fingerprint
+
+
+def test_fingerprint_survives_a_change_of_the_fixed_values() -> None:
+    """A replay days later meets a newer policy, and must still find its first answer."""
+    prints = {
+        grant_of(b"customer=cus_1", parameters=f"customer:{fixed}").fingerprint
+        for fixed in ("", "\ndays_until_due: {fixed: 14}", "\ndays_until_due: {fixed: 30}")
+    }
+    assert len(prints) == 1
+
+
+def ledger_keys(*replacements: tuple[str, str], key: str | None = "k") -> str | None:
+    text = written()
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    return decided(text, {"customer": "cus_1"}, key).ledger_key
+
+
+def test_ledger_key_differs_by_caller_connection_and_key() -> None:
+    keys = {
+        ledger_keys(),
+        ledger_keys(("app:", "app2:")),
+        ledger_keys(("billing", "billing2")),
+        ledger_keys(key="k2"),
+        ledger_keys(key="K"),
+    }
+    assert len(keys) == 5
+    assert None not in keys
+
+
+def test_ledger_key_outlives_a_rotated_credential_and_other_parameters() -> None:
+    text = written()
+    first = decided(text, {"customer": "cus_1"}, "k").ledger_key
+    assert decided(text.replace("id: k1", "id: k2"), {"customer": "cus_2"}, "k").ledger_key == first
+
+
+def test_call_without_a_key_has_no_place_in_the_ledger() -> None:
+    assert ledger_keys(key=None) is None
+
+
+# ---------------------------------------------------------------- the idempotency key
+
+
+@pytest.mark.parametrize("key", ["k", "!", "~", "a b", "order-7/2027:x", "k" * 255, '"quoted"', "a  b", "+-."])
+def test_idempotency_key_of_printable_ascii_is_taken(key: str) -> None:
+    assert decided(written(idempotency="required"), {"customer": "cus_1"}, key).ledger_key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        " ",
+        " k",
+        "k ",
+        "a,b",
+        ",",
+        "k" * 256,
+        "a\tb",
+        "a\nb",
+        "k\n",
+        "a\x00b",
+        "\x7f",
+        "é",
+        "ключ",
+        "a\u00a0b",
+        "\ud800",
+    ],
+)
+@pytest.mark.parametrize("mode", ["required", "optional"])
+def test_any_other_idempotency_key_is_refused(key: str, mode: str) -> None:
+    assert type(refusal_of(call({"customer": "cus_1"}, key=key), written(idempotency=mode))) is IdempotencyKeyInvalid
+
+
+FROM = written(
+    "customer:\nmetadata[order_id]: {required: false}\nmetadata:", idempotency='{from: "metadata[order_id]", for: 96h}'
+)
+
+
+def test_key_from_a_parameter_is_its_value_whatever_the_header_says() -> None:
+    """SDKs send a fresh header with every try, and would undo what the policy is for."""
+    asked = {"customer": "cus_1", "metadata[order_id]": "Bestellung № 7, Zürich"}
+    keys = {decided(FROM, asked, header).ledger_key for header in (None, "a", "b", "not, valid")}
+    assert len(keys) == 1
+    assert None not in keys
+    assert decided(FROM, {**asked, "metadata[order_id]": "8"}).ledger_key not in keys
+
+
+@pytest.mark.parametrize("asked", [{}, {"metadata[other]": "7"}])
+def test_key_from_a_parameter_that_is_not_sent_is_missed(asked: dict[str, str]) -> None:
+    refusal = refusal_of(call(asked, key="k"), FROM)
+    assert type(refusal) is IdempotencyKeyMissing
+    assert refusal.parameter == "metadata[order_id]"
+    assert refusal.detail.startswith("Send metadata[order_id]: ")
+
+
+# ---------------------------------------------------------------- nobody else
+
+
+def calls_of(name: str, tree: ast.AST) -> list[int]:
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ((isinstance(node.func, ast.Name) and node.func.id == name)
+             or (isinstance(node.func, ast.Attribute) and node.func.attr == name))
+    ]  # fmt: skip
+
+
+def test_only_decide_makes_a_grant() -> None:
+    sources = [ROOT / "main.py"]
+    for package in ("policies", "gateway", "console", "sandbox", "bench"):
+        sources += (ROOT / package).rglob("*.py")
+    makers = {path.relative_to(ROOT).as_posix() for path in sources if calls_of("Grant", ast.parse(path.read_text()))}
+    assert makers == {"policies/access.py"}

@@ -1,0 +1,685 @@
+"""A document that says what it means is read; any other is refused with file, line and key."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies import document
+from policies.document import DocumentError
+from policies.idempotency import RETENTION
+from policies.model import Idempotency, Kind, PolicySet, Shape
+from policies.operations.invoices_create import INVOICES_CREATE
+from tests.policies.conftest import entitlement, only_caller, read, written
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ROOT / "policies" / "documents"
+SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+#: A document that is right; every wrong one of the table below changes lines of it.
+RIGHT = f"""\
+connections:
+  billing:
+    name: ft-4
+    connection_name: stripe-1
+    upstream: appgregator
+    origin: https://upstream.example
+    secret: projects/acme/secrets/key/versions/latest
+    ceiling: 20/second
+callers:
+  app:
+    owner: payments@acme.example
+    credentials:
+      - key: {{id: k1, sha256: {SHA}, expires: 2027-03-01}}
+    limits: [30/minute, 2000/day]
+    grants:
+      - connection: billing
+        operation: invoices.create
+        idempotency: required
+        parameters:
+          customer:
+          metadata[order_id]:
+        response: [id, status, audit_id]
+        record: ["metadata[order_id]"]
+"""
+LINES = RIGHT.splitlines()
+
+
+def line_of(start: str) -> int:
+    [number] = [number for number, line in enumerate(LINES, 1) if line.strip().startswith(start)]
+    return number
+
+
+def changed(line: int, *new: str) -> str:
+    """Put other lines in the place of one, in its column; none at all removes it."""
+    old = LINES[line - 1]
+    column = old[: len(old) - len(old.lstrip())]
+    return "\n".join([*LINES[: line - 1], *(column + text for text in new), *LINES[line:]]) + "\n"
+
+
+def problem(text: str) -> str:
+    with pytest.raises(DocumentError) as error:
+        document.read(text, "acme.yaml")
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("path", sorted(DOCUMENTS.iterdir()), ids=lambda path: path.name)
+def test_shipped_document_is_read(path: Path) -> None:
+    policy_set = document.read(path.read_text(), path.name)
+    assert policy_set.callers
+    assert policy_set.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {caller.id for caller in policy_set.keys.values()} == policy_set.callers
+
+
+def test_there_are_two_shipped_documents() -> None:
+    assert {path.name for path in DOCUMENTS.iterdir()} == {"example.yaml", "sandbox.yaml"}
+
+
+def test_document_is_read_into_what_it_says() -> None:
+    policy_set = document.read(RIGHT, "acme.yaml")
+    caller = policy_set.keys[bytes.fromhex(SHA)]
+    assert (caller.id, caller.owner, caller.credential) == ("app", "payments@acme.example", "k1")
+    assert caller.expires == datetime(2027, 3, 1, tzinfo=UTC).timestamp()
+    assert [limit.text for limit in caller.limits] == ["30/minute", "2000/day"]
+    granted = caller.entitlements["ft-4", "stripe-1", "invoices.create"]
+    connection = policy_set.connections["billing"]
+    assert granted.connection == connection
+    assert connection.origin == "https://upstream.example"
+    assert connection.ceiling is not None
+    assert (connection.ceiling.calls, connection.ceiling.seconds) == (20, 1)
+    assert set(granted.rules) == {"customer", "metadata[order_id]"}
+    assert granted.response == {"id": Shape.SCALAR, "status": Shape.SCALAR}
+    assert granted.response_fields == ("id", "status", "audit_id")
+    assert granted.audit_id_in_answer
+    assert granted.record == {"metadata[order_id]"}
+
+
+def test_what_is_read_cannot_be_changed() -> None:
+    caller = only_caller(read(RIGHT))
+    with pytest.raises(FrozenInstanceError):
+        caller.id = "other"  # type: ignore[misc]  # that is the point
+
+
+def test_digest_names_exactly_this_document() -> None:
+    assert read(RIGHT).digest == hashlib.sha256(RIGHT.encode()).hexdigest()
+    assert read(RIGHT + "# a comment\n").digest != read(RIGHT).digest
+
+
+def test_both_readers_of_yaml_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where libyaml is missing, the slow reader gives the same policy and the same lines."""
+    fast = read(RIGHT), problem(changed(line_of("secret:"), "secret: sk"))
+    monkeypatch.setattr(document, "_LOADER", yaml.SafeLoader)
+    assert (read(RIGHT), problem(changed(line_of("secret:"), "secret: sk"))) == fast
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("2027-03-01", datetime(2027, 3, 1, tzinfo=UTC)),
+        ("2027-03-01T12:00Z", datetime(2027, 3, 1, 12, tzinfo=UTC)),
+        ("2027-03-01T12:00:30Z", datetime(2027, 3, 1, 12, 0, 30, tzinfo=UTC)),
+        ("2027-03-01T12:00+02:00", datetime(2027, 3, 1, 10, tzinfo=UTC)),
+        ('"2027-03-01"', datetime(2027, 3, 1, tzinfo=UTC)),
+    ],
+)
+def test_key_expires_when_the_date_begins(said: str, seconds: datetime) -> None:
+    assert only_caller(read(RIGHT.replace("2027-03-01", said))).expires == seconds.timestamp()
+
+
+def test_key_without_a_date_does_not_expire() -> None:
+    assert only_caller(read(RIGHT.replace(", expires: 2027-03-01", ""))).expires is None
+
+
+@pytest.mark.parametrize(
+    ("said", "idempotency"),
+    [
+        (None, Idempotency(required=True, parameter=None, seconds=RETENTION)),
+        ("required", Idempotency(required=True, parameter=None, seconds=RETENTION)),
+        ("optional", Idempotency(required=False, parameter=None, seconds=RETENTION)),
+        ('{from: "metadata[order_id]"}', Idempotency(True, "metadata[order_id]", RETENTION)),  # noqa: FBT003
+        ('{from: "metadata[order_id]", for: 72h}', Idempotency(True, "metadata[order_id]", 72 * 3600)),  # noqa: FBT003
+        ("{from: customer, for: 30d}", Idempotency(True, "customer", 30 * 86400)),  # noqa: FBT003
+    ],
+)
+def test_idempotency_is_read_in_each_of_its_forms(said: str | None, idempotency: Idempotency) -> None:
+    text = changed(line_of("idempotency:"), *([] if said is None else [f"idempotency: {said}"]))
+    [granted] = only_caller(read(text)).entitlements.values()
+    assert granted.idempotency == idempotency
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://us-central1-appgregator.cloudfunctions.net",
+        "https://upstream.example:8443",
+        "http://127.0.0.1:8081",
+        "http://localhost",
+        "http://[::1]:8081",
+        "https://[2001:db8::1]",
+    ],
+)
+def test_origin_is_read_as_written(origin: str) -> None:
+    assert read(changed(line_of("origin:"), f'origin: "{origin}"')).connections["billing"].origin == origin
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "projects/acme/secrets/key/versions/latest",
+        "projects/acme/secrets/key/versions/12",
+        "projects/example.com:acme/secrets/a_KEY-1/versions/current",
+        "file:/secrets/key",
+    ],
+)
+def test_secret_is_a_place(secret: str) -> None:
+    assert read(changed(line_of("secret:"), f"secret: {secret}")).connections["billing"].secret == secret
+
+
+@pytest.mark.parametrize("said", ["no", "yes", "off", "1e3", "0x10", "2027-03-01", "1_000", "12:30:00", ".inf", "true"])
+def test_text_that_yaml_would_read_otherwise_is_taken_as_written(said: str) -> None:
+    """Elsewhere ``no`` is false, 1e3 a thousand, 12:30:00 a number of seconds, and a date is no text."""
+    granted = entitlement(f"description: {{one_of: [{said}, other]}}\nfooter: {{fixed: {said}}}")
+    assert granted.rules["description"].one_of == frozenset({said, "other"})
+    assert granted.fixed == {"footer": said}
+    assert only_caller(read(RIGHT.replace("payments@acme.example", said))).owner == said
+
+
+@pytest.mark.parametrize("name", ["no", "1e3", "2027-03-01", "0x10"])
+def test_name_that_yaml_would_read_otherwise_is_taken_as_written(name: str) -> None:
+    assert read(RIGHT.replace("  app:", f"  {name}:").replace("billing", name)).callers == {name}
+
+
+def test_metadata_granted_whole_bounds_every_value() -> None:
+    rules = entitlement("metadata: {max_length: 7, prefix: a}").rules
+    assert (rules["metadata[{key}]"].max_length, rules["metadata[{key}]"].prefix) == (7, "a")
+    assert rules["metadata"].unsets
+
+
+def test_automatic_tax_granted_whole_leaves_its_liability_out() -> None:
+    assert set(entitlement("automatic_tax:").rules) == {"automatic_tax[enabled]"}
+
+
+def test_group_grants_what_can_be_sent_of_it() -> None:
+    rules = entitlement(groups="plain").rules
+    expected = {
+        path
+        for path, parameter in INVOICES_CREATE.parameters.items()
+        if parameter.risk.value == "plain" and (parameter.kind not in {Kind.OBJECT, Kind.ARRAY} or parameter.unsets)
+    }
+    assert set(rules) == {*expected, "customer"}
+
+
+def test_expand_is_granted_by_its_name_with_a_choice() -> None:
+    granted = entitlement("expand: {one_of: [customer, charge]}")
+    assert {path: rule.one_of for path, rule in granted.rules.items()} == {
+        "expand[{i}]": frozenset({"customer", "charge"})
+    }
+
+
+@pytest.mark.parametrize("path", ["auto_advance", "transfer_data[destination]", "issuer[type]", "on_behalf_of"])
+def test_risky_parameter_is_granted_by_its_own_name(path: str) -> None:
+    assert set(entitlement(f"{path}:").rules) == {path}
+
+
+def test_limits_that_all_can_be_reached_stand_together() -> None:
+    caller = only_caller(read(RIGHT.replace("[30/minute, 2000/day]", "[5/second, 100/minute, 1000/hour, 20000/day]")))
+    assert len(caller.limits) == 4
+
+
+def test_connection_of_no_ceiling_leaves_every_limit_reachable() -> None:
+    text = changed(line_of("ceiling:")).replace("30/minute", "999999999/minute").replace("2000/day", "999999999/hour")
+    assert problem(text).startswith("acme.yaml:13: callers.app.limits[0]: 999999999/minute can never be reached")
+    assert read(changed(line_of("ceiling:")).replace("[30/minute, 2000/day]", "[999999999/day]"))
+
+
+def test_two_callers_share_a_connection_and_each_has_its_own_keys() -> None:
+    second = RIGHT[RIGHT.index("  app:") :].replace("  app:", "  other:").replace(SHA, "ab" * 32)
+    policy_set = read(RIGHT + second)
+    assert policy_set.callers == {"app", "other"}
+    assert policy_set.keys[bytes.fromhex("ab" * 32)].id == "other"
+
+
+def test_rotated_key_has_two_credentials_of_one_caller() -> None:
+    text = changed(13, LINES[12].strip(), f"- key: {{id: k2, sha256: {'ab' * 32}}}")
+    policy_set = read(text)
+    first, second = policy_set.keys.values()
+    assert second == replace(first, credential="k2", expires=None)
+
+
+# ---------------------------------------------------------------- what is refused, and where
+
+UNKNOWN_KEY = "no such key. Did you mean"
+ORIGIN = "write the origin alone"
+SECRET = "write where the key lies"
+SHA256 = "write the key's SHA-256, 64 small hexadecimal digits; never the key itself"
+DATE = "write a date, 2027-03-01"
+BY_NAME = "so its parts must be granted by name, such as"
+LATE = "write hours or days, such as 72h or 7d; 72h at least"
+NO_VALUE = "so no value could pass"
+
+GRANT = "callers.app.grants[0]"
+PARAMETERS = f"{GRANT}.parameters"
+
+#: What is wrong: the line that is changed, what is put there, the line of the error, its key, and words of it.
+WRONG: list[tuple[int, list[str], int, str, str]] = [
+    # keys
+    (1, ["connection:"], 1, "connection", f"{UNKNOWN_KEY} connections?"),
+    (5, ["upstrem: appgregator"], 5, "connections.billing.upstrem", f"{UNKNOWN_KEY} upstream?"),
+    (11, ["owners: a"], 11, "callers.app.owners", f"{UNKNOWN_KEY} owner?"),
+    (13, [f"- key: {{id: k1, sha: {SHA}}}"], 13, "callers.app.credentials[0].key.sha", f"{UNKNOWN_KEY} sha256?"),
+    (17, ["operations: invoices.create"], 17, f"{GRANT}.operations", f"{UNKNOWN_KEY} operation?"),
+    (20, ["customer: {maxlength: 3}"], 20, f"{PARAMETERS}.customer.maxlength", f"{UNKNOWN_KEY} max_length?"),
+    (18, ["idempotency: {frm: customer}"], 18, f"{GRANT}.idempotency.frm", f"{UNKNOWN_KEY} from?"),
+    (8, ["<<: {a: b}"], 8, "connections.billing.<<", "no such key. Write one of: ceiling, connection_name"),
+    (5, ["upstream: appgregator", "name: ft-4"], 6, "connections.billing.name", "this key is written twice"),
+    (5, ["upstream: appgregator", '"name": ft-5'], 6, "connections.billing.name", "this key is written twice"),
+    (9, ["connections: {}", "callers:"], 9, "connections", "this key is written twice"),
+    (14, ["limits: [1/day]", "limits: [1/day]"], 15, "callers.app.limits", "this key is written twice"),
+    (20, ["customer:", "customer:"], 21, f"{PARAMETERS}.customer", "this key is written twice"),
+    (20, ["? [a]", ": b"], 20, PARAMETERS, "a key must be plain text"),
+    (3, [], 2, "connections.billing", "name is missing"),
+    (7, [], 2, "connections.billing", "secret is missing"),
+    (11, [], 10, "callers.app", "owner is missing"),
+    (14, [], 10, "callers.app", "limits is missing"),
+    (17, [], 16, GRANT, "operation is missing"),
+    (22, [], 16, GRANT, "response is missing"),
+    (13, ["- key: {id: k1}"], 13, "callers.app.credentials[0].key", "sha256 is missing"),
+    (13, [f"- key: {{sha256: {SHA}}}"], 13, "callers.app.credentials[0].key", "id is missing"),
+    (18, ["idempotency: {for: 72h}"], 18, f"{GRANT}.idempotency", "from is missing"),
+    # shapes
+    (2, ["billing: [a]", "x:"], 2, "connections.billing", "write an object here: key: value"),
+    (14, ["limits: 30/minute"], 14, "callers.app.limits", "write a list here: [one, another]"),
+    (14, ["limits: []"], 14, "callers.app.limits", "this list is empty"),
+    (22, ["response: []"], 22, f"{GRANT}.response", "this list is empty"),
+    (22, ["response: [id, [status]]"], 22, f"{GRANT}.response[1]", "write a text here"),
+    (22, ["response:", "  - id", "  -", "  - status"], 24, f"{GRANT}.response[1]", "write a text here"),
+    (11, ["owner:"], 11, "callers.app.owner", "write a text here"),
+    (11, ['owner: ""'], 11, "callers.app.owner", "write a text here"),
+    (11, ["owner: {a: b}"], 11, "callers.app.owner", "write a text here"),
+    (13, ["- key: csk_live_secret"], 13, "callers.app.credentials[0].key", "write an object here"),
+    (13, ["- csk_live_secret"], 13, "callers.app.credentials[0]", "write an object here"),
+    # connections
+    (3, ["name: ft 4"], 3, "connections.billing.name", "write the name that callers send"),
+    (3, ["name: -ft"], 3, "connections.billing.name", "write the name that callers send"),
+    (4, ["connection_name: a/b"], 4, "connections.billing.connection_name", "write the name that callers send"),
+    (5, ["upstream: stripe"], 5, "connections.billing.upstream", "not supported by this version; write appgregator"),
+    (5, ["upstream: appgregtor"], 5, "connections.billing.upstream", "Did you mean appgregator?"),
+    *(
+        (6, [f"origin: '{origin}'"], 6, "connections.billing.origin", ORIGIN)
+        for origin in (
+            "https://upstream.example/",
+            "https://upstream.example/v1",
+            "https://upstream.example?a=b",
+            "https://upstream.example?",
+            "https://upstream.example#",
+            "https://user@upstream.example",
+            "https://user:pass@upstream.example",
+            "https://@upstream.example",
+            "https://upstream.example:",
+            "https://upstream.example:0",
+            "https://upstream.example:99999",
+            "https://upstream.example:port",
+            "https://Upstream.example",
+            "HTTPS://upstream.example",
+            "https://",
+            "https:upstream.example",
+            "//upstream.example",
+            "upstream.example",
+            "ftp://upstream.example",
+            "file:///etc/passwd",
+            " https://upstream.example",
+            "https://up stream.example",
+            "https://upstream.example\\\\evil.example",
+            "https://[::1",
+            "https://übel.example",
+            "https://a,b",
+            "http://127.0.0.1:8081/",
+        )
+    ),
+    *(
+        (6, [f"origin: {origin}"], 6, "connections.billing.origin", "write https: the key must not travel in the clear")
+        for origin in ("http://upstream.example", "http://127.0.0.1.example", "http://10.0.0.1:8081", "http://0.0.0.0")
+    ),
+    *(
+        (7, [f"secret: '{secret}'"], 7, "connections.billing.secret", SECRET)
+        for secret in (
+            "sk_live_secret",
+            "projects/acme/secrets/key",
+            "projects/acme/secrets/key/versions/",
+            "projects/acme/secrets/key/versions/latest/x",
+            "projects/acme/secrets/../versions/latest",
+            "/projects/acme/secrets/key/versions/latest",
+            "file:",
+            "env:KEY",
+        )
+    ),
+    (8, ["ceiling: 20 per second"], 8, "connections.billing.ceiling", "write a limit as a whole number of calls per"),
+    # callers
+    (10, ["app bar:"], 10, "callers.app bar", "a name is up to 64 letters"),
+    (10, [f"{'a' * 65}:"], 10, f"callers.{'a' * 65}", "a name is up to 64 letters"),
+    (2, ["bill/ing:"], 2, "connections.bill/ing", "a name is up to 64 letters"),
+    (11, ["owner: a", "budget: {currency: usd}"], 12, "callers.app.budget", "not supported by this version"),
+    (13, ["- google: a@b"], 13, "callers.app.credentials[0].google", "not supported by this version"),
+    (13, ["- webhook: projects/a"], 13, "callers.app.credentials[0].webhook", "not supported by this version"),
+    *(
+        (13, [f"- key: {{id: k1, sha256: {digest}}}"], 13, "callers.app.credentials[0].key.sha256", words)
+        for digest, words in (
+            ("csk_live_secret", SHA256),
+            (SHA[:-1], SHA256),
+            (SHA + "0", SHA256),
+            (SHA.upper(), SHA256),
+            ("g" * 64, SHA256),
+            ("", SHA256),
+            (hashlib.sha256(b"").hexdigest(), "this is the digest of an empty text, so the key got lost on the way"),
+        )
+    ),
+    (13, [f"- key: {{id: k 1, sha256: {SHA}}}"], 13, "callers.app.credentials[0].key.id", "a name is up to 64"),
+    *(
+        (13, [f"- key: {{id: k, sha256: {SHA}, expires: {date}}}"], 13, "callers.app.credentials[0].key.expires", DATE)
+        for date in (
+            "tomorrow",
+            "2027-02-30",
+            "2027-13-01",
+            "2027-3-1",
+            "01.03.2027",
+            "2027-03-01T12:00",
+            "2027-03-01T25:00Z",
+            "2027-03-01 12:00Z",
+            '"2027-03-01\\n"',
+            "1804000000",
+            "\u0662\u0660\u0662\u0667-\u0660\u0663-\u0660\u0661",
+            "",
+        )
+    ),
+    (13, [f"- key: {{id: k1, sha256: {SHA}}}", f"- key: {{id: k1, sha256: {'ab' * 32}}}"], 14,
+     "callers.app.credentials[1]", "the id k1 is used twice"),
+    (13, [f"- key: {{id: k1, sha256: {SHA}}}", f"- key: {{id: k2, sha256: {SHA}}}"], 14,
+     "callers.app.credentials[1]", "this key is also a key of app; every key belongs to one caller, once"),
+    # limits
+    *(
+        (14, [f"limits: [{limit}]"], 14, "callers.app.limits[0]", "write a limit as a whole number of calls per second")
+        for limit in ("30", "0/minute", "30/week", "-1/minute", "1.5/minute", "1e3/day")
+    ),
+    (14, ["limits:", "  - 30/minute", "  - 10/minute"], 16, "callers.app.limits[1]", "a limit for the same time"),
+    (14, ["limits:", "  - 2000/day", "  - 1/minute"], 15, "callers.app.limits[0]",
+     "2000/day can never be reached, since 1/minute is stricter. Remove it"),
+    (14, ["limits: [1/minute, 1440/day]"], 14, "callers.app.limits[1]",
+     "1440/day can never be reached, since 1/minute is stricter. Remove it"),
+    (14, ["limits: [30/minute, 5/hour]"], 14, "callers.app.limits[0]",
+     "30/minute can never be reached, since 5/hour is stricter. Remove it"),
+    (14, ["limits: [2/second, 7200/hour]"], 14, "callers.app.limits[1]",
+     "7200/hour can never be reached, since 2/second is stricter. Remove it"),
+    (14, ["limits: [1201/minute]"], 14, "callers.app.limits[0]",
+     "1201/minute can never be reached, since the connection's ceiling is stricter. Lower it"),
+    (14, ["limits: [30/second, 40/minute]"], 14, "callers.app.limits[0]",
+     "30/second can never be reached, since the connection's ceiling is stricter. Lower it"),
+    # grants
+    (16, ["- connection: biling"], 16, f"{GRANT}.connection", "Did you mean billing?"),
+    (17, ["operation: invoice.create"], 17, f"{GRANT}.operation", "Did you mean invoices.create?"),
+    (19, ["parameters: {}", "groups: [plain]", "x:"], 21, f"{GRANT}.x", "no such key"),
+    (20, ["custommer:"], 20, f"{PARAMETERS}.custommer", "no such parameter. Did you mean customer?"),
+    (20, ["metadata[a][b]:"], 20, f"{PARAMETERS}.metadata[a][b]", "no such parameter"),
+    (20, ["custom_fields[name]:"], 20, f"{PARAMETERS}.custom_fields[name]", "custom_fields[{i}][name]?"),
+    (20, ["default_tax_rates[00]:"], 20, f"{PARAMETERS}.default_tax_rates[00]", "no such parameter"),
+    *(
+        (20, [f"{name}:"], 20, f"{PARAMETERS}.{name}", f"this object reroutes money, {BY_NAME} {part}")
+        for name, part in (
+            ("payment_settings", "payment_settings[default_mandate]"),
+            ("transfer_data", "transfer_data[amount]"),
+            ("issuer", "issuer[account]"),
+            ("automatic_tax[liability]", "automatic_tax[liability][account]"),
+            ("payment_settings[payment_method_options]", "payment_settings[payment_method_options][acss_debit]"),
+        )
+    ),
+    *(
+        (19, [f"groups: [{group}]", "parameters:"], 19, f"{GRANT}.groups[0]",
+         f"a whole group that {group} cannot be granted. Name its parameters one by one")
+        for group in ("reroutes money", "triggers collection", "widens the answer")
+    ),
+    (19, ["groups: [plan]", "parameters:"], 19, f"{GRANT}.groups[0]", "Did you mean plain?"),
+    # bounds
+    *(
+        (20, [f"{path}: {{{bound}}}"], 20, f"{PARAMETERS}.{path}.{bound.partition(':')[0]}", words)
+        for path, bound, words in (
+            ("description", "max_length: 1501", "the upstream takes 1500 characters at most"),
+            ("number", "max_length: 27", "the upstream takes 26 characters at most"),
+            ("metadata[a]", "max_length: 501", "the upstream takes 500 characters at most"),
+            ("metadata", "max_length: 501", "the upstream takes 500 characters at most"),
+            ("description", "max_length: 0", "write a length of 1 or more"),
+            ("description", "max_length: 1e3", "write a whole number here"),
+            ("description", "max_length: 0x10", "write a whole number here"),
+            ("days_until_due", "min: 1.5", "write a whole number here"),
+            ("days_until_due", "max: many", "write a whole number here"),
+            ("days_until_due", "max_length: 3", "max_length cannot be said of days_until_due, whose kind is integer"),
+            ("days_until_due", "prefix: 3", "prefix cannot be said of days_until_due"),
+            ("auto_advance", "min: 1", "min cannot be said of auto_advance, whose kind is boolean"),
+            ("auto_advance", "max_length: 5", "max_length cannot be said of auto_advance"),
+            ("currency", "prefix: u", "prefix cannot be said of currency"),
+            ("description", "min: 1", "min cannot be said of description, whose kind is string"),
+            ("description", "max: 1", "max cannot be said of description"),
+            ("customer", "required: yes", "Write one of: false, true"),
+            ("customer", "required: tru", "Did you mean true?"),
+            ("customer", "one_of: []", "this list is empty"),
+            ("customer", "one_of: cus_1", "write a list here"),
+            ("customer", "one_of: [a, b, a]", "a value is written twice"),
+            ("collection_method", "one_of: [send_invoise]", "does not take send_invoise. Did you mean send_invoice?"),
+            ("collection_method", "fixed: send", "collection_method must be one of: charge_automatically, send_"),
+            ("days_until_due", "fixed: soon", "days_until_due must be a whole number"),
+            ("days_until_due", "one_of: [14, soon]", "soon could never be sent: days_until_due must be a whole number"),
+            ("auto_advance", "fixed: yes", "auto_advance must be true or false."),
+            ("currency", "one_of: [USD]", "USD could never be sent: currency must be a currency"),
+            ("number", f"fixed: {'x' * 27}", "number is too long: 26 characters at most."),
+            ("customer", "fixed: a, required: true", "a fixed value stands alone"),
+            ("customer", "fixed: a, max_length: 3", "a fixed value stands alone"),
+            ("days_until_due", "min: 2, max: 1", NO_VALUE),
+            ("customer", "prefix: cus_, max_length: 3", NO_VALUE),
+            ("customer", "one_of: [a, cus_1], prefix: cus_", "a could never be sent: customer must start with cus_."),
+            ("days_until_due", "one_of: [1, 9], max: 5", "9 could never be sent: days_until_due must be at most 5."),
+            ("collection_method", "prefix: sent_", NO_VALUE),
+            ("collection_method", "max_length: 3", NO_VALUE),
+        )
+    ),
+    *(
+        (20, [f"{path}: {{{bound}}}"], 20, f"{PARAMETERS}.{path}", words)
+        for path, bound, words in (
+            ("metadata", "fixed: a", "this can only be said of one exact parameter, such as metadata[cost_center]"),
+            ("metadata[{key}]", "required: true", "this can only be said of one exact parameter"),
+            ("expand", "fixed: customer", "this can only be said of one exact parameter"),
+            ("rendering", "max_length: 3", "only required can be said of a whole object. Name the part that you mean"),
+            ("custom_fields", "one_of: [a]", "only required can be said of a whole object"),
+        )
+    ),
+    (20, ["customer: cus_1"], 20, f"{PARAMETERS}.customer", "write an object here"),
+    # response
+    (22, ["response: [id, lines]"], 22, f"{GRANT}.response[1]", "lines is an object. Name the fields in it, such as"),
+    (22, ["response: [lines.data]"], 22, f"{GRANT}.response[0]", "lines.data is an object"),
+    (22, ["response: [status_transitions]"], 22, f"{GRANT}.response[0]", "such as status_transitions.finalized_at"),
+    (22, ["response: [id, statu]"], 22, f"{GRANT}.response[1]", "no such field. Did you mean status?"),
+    (22, ["response: [lines.data.amont]"], 22, f"{GRANT}.response[0]", "Did you mean lines.data.amount?"),
+    (22, ["response:", "  - id", "  - status", "  - id"], 25, f"{GRANT}.response[2]", "id is written twice"),
+    (22, ["response: [audit_id, audit_id]"], 22, f"{GRANT}.response[1]", "audit_id is written twice"),
+    # record and idempotency
+    (23, ["record: [description]"], 23, f"{GRANT}.record[0]", "description is not one of the parameters that this"),
+    (23, ['record: ["metadata[{key}]"]'], 23, f"{GRANT}.record[0]", "is not one of the parameters"),
+    (18, ["idempotency: sometimes"], 18, f"{GRANT}.idempotency", "Write one of: optional, required"),
+    (18, ["idempotency: [required]"], 18, f"{GRANT}.idempotency", "write an object here"),
+    (18, ["idempotency: {from: description}"], 18, f"{GRANT}.idempotency.from", "is not one of the parameters"),
+    *(
+        (18, [f"idempotency: {{from: customer, for: {time}}}"], 18, f"{GRANT}.idempotency.for", LATE)
+        for time in ("71h", "2d", "1h", "72", "4320m", "72 h", "-72h", "0072h", "99999h", "")
+    ),
+    (23, ["- connection: billing", "  operation: invoices.create"], 23, "", "this is not YAML"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "new", "at", "key", "words"), WRONG, ids=lambda value: str(value)[:60])
+def test_error_names_file_line_and_key(line: int, new: list[str], at: int, key: str, words: str) -> None:
+    said = problem(changed(line, *new))
+    assert said.startswith(f"acme.yaml:{at}: {key + ': ' if key else ''}")
+    assert words in said
+    assert "secret" not in said or "csk_live_secret" not in said
+    assert "sk_live_secret" not in said
+
+
+@pytest.mark.parametrize("kind", ["email", "{key}"])
+def test_part_of_no_catalogue_is_refused(kind: str) -> None:
+    assert "no such parameter" in problem(changed(20, f"customer[{kind}]:"))
+
+
+def connection_beside(**changes: str) -> str:
+    lines = ["  other:"]
+    for line in LINES[2:7]:
+        name = line.strip().partition(":")[0]
+        lines.append(f"    {name}: {changes[name]}" if name in changes else line)
+    return "\n".join([*LINES[:8], *lines, *LINES[8:]]) + "\n"
+
+
+def test_connection_that_nobody_uses_is_refused_where_it_stands() -> None:
+    assert problem(connection_beside(connection_name="stripe-2")) == (
+        "acme.yaml:9: connections.other: no grant uses this connection. Grant it to a caller, or remove it"
+    )
+
+
+def test_two_connections_that_callers_could_not_tell_apart_are_refused() -> None:
+    assert problem(connection_beside()) == (
+        "acme.yaml:9: connections.other: billing has the same name and connection_name; a call could mean either"
+    )
+
+
+def test_one_connection_granted_twice_is_refused_at_the_second_grant() -> None:
+    text = RIGHT + "\n".join(LINES[15:]) + "\n"
+    assert problem(text) == (
+        "acme.yaml:24: callers.app.grants[1]: billing and invoices.create are granted twice; write one grant"
+    )
+
+
+def test_ceilings_of_all_connections_of_a_caller_bound_its_limits_together() -> None:
+    text = (
+        connection_beside(connection_name="stripe-2").replace("30/minute, 2000/day", "2000/minute")
+        + "\n".join(LINES[15:]).replace("billing", "other")
+        + "\n"
+    )
+    assert read(text)  # the other connection has no ceiling
+    both = text.replace("  other:\n", "  other:\n    ceiling: 10/second\n")
+    assert "2000/minute can never be reached" in problem(both)
+    assert read(both.replace("10/second", "20/second"))
+
+
+def test_same_key_for_two_callers_is_refused_at_the_second() -> None:
+    text = RIGHT + "\n".join(LINES[9:]).replace("  app:", "  other:") + "\n"
+    assert problem(text) == (
+        "acme.yaml:27: callers.other.credentials[0]: this key is also a key of app; "
+        "every key belongs to one caller, once"
+    )
+
+
+@pytest.mark.parametrize("empty", ["parameters: {}", "parameters:", ""])
+def test_grant_of_no_parameter_is_refused(empty: str) -> None:
+    text = "\n".join([*LINES[:18], *([f"        {empty}"] if empty else []), LINES[21]]) + "\n"
+    said = problem(text)
+    if empty == "parameters:":
+        assert said == f"acme.yaml:19: {PARAMETERS}: write an object here: key: value"
+    else:
+        assert said.startswith(f"acme.yaml:16: {GRANT}: this grant allows no parameter, so no call could pass.")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "acme.yaml:1: the document is empty"),
+        ("# nothing\n", "acme.yaml:1: the document is empty"),
+        ("---\n", "acme.yaml:1: the document must be an object with connections and callers"),
+        ("a text", "acme.yaml:1: the document must be an object with connections and callers"),
+        ("[a]", "acme.yaml:1: the document must be an object with connections and callers"),
+        ("{}", "acme.yaml:1: connections: this key is missing"),
+        ("callers: {}", "acme.yaml:1: connections: this key is missing"),
+        ("connections: {}", "acme.yaml:1: callers: this key is missing"),
+        ("\nconnections: {}\ncallers: {}", "acme.yaml:2: connections: no connection is written"),
+        ("connections:\ncallers: {}", "acme.yaml:1: connections: write an object here: key: value"),
+        (
+            RIGHT[: RIGHT.index("callers:")] + "callers: {}",
+            "acme.yaml:9: callers: no caller is written, so nobody could call",
+        ),
+        (RIGHT[: RIGHT.index("callers:")] + "callers:", "acme.yaml:9: callers: write an object here: key: value"),
+        ("a: [\n", "acme.yaml:2: this is not YAML: "),
+        ("a: b: c\n", "acme.yaml:1: this is not YAML: "),
+        ("a: 1\n\tb: 2\n", "acme.yaml:2: this is not YAML: "),
+        ("a: 'text\n", "acme.yaml:2: this is not YAML: "),
+        ("a: \x00", "acme.yaml:1: this is not YAML"),
+        (RIGHT + "---\n" + RIGHT, "acme.yaml:24: this is not YAML: "),
+        (
+            changed(22, "response: [id]", "record: [metadata[order_id]]").replace(LINES[22] + "\n", ""),
+            "acme.yaml:23: this is not YAML: ",
+        ),
+        (changed(2, "billing: &b"), "acme.yaml:2: anchors (&) and aliases (*) are not part of the format"),
+        (changed(11, "owner: &a x"), "acme.yaml:11: anchors (&) and aliases (*) are not part of the format"),
+        (changed(11, "owner: *a"), "acme.yaml:11: anchors (&) and aliases (*) are not part of the format"),
+        (changed(14, "limits: &l [1/day]"), "acme.yaml:14: anchors (&) and aliases (*) are not part of the format"),
+        (changed(8, "<<: *b"), "acme.yaml:8: anchors (&) and aliases (*) are not part of the format"),
+    ],
+)
+def test_what_is_no_document_is_refused(text: str, said: str) -> None:
+    assert problem(text).startswith(said)
+
+
+def test_name_with_brackets_in_a_list_is_answered_with_how_to_write_it() -> None:
+    assert '"metadata[order_id]"' in problem(changed(23, "record: [metadata[order_id]]"))
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}"), ("- ", "")])
+def test_document_nested_without_end_is_refused(opening: str, closing: str) -> None:
+    """In a process of its own: the fast reader once ended the whole process with it."""
+    program = (
+        "from policies import document\n"
+        "try:\n"
+        f"    document.read({opening!r} * 200_000 + '1' + {closing!r} * 200_000, 'acme.yaml')\n"
+        "except document.DocumentError as error:\n"
+        "    print(error)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (0, "acme.yaml:1: the document is nested too deeply\n"), ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameters", "source"),
+    [
+        ("customer: {fixed: cus_1}\ndescription:", "customer"),
+        ("metadata:", "metadata"),
+        ("custom_fields:", "custom_fields"),
+    ],
+)
+def test_idempotency_key_from_what_no_two_calls_differ_in_is_refused(parameters: str, source: str) -> None:
+    """Every call after the first would be answered with the first one's invoice, or none could pass."""
+    said = problem(written(parameters, idempotency=f"{{from: {source}}}"))
+    assert f"{GRANT}.idempotency.from: {source} cannot tell one call from another" in said
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_any_slip_in_a_line_is_read_or_named_with_its_file_and_line(data: st.DataObject) -> None:
+    number = data.draw(st.integers(1, len(LINES)))
+    line = LINES[number - 1]
+    at = data.draw(st.integers(0, len(line)))
+    slip = data.draw(st.text(st.sampled_from("ab:- #{}[]&*!|>'\"%@`,?\n\t~0\x07é"), max_size=3))
+    cut = data.draw(st.integers(0, 3))
+    text = "\n".join([*LINES[: number - 1], line[:at] + slip + line[at + cut :], *LINES[number:]])
+    try:
+        assert isinstance(document.read(text, "acme.yaml"), PolicySet)
+    except DocumentError as error:
+        file, at_line, _ = str(error).split(":", 2)
+        assert file == "acme.yaml"
+        assert 1 <= int(at_line) <= len(text.splitlines()) + 1

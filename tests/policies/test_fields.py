@@ -1,0 +1,129 @@
+"""What may come out: only what is granted, where it is granted, in the shape the catalogue gives it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.fields import tree_of, trim
+from policies.model import Shape
+from policies.operations.invoices_create import FIELDS
+from sandbox.invoice import EXAMPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+def trimmed(answer: object, *paths: str) -> dict[str, object]:
+    return trim(answer, tree_of(paths, FIELDS))
+
+
+def test_only_what_is_granted_comes_out_in_the_order_of_the_grant() -> None:
+    answer = trimmed(dict(EXAMPLE), "status", "id", "lines.data.amount", "currency")
+    assert json.dumps(answer) == json.dumps(
+        {"status": "draft", "id": EXAMPLE["id"], "lines": {"data": [{"amount": 2000}]}, "currency": "usd"}
+    )
+
+
+def test_fields_of_one_object_come_out_together() -> None:
+    answer = trimmed(dict(EXAMPLE), "lines.data.id", "id", "lines.has_more", "lines.data.amount")
+    assert answer == {
+        "lines": {"data": [{"id": EXAMPLE["lines"]["data"][0]["id"], "amount": 2000}], "has_more": False},
+        "id": EXAMPLE["id"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "path", "comes_out"),
+    [
+        pytest.param({}, "number", {"number": None}, id="absent"),
+        pytest.param({"number": None}, "number", {"number": None}, id="null"),
+        pytest.param({"customer": {"id": "cus_1", "email": "a@b"}}, "customer", {"customer": None}, id="expanded"),
+        pytest.param({"customer": ["cus_1"]}, "customer", {"customer": None}, id="list for a scalar"),
+        pytest.param({"paid": False}, "paid", {"paid": False}, id="false is no absence"),
+        pytest.param({"amount_due": 0}, "amount_due", {"amount_due": 0}, id="nor is 0"),
+        pytest.param({"footer": ""}, "footer", {"footer": ""}, id="nor is the empty text"),
+        pytest.param({}, "lines.data.amount", {"lines": None}, id="absent object"),
+        pytest.param({"lines": None}, "lines.data.amount", {"lines": None}, id="null for an object"),
+        pytest.param({"lines": "secret"}, "lines.data.amount", {"lines": None}, id="text for an object"),
+        pytest.param({"lines": {"data": []}}, "lines.data.amount", {"lines": {"data": []}}, id="empty list"),
+        pytest.param({"lines": {}}, "lines.data.amount", {"lines": {"data": None}}, id="object without the list"),
+        pytest.param(
+            {"lines": {"data": ["x", 1, None, ["y"], {"amount": 5, "z": 6}]}},
+            "lines.data.amount",
+            {"lines": {"data": [*[{"amount": None}] * 4, {"amount": 5}]}},
+            id="what is no object in a list",
+        ),
+        pytest.param({"discounts": ["di_1"]}, "discounts", {"discounts": ["di_1"]}, id="list of scalars"),
+        pytest.param({"discounts": [{"id": "di_1"}]}, "discounts", {"discounts": None}, id="expanded list"),
+        pytest.param({"discounts": [["di_1"]]}, "discounts", {"discounts": None}, id="list of lists"),
+        pytest.param({"discounts": "di_1"}, "discounts", {"discounts": None}, id="scalar for a list"),
+        pytest.param({"metadata": {"a": "b"}}, "metadata", {"metadata": {"a": "b"}}, id="object of scalars"),
+        pytest.param({"metadata": {"a": {"b": "c"}}}, "metadata", {"metadata": None}, id="object in an object"),
+        pytest.param({"metadata": ["a"]}, "metadata", {"metadata": None}, id="list for an object"),
+        *(
+            pytest.param(answer, "id", {"id": None}, id=f"{answer!r} for an answer")
+            for answer in (None, [], [{"id": "in_1"}], "id", 1)
+        ),
+        pytest.param({"total": float("inf")}, "total", {"total": None}, id="a number that JSON does not have"),
+        pytest.param({"discounts": [float("-inf")]}, "discounts", {"discounts": None}, id="one in a list"),
+        pytest.param({"metadata": {"a": float("nan")}}, "metadata", {"metadata": None}, id="one in an object"),
+    ],
+)
+def test_what_is_not_of_its_shape_is_null(answer: object, path: str, comes_out: dict[str, object]) -> None:
+    assert trimmed(answer, path) == comes_out
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["id", "lines", "data", "amount", "metadata", "customer", "discounts", "period", "x"]),
+        inner,
+        max_size=6,
+    ),
+    max_leaves=30,
+)  # fmt: skip
+GRANTED = ["id", "customer", "lines.data.amount", "lines.data.period.end", "discounts", "metadata", "lines.has_more"]
+
+
+def leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield every scalar with the names that lead to it; a list has none of its own."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, (*place, name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, place)
+    else:
+        yield place, value
+
+
+def tagged(value: Any, count: Iterator[int]) -> Any:
+    """Make every scalar a text that no other place has."""
+    if isinstance(value, dict):
+        return {name: tagged(inner, count) for name, inner in value.items()}
+    return [tagged(inner, count) for inner in value] if isinstance(value, list) else f"leaf {next(count)}"
+
+
+def allowed(place: tuple[str, ...], granted: Iterable[str]) -> bool:
+    return any(
+        ".".join(place) == path or (FIELDS[path] is Shape.MAP and len(place) == 2 and place[0] == path)
+        for path in granted
+    )
+
+
+@settings(deadline=None, max_examples=300)
+@given(answer=JSON, granted=st.lists(st.sampled_from(GRANTED), unique=True))
+def test_nothing_comes_out_but_what_stands_at_a_granted_place(answer: object, granted: list[str]) -> None:
+    marked = tagged(answer, iter(range(10_000)))
+    comes_in = dict((value, place) for place, value in leaves(marked))  # noqa: C402  # the value is the key
+    answer_out = trimmed(marked, *granted)
+    assert list(answer_out) == list(dict.fromkeys(path.split(".")[0] for path in granted))
+    for place, value in leaves(answer_out):
+        if value is not None:
+            assert comes_in[value] == place
+            assert allowed(place, granted)

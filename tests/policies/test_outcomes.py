@@ -1,0 +1,241 @@
+"""What an upstream's answer means, and that its words stay where they are."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policies.model import Outcome
+from policies.outcomes import _CODES, judge
+from policies.refusals import (
+    OutcomeUnknown,
+    Refusal,
+    UpstreamBusy,
+    UpstreamKeyRefused,
+    UpstreamRejected,
+)
+from sandbox.invoice import EXAMPLE, encode
+from tests.policies.conftest import decided, written
+
+if TYPE_CHECKING:
+    from policies.model import Grant, Reply
+
+INVOICE = encode(dict(EXAMPLE))
+CANARY = "sk_live_canary4242"
+#: What an upstream may say of an error, with a secret wherever it has room for one.
+LOUD = {
+    "error": {
+        "type": CANARY,
+        "code": CANARY,
+        "message": f"Invalid API Key provided: {CANARY}",
+        "param": CANARY,
+        "doc_url": CANARY,
+        "request_log_url": CANARY,
+        "decline_code": CANARY,
+    },
+    CANARY: CANARY,
+}
+BODIES = [
+    INVOICE,
+    b"",
+    json.dumps(LOUD).encode(),
+    f"<html>{CANARY}</html>".encode(),
+    b"\xff\xfe\x00",
+    b"[" * 100_000,
+    b"null",
+]
+
+
+def said(reply: Reply) -> dict[str, Any]:
+    assert reply.refusal is not None
+    return reply.refusal.problem("id")
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:12]))
+@pytest.mark.parametrize(
+    ("status", "outcome", "kind", "answered"),
+    [
+        *((status, Outcome.REJECTED, UpstreamRejected, status) for status in (400, 402, 404)),
+        *((status, Outcome.RELEASED, UpstreamKeyRefused, 503) for status in (401, 403)),
+        (429, Outcome.RELEASED, UpstreamBusy, 503),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 502) for status in (500, 501, 502, 503, 504, 520, 599)),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 502) for status in (100, 301, 302, 307, 308, 405, 408, 409, 413)),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 502) for status in (415, 418, 422, 424, 425, 0, 600, 999)),
+    ],
+)
+def test_every_status_but_success_means_the_same_whatever_the_body(
+    grant: Grant, *, body: bytes, status: int, outcome: Outcome, kind: type[Refusal], answered: int
+) -> None:
+    reply = judge(grant, status, body, None)
+    assert reply.outcome is outcome
+    assert type(reply.refusal) is kind
+    assert said(reply)["status"] == answered
+    assert said(reply)["decided_by"] == "upstream"
+    assert reply.answer is None
+    assert reply.created is None
+    assert reply.reached
+    assert reply.upstream_status == status
+    assert "canary" not in repr((said(reply), reply.refusal.note, reply.alarm))
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 299])
+def test_whole_invoice_is_a_success_and_trimmed(grant: Grant, status: int) -> None:
+    reply = judge(grant, status, INVOICE, None)
+    assert reply.outcome is Outcome.SUCCEEDED
+    assert reply.refusal is None
+    assert reply.answer == {
+        "id": EXAMPLE["id"],
+        "status": "draft",
+        "customer": EXAMPLE["customer"],
+        "lines": {"data": [{"amount": 2000}]},
+        "metadata": {},
+    }
+    assert reply.created == EXAMPLE["id"]
+    assert reply.upstream_status == status
+
+
+@pytest.mark.parametrize("created", ["in_1\n", "x", "in_" + "a" * 65, "IN_1", "in_é", "\ud800", "sk-live canary"])
+def test_success_with_a_strange_id_stays_a_success_and_out_of_the_record(grant: Grant, created: str) -> None:
+    """Hiding a success invites a second invoice."""
+    reply = judge(grant, 200, json.dumps({"object": "invoice", "id": created}).encode(), None)
+    assert reply.outcome is Outcome.SUCCEEDED
+    assert reply.created is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(INVOICE[:-1], id="cut off"),
+        pytest.param(INVOICE[: len(INVOICE) // 2], id="cut in half"),
+        pytest.param(INVOICE + b"}", id="too long"),
+        pytest.param(INVOICE + INVOICE, id="two"),
+        pytest.param(b"[" + INVOICE + b"]", id="in a list"),
+        pytest.param(json.dumps(INVOICE.decode()).encode(), id="in a text"),
+        pytest.param(b'{"object": "invoice"}', id="no id"),
+        pytest.param(b'{"object": "invoice", "id": ""}', id="empty id"),
+        pytest.param(b'{"object": "invoice", "id": null}', id="null id"),
+        pytest.param(b'{"object": "invoice", "id": 7}', id="number for an id"),
+        pytest.param(b'{"id": "in_1"}', id="no object"),
+        pytest.param(b'{"object": "customer", "id": "cus_1"}', id="another object"),
+        pytest.param(b'{"object": "invoice", "id": "in_1", "total": NaN}', id="NaN"),
+        pytest.param(b'{"object": "invoice", "id": "in_1", "total": ' + b"9" * 5000 + b"}", id="5,000 digits"),
+        pytest.param(b'{"object": "invoice", "id": "in_1", "x": ' + b"[" * 100_000, id="100,000 brackets"),
+        pytest.param(json.dumps(LOUD).encode(), id="an error"),
+    ],
+)
+def test_success_that_is_no_whole_invoice_is_unknown(grant: Grant, body: bytes) -> None:
+    reply = judge(grant, 200, body, None)
+    assert reply.outcome is Outcome.UNKNOWN
+    assert type(reply.refusal) is OutcomeUnknown
+    assert "canary" not in repr((said(reply), reply.refusal.note))
+
+
+def test_number_that_json_cannot_write_does_not_reach_the_caller() -> None:
+    grant = decided(written(response="id, total"), {"customer": "cus_1"})
+    reply = judge(grant, 200, b'{"object": "invoice", "id": "in_1", "total": 1e999}', None)
+    assert reply.answer == {"id": "in_1", "total": None}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["invoice", "in_1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "object", "error"]), inner),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=80) | VALUES.map(lambda value: json.dumps(value).encode()))
+def test_nothing_is_a_success_but_an_invoice_with_an_id(grant: Grant, body: bytes) -> None:
+    reply = judge(grant, 200, body, None)
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    whole = (
+        isinstance(answer, dict)
+        and answer.get("object") == "invoice"
+        and isinstance(answer.get("id"), str)
+        and answer["id"] != ""
+    )
+    assert reply.outcome is (Outcome.SUCCEEDED if whole else Outcome.UNKNOWN)
+    assert (reply.answer is None) is not whole
+
+
+def rejected(grant: Grant, status: int = 400, **error: object) -> dict[str, Any]:
+    return said(judge(grant, status, json.dumps({"error": error}).encode(), None))
+
+
+@pytest.mark.parametrize("code", sorted(_CODES))
+def test_known_code_is_passed_on_in_our_own_words(grant: Grant, code: str) -> None:
+    problem = rejected(grant, code=code, message=CANARY)
+    assert problem["upstream_code"] == code
+    assert problem["detail"] == f"{_CODES[code]}. Nothing was created."
+
+
+@pytest.mark.parametrize(
+    "code", [CANARY, "", "resource_missing ", "RESOURCE_MISSING", None, 7, ["resource_missing"], {}]
+)
+def test_any_other_code_is_not_passed_on(grant: Grant, code: object) -> None:
+    problem = rejected(grant, code=code, message=CANARY)
+    assert "upstream_code" not in problem
+    assert problem["detail"] == "The upstream refused the invoice as written. Nothing was created."
+
+
+@pytest.mark.parametrize("param", ["customer", "metadata[order_id]"])
+def test_parameter_that_was_sent_is_named(grant: Grant, param: str) -> None:
+    problem = rejected(grant, 404, code="resource_missing", param=param)
+    assert problem["parameter"] == param
+    assert problem["detail"] == (
+        f"The upstream does not know something that the call names ({param}). Nothing was created."
+    )
+
+
+@pytest.mark.parametrize("param", [CANARY, "", "description", "metadata", "cus_1", "7", None, 7, ["customer"], {}])
+def test_parameter_that_was_not_sent_is_not_named(grant: Grant, param: object) -> None:
+    problem = rejected(grant, 402, param=param)
+    assert "parameter" not in problem
+    assert problem["detail"] == (
+        "The upstream refused the invoice, although the call was in order. Nothing was created."
+    )
+
+
+@pytest.mark.parametrize("error", [None, [], "text", 7, {"error": {}}])
+def test_error_of_no_known_shape_still_is_a_refusal(grant: Grant, error: object) -> None:
+    reply = judge(grant, 400, json.dumps({"error": error}).encode(), None)
+    assert reply.outcome is Outcome.REJECTED
+    assert set(said(reply)) == {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(status=st.sampled_from([200, 302, 400, 401, 402, 404, 409, 429, 500]), data=st.data())
+def test_no_text_of_the_upstream_is_in_a_refusal(grant: Grant, status: int, data: st.DataObject) -> None:
+    canary = st.text(max_size=3).map(lambda text: f"{CANARY}{text}")
+    names = st.sampled_from(["error", "code", "param", "message", "id", "type", CANARY])
+    value = data.draw(
+        st.recursive(canary, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5))
+    )
+    body = data.draw(st.sampled_from([json.dumps(value).encode(), repr(value).encode("utf-8", "replace")]))
+    reply = judge(grant, status, body, None)
+    assert reply.refusal is not None
+    assert "canary" not in repr((reply.refusal.problem("id"), reply.refusal.headers, reply.refusal.note, reply.alarm))
+
+
+@pytest.mark.parametrize(
+    ("given_wait", "told"),
+    [(None, 5), (-5, 1), (0, 1), (1, 1), (30, 30), (3600, 3600), (3601, 3600), (10**12, 3600)],
+)
+def test_wait_of_a_busy_upstream_is_passed_on_within_bounds(grant: Grant, given_wait: int | None, told: int) -> None:
+    reply = judge(grant, 429, b"", given_wait)
+    assert said(reply)["retry_after"] == told
+    assert reply.refusal is not None
+    assert reply.refusal.headers == {"Retry-After": str(told)}
+
+
+def test_refused_key_of_ours_alarms_the_operator(grant: Grant) -> None:
+    assert {status: judge(grant, status, b"", None).alarm is not None for status in (200, 400, 401, 403, 429, 500)} == {
+        200: False, 400: False, 401: True, 403: True, 429: False, 500: False,
+    }  # fmt: skip

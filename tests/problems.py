@@ -1,0 +1,55 @@
+"""What every refusal looks like, whatever it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from werkzeug.test import TestResponse
+
+MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
+OPTIONAL = {"parameter", "retry_after", "upstream_code"}
+
+#: Status, headers with small names, body: of a real socket.
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def plain(response: TestResponse) -> Answer:
+    """Turn a response of the test client into the three parts that a socket brings."""
+    return response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.data
+
+
+def parsed(received: bytes) -> Answer:
+    """Split what a socket brought into its three parts."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return int(first.split()[1]), headers, body
+
+
+def refused(answer: TestResponse | Answer, status: int, reason: str) -> dict[str, Any]:
+    """Assert that an answer is the one refusal, whole and harmless to show, and return it."""
+    got, headers, body = answer if isinstance(answer, tuple) else plain(answer)
+    problem: dict[str, Any] = json.loads(body)
+    assert (got, problem["status"], problem["reason"]) == (status, status, reason), problem
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert problem["type"] == f"urn:countersign:refusal:{reason}"
+    assert problem["title"]
+    assert problem["detail"].endswith(".")
+    assert problem["decided_by"] in {"countersign", "policy", "upstream"}
+    assert problem["audit_id"] == headers["countersign-audit-id"]
+    assert problem.keys() - OPTIONAL == MEMBERS
+    # What a caller sent comes back in printable ASCII or not at all.
+    assert body.isascii()
+    assert problem["detail"].isprintable()
+    return problem
+
+
+def without_id(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the audit id, which no two answers share."""
+    return {name: value for name, value in answer.items() if name != "audit_id"}

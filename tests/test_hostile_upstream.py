@@ -1,0 +1,311 @@
+"""The upstream misbehaves: never followed, never passed on, bounded in time and memory, never sent twice."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+import pytest
+
+from sandbox import appgregator
+from sandbox.__main__ import SECRET, UPSTREAM_KEY
+from sandbox.appgregator import FAULTS
+from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy
+from tests.problems import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.appgregator import Appgregator
+    from sandbox.secret_manager import SecretManager
+    from tests.conftest import Function, Server
+    from tests.problems import Answer
+
+#: What a call may take in these tests, in the place of 25 s.
+SECONDS = 1.0
+#: A key in which every encoding differs from every other.
+HOSTILE_KEY = "sk/live+key=~51N_Ab?c%d&e"
+
+
+class Case(NamedTuple):
+    """What one fault must come to, and what becomes of a second call with the same key."""
+
+    fault: str
+    status: int
+    reason: str | None = None
+    creates: int = 0
+    """Invoices that the upstream made of the first call."""
+    again: str = "unknown"
+    """``replay``, ``unknown``, or ``fresh``: sent again."""
+    sends: int = 1
+
+
+UNKNOWN = "outcome-unknown"
+CASES = [
+    Case("redirect_302", 502, UNKNOWN),
+    Case("redirect_307", 502, UNKNOWN),
+    Case("html_200", 502, UNKNOWN, creates=1),
+    Case("html_502", 502, UNKNOWN),
+    Case("gzip", 200, creates=1, again="replay"),
+    Case("gzip_bomb", 502, UNKNOWN, creates=1),
+    Case("trickle", 504, UNKNOWN, creates=1),
+    Case("slow", 504, UNKNOWN, creates=1),
+    Case("hang", 504, UNKNOWN, creates=1),
+    Case("echo_key", 400, "upstream-rejected", again="replay"),
+    Case("leak_key", 200, creates=1, again="replay"),
+    Case("set_cookie", 200, creates=1, again="replay"),
+    Case("error_400", 400, "upstream-rejected", again="replay"),
+    Case("error_401", 503, "upstream-key-refused", again="fresh"),
+    Case("error_402", 402, "upstream-rejected", again="replay"),
+    Case("error_403", 503, "upstream-key-refused", again="fresh"),
+    Case("error_404", 404, "upstream-rejected", again="replay"),
+    Case("error_409", 502, UNKNOWN),
+    Case("error_429", 503, "upstream-busy", again="fresh"),
+    Case("error_500", 502, UNKNOWN),
+    Case("error_503", 502, UNKNOWN),
+    Case("close_before", 502, UNKNOWN, sends=0),
+    Case("close_after", 502, UNKNOWN, creates=1),
+    Case("reset_after", 502, UNKNOWN, creates=1),
+    Case("truncated", 502, UNKNOWN, creates=1),
+    Case("oversize", 502, UNKNOWN, creates=1),
+    Case("not_json", 502, UNKNOWN, creates=1),
+    Case("nan", 502, UNKNOWN, creates=1),
+    Case("deep", 502, UNKNOWN, creates=1),
+    Case("no_id", 502, UNKNOWN, creates=1),
+    Case("array", 502, UNKNOWN, creates=1),
+    Case("empty", 502, UNKNOWN, creates=1),
+    Case("wrong_object", 502, UNKNOWN, creates=1),
+    Case("huge_header", 502, UNKNOWN, creates=1),
+    Case("expanded", 200, creates=1, again="replay"),
+]
+
+
+def test_every_fault_of_the_sandbox_has_its_case() -> None:
+    assert {case.fault for case in CASES} == FAULTS
+
+
+@pytest.fixture
+def hostile(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    secret_manager: SecretManager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Function:
+    """The function with little time, an awkward upstream key, and an upstream that is about to fail."""
+    monkeypatch.setattr("gateway.audit.CALL_SECONDS", SECONDS)
+    secret_manager.add(SECRET, HOSTILE_KEY.encode())
+    upstream.accept(HOSTILE_KEY)
+    upstream.delay = 5.0
+    appgregator._bomb()  # made once, and that takes longer than a call may
+    response = (
+        "id, status, amount_due, customer, description, number, account_name, hosted_invoice_url, metadata, "
+        "lines.data.amount, lines.data.id, audit_id"
+    )
+    return function(policy(upstream.origin, limits="50/minute", response=response))
+
+
+def assert_no_key(*texts: str, key: str = HOSTILE_KEY) -> None:
+    raw = key.encode()
+    forms = {key, key[::-1], raw.hex(), quote(key, safe=""), quote(key), quote(quote(key, safe=""))}
+    for lead in range(3):
+        coded = base64.b64encode(b"\0" * lead + raw).decode()[4 if lead else 0 :].rstrip("=")[:-1]
+        forms |= {coded, coded.replace("+", "-").replace("/", "_")}
+    for text in texts:
+        lowered = text.lower().replace("\\/", "/")
+        assert not [form for form in forms if form.lower() in lowered]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
+def test_fault_is_answered_recorded_and_remembered(hostile: Function, upstream: Appgregator, case: Case) -> None:
+    upstream.fail_next(case.fault)
+    began = time.monotonic()
+    first = hostile.post(Idempotency_Key="order-1")
+    assert time.monotonic() - began < SECONDS + 1
+
+    assert upstream.redirected == 0
+    assert upstream.invoices == case.creates
+    assert len(upstream.calls) == case.sends
+    if case.reason is None:
+        assert first.status_code == 200, first.text
+    else:
+        assert refused(first, case.status, case.reason)["decided_by"] == "upstream"
+    intent, outcome = hostile.record.entries()
+    assert (intent["kind"], outcome["kind"], outcome["status"]) == ("intent", "outcome", case.status)
+    expected = {"unknown": "unknown", "fresh": "released", "replay": "rejected" if case.reason else "succeeded"}
+    assert outcome["result"] == expected[case.again]
+    if case.again == "unknown":
+        assert hostile.record.lines()[-1]["severity"] == "ALERT"
+    assert '"50/minute";r=49;' in first.headers["RateLimit"]
+    assert outcome["audit_id"] == intent["audit_id"] == first.headers["Countersign-Audit-Id"]
+
+    second = hostile.post(Idempotency_Key="order-1")
+    assert upstream.redirected == 0
+    if case.again == "fresh":
+        assert second.status_code == 200
+        assert (upstream.invoices, len(upstream.calls)) == (1, case.sends + 1)
+    else:
+        assert (upstream.invoices, len(upstream.calls)) == (case.creates, case.sends)
+    if case.again == "replay":
+        assert (second.status_code, second.data) == (first.status_code, first.data)
+        assert second.headers["Idempotent-Replayed"] == "true"
+    if case.again == "unknown":
+        assert "was not sent again" in refused(second, 502, UNKNOWN)["detail"]
+        assert "Retry-After" not in second.headers
+    # Whatever came back, a call that reached the upstream counts.
+    left = 47 if case.again == "fresh" else 48
+    assert f'"50/minute";r={left};' in hostile.post().headers["RateLimit"]
+    for answer in (first, second):
+        assert_no_key(answer.text, str(answer.headers), hostile.record.text())
+        assert "Set-Cookie" not in answer.headers
+        assert "Location" not in answer.headers
+
+
+def test_words_of_the_upstream_are_not_passed_on(hostile: Function, upstream: Appgregator) -> None:
+    for fault in ("echo_key", "error_400", "error_402", "error_404", "error_500", "html_502"):
+        upstream.fail_next(fault)
+        text = hostile.post().text
+        for word in ("Invalid API Key", "do_not_honor", "dashboard.example", "Server Error", "one we know", "doctype"):
+            assert word not in text, fault
+
+
+def test_well_known_error_code_is_told_in_our_words(hostile: Function, upstream: Appgregator) -> None:
+    upstream.fail_next("error_402")
+    problem = refused(hostile.post(), 402, "upstream-rejected")
+    assert problem["upstream_code"] == "card_declined"
+    assert problem["detail"] == "The card was declined. Nothing was created."
+    upstream.fail_next("error_404")
+    problem = refused(hostile.post(), 404, "upstream-rejected")
+    assert (problem["upstream_code"], problem["parameter"]) == ("resource_missing", "customer")
+    upstream.fail_next("error_400")
+    assert "parameter" not in refused(hostile.post(), 400, "upstream-rejected")  # it names one that was not sent
+
+
+def test_wait_that_the_upstream_asks_for_is_passed_on(hostile: Function, upstream: Appgregator) -> None:
+    upstream.fail_next("error_429")
+    response = hostile.post()
+    refused(response, 503, "upstream-busy")
+    assert response.headers["Retry-After"] == "7"
+
+
+def test_key_that_is_refused_is_tried_once_more_only_where_it_has_changed(
+    hostile: Function, upstream: Appgregator, secret_manager: SecretManager
+) -> None:
+    assert hostile.post().status_code == 200
+    upstream.forget()
+    upstream.accept("another-key-altogether")
+    secret_manager.forget()
+    response = hostile.post(Idempotency_Key="order-1")
+    refused(response, 503, "upstream-key-refused")
+    assert len(upstream.calls) == 1
+    assert len(secret_manager.accesses) == 1
+    outcome = hostile.record.lines()[-1]
+    assert (outcome["severity"], outcome["countersign"]["result"]) == ("ALERT", "released")
+    assert "refuses the key" in outcome["countersign"]["alarm"]
+
+
+def test_cookie_of_one_call_is_not_sent_with_the_next(hostile: Function, upstream: Appgregator) -> None:
+    upstream.fail_next("set_cookie")
+    hostile.post()
+    hostile.post()
+    other = hostile.post(TARGET.replace("stripe-1", "stripe-2"), key=OTHER_KEY, Idempotency_Key="a")
+    assert other.status_code == 200
+    assert not [name for call in upstream.calls for name, _ in call.headers if name.lower() == "cookie"]
+    assert "sandbox=" not in hostile.record.text()
+
+
+def test_leaked_key_is_blotted_out_and_the_rest_is_answered(hostile: Function, upstream: Appgregator) -> None:
+    upstream.fail_next("leak_key")
+    answer = hostile.post().json
+    assert answer is not None
+    assert answer["account_name"] == answer["number"] == answer["description"] == "[redacted]"
+    assert answer["hosted_invoice_url"] == "[redacted]"
+    assert set(answer["metadata"].values()) <= {"[redacted]", "as a name"}
+    assert answer["id"].startswith("in_")
+    assert answer["amount_due"] == 2000
+
+
+def test_expanded_object_does_not_widen_the_answer(hostile: Function, upstream: Appgregator) -> None:
+    upstream.fail_next("expanded")
+    response = hostile.post()
+    assert response.json is not None
+    assert response.json["customer"] is None
+    assert set(response.json["lines"]["data"][0]) == {"amount", "id"}
+    for word in ("secret", "expanded@", "+15550100", "internal_cost"):
+        assert word not in response.text.lower()
+
+
+def test_upstream_that_is_not_there_is_safe_to_try_again(hostile: Function, upstream: Appgregator) -> None:
+    upstream.stop()
+    for _ in range(2):
+        response = hostile.post(Idempotency_Key="order-1")
+        assert "safe to try again" in refused(response, 502, "upstream-unreachable")["detail"]
+        assert response.headers["Retry-After"] == "5"
+    upstream.start()
+    response = hostile.post(Idempotency_Key="order-1")
+    assert response.status_code == 200
+    assert "r=49" in response.headers["RateLimit"]  # what was never sent used nothing up
+    assert upstream.invoices == 1
+
+
+def test_proxy_and_netrc_of_the_environment_have_no_effect(
+    function: Callable[..., Function], upstream: Appgregator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login canary password canary\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    # A mounted key, since Google's client does obey a proxy, on its own way to Google.
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    gate = function(policy(upstream.origin, secret=f"file:{tmp_path / 'key'}"))
+    assert gate.post().status_code == 200
+    assert not [value for name, value in upstream.calls[0].headers if name.lower() == "authorization"]
+
+
+def peak_memory(process: int) -> int:
+    """Return the largest resident set that a process and its children ever had, in bytes."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        mine = re.search(rf"^(Pid|PPid):\t{process}$", text, re.MULTILINE)
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", text, re.MULTILINE)
+        total += int(peak[1]) * 1024 if mine and peak else 0
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells another process's memory")
+def test_bombs_cost_little_memory_and_time(server: Callable[..., Server], upstream: Appgregator) -> None:
+    running = server()
+    answers: list[Answer] = [running.call()]
+    before = peak_memory(running.process.pid)
+    began = time.monotonic()
+    for fault in ("gzip_bomb", "oversize", "deep", "huge_header"):
+        answers += [running.call(body=f"customer=cus_fault_{fault}".encode()) for _ in range(3)]
+    assert time.monotonic() - began < 6
+    assert [answer[0] for answer in answers] == [200] + [502] * 12
+    assert before > 10_000_000  # it was measured
+    assert peak_memory(running.process.pid) - before < 30_000_000
+
+
+def test_answer_of_the_real_server_and_its_streams_hold_no_key(
+    server: Callable[..., Server], upstream: Appgregator
+) -> None:
+    running = server()
+    texts = [
+        str(running.call(body=f"customer=cus_fault_{fault}".encode()))
+        for fault in ("echo_key", "leak_key", "set_cookie", "error_401")
+    ]
+    running.stop()
+    texts += [running.errors.read_text(), running.record.text()]
+    for key in (UPSTREAM_KEY, KEY):
+        assert_no_key(*texts, key=key)
+    assert "sandbox=of-another-caller" not in "".join(texts)
+    assert CUSTOMER.partition("=")[2] not in running.record.text()
