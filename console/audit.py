@@ -41,7 +41,7 @@ class _Chain:
 
 
 def verify(lines: Iterable[str], anchors: Iterable[str] = ()) -> Report:
-    """Verify an export: one JSON value a line, as written or as ``gcloud logging read --format=json`` gives it.
+    """Verify an export: one JSON value a line, as written or as an entry of Cloud Logging, oldest first.
 
     ``anchors`` are audit ids that callers hold, whose lines must be there.
     """

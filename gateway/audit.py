@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import hmac
 import json
 import os
 import re
@@ -25,6 +24,8 @@ import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+import msgspec
 
 from policies.model import Answer, Outcome
 from policies.refusals import OutcomeUnknown, RecordUnavailable, Refusal, Unforeseen
@@ -52,9 +53,18 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2
 _CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
 
 
+_SORTED = msgspec.json.Encoder(order="sorted")
+
+
 def canonical(content: Mapping[str, Any]) -> bytes:
-    """Return the bytes that are hashed: sorted keys, no spaces, ASCII."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    """Return the bytes that are hashed: JSON with sorted keys, no spaces, ASCII."""
+    try:
+        text = _SORTED.encode(content)
+    except (UnicodeEncodeError, OverflowError):  # only a forged line, while it is verified, holds such a value
+        text = b"\xff"
+    if text.isascii():
+        return text
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def line_hash(content: Mapping[str, Any]) -> str:
@@ -83,6 +93,8 @@ class Descriptor:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._torn = self._stuck = False
+        self._ready = select.poll()
+        self._ready.register(descriptor, select.POLLOUT)
 
     def write(self, line: bytes) -> None:
         """See :class:`Sink`. A line that was cut short is ended before the next, which stays readable."""
@@ -90,8 +102,7 @@ class Descriptor:
             line = b"\n" + line
         while line:
             # Calls write one after the other, so of those that meet a log that takes nothing only the first waits.
-            _, ready, _ = select.select([], [self._descriptor], [], 0 if self._stuck else WRITE_SECONDS)
-            self._stuck = not ready
+            self._stuck = not self._ready.poll(0 if self._stuck else WRITE_SECONDS * 1000)
             if self._stuck:
                 raise TimeoutError("nobody takes the record")
             # At most what a pipe that is ready is sure to take, so that the write cannot block.
@@ -141,6 +152,7 @@ class Audit:
         self._pid = 0
         self.instance = "none"
         self._floods: dict[str, _Flood] = {}
+        self._counted = False
         self.trace_prefix = f"projects/{project}/traces/" if project else ""
 
     def open(self, environ: Mapping[str, Any]) -> Record:
@@ -154,6 +166,7 @@ class Audit:
         """
         with self._lock:
             self._begin()
+            self._report(int(self.monotonic()))
             return self._line(kind, content, severity, message, extra)
 
     def refuse(self, content: dict[str, Any], reason: str, severity: str, message: str, extra: str) -> str | None:
@@ -161,27 +174,27 @@ class Audit:
         with self._lock:
             self._begin()
             second = int(self.monotonic())
+            self._report(second)
             flood = self._floods.setdefault(reason, _Flood())
             if flood.second != second:
-                self._report(reason, flood)
                 flood.second, flood.written = second, 0
             if flood.written >= FLOOD:
                 flood.counted += 1
+                self._counted = True
                 return None
             flood.written += 1
             return self._line("refusal", content, severity, message, extra)
 
     def keyed_digest(self, value: str) -> str:
         """Return a digest that tells equal values of this process's record apart, and says nothing else of them."""
-        return hmac.digest(self._key, value.encode(), "sha256")[:12].hex()
+        return hashlib.blake2b(value.encode(), key=self._key, digest_size=12).hexdigest()
 
     def close(self) -> None:
         """Report what was counted and end the chain with a ``stop`` line, so that a later cut is seen."""
         with self._lock:
             if self._pid != os.getpid():
                 return
-            for reason, flood in self._floods.items():
-                self._report(reason, flood)
+            self._report(None)
             try:
                 self._line("stop", {}, "INFO", "the record of this instance ends here")
             except RecordUnavailable:
@@ -196,6 +209,7 @@ class Audit:
         self.instance = os.urandom(6).hex()
         self._sequence, self._head = 0, GENESIS
         self._floods.clear()
+        self._counted = False
         try:
             self._line("start", {"policy": self._policy}, "INFO", "the record of this instance begins here")
         except RecordUnavailable:
@@ -203,14 +217,19 @@ class Audit:
             raise
         atexit.register(self.close)
 
-    def _report(self, reason: str, flood: _Flood) -> None:
-        if flood.counted:
-            content = {"reason": reason, "count": flood.counted}
-            try:
-                self._line("refusals", content, "WARNING", f"{flood.counted} more refusals: {reason}")
-            except RecordUnavailable:
-                return  # the count is kept and reported later
-            flood.counted = 0
+    def _report(self, second: int | None) -> None:
+        """Write what was counted before ``second``; all of it for None."""
+        if not self._counted:
+            return
+        for reason, flood in self._floods.items():
+            if flood.counted and flood.second != second:
+                content = {"reason": reason, "count": flood.counted}
+                try:
+                    self._line("refusals", content, "WARNING", f"{flood.counted} more refusals: {reason}")
+                except RecordUnavailable:
+                    return  # the counts are kept and reported later
+                flood.counted = 0
+        self._counted = any(flood.counted for flood in self._floods.values())
 
     def _line(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
         now = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -406,8 +425,14 @@ class Record:
         )
 
 
+_JSON = msgspec.json.Encoder()
+
+
 def _json(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
+    try:
+        return _JSON.encode(value)
+    except UnicodeEncodeError:  # half a character, which JSON can name though UTF-8 cannot write it
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def _present(**members: object) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
@@ -79,6 +80,7 @@ def read(environ: Mapping[str, Any]) -> Call:
     )
 
 
+@lru_cache(1024)  # callers write the same few all day
 def _query(query: str, *, named_in_path: bool) -> tuple[tuple[str, str], bool]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=8)

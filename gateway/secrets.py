@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
+import msgspec
 from cachetools import TTLCache
 
 from policies.refusals import SecretUnavailable
@@ -40,6 +41,8 @@ MAX_LENGTH: Final = 4096
 REDACTED: Final = "[redacted]"
 #: A text is searched as it is, percent-decoded, and decoded again: which characters were encoded is up to the encoder.
 PERCENT_ROUNDS: Final = 3
+
+_JSON: Final = msgspec.json.Encoder()
 
 #: What a header value may hold, RFC 9110, 5.5, without the space that no key has.
 _VALUE = re.compile(rf"[!-~]{{{MIN_LENGTH},{MAX_LENGTH}}}")
@@ -87,8 +90,12 @@ class Secret:
             text = unquote(text)
         return False
 
-    def redacted(self, answer: Mapping[str, object]) -> dict[str, object]:
-        """Return ``answer`` with every text that holds the key replaced."""
+    def redacted(self, answer: Mapping[str, object]) -> Mapping[str, object]:
+        """Return ``answer``, with every text that holds the key replaced."""
+        # One look at the whole, which nearly always is innocent.
+        return self._cleaned(answer) if self.occurs_in(_JSON.encode(answer).decode()) else answer
+
+    def _cleaned(self, answer: Mapping[str, object]) -> dict[str, object]:
         return {self._clean_text(name): self._clean(value) for name, value in answer.items()}
 
     def _clean(self, value: object) -> object:
@@ -96,7 +103,7 @@ class Secret:
             case str():
                 return self._clean_text(value)
             case dict():
-                return self.redacted(value)
+                return self._cleaned(value)
             case list():
                 return [self._clean(item) for item in value]
             case bool() | None:
@@ -113,6 +120,7 @@ def _encodings(value: str) -> tuple[str, ...]:
     """Return the ways in which a key may be written, in lower case; base64 at each place it may start in a triple."""
     raw = value.encode("ascii")
     needles = {value, value[::-1], raw.hex()}
+    needles.update(_JSON.encode(text).decode()[1:-1] for text in (value, value[::-1]))  # as they stand within JSON
     for lead in range(3):
         text = base64.b64encode(b"\0" * lead + raw).decode()
         # The first and last groups mix in what stands beside the key, so only whole groups of it are looked for.

@@ -54,6 +54,8 @@ def load(environ: Mapping[str, str]) -> Gate:
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
     manager = SecretManager(_endpoint(environ))
     policies = _policies(environ, manager)
+    if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
+        raise SettingError("POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own.")
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
     return Gate(
         policies=policies,

@@ -10,6 +10,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from policies import fields
 from policies.model import Outcome, Reply
 from policies.refusals import OutcomeUnknown, UpstreamBusy, UpstreamKeyRefused, UpstreamRejected
@@ -46,6 +48,8 @@ _CODES: Final = {
     "payment_method_invalid_parameter": "The payment method does not take this",
     "taxes_calculation_failed": "Tax could not be worked out",
 }
+_JSON: Final = msgspec.json.Decoder()
+
 _REJECTED: Final = {
     400: "The upstream refused the invoice as written",
     402: "The upstream refused the invoice, although the call was in order",
@@ -111,10 +115,28 @@ def _rejected(grant: Grant, status: int, body: bytes) -> Reply:
 def _decoded(body: bytes) -> Any:
     """Decode JSON, or return None: what cannot be read says nothing."""
     try:
-        return json.loads(body, parse_constant=_not_json)
-    except (ValueError, RecursionError):
+        return _JSON.decode(body)
+    except RecursionError:
         return None
+    except ValueError:
+        # Also taken: half a character, which a JavaScript upstream writes where it cuts a text, and a number too large
+        # for us. Neither is a reason to hide that an invoice was created.
+        try:
+            return _mended(json.loads(body.decode(), parse_constant=_refused))
+        except (ValueError, RecursionError):
+            return None
 
 
-def _not_json(constant: str) -> None:
+def _mended(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case dict():
+            return {_mended(name): _mended(inner) for name, inner in value.items()}
+        case list():
+            return [_mended(inner) for inner in value]
+    return value
+
+
+def _refused(constant: str) -> None:
     raise ValueError(constant)

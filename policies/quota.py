@@ -79,8 +79,8 @@ class Window:
         """Say how much is left and when more will be, as the RateLimit header wants it."""
         remaining = self.remaining(now)
         oldest = next((number for number, calls in self._buckets if calls), None)
-        reset = 0.0 if oldest is None else (oldest + BUCKETS + 1) * self._width - now
-        return Standing(self.limit, remaining, whole_seconds(reset))
+        reset = 1 if oldest is None else whole_seconds((oldest + BUCKETS + 1) * self._width - now)
+        return Standing(self.limit, remaining, reset)
 
     def _forget(self, now: float) -> None:
         # A call at t lies in bucket floor(t / width), which ends before t + width. It may be forgotten once that end

@@ -726,11 +726,11 @@ def test_unforeseen_error_before_the_send_is_a_500_whose_text_stays_here(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def broken() -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError("canary " + UPSTREAM_KEY)
 
     gate = function()
-    monkeypatch.setattr("gateway.stores.memory.uuid4", broken)
+    monkeypatch.setattr("gateway.stores.memory.Memory._claim", broken)
     response = gate.post(Idempotency_Key="a")
     refused(response, 500, "unforeseen")
     assert not upstream.calls

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
-from uuid import uuid4
 
 from policies import idempotency
 from policies.idempotency import Entry
 from policies.model import Admission, Outcome
 from policies.quota import Window, whole_seconds
-from policies.refusals import CeilingReached, LimitReached, StoreUnavailable
+from policies.refusals import CeilingReached, LedgerRefusal, LimitReached, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,10 +34,14 @@ class Memory:
 
     def admit(self, grant: Grant) -> Admission:
         """See :class:`gateway.stores.Store`."""
-        owner = uuid4().hex
+        owner = os.urandom(16).hex()
         with self._lock:
             now = self._clock()
-            claim = self._claim(grant, owner, now)
+            try:
+                claim = self._claim(grant, owner, now)
+            except LedgerRefusal as refusal:
+                refusal.standings = self._standings(grant, now)
+                raise
             if claim is not None and not isinstance(claim, Entry):
                 return Admission(self._standings(grant, now), owner, now, replay=claim)
             windows, ceiling = self._limits(grant), self._ceiling(grant)

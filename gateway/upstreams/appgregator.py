@@ -6,6 +6,7 @@ No idempotency is documented there, so a call is sent once; only a plain refusal
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MEDIA_TYPE = "application/x-www-form-urlencoded"
 
 
+@lru_cache(1024)  # the same few, as long as the policy does not change
 def address(connection: Connection) -> str:
     """Return where calls of ``connection`` go. Every part of it comes from the policy."""
     query = urlencode({"name": connection.name, "connection_name": connection.connection_name})
@@ -61,8 +63,10 @@ class Appgregator:
         fresh = self._secrets.renew(secret, deadline)
         if fresh is None:
             return reply
+        second = self._attempt(grant, fresh, deadline)
         # The first attempt reached the upstream, so the call counts, whatever becomes of the second.
-        return replace(self._attempt(grant, fresh, deadline), attempts=2, reached=True)
+        answer = None if second.answer is None else secret.redacted(second.answer)
+        return replace(second, answer=answer, attempts=2, reached=True)
 
     def _attempt(self, grant: Grant, secret: Secret, deadline: float) -> Reply:
         headers = [

@@ -27,7 +27,7 @@ CLOUD = {"K_SERVICE": "stripe"}
 @pytest.fixture
 def document(tmp_path: Path) -> Path:
     path = tmp_path / "policy.yaml"
-    path.write_text(policy("http://127.0.0.1:9"))
+    path.write_text(policy("https://upstream.example"))
     return path
 
 
@@ -177,6 +177,13 @@ def test_store_that_there_is_not_is_refused(document: Path, store: str) -> None:
 
 def test_store_must_be_asked_for_by_name_on_the_cloud(document: Path) -> None:
     assert "STORE=memory" in error_of(POLICY=str(document), **CLOUD)
+
+
+def test_sandbox_policy_is_refused_on_the_cloud(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy("http://127.0.0.1:9"))
+    assert load({"POLICY": str(path)}).policies
+    assert error_of(POLICY=str(path), STORE="memory", **CLOUD).startswith("POLICY sends calls to this machine")
 
 
 @pytest.mark.parametrize("workers", ["2", "0", "", "many", "1.0"])

@@ -668,6 +668,12 @@ def test_idempotency_key_from_what_no_two_calls_differ_in_is_refused(parameters:
     assert f"{GRANT}.idempotency.from: {source} cannot tell one call from another" in said
 
 
+def test_idempotency_key_comes_from_one_exact_parameter() -> None:
+    said = problem(written("metadata:", idempotency='{from: "metadata[{key}]"}'))
+    assert said.endswith("idempotency.from: metadata[{key}] is not one of the parameters that this grant allows")
+    assert entitlement("metadata:", idempotency='{from: "metadata[a]"}').idempotency.parameter == "metadata[a]"
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_any_slip_in_a_line_is_read_or_named_with_its_file_and_line(data: st.DataObject) -> None:

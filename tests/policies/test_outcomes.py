@@ -19,7 +19,6 @@ from policies.refusals import (
     UpstreamRejected,
 )
 from sandbox.invoice import EXAMPLE, encode
-from tests.policies.conftest import decided, written
 
 if TYPE_CHECKING:
     from policies.model import Grant, Reply
@@ -98,7 +97,17 @@ def test_whole_invoice_is_a_success_and_trimmed(grant: Grant, status: int) -> No
     assert reply.upstream_status == status
 
 
-@pytest.mark.parametrize("created", ["in_1\n", "x", "in_" + "a" * 65, "IN_1", "in_é", "\ud800", "sk-live canary"])
+@pytest.mark.parametrize(("field", "answered"), [('"status": "cut \\ud83d"', "cut ?"), ('"status": 1e999', None)])
+def test_text_cut_within_a_character_or_too_large_a_number_hides_no_success(
+    grant: Grant, field: str, answered: str | None
+) -> None:
+    reply = judge(grant, 200, f'{{"object": "invoice", "id": "in_1", {field}}}'.encode(), None)
+    assert reply.outcome is Outcome.SUCCEEDED
+    assert reply.answer is not None
+    assert reply.answer["status"] == answered
+
+
+@pytest.mark.parametrize("created", ["in_1\n", "x", "in_" + "a" * 65, "IN_1", "in_é", "sk-live canary"])
 def test_success_with_a_strange_id_stays_a_success_and_out_of_the_record(grant: Grant, created: str) -> None:
     """Hiding a success invites a second invoice."""
     reply = judge(grant, 200, json.dumps({"object": "invoice", "id": created}).encode(), None)
@@ -122,6 +131,8 @@ def test_success_with_a_strange_id_stays_a_success_and_out_of_the_record(grant: 
         pytest.param(b'{"id": "in_1"}', id="no object"),
         pytest.param(b'{"object": "customer", "id": "cus_1"}', id="another object"),
         pytest.param(b'{"object": "invoice", "id": "in_1", "total": NaN}', id="NaN"),
+        pytest.param(b'{"object": "invoice", "id": "in_1", "x": "\xff"}', id="invalid UTF-8"),
+        pytest.param(INVOICE.decode().encode("utf-16"), id="UTF-16"),
         pytest.param(b'{"object": "invoice", "id": "in_1", "total": ' + b"9" * 5000 + b"}", id="5,000 digits"),
         pytest.param(b'{"object": "invoice", "id": "in_1", "x": ' + b"[" * 100_000, id="100,000 brackets"),
         pytest.param(json.dumps(LOUD).encode(), id="an error"),
@@ -132,12 +143,6 @@ def test_success_that_is_no_whole_invoice_is_unknown(grant: Grant, body: bytes) 
     assert reply.outcome is Outcome.UNKNOWN
     assert type(reply.refusal) is OutcomeUnknown
     assert "canary" not in repr((said(reply), reply.refusal.note))
-
-
-def test_number_that_json_cannot_write_does_not_reach_the_caller() -> None:
-    grant = decided(written(response="id, total"), {"customer": "cus_1"})
-    reply = judge(grant, 200, b'{"object": "invoice", "id": "in_1", "total": 1e999}', None)
-    assert reply.answer == {"id": "in_1", "total": None}
 
 
 VALUES = st.recursive(
