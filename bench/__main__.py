@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import load, stages
-from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.__main__ import CALLER_KEY, PLACEHOLDER, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.secret_manager import SecretManager
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _pairs() -> dict[str, list[list[float]]]:
         upstream = world.enter_context(_process([sys.executable, "-m", "sandbox.appgregator", "--port=0"], {}))
         origin = _announced(upstream)
         policy = folder / "policy.yaml"
-        policy.write_text(_policy(origin))
+        policy.write_text(stages.roomy(POLICY.read_text("utf-8").replace(PLACEHOLDER, origin)))
         ports = {"hand-written": _free_port(), "countersign": _free_port()}
         hand = command(ports["hand-written"], target="handwritten", source=ROOT / "bench" / "handwritten.py")
         world.enter_context(_process(hand, {"UPSTREAM": origin, "UPSTREAM_KEY": UPSTREAM_KEY}))
@@ -80,16 +80,6 @@ def _pairs() -> dict[str, list[list[float]]]:
             for name in ports if number % 2 else reversed(ports):
                 rounds[name].append(load.run(ports[name], REQUEST, connections=CONNECTIONS, seconds=SECONDS))
         return rounds
-
-
-def _policy(origin: str) -> str:
-    """The sandbox's policy with limits that the benchmark does not reach, all of them still counted."""
-    text = POLICY.read_text("utf-8").replace("http://127.0.0.1:8081", origin)
-    return (
-        text.replace("5000/second", "5000000/second")
-        .replace("60000/minute", "6000000/minute")
-        .replace("10000000/day", "900000000/day")
-    )
 
 
 def _results(rounds: dict[str, list[list[float]]], microseconds: dict[str, float]) -> dict[str, object]:

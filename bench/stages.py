@@ -37,17 +37,23 @@ class _Canned:
 ANSWER = invoice.fresh({"customer": "cus_MQqeLuPp19Qbk8"})
 
 
+def roomy(policy: str) -> str:
+    """Return the sandbox's policy with limits that no benchmark reaches; all of them are still counted."""
+    return (
+        policy.replace("5000/second", "5000000/second")
+        .replace("60000/minute", "6000000/minute")
+        .replace("10000000/day", "900000000/day")
+    )
+
+
 def measure() -> dict[str, float]:
     """Return the median microseconds of each stage, and of ``all`` of them in one pass."""
     with tempfile.TemporaryDirectory() as folder:
         key = Path(folder, "key")
         key.write_text("sandbox-upstream-key")
         policy = Path(folder, "policy.yaml")
-        secret = f"{SECRET}/versions/latest"
-        policy.write_text(
-            POLICY.read_text("utf-8").replace(secret, f"file:{key}").replace("5000/second", "5000000/second")
-            .replace("60000/minute", "6000000/minute").replace("10000000/day", "900000000/day")
-        )  # fmt: skip
+        text = roomy(POLICY.read_text("utf-8"))
+        policy.write_text(text.replace(f"{SECRET}/versions/latest", f"file:{key}"))
         gate = load({"POLICY": str(policy), "AUDIT": "file:/dev/null"})
         gate.upstream._transport = _Canned()  # type: ignore[assignment]  # noqa: SLF001
         laps: dict[str, list[float]] = {}
