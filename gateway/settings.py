@@ -32,6 +32,9 @@ _VERSION = re.compile(r"projects/[^/\s]+/secrets/[^/\s]+/versions/[^/\s]+")
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 
 
+_REDIS = re.compile(r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?")
+
+
 class SettingError(Exception):
     """A setting that the function must not start with. The text is one line: what is wrong, and what to write."""
 
@@ -105,11 +108,15 @@ def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:
     store = environ.get("STORE", "")
     if not store and on_cloud:
         raise SettingError(
-            "STORE is not set. On the cloud it must be asked for by name: STORE=memory counts limits and remembers "
-            "idempotency keys in one instance only, so run one instance at most."
+            "STORE is not set. On the cloud it must be asked for by name: redis://HOST:PORT, which all instances "
+            "share, or memory, which counts limits and remembers idempotency keys in one instance only."
         )
+    if _REDIS.fullmatch(store):
+        from gateway.stores.redis import Redis  # noqa: PLC0415 - only paid for where it is asked for
+
+        return Redis(store)
     if store not in {"", "memory"}:
-        raise SettingError("STORE must be memory in this version.")
+        raise SettingError("STORE must be memory, or redis://HOST:PORT/DATABASE (rediss:// over TLS).")
     if environ.get("WORKERS", "1") != "1":
         raise SettingError("WORKERS must be 1 with STORE=memory: each worker would count for itself. Raise THREADS.")
     return Memory(time.monotonic)

@@ -16,6 +16,7 @@ from collections import deque
 from typing import Final
 
 from policies.model import Limit, Standing
+from policies.refusals import CeilingReached, LimitReached
 
 #: 1/128 is 0.8%, under the 1% that a limit may err on the safe side.
 BUCKETS: Final = 128
@@ -88,6 +89,21 @@ class Window:
         first = int(now / self._width) - BUCKETS
         while self._buckets and self._buckets[0][0] < first:
             self._total -= self._buckets.popleft()[1]
+
+
+def limit_reached(limit: Limit, wait: float, standings: tuple[Standing, ...]) -> LimitReached:
+    """Say that a caller's limit is used up; ``wait`` is in seconds."""
+    seconds = whole_seconds(wait)
+    return LimitReached(
+        f"You have reached your limit of {limit.text}. Nothing was sent; try again in {seconds} s.",
+        retry_after=seconds,
+        standings=standings,
+    )
+
+
+def ceiling_reached(wait: float, standings: tuple[Standing, ...]) -> CeilingReached:
+    """Say that a connection's ceiling is used up; ``wait`` is in seconds."""
+    return CeilingReached(retry_after=whole_seconds(wait), standings=standings)
 
 
 def whole_seconds(seconds: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from sandbox.appgregator import Appgregator
     from sandbox.secret_manager import SecretManager
-    from tests.conftest import Function, Server
+    from tests.conftest import Function, RedisServer, Server
 
 JSON = "application/json"
 SDK_TARGET = "/ft-4/stripe-1/v1/invoices"
@@ -777,3 +778,61 @@ def test_caller_that_hangs_up_gets_its_answer_when_it_comes_back(
     status, headers, _ = running.call(headers={"Idempotency-Key": "a"})
     assert (status, headers["idempotent-replayed"]) == (200, "true")
     assert upstream.invoices == 2
+
+
+# ---------------------------------------------------------------- on a store that instances share
+
+
+def test_two_instances_on_one_redis_raise_one_invoice_for_one_key(
+    server: Callable[..., Server], upstream: Appgregator, redis_url: str
+) -> None:
+    first, second = server(STORE=redis_url), server(STORE=redis_url)
+    headers = {"Idempotency-Key": "order-1"}
+    status, _, body = first.call(headers=headers)
+    again, replayed, repeated = second.call(headers=headers)
+    assert (status, again) == (200, 200)
+    assert repeated == body
+    assert replayed["idempotent-replayed"] == "true"
+    assert upstream.invoices == 1
+
+
+def test_two_instances_on_one_redis_share_one_limit(
+    server: Callable[..., Server], upstream: Appgregator, redis_url: str
+) -> None:
+    text = policy(upstream.origin, limits="3/minute")
+    instances = server(text, STORE=redis_url), server(text, STORE=redis_url)
+    assert [instances[number % 2].call()[0] for number in range(6)] == [200, 200, 200, 429, 429, 429]
+
+
+def test_store_down_is_a_503_that_sends_nothing_and_is_over_when_it_is_back(
+    function: Callable[..., Function], upstream: Appgregator, redis_server: RedisServer
+) -> None:
+    gate = function(STORE=redis_server.url)
+    redis_server.kill()
+    response = gate.post(Idempotency_Key="order-1")
+    refused(response, 503, "store-unavailable")
+    assert response.headers["Retry-After"] == "1"
+    assert not upstream.calls
+    redis_server.start()
+    assert gate.post(Idempotency_Key="order-1").status_code == 200
+    assert upstream.invoices == 1
+
+
+def test_success_is_told_even_when_it_cannot_be_kept_and_is_never_sent_again(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    redis_server: RedisServer,
+) -> None:
+    """The upstream's answer is slow, and Redis is killed meanwhile."""
+    upstream.delay = 0.6
+    gate = function(STORE=redis_server.url)
+    killer = threading.Timer(0.3, redis_server.kill)
+    killer.start()
+    response = gate.post(body="customer=cus_fault_slow", Idempotency_Key="order-1")
+    killer.join()
+    assert response.status_code == 200
+    (outcome,) = gate.record.entries("outcome")
+    assert outcome["alarm"] == "the outcome could not be kept in the store"
+    redis_server.start()
+    assert gate.post(body="customer=cus_fault_slow", Idempotency_Key="order-1").status_code == 409
+    assert upstream.invoices == 1

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from policies import idempotency
 from policies.idempotency import Entry
 from policies.model import Admission, Outcome
-from policies.quota import Window, whole_seconds
-from policies.refusals import CeilingReached, LedgerRefusal, LimitReached, StoreUnavailable
+from policies.quota import Window, ceiling_reached, limit_reached
+from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,15 +47,10 @@ class Memory:
             windows, ceiling = self._limits(grant), self._ceiling(grant)
             full = [window for window in windows if window.remaining(now) < 1]
             if full:
-                wait = whole_seconds(max(window.wait(now) for window in full))
-                raise LimitReached(
-                    f"You have reached your limit of {full[0].limit.text}. Nothing was sent; try again in {wait} s.",
-                    retry_after=wait,
-                    standings=self._standings(grant, now),
-                )
+                wait = max(window.wait(now) for window in full)
+                raise limit_reached(full[0].limit, wait, self._standings(grant, now))
             if ceiling is not None and ceiling.remaining(now) < 1:
-                wait = whole_seconds(ceiling.wait(now))
-                raise CeilingReached(retry_after=wait, standings=self._standings(grant, now))
+                raise ceiling_reached(ceiling.wait(now), self._standings(grant, now))
             for window in (*windows, *([ceiling] if ceiling else ())):
                 window.take(now)
             if grant.ledger_key is not None and claim is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.stores.memory import Memory
+from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION
 from policies.model import Answer, Outcome, Reply
 from policies.quota import parse_limit
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     from gateway.stores import Store
     from policies.model import Admission, Grant
 
-#: By name: a store on the clock of the test, empty.
-STORES: dict[str, Callable[[Clock], Store]] = {"memory": Memory}
+#: By name: the fixture that prepares a store, if any, and the store on the clock of the test, empty.
+STORES: dict[str, tuple[str | None, Callable[..., Store]]] = {
+    "memory": (None, lambda clock, _: Memory(clock)),
+    "redis": ("redis_url", lambda clock, url: Redis(url, clock)),
+}
 
 ANSWER = Answer(200, '{"id":"in_1","description":"é  kept as it is"}'.encode())
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
@@ -50,7 +54,8 @@ def clock() -> Clock:
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, clock: Clock) -> Store:
-    return STORES[request.param](clock)
+    fixture, make = STORES[request.param]
+    return make(clock, request.getfixturevalue(fixture) if fixture else None)
 
 
 def limited(limits: str, *, ceiling: str = "100000/second", key: str | None = None, body: str = "customer=c") -> Grant:

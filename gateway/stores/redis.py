@@ -1,0 +1,276 @@
+"""Limits and the ledger in Redis, shared by every instance. ``redis://`` or ``rediss://``.
+
+An admission is one script, and so one atomic step and one round trip; a settlement is another. Both run on the
+server's clock. The client never repeats a command by itself: it would repeat one whose answer was slow, too. A script
+that carries an idempotency key is safe to repeat, since it knows the owner of the claim, and is repeated once.
+
+Every key of one deployment carries the same hash tag, so that a cluster keeps them on one node and a script may use
+them together.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from policies.idempotency import LEASE
+from policies.model import Admission, Answer, Outcome, Standing
+from policies.quota import BUCKETS, ceiling_reached, limit_reached, whole_seconds
+from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUnknown, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policies.model import Grant, Limit, Reply
+
+#: Two attempts at the most, and still a refusal within a second.
+TIMEOUT_SECONDS: Final = 0.4
+#: Milliseconds that a window is kept beyond its length, so that a late one is not forgotten early.
+SLACK: Final = 60_000
+
+PREFIX: Final = "{countersign}:"
+
+# The arithmetic of policies.quota and the moves of policies.idempotency, where the data is. The contract tests hold
+# both to the same promises. Times are microseconds, which a Lua number holds exactly.
+_COMMON: Final = f"""
+local BUCKETS = {BUCKETS}
+
+local function exact(microseconds) return string.format('%.0f', microseconds) end
+
+local function clock(given)
+  if given ~= '' then return tonumber(given) end
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000000 + tonumber(t[2])
+end
+
+-- A window is a hash: t calls in all, f and l the first and last bucket in use, and the calls of each bucket.
+local function forget(key, width, now)
+  local s = redis.call('HMGET', key, 't', 'f', 'l')
+  local total, first, last = tonumber(s[1] or 0), tonumber(s[2]), tonumber(s[3])
+  if total <= 0 or last < math.floor(now / width) - BUCKETS then
+    if s[1] then redis.call('DEL', key) end
+    return 0, nil
+  end
+  local keep = math.floor(now / width) - BUCKETS
+  local moved = false
+  while true do
+    local calls = tonumber(redis.call('HGET', key, first) or 0)
+    if first >= keep and calls > 0 then break end
+    redis.call('HDEL', key, first)
+    total, first, moved = total - calls, first + 1, true
+    if total <= 0 then
+      redis.call('DEL', key)
+      return 0, nil
+    end
+  end
+  if moved then redis.call('HSET', key, 't', total, 'f', first) end
+  return total, first
+end
+
+local function frees(first, width, now)
+  if not first then return 0 end
+  return (first + BUCKETS + 1) * width - now
+end
+"""
+
+# KEYS: the ledger's entry, then a window for each limit, then the ceiling's.
+# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, then calls and seconds of each window.
+_ADMIT: Final = f"""{_COMMON}
+local now = clock(ARGV[1])
+local owner, fingerprint, keyed = ARGV[2], ARGV[3], ARGV[6] == '1'
+local windows = {{}}
+for i = 2, #KEYS do
+  local calls, seconds = tonumber(ARGV[3 + 2 * i]), tonumber(ARGV[4 + 2 * i])
+  local width = seconds * 1000000 / BUCKETS
+  local total, first = forget(KEYS[i], width, now)
+  windows[i - 1] = {{key = KEYS[i], calls = calls, seconds = seconds, width = width, total = total, first = first}}
+end
+
+local function answer(verdict, ...)
+  local reply = {{verdict, ...}}
+  for _, w in ipairs(windows) do
+    reply[#reply + 1] = w.calls - w.total
+    reply[#reply + 1] = exact(frees(w.first, w.width, now))
+  end
+  return reply
+end
+
+if keyed then
+  local e = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fingerprint', 'lease', 'expires', 'taken', 'status', 'body')
+  if e[1] and tonumber(e[5]) > now then
+    if e[3] ~= fingerprint then return answer('reused', '', '') end
+    if e[1] == 'sent' then
+      if e[2] == owner then return answer('admitted', e[6], '') end
+      if now < tonumber(e[4]) then return answer('in-use', '', '') end
+      return answer('unknown', '', '')
+    end
+    if e[1] == 'unknown' then return answer('unknown', '', '') end
+    return answer('replay', e[7], e[8])
+  end
+end
+
+for i, w in ipairs(windows) do
+  if w.total >= w.calls then return answer('full', i, '') end
+end
+for _, w in ipairs(windows) do
+  local bucket = math.floor(now / w.width)
+  redis.call('HINCRBY', w.key, bucket, 1)
+  w.total, w.first = w.total + 1, w.first or bucket
+  redis.call('HSET', w.key, 't', w.total, 'f', w.first, 'l', bucket)
+  redis.call('PEXPIRE', w.key, w.seconds * 1000 + math.ceil(w.width / 1000) + {SLACK})
+end
+if keyed then
+  local retention = tonumber(ARGV[5])
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'fingerprint', fingerprint, 'taken', exact(now),
+    'lease', exact(now + tonumber(ARGV[4])), 'expires', exact(now + retention * 1000))
+  redis.call('PEXPIRE', KEYS[1], retention + {SLACK})
+end
+return answer('admitted', exact(now), '')
+"""
+
+# KEYS as above. ARGV: owner, the state to enter or 'released', status, body, '1' with a key, '1' to give back, taken,
+# then the seconds of each window. Returns 1 if the ledger now says so, 0 if somebody else has the key.
+_SETTLE: Final = f"""
+local owner, state, keyed = ARGV[1], ARGV[2], ARGV[5] == '1'
+if keyed then
+  local e = redis.call('HMGET', KEYS[1], 'state', 'owner')
+  if e[2] ~= owner then return (not e[1] and state == 'released') and 1 or 0 end
+  if e[1] ~= 'sent' then return e[1] == state and 1 or 0 end
+  if state == 'released' then
+    redis.call('DEL', KEYS[1])
+  else
+    redis.call('HSET', KEYS[1], 'state', state, 'status', ARGV[3], 'body', ARGV[4])
+  end
+end
+if ARGV[6] == '1' then
+  for i = 2, #KEYS do
+    local bucket = math.floor(tonumber(ARGV[7]) / (tonumber(ARGV[6 + i]) * 1000000 / {BUCKETS}))
+    if tonumber(redis.call('HGET', KEYS[i], bucket) or 0) > 0 then
+      redis.call('HINCRBY', KEYS[i], bucket, -1)
+      redis.call('HINCRBY', KEYS[i], 't', -1)
+    end
+  end
+end
+return 1
+"""
+
+_REFUSALS: Final[dict[bytes, type[LedgerRefusal]]] = {
+    b"reused": KeyReused,
+    b"in-use": KeyInUse,
+    b"unknown": OutcomeStillUnknown,
+}
+
+
+class Redis:
+    """The ``redis://`` store. ``clock`` is for tests alone; without it the server's own time is used."""
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock
+        self._client = redis.Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            client_name="countersign",
+        )
+        self._admit: Any = self._client.register_script(_ADMIT)
+        self._settle: Any = self._client.register_script(_SETTLE)
+
+    def admit(self, grant: Grant) -> Admission:
+        """See :class:`gateway.stores.Store`."""
+        owner = os.urandom(16).hex()
+        windows = _windows(grant)
+        now = "" if self._clock is None else str(round(self._clock() * 1_000_000))
+        retention = grant.entitlement.idempotency.seconds * 1000
+        arguments: list[str | int] = [now, owner, grant.fingerprint, LEASE * 1_000_000, retention, _keyed(grant)]
+        for _, limit in windows:
+            arguments += [limit.calls, limit.seconds]
+        verdict, first, second, *standing = self._run(self._admit, grant, windows, arguments)
+        standings = _standings(grant.caller.limits, standing)
+        if verdict == b"admitted":
+            return Admission(standings, owner, int(first) / 1_000_000)
+        if verdict == b"replay":
+            return Admission(standings, owner, 0.0, replay=Answer(int(first), second))
+        if verdict == b"full":
+            raise _full(grant, windows, standing, standings)
+        refusal = _REFUSALS[verdict](retry_after=1 if verdict == b"in-use" else None)
+        refusal.standings = standings
+        raise refusal
+
+    def release(self, grant: Grant, admission: Admission) -> None:
+        """See :class:`gateway.stores.Store`."""
+        self._end(grant, admission, Outcome.RELEASED, None, give_back=True)
+
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
+        """See :class:`gateway.stores.Store`."""
+        return self._end(grant, admission, reply.outcome, answer, give_back=not reply.reached)
+
+    def _end(
+        self, grant: Grant, admission: Admission, outcome: Outcome, answer: Answer | None, *, give_back: bool
+    ) -> bool:
+        if grant.ledger_key is None and not give_back:
+            return True  # nothing is kept of such a call, so there is nothing to say
+        windows = _windows(grant)
+        status, body = (answer.status, answer.body) if answer is not None else ("", "")
+        if outcome is Outcome.UNKNOWN:
+            status, body = "", ""
+        taken = str(round(admission.taken * 1_000_000))
+        arguments = [admission.owner, outcome.value, status, body, _keyed(grant), int(give_back), taken]
+        try:
+            kept = self._run(self._settle, grant, windows, [*arguments, *(limit.seconds for _, limit in windows)])
+        except StoreUnavailable:
+            return False
+        return bool(kept)
+
+    def _run(self, script: Any, grant: Grant, windows: list[tuple[str, Limit]], arguments: list[Any]) -> Any:
+        keys = [f"{PREFIX}ledger:{grant.ledger_key or 'none'}", *(key for key, _ in windows)]
+        for attempt in range(2):
+            try:
+                return script(keys=keys, args=arguments)
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                # Whether the script ran is not known. With a key it can be asked again; without one it might count
+                # the call a second time.
+                if attempt or grant.ledger_key is None:
+                    raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
+            except redis.RedisError as error:
+                raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
+        raise AssertionError  # pragma: no cover - the second attempt returns or raises
+
+
+def _keyed(grant: Grant) -> int:
+    return int(grant.ledger_key is not None)
+
+
+def _windows(grant: Grant) -> list[tuple[str, Limit]]:
+    connection = grant.entitlement.connection
+    windows = [(f"{PREFIX}caller:{grant.caller.id}:{limit.text}", limit) for limit in grant.caller.limits]
+    if connection.ceiling is not None:
+        windows.append((f"{PREFIX}connection:{connection.id}:{connection.ceiling.text}", connection.ceiling))
+    return windows
+
+
+def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing, ...]:
+    pairs = zip(standing[::2], standing[1::2], strict=True)
+    return tuple(
+        Standing(limit, int(remaining), whole_seconds(int(frees) / 1_000_000))
+        for limit, (remaining, frees) in zip(limits, pairs, strict=False)  # the ceiling's is nobody's business
+    )
+
+
+def _full(
+    grant: Grant, windows: list[tuple[str, Limit]], standing: list[Any], standings: tuple[Standing, ...]
+) -> Exception:
+    waits = [
+        (place, limit, int(frees) / 1_000_000)
+        for place, ((_, limit), remaining, frees) in enumerate(zip(windows, standing[::2], standing[1::2], strict=True))
+        if int(remaining) < 1
+    ]
+    own = [(limit, wait) for place, limit, wait in waits if place < len(grant.caller.limits)]
+    if own:
+        return limit_reached(own[0][0], max(wait for _, wait in own), standings)
+    return ceiling_reached(waits[0][2], standings)

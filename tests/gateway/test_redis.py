@@ -1,0 +1,322 @@
+"""What the Redis store promises beyond every store: shared, and closed when Redis is not there."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.crc import key_slot
+
+from gateway.stores.memory import Memory
+from gateway.stores.redis import Redis
+from policies.model import Answer, Outcome, Reply
+from policies.quota import parse_limit
+from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
+from tests.conftest import free_port
+from tests.gateway.conftest import Clock, at_once, granted
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+    from multiprocessing.synchronize import Barrier
+
+    from policies.model import Admission, Grant
+    from tests.conftest import RedisServer
+
+ANSWER = Answer(200, b'{"id":"in_1"}')
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
+
+
+def limited(limit: str, *, key: str | None = None) -> Grant:
+    grant = granted(idempotency_key=key)
+    return replace(grant, caller=replace(grant.caller, limits=(parse_limit(limit),)))
+
+
+def attempt(store: Redis | Memory, grant: Grant) -> Admission | Refusal:
+    try:
+        return store.admit(grant)
+    except Refusal as refusal:
+        return refusal
+
+
+# ---------------------------------------------------------------- the same arithmetic as the policy's
+
+Step = tuple[str, float, int]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "settle", "unreached", "unknown", "release"]),
+        st.sampled_from([0.0, 0.001, 0.4, 1.0, 7.9, 31.0, 61.0]),
+        st.integers(0, 2),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_redis_says_what_memory_says_whatever_happens(shared_redis: RedisServer, steps: list[Step]) -> None:
+    with redis.Redis(port=shared_redis.port) as client:
+        client.flushall()
+    clock = Clock()
+    stores: tuple[Memory | Redis, ...] = (Memory(clock), Redis(shared_redis.url, clock))
+    grant = granted(idempotency_key="k")
+    limits = (parse_limit("2/second"), parse_limit("5/minute"))
+    grants = [
+        replace(grant, caller=replace(grant.caller, limits=limits), ledger_key=key)
+        for key in ("a" * 64, "b" * 64, None)
+    ]
+    held: list[tuple[Grant, tuple[Admission, Admission]]] = []
+    for what, wait, which in steps:
+        clock.tick(wait)
+        if what == "admit" or not held:
+            first, second = (attempt(store, grants[which]) for store in stores)
+            assert said(first) == said(second)
+            if not isinstance(first, Refusal) and not isinstance(second, Refusal) and first.replay is None:
+                held.append((grants[which], (first, second)))
+            continue
+        asked, admissions = held.pop(which % len(held))
+        for store, admission in zip(stores, admissions, strict=True):
+            end(store, asked, admission, what)
+
+
+def said(result: Admission | Refusal) -> tuple[object, ...]:
+    if isinstance(result, Refusal):
+        return type(result), result.retry_after, result.detail, result.standings
+    return result.standings, result.replay
+
+
+def end(store: Memory | Redis, grant: Grant, admission: Admission, how: str) -> None:
+    if how == "release":
+        store.release(grant, admission)
+    elif how == "unknown":
+        store.settle(grant, admission, Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown()), Answer(502, b"{}"))
+    elif how == "unreached":
+        store.settle(grant, admission, Reply(Outcome.RELEASED, reached=False), Answer(502, b"{}"))
+    else:
+        store.settle(grant, admission, SUCCEEDED, ANSWER)
+
+
+# ---------------------------------------------------------------- Redis is not there, or slow, or back
+
+
+def test_store_that_is_down_refuses_within_a_second_and_the_next_call_works_when_it_is_back(
+    redis_server: RedisServer,
+) -> None:
+    store = Redis(redis_server.url)
+    store.admit(limited("9/minute", key="before"))
+    redis_server.kill()
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        store.admit(limited("9/minute", key="meanwhile"))
+    assert time.monotonic() - began < 1
+    assert caught.value.retry_after == 1
+    redis_server.start()
+    admission = store.admit(limited("9/minute", key="after"))
+    assert admission.standings[0].remaining == 7
+
+
+def test_store_that_hangs_refuses_within_a_second() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = Redis(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            store.admit(limited("9/minute", key="k"))
+        assert time.monotonic() - began < 1.5  # two attempts of 0.4 s, on a machine that is busy
+
+
+def test_nobody_listening_is_a_refusal_that_names_no_address() -> None:
+    port = free_port()
+    with pytest.raises(StoreUnavailable) as caught:
+        Redis(f"redis://:hunter2@127.0.0.1:{port}/0").admit(limited("9/minute"))
+    assert caught.value.note == "ConnectionError"
+    assert "hunter2" not in str(caught.value.problem("id"))
+
+
+def test_settling_while_redis_is_down_is_not_kept_and_does_not_raise(redis_server: RedisServer) -> None:
+    store, grant = Redis(redis_server.url), limited("9/minute", key="k")
+    admission = store.admit(grant)
+    redis_server.kill()
+    assert not store.settle(grant, admission, SUCCEEDED, ANSWER)
+    store.release(grant, admission)
+    redis_server.start()
+    with pytest.raises(KeyInUse):
+        store.admit(grant)
+
+
+def test_claim_survives_a_crash_of_redis_that_writes_before_it_answers(redis_server: RedisServer) -> None:
+    store, grant = Redis(redis_server.url), limited("9/minute", key="k")
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    redis_server.kill()
+    redis_server.start()
+    assert store.admit(grant).replay == ANSWER
+
+
+class LossyProxy:
+    """Passes bytes to Redis and back, but swallows one answer and hangs up instead."""
+
+    def __init__(self, port: int) -> None:
+        self._target, self.lose_next = port, False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._target)) as server:
+            while asked := client.recv(1 << 20):
+                server.sendall(asked)
+                answer = server.recv(1 << 20)
+                if self.lose_next and b"EVALSHA" in asked and not answer.startswith(b"-NOSCRIPT"):
+                    self.lose_next = False
+                    return
+                client.sendall(answer)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_claim_whose_answer_was_lost_is_made_once_and_counted_once(redis_url: str, shared_redis: RedisServer) -> None:
+    proxy = LossyProxy(shared_redis.port)
+    store = Redis(f"redis://127.0.0.1:{proxy.port}/0")
+    grant = limited("9/minute", key="k")
+    store.release(grant, store.admit(grant))  # the scripts are loaded now
+    proxy.lose_next = True
+    admission = store.admit(grant)
+    assert not proxy.lose_next, "the proxy swallowed nothing, so this shows nothing"
+    assert admission.standings[0].remaining == 8
+    proxy.lose_next = True
+    assert store.settle(grant, admission, SUCCEEDED, ANSWER)
+    assert not proxy.lose_next
+    assert Redis(redis_url).admit(grant).replay == ANSWER
+    proxy.close()
+
+
+def test_call_without_a_key_is_not_counted_twice_when_the_answer_was_lost(
+    redis_url: str, shared_redis: RedisServer
+) -> None:
+    proxy = LossyProxy(shared_redis.port)
+    store = Redis(f"redis://127.0.0.1:{proxy.port}/0")
+    grant = limited("9/minute")
+    store.admit(grant)
+    proxy.lose_next = True
+    with pytest.raises(StoreUnavailable):
+        store.admit(grant)
+    assert Redis(redis_url).admit(grant).standings[0].remaining == 6
+    proxy.close()
+
+
+def test_every_key_of_a_deployment_lies_on_one_node_of_a_cluster(redis_url: str) -> None:
+    store, grant = Redis(redis_url), limited("9/minute", key="k")
+    store.admit(grant)
+    with redis.Redis.from_url(redis_url) as client:
+        keys = client.keys()
+        assert len(keys) == 3
+        assert len({key_slot(key) for key in keys}) == 1
+        assert all(client.pttl(key) > 0 for key in keys)
+
+
+def test_window_in_redis_stays_small_however_many_calls_it_counts(redis_url: str) -> None:
+    clock = Clock()
+    store, grant = Redis(redis_url, clock), limited("100000/minute")
+    for _ in range(1500):
+        store.admit(grant)
+        clock.tick(0.11)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hlen("{countersign}:caller:app:100000/minute") <= 129 + 3
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def greedy(url: str, skew: float, seconds: float, barrier: Barrier, queue: Queue[list[float]]) -> None:
+    """Admit as fast as it goes. The process's own clock is off, which must not matter."""
+    real = time.time
+    time.time = lambda: real() + skew
+    store, grant = Redis(url), limited("200/second")
+    barrier.wait(timeout=30)
+    admitted: list[float] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            admitted.append(store.admit(grant).taken)
+        except LimitReached:
+            time.sleep(0.001)
+    queue.put(admitted)
+
+
+def test_eight_processes_with_clocks_apart_never_exceed_one_limit_and_waste_under_one_percent(redis_url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(8), context.Queue()
+    seconds = 6.0
+    processes = [
+        context.Process(target=greedy, args=(redis_url, 5.0 * (number - 4), seconds, barrier, queue))
+        for number in range(8)
+    ]
+    for process in processes:
+        process.start()
+    admitted = sorted(moment for _ in processes for moment in queue.get(timeout=60))
+    for process in processes:
+        process.join(timeout=30)
+    # In any second, on Redis's own clock: the call that comes 200 calls later comes at least a second later.
+    closest = min(later - earlier for earlier, later in zip(admitted, admitted[200:], strict=False))
+    assert closest >= 1.0
+    # A limit that is used up without pause: one burst of 200 for each window of a second and a 128th, at the most.
+    spent = admitted[-1] - admitted[0]
+    assert len(admitted) >= 0.99 * 200 * int(spent)
+
+
+def contend(url: str, keys: int, callers: int, barrier: Barrier, queue: Queue[dict[str, int]]) -> None:
+    store = Redis(url)
+    barrier.wait(timeout=30)
+    sends = refused = replays = 0
+    for key in range(keys):
+        grant = limited("100000000/day", key=f"key-{key}")
+
+        def one(_: int, grant: Grant = grant) -> Admission | Refusal:
+            result = attempt(store, grant)
+            if not isinstance(result, Refusal) and result.replay is None:
+                assert store.settle(grant, result, SUCCEEDED, ANSWER)
+            return result
+
+        for result in at_once(callers, one):
+            if isinstance(result, KeyInUse):
+                refused += 1
+            elif isinstance(result, Refusal):
+                raise result
+            elif result.replay is None:
+                sends += 1
+            else:
+                replays += 1
+    queue.put({"sends": sends, "refused": refused, "replays": replays})
+
+
+def test_four_processes_with_many_callers_at_once_send_each_key_once(redis_url: str) -> None:
+    keys, callers = 60, 25
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(4), context.Queue()
+    arguments = (redis_url, keys, callers // 5, barrier, queue)
+    processes = [context.Process(target=contend, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    counts = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(timeout=30)
+    assert sum(count["sends"] for count in counts) == keys
+    assert sum(sum(count.values()) for count in counts) == keys * 4 * (callers // 5)
