@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import msgspec
 
+from policies.fields import narrow
 from policies.model import Answer, Outcome
 from policies.refusals import OutcomeUnknown, RecordUnavailable, Refusal, Unforeseen
 
@@ -310,8 +311,18 @@ class Record:
         """Answer what was answered before."""
         assert admission.replay is not None  # noqa: S101 - the caller asks for it only then
         self.audit_id = self._write("replay", self._decision(), "INFO", "replay")
-        self.answer = admission.replay
+        self.answer = self._still_granted(admission.replay)
         self.headers = {"Idempotent-Replayed": "true"}
+
+    def _still_granted(self, kept: Answer) -> Answer:
+        """Return a kept answer byte for byte, or what the policy still grants of it if that is less by now."""
+        if kept.status != 200 or self.grant is None:
+            return kept
+        entitlement = self.grant.entitlement
+        tree = {**entitlement.response, **({"audit_id": None} if entitlement.audit_id_in_answer else {})}
+        answer = msgspec.json.decode(kept.body)
+        narrowed = narrow(answer, tree)
+        return kept if narrowed == answer else Answer(kept.status, _json(narrowed))
 
     def intent(self, admission: Admission) -> None:
         """Put on record what is about to be sent. Raises :class:`RecordUnavailable`, and then it must not be."""

@@ -33,6 +33,22 @@ def trim(answer: object, tree: Mapping[str, Shape | Mapping[str, object]]) -> di
     return {name: _leaf(given.get(name), branch) for name, branch in tree.items()}
 
 
+def narrow(answer: Mapping[str, object], tree: Mapping[str, object]) -> dict[str, object]:
+    """Return what ``tree`` still names of an answer that was trimmed before, in the order it was given then.
+
+    A kept answer is repeated as it was, unless the policy grants less by now.
+    """
+    return {name: _narrowed(value, tree[name]) for name, value in answer.items() if name in tree}
+
+
+def _narrowed(value: object, branch: object) -> object:
+    if not isinstance(branch, dict):
+        return value
+    if isinstance(value, list):
+        return [_narrowed(item, branch) for item in value]
+    return narrow(value, branch) if isinstance(value, dict) else value
+
+
 def _leaf(value: object, branch: object) -> object:
     match branch:
         case Shape.SCALAR:

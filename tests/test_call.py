@@ -836,3 +836,22 @@ def test_success_is_told_even_when_it_cannot_be_kept_and_is_never_sent_again(
     redis_server.start()
     assert gate.post(body="customer=cus_fault_slow", Idempotency_Key="order-1").status_code == 409
     assert upstream.invoices == 1
+
+
+def test_kept_answer_is_trimmed_again_when_the_policy_grants_less(
+    function: Callable[..., Function], upstream: Appgregator, redis_url: str
+) -> None:
+    document = policy(
+        upstream.origin, response="id, status, customer, lines.data.amount, lines.data.currency, audit_id"
+    )
+    first = function(document, STORE=redis_url).post(Idempotency_Key="order-1")
+    document = policy(upstream.origin, response="status, id, lines.data.amount")
+    again = function(document, STORE=redis_url).post(Idempotency_Key="order-1")
+    assert first.json is not None
+    assert again.json == {"id": first.json["id"], "status": "draft", "lines": {"data": [{"amount": 2000}]}}
+    assert again.headers["Idempotent-Replayed"] == "true"
+    document = policy(
+        upstream.origin, response="id, status, customer, number, lines.data.amount, lines.data.currency, audit_id"
+    )
+    assert function(document, STORE=redis_url).post(Idempotency_Key="order-1").data == first.data
+    assert upstream.invoices == 1
