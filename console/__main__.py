@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from console import audit
+from console import audit, ledger
 from policies import document
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     verify.add_argument("export", type=Path, metavar="EXPORT", help="one JSON line an entry; - for standard input")
     verify.add_argument("--has", action="append", default=[], metavar="AUDIT_ID", help="an audit id that must be in it")
     verify.set_defaults(run=_verify)
+
+    ledger.add_commands(commands)
 
     asked = parser.parse_args(arguments)
     status: int = asked.run(asked)

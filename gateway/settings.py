@@ -18,7 +18,7 @@ from policies import document
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.stores import Store
+    from gateway.stores import Ledger, Store
     from policies.model import PolicySet
 
 #: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
@@ -120,6 +120,19 @@ def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:
     if environ.get("WORKERS", "1") != "1":
         raise SettingError("WORKERS must be 1 with STORE=memory: each worker would count for itself. Raise THREADS.")
     return Memory(time.monotonic)
+
+
+def ledger_of(environ: Mapping[str, str]) -> Ledger:
+    """Return the ledger that ``STORE`` names, for an operator. Raises :class:`SettingError`."""
+    store = environ.get("STORE", "")
+    if not _REDIS.fullmatch(store):
+        raise SettingError(
+            "Write STORE=redis://HOST:PORT/DATABASE, as the function has it. The ledger of the memory store lives "
+            "inside its instance and cannot be reached from outside."
+        )
+    from gateway.stores.redis import Redis  # noqa: PLC0415 - the same
+
+    return Redis(store)
 
 
 def _audit(environ: Mapping[str, str], policies: PolicySet) -> Audit:

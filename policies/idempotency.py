@@ -51,6 +51,35 @@ class Entry:
     answer: Answer | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an operator sees of a key: whose it is and where it stands, never what was asked or answered."""
+
+    key: str
+    state: State
+    caller: str
+    connection: str
+    operation: str
+    since: float
+    """When it was claimed, in unix seconds."""
+    running: bool
+    """Whether the call may still be under way."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it waits for somebody to say what came of it."""
+        return not self.running and self.state in {State.SENT, State.UNKNOWN}
+
+
+class Verdict(StrEnum):
+    """What became of an operator's word on a key."""
+
+    RESOLVED = "resolved"
+    ABSENT = "absent"
+    RUNNING = "running"
+    SETTLED = "settled"
+
+
 def identity(caller: str, connection: str, operation: str, key: str) -> str:
     """Return the ledger's name for a key: 64 hexadecimal digits that no other quadruple has."""
     return hashlib.sha256(json.dumps([caller, connection, operation, key]).encode()).hexdigest()

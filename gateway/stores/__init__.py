@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policies.idempotency import Held, Verdict
     from policies.model import Admission, Answer, Grant, Reply
 
 
@@ -24,3 +27,16 @@ class Store(Protocol):
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """Put what came of a sent call into the ledger. Return whether it is kept; never raises."""
+
+
+class Ledger(Protocol):
+    """What an operator does with a ledger that outlives an instance. Raises :class:`StoreUnavailable`."""
+
+    def held(self, prefix: str = "") -> Iterator[Held]:
+        """Yield the keys whose ledger name begins with ``prefix``."""
+
+    def resolve(self, key: str, answer: Answer | None) -> Verdict:
+        """Say that an open key's invoice was created (``answer`` is what its callers get) or was not (None).
+
+        Only an open key is changed. One whose invoice was not created is forgotten, and may be sent afresh.
+        """

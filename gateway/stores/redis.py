@@ -10,6 +10,7 @@ them together.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,13 +18,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from policies.idempotency import LEASE
+from policies.idempotency import LEASE, Held, State, Verdict
 from policies.model import Admission, Answer, Outcome, Standing
 from policies.quota import BUCKETS, ceiling_reached, limit_reached, whole_seconds
 from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUnknown, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from policies.model import Grant, Limit, Reply
 
@@ -78,13 +79,14 @@ end
 """
 
 # KEYS: the ledger's entry, then a window for each limit, then the ceiling's.
-# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, then calls and seconds of each window.
+# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, whose it is, then calls and
+# seconds of each window.
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local owner, fingerprint, keyed = ARGV[2], ARGV[3], ARGV[6] == '1'
 local windows = {{}}
 for i = 2, #KEYS do
-  local calls, seconds = tonumber(ARGV[3 + 2 * i]), tonumber(ARGV[4 + 2 * i])
+  local calls, seconds = tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i])
   local width = seconds * 1000000 / BUCKETS
   local total, first = forget(KEYS[i], width, now)
   windows[i - 1] = {{key = KEYS[i], calls = calls, seconds = seconds, width = width, total = total, first = first}}
@@ -126,8 +128,8 @@ end
 if keyed then
   local retention = tonumber(ARGV[5])
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'fingerprint', fingerprint, 'taken', exact(now),
-    'lease', exact(now + tonumber(ARGV[4])), 'expires', exact(now + retention * 1000))
+  redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'fingerprint', fingerprint, 'about', ARGV[7],
+    'taken', exact(now), 'lease', exact(now + tonumber(ARGV[4])), 'expires', exact(now + retention * 1000))
   redis.call('PEXPIRE', KEYS[1], retention + {SLACK})
 end
 return answer('admitted', exact(now), '')
@@ -159,6 +161,21 @@ end
 return 1
 """
 
+# KEYS: the entry. ARGV: now or '', and of an invoice that was created the status and body to repeat.
+_RESOLVE: Final = f"""{_COMMON}
+local now = clock(ARGV[1])
+local e = redis.call('HMGET', KEYS[1], 'state', 'lease')
+if not e[1] then return 'absent' end
+if e[1] == 'sent' and now < tonumber(e[2]) then return 'running' end
+if e[1] ~= 'sent' and e[1] ~= 'unknown' then return 'settled' end
+if ARGV[2] == '' then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('HSET', KEYS[1], 'state', 'succeeded', 'status', ARGV[2], 'body', ARGV[3])
+end
+return 'resolved'
+"""
+
 _REFUSALS: Final[dict[bytes, type[LedgerRefusal]]] = {
     b"reused": KeyReused,
     b"in-use": KeyInUse,
@@ -180,14 +197,16 @@ class Redis:
         )
         self._admit: Any = self._client.register_script(_ADMIT)
         self._settle: Any = self._client.register_script(_SETTLE)
+        self._resolve: Any = self._client.register_script(_RESOLVE)
 
     def admit(self, grant: Grant) -> Admission:
         """See :class:`gateway.stores.Store`."""
         owner = os.urandom(16).hex()
         windows = _windows(grant)
-        now = "" if self._clock is None else str(round(self._clock() * 1_000_000))
+        now = self._now()
         retention = grant.entitlement.idempotency.seconds * 1000
-        arguments: list[str | int] = [now, owner, grant.fingerprint, LEASE * 1_000_000, retention, _keyed(grant)]
+        lease, keyed = LEASE * 1_000_000, _keyed(grant)
+        arguments: list[str | int] = [now, owner, grant.fingerprint, lease, retention, keyed, _about(grant)]
         for _, limit in windows:
             arguments += [limit.calls, limit.seconds]
         verdict, first, second, *standing = self._run(self._admit, grant, windows, arguments)
@@ -209,6 +228,41 @@ class Redis:
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""
         return self._end(grant, admission, reply.outcome, answer, give_back=not reply.reached)
+
+    def held(self, prefix: str = "") -> Iterator[Held]:
+        """See :class:`gateway.stores.Ledger`."""
+        start = f"{PREFIX}ledger:"
+        try:
+            now = int(self._now() or self._now_there())
+            for key in self._client.scan_iter(match=f"{start}{prefix}*", count=1000):
+                entry: Any = self._client.hmget(key, "state", "about", "taken", "lease")
+                if None not in entry:
+                    state, about, taken, lease = entry
+                    yield Held(
+                        key=key.decode().removeprefix(start),
+                        state=State(state.decode()),
+                        **json.loads(about),
+                        since=int(taken) / 1_000_000,
+                        running=state == b"sent" and now < int(lease),
+                    )
+        except redis.RedisError as error:
+            raise StoreUnavailable(note=type(error).__name__) from None
+
+    def resolve(self, key: str, answer: Answer | None) -> Verdict:
+        """See :class:`gateway.stores.Ledger`."""
+        arguments = [self._now(), *((answer.status, answer.body) if answer is not None else ("", ""))]
+        try:
+            said: bytes = self._resolve(keys=[f"{PREFIX}ledger:{key}"], args=arguments)
+        except redis.RedisError as error:
+            raise StoreUnavailable(note=type(error).__name__) from None
+        return Verdict(said.decode())
+
+    def _now(self) -> str:
+        return "" if self._clock is None else str(round(self._clock() * 1_000_000))
+
+    def _now_there(self) -> int:
+        seconds, microseconds = self._client.time()
+        return int(seconds) * 1_000_000 + int(microseconds)
 
     def _end(
         self, grant: Grant, admission: Admission, outcome: Outcome, answer: Answer | None, *, give_back: bool
@@ -240,6 +294,13 @@ class Redis:
             except redis.RedisError as error:
                 raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
         raise AssertionError  # pragma: no cover - the second attempt returns or raises
+
+
+def _about(grant: Grant) -> str:
+    entitlement = grant.entitlement
+    return json.dumps(
+        {"caller": grant.caller.id, "connection": entitlement.connection.id, "operation": entitlement.operation.id}
+    )
 
 
 def _keyed(grant: Grant) -> int:

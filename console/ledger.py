@@ -1,0 +1,166 @@
+"""``countersign ledger``: the rare call whose outcome nobody knows, and the word that settles it.
+
+An open key is one whose call was sent, or may have been, and whose answer never came. It is never sent again by itself.
+The operator looks for the invoice at the upstream and says whether it was created.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from gateway.audit import Audit, standard_output
+from gateway.settings import SettingError, ledger_of
+from policies.idempotency import Verdict
+from policies.model import Answer
+from policies.refusals import RecordUnavailable, StoreUnavailable
+
+if TYPE_CHECKING:
+    import argparse
+
+    from gateway.stores import Ledger
+    from policies.idempotency import Held
+
+#: What the record names a key by; enough to tell all keys of a ledger apart.
+SHORT = 16
+
+_INVOICE = re.compile(r"in_[A-Za-z0-9]{1,64}")
+_KEY = re.compile(r"[0-9a-f]{16,64}")
+
+_NOT_RESOLVED = {
+    Verdict.ABSENT: "The ledger has no such key any more.",
+    Verdict.RUNNING: "The call may still be running. Wait half a minute and look again.",
+    Verdict.SETTLED: "The outcome of this call is known already; there is nothing to resolve.",
+}
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # argparse has no public name
+    """Add ``ledger`` and what can be done with it."""
+    group = commands.add_parser("ledger", help="calls whose outcome nobody knows")
+    verbs = group.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = verbs.add_parser("list", help="list the keys that wait for a word")
+    listing.add_argument("--all", action="store_true", help="also those that run or are settled")
+    listing.set_defaults(run=_list)
+
+    show = verbs.add_parser("show", help="show one key")
+    show.add_argument("key", metavar="KEY", help="as the record says it under ledger, or more of it")
+    show.set_defaults(run=_show)
+
+    resolve = verbs.add_parser("resolve", help="say what came of one")
+    resolve.add_argument("key", metavar="KEY")
+    word = resolve.add_mutually_exclusive_group(required=True)
+    word.add_argument("--created", metavar="INVOICE", help="the invoice exists: its id, such as in_123")
+    word.add_argument("--not-created", action="store_true", help="there is no invoice: the same key may be sent again")
+    resolve.add_argument("--by", required=True, metavar="NAME", help="who says so; it goes on record")
+    resolve.set_defaults(run=_resolve)
+
+
+def _list(asked: argparse.Namespace) -> int:
+    return _with_ledger(lambda ledger: _print_list(ledger, everything=asked.all))
+
+
+def _print_list(ledger: Ledger, *, everything: bool) -> int:
+    held = sorted((held for held in ledger.held() if everything or held.open), key=lambda held: held.since)
+    for one in held:
+        print(_line(one))
+    if not held:
+        print("Nothing waits for a word." if not everything else "The ledger is empty.")
+    return 0
+
+
+def _show(asked: argparse.Namespace) -> int:
+    def show(ledger: Ledger) -> int:
+        one = _one(ledger, asked.key)
+        if one is None:
+            return 1
+        print(_line(one))
+        print(f"key        {one.key}\noperation  {one.operation}")
+        if one.open:
+            print(
+                "\nThe call was sent, or may have been, and its answer never came. Its intent is in the record under\n"
+                f"ledger {one.key[:SHORT]}. Look for the invoice at the upstream, then say what you found:\n"
+                f"  countersign ledger resolve {one.key[:SHORT]} --created INVOICE --by YOU\n"
+                f"  countersign ledger resolve {one.key[:SHORT]} --not-created --by YOU"
+            )
+        return 0
+
+    return _with_ledger(show)
+
+
+def _resolve(asked: argparse.Namespace) -> int:
+    created: str | None = asked.created
+    if created is not None and not _INVOICE.fullmatch(created):
+        return _say("--created takes the invoice's id, such as in_1MZX60Iyq0PiFIhUHls7HxJ4.")
+    if not asked.by.strip() or not asked.by.isprintable():
+        return _say("--by takes a name: who says so.")
+
+    def resolve(ledger: Ledger) -> int:
+        one = _one(ledger, asked.key)
+        if one is None:
+            return 1
+        if not one.open:
+            return _say(_NOT_RESOLVED[Verdict.RUNNING if one.running else Verdict.SETTLED])
+        # On record first: a word that settles money and cannot be put on record is not taken.
+        audit = Audit(standard_output(), policy="")
+        word: dict[str, Any] = {"ledger": one.key[:SHORT], "created": created, "by": asked.by}
+        answer = None if created is None else Answer(200, json.dumps({"id": created}, separators=(",", ":")).encode())
+        try:
+            audit.write("resolution", word, "NOTICE", "resolution")
+        except RecordUnavailable:
+            return _say("Nothing was changed: standard output, where the word goes on record, cannot be written.")
+        try:
+            verdict = ledger.resolve(one.key, answer)
+            audit.write("resolved", {"ledger": one.key[:SHORT], "verdict": verdict.value}, "INFO", "resolved")
+        finally:
+            audit.close()
+        if verdict is not Verdict.RESOLVED:  # somebody else was quicker
+            return _say(_NOT_RESOLVED[verdict])
+        print(f"Resolved. {_told(created)}", file=sys.stderr)
+        return 0
+
+    return _with_ledger(resolve)
+
+
+def _told(created: str | None) -> str:
+    if created is None:
+        return "The same key may be sent again."
+    return f"Whoever brings the same key is told {created}, as far as the policy grants the id."
+
+
+def _with_ledger(work: Any) -> int:
+    try:
+        status: int = work(ledger_of(os.environ))
+    except SettingError as error:
+        return _say(str(error))
+    except StoreUnavailable as error:
+        return _say(f"The store does not answer ({error.note}). Is STORE right, and can this machine reach it?")
+    return status
+
+
+def _one(ledger: Ledger, key: str) -> Held | None:
+    if not _KEY.fullmatch(key):
+        _say("A key is at least 16 hexadecimal digits, as the record says it under ledger.")
+        return None
+    found = list(ledger.held(key))
+    if len(found) == 1:
+        return found[0]
+    _say("The ledger has no such key any more." if not found else "Several keys begin so. Write more of it.")
+    return None
+
+
+def _line(one: Held) -> str:
+    since = datetime.fromtimestamp(one.since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    state = "running" if one.running else "unknown" if one.open else one.state.value
+    hours = (time.time() - one.since) / 3600
+    return f"{one.key[:SHORT]}  {state:<9}  {since} ({hours:.1f} h ago)  {one.caller} on {one.connection}"
+
+
+def _say(problem: str) -> int:
+    print(problem, file=sys.stderr)
+    return 1

@@ -1,0 +1,179 @@
+"""The operator's word on calls whose outcome nobody knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from console.__main__ import main
+from console.audit import verify
+from gateway.stores.redis import Redis
+from policies.idempotency import LEASE
+from policies.model import Answer, Outcome, Reply
+from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
+from tests.conftest import free_port
+from tests.gateway.conftest import Clock, granted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policies.model import Grant
+    from sandbox.appgregator import Appgregator
+    from tests.conftest import Function
+
+UNKNOWN = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
+
+
+@pytest.fixture
+def ledger(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Redis:
+    monkeypatch.setenv("STORE", redis_url)
+    return Redis(redis_url)
+
+
+def keyed(key: str) -> Grant:
+    return granted(idempotency_key=key)
+
+
+def leave(store: Redis, key: str, reply: Reply) -> str:
+    """Leave a key in the state that ``reply`` leads to; return its name in the ledger."""
+    grant = keyed(key)
+    store.settle(grant, store.admit(grant), reply, Answer(200, b'{"id":"in_1"}'))
+    assert grant.ledger_key is not None
+    return grant.ledger_key
+
+
+def test_list_shows_what_waits_and_nothing_else(ledger: Redis, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ledger", "list"]) == 0
+    assert capsys.readouterr().out == "Nothing waits for a word.\n"
+    unknown = leave(ledger, "unknown", UNKNOWN)
+    settled = leave(ledger, "settled", Reply(Outcome.SUCCEEDED, answer={}))
+    running = keyed("running")
+    ledger.admit(running)
+    assert main(["ledger", "list"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{unknown[:16]}  unknown    \S+Z \(0\.0 h ago\)  app on billing", line)
+    assert main(["ledger", "list", "--all"]) == 0
+    states = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert states == {
+        unknown[:16]: "unknown",
+        settled[:16]: "succeeded",
+        str(running.ledger_key)[:16]: "running",
+    }
+
+
+def test_call_that_was_cut_off_waits_once_its_lease_has_run_out(redis_url: str) -> None:
+    clock = Clock()
+    store = Redis(redis_url, clock)
+    store.admit(keyed("cut off"))
+    (held,) = store.held()
+    assert not held.open
+    clock.tick(LEASE)
+    (held,) = store.held()
+    assert held.open
+
+
+def test_show_tells_what_to_do(ledger: Redis, capsys: pytest.CaptureFixture[str]) -> None:
+    key = leave(ledger, "unknown", UNKNOWN)
+    assert main(["ledger", "show", key[:16]]) == 0
+    told = capsys.readouterr().out
+    assert f"key        {key}" in told
+    assert f"countersign ledger resolve {key[:16]} --created INVOICE --by YOU" in told
+
+
+def test_created_is_what_the_same_key_is_told_from_then_on(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    gate = function(STORE=redis_url)
+    upstream.fail_next("close_after")
+    assert gate.post(Idempotency_Key="order-1").status_code == 502
+    (intent,) = gate.record.entries("intent")
+    monkeypatch.setenv("STORE", redis_url)
+    assert main(["ledger", "resolve", intent["ledger"], "--created", "in_77", "--by", "Ann"]) == 0
+    out, err = capfd.readouterr()
+    entries = [json.loads(line)["countersign"] for line in out.splitlines()]
+    assert [entry["kind"] for entry in entries] == ["start", "resolution", "resolved", "stop"]
+    assert verify(out.splitlines()).doubts == []
+    resolution = entries[1]
+    assert (resolution["ledger"], resolution["created"], resolution["by"]) == (intent["ledger"], "in_77", "Ann")
+    assert "in_77" in err
+    response = gate.post(Idempotency_Key="order-1")
+    assert (response.status_code, response.json) == (200, {"id": "in_77"})
+    assert response.headers["Idempotent-Replayed"] == "true"
+    assert upstream.invoices == 1
+
+
+def test_not_created_lets_the_same_key_be_sent_again(ledger: Redis) -> None:
+    key = leave(ledger, "unknown", UNKNOWN)
+    with pytest.raises(OutcomeStillUnknown):
+        ledger.admit(keyed("unknown"))
+    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 0
+    assert ledger.admit(keyed("unknown")).replay is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (Reply(Outcome.SUCCEEDED, answer={}), "known already"),
+        (None, "may still be running"),
+        (Reply(Outcome.RELEASED), "no such key"),
+    ],
+)
+def test_only_an_open_key_is_resolved(
+    ledger: Redis, capsys: pytest.CaptureFixture[str], reply: Reply | None, says: str
+) -> None:
+    grant = keyed("k")
+    admission = ledger.admit(grant)
+    if reply is not None:
+        ledger.settle(grant, admission, reply, Answer(200, b'{"id":"in_1"}'))
+    before = list(ledger.held())
+    assert main(["ledger", "resolve", str(grant.ledger_key), "--not-created", "--by", "Ann"]) == 1
+    assert says in capsys.readouterr().err
+    assert list(ledger.held()) == before
+
+
+def test_keys_that_begin_alike_are_not_guessed_between(ledger: Redis, capsys: pytest.CaptureFixture[str]) -> None:
+    store, grant = ledger, keyed("k")
+    for end in "ab":
+        store.admit(replace(grant, ledger_key="0" * 63 + end))
+    assert len(list(store.held("0" * 16))) == 2
+    assert main(["ledger", "show", "0" * 16]) == 1
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["show", "short"], "16 hexadecimal digits"),
+        (["show", "*" * 16], "16 hexadecimal digits"),
+        (["resolve", "0" * 16, "--created", "1234", "--by", "Ann"], "--created takes the invoice's id"),
+        (["resolve", "0" * 16, "--not-created", "--by", " "], "--by takes a name"),
+        (["resolve", "0" * 16, "--not-created", "--by", "A\nB"], "--by takes a name"),
+        (["show", "0" * 16], "no such key"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    ledger: Redis, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert main(["ledger", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert says in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("store", ["", "memory", f"redis://:hunter2@127.0.0.1:{free_port()}"])
+def test_ledger_that_cannot_be_reached_is_said_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    monkeypatch.setenv("STORE", store)
+    assert main(["ledger", "list"]) == 1
+    err = capsys.readouterr().err
+    assert "STORE" in err
+    assert "hunter2" not in err
