@@ -3,13 +3,17 @@ PYTHON ?= python3
 PORT ?= 8080
 BIN := .venv/bin
 
-.PHONY: run test check bench lock clean
+.PHONY: run test kills check bench lock clean
 
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
 test: .venv/dev
 	@$(BIN)/python -m pytest
+
+# Kills the function at named points while it works, over two instances and one Redis; under two minutes.
+kills: .venv/dev
+	@$(BIN)/python -m pytest -s -m crash tests/crash
 
 check: .venv/dev
 	@$(BIN)/ruff check .

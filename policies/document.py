@@ -21,6 +21,7 @@ from policies.idempotency import RETENTION
 from policies.model import (
     NAME,
     WHOLESALE,
+    Budget,
     Caller,
     Connection,
     Entitlement,
@@ -273,10 +274,8 @@ def _caller(
     keys: dict[bytes, Caller],
     used: set[str],
 ) -> None:
-    known = ("owner", "credentials", "limits", "grants")
-    if "budget" in value.mapping():
-        raise value.mapping()["budget"].fail("budgets are not supported by this version; remove the key")
-    entry = value.mapping(known=known, required=known)
+    required = ("owner", "credentials", "limits", "grants")
+    entry = value.mapping(known=(*required, "budget"), required=required)
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
@@ -288,6 +287,7 @@ def _caller(
         entitlements[place] = entitlement
         used.add(connection.id)
     limits = _limits(entry["limits"], {entitlement.connection for entitlement in entitlements.values()})
+    budget = _budget(entry["budget"]) if "budget" in entry else None
     ids: set[str] = set()
     for credential in entry["credentials"].items():
         digest, key_id, expires = _key(credential)
@@ -296,7 +296,7 @@ def _caller(
         if digest in keys:
             raise credential.fail(f"this key is also a key of {keys[digest].id}; every key belongs to one caller, once")
         ids.add(key_id)
-        keys[digest] = Caller(name, owner, key_id, expires, limits, entitlements)
+        keys[digest] = Caller(name, owner, key_id, expires, limits, budget, entitlements)
 
 
 def _key(value: _Value) -> tuple[bytes, str, float | None]:
@@ -341,6 +341,17 @@ def _limits(value: _Value, connections: Collection[Connection]) -> tuple[Limit, 
         if None not in ceilings and most <= limit.calls:
             raise item.fail(f"{limit.text} can never be reached, since the connection's ceiling is stricter. Lower it")
     return tuple(limits)
+
+
+def _budget(value: _Value) -> Budget:
+    required = ("currency", "amount", "per")
+    entry = value.mapping(known=required, required=required)
+    currency = entry["currency"].text(re.compile(r"[a-z]{3}"), "write a currency in three small letters, such as usd")
+    amount = entry["amount"].integer()
+    if amount < 1:
+        raise entry["amount"].fail("write an amount in minor units (cents), 1 or more")
+    per = entry["per"].one_of(("hour", "day"))
+    return Budget(currency, Limit(amount, quota.UNITS[per], f"{amount} {currency}/{per}"))
 
 
 def _most(limit: Limit, seconds: int) -> int:

@@ -98,6 +98,14 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """No more calls once the invoices created in the last ``limit.seconds`` come to ``limit.calls`` minor units."""
+
+    currency: str
+    limit: Limit
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
     """A named upstream account. ``secret`` names where its key lies; it is never the key."""
 
@@ -166,6 +174,7 @@ class Caller:
     expires: float | None
     """When this credential stops working, in unix seconds."""
     limits: tuple[Limit, ...]
+    budget: Budget | None
     entitlements: Mapping[tuple[str, str, str], Entitlement]
     """By (name, connection_name, operation)."""
 
@@ -275,6 +284,8 @@ class Reply:
     upstream_status: int | None = None
     created: str | None = None
     """The id of what was created, for the record."""
+    spent: int = 0
+    """What was created counts so much, in minor units, against the caller's budget."""
     attempts: int = 1
     alarm: str | None = None
     """What an operator must look at."""

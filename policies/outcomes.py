@@ -17,7 +17,7 @@ from policies.model import Outcome, Reply
 from policies.refusals import OutcomeUnknown, UpstreamBusy, UpstreamKeyRefused, UpstreamRejected
 
 if TYPE_CHECKING:
-    from policies.model import Grant
+    from policies.model import Budget, Grant
 
 #: What Stripe's ids look like. An id that does not is no reason to hide a success, but it stays out of the record.
 _ID = re.compile(r"[a-z]{2,12}_[A-Za-z0-9]{1,64}")
@@ -49,6 +49,9 @@ _CODES: Final = {
     "taxes_calculation_failed": "Tax could not be worked out",
 }
 _JSON: Final = msgspec.json.Decoder()
+
+#: Ten times any real invoice; more is a slip or an attack, and would only overflow a counter.
+MAX_SPENT: Final = 10**12
 
 _REJECTED: Final = {
     400: "The upstream refused the invoice as written",
@@ -88,12 +91,25 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
     created = answer.get("id")
     if not isinstance(created, str) or not created:
         return _unknown(status, f"the upstream answered {status} without an id")
+    spent, alarm = _spent(grant.caller.budget, answer)
     return Reply(
         Outcome.SUCCEEDED,
         answer=fields.trim(answer, entitlement.response),
         upstream_status=status,
         created=created if _ID.fullmatch(created) else None,
+        spent=spent,
+        alarm=alarm,
     )
+
+
+def _spent(budget: Budget | None, answer: dict[str, Any]) -> tuple[int, str | None]:
+    """Return what an invoice counts against a budget, and what an operator must know of one that cannot be counted."""
+    if budget is None:
+        return 0, None
+    amount = answer.get("amount_due")
+    if answer.get("currency") != budget.currency or not isinstance(amount, int) or isinstance(amount, bool):
+        return 0, "an invoice was created that the caller's budget does not count: another currency, or no amount"
+    return min(max(amount, 0), MAX_SPENT), None
 
 
 def _rejected(grant: Grant, status: int, body: bytes) -> Reply:

@@ -15,8 +15,8 @@ import re
 from collections import deque
 from typing import Final
 
-from policies.model import Limit, Standing
-from policies.refusals import CeilingReached, LimitReached
+from policies.model import Budget, Limit, Standing
+from policies.refusals import BudgetSpent, CeilingReached, LimitReached
 
 #: 1/128 is 0.8%, under the 1% that a limit may err on the safe side.
 BUCKETS: Final = 128
@@ -49,14 +49,14 @@ class Window:
         self._forget(now)
         return self.limit.calls - self._total
 
-    def take(self, now: float) -> None:
-        """Count one call at ``now``. Ask :meth:`remaining` first."""
+    def take(self, now: float, amount: int = 1) -> None:
+        """Count one call at ``now``, or an ``amount`` of money. Ask :meth:`remaining` first."""
         bucket = int(now / self._width)
         if self._buckets and self._buckets[-1][0] == bucket:
-            self._buckets[-1][1] += 1
+            self._buckets[-1][1] += amount
         else:
-            self._buckets.append([bucket, 1])
-        self._total += 1
+            self._buckets.append([bucket, amount])
+        self._total += amount
 
     def give_back(self, taken: float) -> None:
         """Uncount one call that was taken at ``taken`` and used nothing, unless it has left the window already."""
@@ -72,9 +72,13 @@ class Window:
         self._forget(now)
         if self._total < self.limit.calls:
             return 0.0
-        # Only the oldest bucket with calls in it has to leave: one place is enough for one call.
-        oldest = next(number for number, calls in self._buckets if calls)
-        return max(0.0, (oldest + BUCKETS + 1) * self._width - now)
+        # Of calls the oldest one has to leave. A budget may be well past its amount, and then more has to.
+        left = self._total
+        for number, calls in self._buckets:
+            left -= calls
+            if left < self.limit.calls:
+                return max(0.0, (number + BUCKETS + 1) * self._width - now)
+        raise AssertionError  # pragma: no cover - once all have left, none is in the way
 
     def standing(self, now: float) -> Standing:
         """Say how much is left and when more will be, as the RateLimit header wants it."""
@@ -104,6 +108,15 @@ def limit_reached(limit: Limit, wait: float, standings: tuple[Standing, ...]) ->
 def ceiling_reached(wait: float, standings: tuple[Standing, ...]) -> CeilingReached:
     """Say that a connection's ceiling is used up; ``wait`` is in seconds."""
     return CeilingReached(retry_after=whole_seconds(wait), standings=standings)
+
+
+def budget_spent(budget: Budget, wait: float, standings: tuple[Standing, ...]) -> BudgetSpent:
+    """Say that a caller's budget is spent; ``wait`` is in seconds."""
+    return BudgetSpent(
+        f"The invoices you have created come to your budget of {budget.limit.text}. Nothing was sent; try again later.",
+        retry_after=whole_seconds(wait),
+        standings=standings,
+    )
 
 
 def whole_seconds(seconds: float) -> int:

@@ -29,7 +29,8 @@ caller may read. What only the operator may read goes into ``note``, which reach
     │   ├── IdempotencyKeyMissing    400
     │   ├── IdempotencyKeyInvalid    400
     │   ├── LimitReached             429
-    │   └── CeilingReached           429
+    │   ├── CeilingReached           429
+    │   └── BudgetSpent              429
     ├── LedgerRefusal                the same idempotency key was used before
     │   ├── KeyInUse                 409
     │   ├── KeyReused                422
@@ -329,6 +330,15 @@ class CeilingReached(PolicyRefusal):
     reason = "ceiling-reached"
     title = "The connection is busy"
     sentence = "This connection is busy. Nothing was sent; try again in a moment."
+
+
+class BudgetSpent(PolicyRefusal):
+    """The invoices that the caller has created come to its budget."""
+
+    status = 429
+    reason = "budget-spent"
+    title = "Your budget is spent"
+    sentence = "The invoices you have created come to your budget. Nothing was sent; try again later."
 
 
 # ---------------------------------------------------------------- the same key was used before

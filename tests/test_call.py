@@ -855,3 +855,34 @@ def test_kept_answer_is_trimmed_again_when_the_policy_grants_less(
     )
     assert function(document, STORE=redis_url).post(Idempotency_Key="order-1").data == first.data
     assert upstream.invoices == 1
+
+
+# ---------------------------------------------------------------- budgets
+
+
+def test_caller_over_its_budget_is_refused_before_the_send(
+    function: Callable[..., Function], upstream: Appgregator
+) -> None:
+    """The sandbox's invoices come to 2,000 each."""
+    document = policy(upstream.origin).replace(
+        "    owner: tests\n", "    owner: tests\n    budget: {currency: usd, amount: 4000, per: day}\n", 1
+    )
+    gate = function(document)
+    assert [gate.post().status_code for _ in range(2)] == [200, 200]
+    response = gate.post()
+    refused(response, 429, "budget-spent")
+    assert int(response.headers["Retry-After"]) > 80_000
+    assert upstream.invoices == 2
+    assert gate.post(OTHER_TARGET, "customer=cus_1", key=OTHER_KEY, Idempotency_Key="a").status_code == 200
+
+
+def test_invoice_in_another_currency_than_the_budget_raises_an_alarm(
+    function: Callable[..., Function], upstream: Appgregator
+) -> None:
+    document = policy(upstream.origin).replace(
+        "    owner: tests\n", "    owner: tests\n    budget: {currency: eur, amount: 4000, per: day}\n", 1
+    )
+    gate = function(document)
+    assert gate.post().status_code == 200
+    (outcome,) = gate.record.entries("outcome")
+    assert "does not count" in outcome["alarm"]

@@ -17,9 +17,11 @@ class Store(Protocol):
     def admit(self, grant: Grant) -> Admission:
         """Count the call against the caller's limits and the connection's ceiling, and claim its idempotency key.
 
+        A caller whose budget is spent is not admitted; what a call spends is known, and counted, when it is settled.
+
         All of it happens or none. An answer to repeat comes back in ``Admission.replay`` and uses up nothing. Raises
-        :class:`LimitReached`, :class:`CeilingReached`, the refusals of ``policies.idempotency``, and
-        :class:`StoreUnavailable`: without a yes of the store nothing is sent.
+        :class:`LimitReached`, :class:`CeilingReached`, :class:`BudgetSpent`, the refusals of ``policies.idempotency``,
+        and :class:`StoreUnavailable`: without a yes of the store nothing is sent.
         """
 
     def release(self, grant: Grant, admission: Admission) -> None:

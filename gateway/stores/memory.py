@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from policies import idempotency
 from policies.idempotency import Entry
 from policies.model import Admission, Outcome
-from policies.quota import Window, ceiling_reached, limit_reached
+from policies.quota import Window, budget_spent, ceiling_reached, limit_reached
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class Memory:
                 raise limit_reached(full[0].limit, wait, self._standings(grant, now))
             if ceiling is not None and ceiling.remaining(now) < 1:
                 raise ceiling_reached(ceiling.wait(now), self._standings(grant, now))
+            budget = self._budget(grant)
+            if budget is not None and grant.caller.budget is not None and budget.remaining(now) < 1:
+                raise budget_spent(grant.caller.budget, budget.wait(now), self._standings(grant, now))
             for window in (*windows, *([ceiling] if ceiling else ())):
                 window.take(now)
             if grant.ledger_key is not None and claim is not None:
@@ -68,6 +71,9 @@ class Memory:
         with self._lock:
             if not reply.reached:
                 self._give_back(grant, admission)
+            budget = self._budget(grant)
+            if budget is not None and reply.spent:
+                budget.take(self._clock(), reply.spent)
             self._move(grant, admission, reply.outcome, answer)
         return True
 
@@ -118,6 +124,10 @@ class Memory:
     def _ceiling(self, grant: Grant) -> Window | None:
         connection = grant.entitlement.connection
         return self._window("connection", connection.id, connection.ceiling) if connection.ceiling else None
+
+    def _budget(self, grant: Grant) -> Window | None:
+        budget = grant.caller.budget
+        return self._window("budget", grant.caller.id, budget.limit) if budget is not None else None
 
     def _window(self, kind: str, name: str, limit: Limit) -> Window:
         place = (kind, name, limit)

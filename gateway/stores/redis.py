@@ -19,14 +19,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from policies.idempotency import LEASE, Held, State, Verdict
-from policies.model import Admission, Answer, Outcome, Standing
-from policies.quota import BUCKETS, ceiling_reached, limit_reached, whole_seconds
+from policies.model import Admission, Answer, Outcome, Reply, Standing
+from policies.quota import BUCKETS, budget_spent, ceiling_reached, limit_reached, whole_seconds
 from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUnknown, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from policies.model import Grant, Limit, Reply
+    from policies.model import Grant, Limit
 
 #: Two attempts at the most, and still a refusal within a second.
 TIMEOUT_SECONDS: Final = 0.4
@@ -72,31 +72,47 @@ local function forget(key, width, now)
   return total, first
 end
 
-local function frees(first, width, now)
-  if not first then return 0 end
-  return (first + BUCKETS + 1) * width - now
+local function take(key, seconds, width, total, first, now, amount)
+  local bucket = math.floor(now / width)
+  redis.call('HINCRBY', key, bucket, amount)
+  redis.call('HSET', key, 't', total + amount, 'f', first or bucket, 'l', bucket)
+  redis.call('PEXPIRE', key, seconds * 1000 + math.ceil(width / 1000) + {SLACK})
+  return total + amount, first or bucket
+end
+
+-- How long until more is left or, of a full window, until a call would pass: a budget may be well past its amount.
+local function frees(w, now)
+  if not w.first then return 0 end
+  local last, total = w.first, w.total
+  while total >= w.calls do
+    total = total - tonumber(redis.call('HGET', w.key, last) or 0)
+    if total >= w.calls then last = last + 1 end
+  end
+  return (last + BUCKETS + 1) * w.width - now
 end
 """
 
-# KEYS: the ledger's entry, then a window for each limit, then the ceiling's.
-# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, whose it is, then calls and
-# seconds of each window.
+# KEYS: the ledger's entry, then a window for each limit, the ceiling's, and the budget's.
+# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, whose it is, then of each
+# window its calls, its seconds and '1' if the call is counted there now; what a budget counts is known later.
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local owner, fingerprint, keyed = ARGV[2], ARGV[3], ARGV[6] == '1'
 local windows = {{}}
 for i = 2, #KEYS do
-  local calls, seconds = tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i])
+  local calls, seconds, counts = tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3]), ARGV[3 * i + 4] == '1'
   local width = seconds * 1000000 / BUCKETS
   local total, first = forget(KEYS[i], width, now)
-  windows[i - 1] = {{key = KEYS[i], calls = calls, seconds = seconds, width = width, total = total, first = first}}
+  windows[i - 1] = {{
+    key = KEYS[i], calls = calls, seconds = seconds, counts = counts, width = width, total = total, first = first
+  }}
 end
 
 local function answer(verdict, ...)
   local reply = {{verdict, ...}}
   for _, w in ipairs(windows) do
     reply[#reply + 1] = w.calls - w.total
-    reply[#reply + 1] = exact(frees(w.first, w.width, now))
+    reply[#reply + 1] = exact(frees(w, now))
   end
   return reply
 end
@@ -119,11 +135,9 @@ for i, w in ipairs(windows) do
   if w.total >= w.calls then return answer('full', i, '') end
 end
 for _, w in ipairs(windows) do
-  local bucket = math.floor(now / w.width)
-  redis.call('HINCRBY', w.key, bucket, 1)
-  w.total, w.first = w.total + 1, w.first or bucket
-  redis.call('HSET', w.key, 't', w.total, 'f', w.first, 'l', bucket)
-  redis.call('PEXPIRE', w.key, w.seconds * 1000 + math.ceil(w.width / 1000) + {SLACK})
+  if w.counts then
+    w.total, w.first = take(w.key, w.seconds, w.width, w.total, w.first, now, 1)
+  end
 end
 if keyed then
   local retention = tonumber(ARGV[5])
@@ -136,8 +150,9 @@ return answer('admitted', exact(now), '')
 """
 
 # KEYS as above. ARGV: owner, the state to enter or 'released', status, body, '1' with a key, '1' to give back, taken,
-# then the seconds of each window. Returns 1 if the ledger now says so, 0 if somebody else has the key.
-_SETTLE: Final = f"""
+# what was spent, now or '', then of each window its seconds and '1' if the call was counted there. Returns 1 if the
+# ledger now says so, 0 if somebody else has the key.
+_SETTLE: Final = f"""{_COMMON}
 local owner, state, keyed = ARGV[1], ARGV[2], ARGV[5] == '1'
 if keyed then
   local e = redis.call('HMGET', KEYS[1], 'state', 'owner')
@@ -149,13 +164,20 @@ if keyed then
     redis.call('HSET', KEYS[1], 'state', state, 'status', ARGV[3], 'body', ARGV[4])
   end
 end
-if ARGV[6] == '1' then
-  for i = 2, #KEYS do
-    local bucket = math.floor(tonumber(ARGV[7]) / (tonumber(ARGV[6 + i]) * 1000000 / {BUCKETS}))
+local spent = tonumber(ARGV[8])
+for i = 2, #KEYS do
+  local seconds, counted = tonumber(ARGV[2 * i + 6]), ARGV[2 * i + 7] == '1'
+  local width = seconds * 1000000 / BUCKETS
+  if counted and ARGV[6] == '1' then
+    local bucket = math.floor(tonumber(ARGV[7]) / width)
     if tonumber(redis.call('HGET', KEYS[i], bucket) or 0) > 0 then
       redis.call('HINCRBY', KEYS[i], bucket, -1)
       redis.call('HINCRBY', KEYS[i], 't', -1)
     end
+  elseif not counted and spent > 0 then
+    local now = clock(ARGV[9])
+    local total, first = forget(KEYS[i], width, now)
+    take(KEYS[i], seconds, width, total, first, now, spent)
   end
 end
 return 1
@@ -183,6 +205,10 @@ _REFUSALS: Final[dict[bytes, type[LedgerRefusal]]] = {
 }
 
 
+#: A window's key, its limit, and 1 if an admission is counted in it.
+_Window = tuple[str, "Limit", int]
+
+
 class Redis:
     """The ``redis://`` store. ``clock`` is for tests alone; without it the server's own time is used."""
 
@@ -207,8 +233,8 @@ class Redis:
         retention = grant.entitlement.idempotency.seconds * 1000
         lease, keyed = LEASE * 1_000_000, _keyed(grant)
         arguments: list[str | int] = [now, owner, grant.fingerprint, lease, retention, keyed, _about(grant)]
-        for _, limit in windows:
-            arguments += [limit.calls, limit.seconds]
+        for _, limit, counts in windows:
+            arguments += [limit.calls, limit.seconds, counts]
         verdict, first, second, *standing = self._run(self._admit, grant, windows, arguments)
         standings = _standings(grant.caller.limits, standing)
         if verdict == b"admitted":
@@ -223,11 +249,11 @@ class Redis:
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
-        self._end(grant, admission, Outcome.RELEASED, None, give_back=True)
+        self._end(grant, admission, Reply(Outcome.RELEASED, reached=False), None)
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""
-        return self._end(grant, admission, reply.outcome, answer, give_back=not reply.reached)
+        return self._end(grant, admission, reply, answer)
 
     def held(self, prefix: str = "") -> Iterator[Held]:
         """See :class:`gateway.stores.Ledger`."""
@@ -264,25 +290,26 @@ class Redis:
         seconds, microseconds = self._client.time()
         return int(seconds) * 1_000_000 + int(microseconds)
 
-    def _end(
-        self, grant: Grant, admission: Admission, outcome: Outcome, answer: Answer | None, *, give_back: bool
-    ) -> bool:
-        if grant.ledger_key is None and not give_back:
+    def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
+        if grant.ledger_key is None and reply.reached and not reply.spent:
             return True  # nothing is kept of such a call, so there is nothing to say
         windows = _windows(grant)
         status, body = (answer.status, answer.body) if answer is not None else ("", "")
-        if outcome is Outcome.UNKNOWN:
+        if reply.outcome is Outcome.UNKNOWN:
             status, body = "", ""
         taken = str(round(admission.taken * 1_000_000))
-        arguments = [admission.owner, outcome.value, status, body, _keyed(grant), int(give_back), taken]
+        arguments: list[Any] = [admission.owner, reply.outcome.value, status, body, _keyed(grant)]
+        arguments += [int(not reply.reached), taken, reply.spent, self._now()]
+        for _, limit, counts in windows:
+            arguments += [limit.seconds, counts]
         try:
-            kept = self._run(self._settle, grant, windows, [*arguments, *(limit.seconds for _, limit in windows)])
+            kept = self._run(self._settle, grant, windows, arguments)
         except StoreUnavailable:
             return False
         return bool(kept)
 
-    def _run(self, script: Any, grant: Grant, windows: list[tuple[str, Limit]], arguments: list[Any]) -> Any:
-        keys = [f"{PREFIX}ledger:{grant.ledger_key or 'none'}", *(key for key, _ in windows)]
+    def _run(self, script: Any, grant: Grant, windows: list[_Window], arguments: list[Any]) -> Any:
+        keys = [f"{PREFIX}ledger:{grant.ledger_key or 'none'}", *(key for key, _, _ in windows)]
         for attempt in range(2):
             try:
                 return script(keys=keys, args=arguments)
@@ -307,11 +334,13 @@ def _keyed(grant: Grant) -> int:
     return int(grant.ledger_key is not None)
 
 
-def _windows(grant: Grant) -> list[tuple[str, Limit]]:
-    connection = grant.entitlement.connection
-    windows = [(f"{PREFIX}caller:{grant.caller.id}:{limit.text}", limit) for limit in grant.caller.limits]
+def _windows(grant: Grant) -> list[_Window]:
+    connection, caller = grant.entitlement.connection, grant.caller
+    windows: list[_Window] = [(f"{PREFIX}caller:{caller.id}:{limit.text}", limit, 1) for limit in caller.limits]
     if connection.ceiling is not None:
-        windows.append((f"{PREFIX}connection:{connection.id}:{connection.ceiling.text}", connection.ceiling))
+        windows.append((f"{PREFIX}connection:{connection.id}:{connection.ceiling.text}", connection.ceiling, 1))
+    if caller.budget is not None:
+        windows.append((f"{PREFIX}budget:{caller.id}:{caller.budget.limit.text}", caller.budget.limit, 0))
     return windows
 
 
@@ -323,15 +352,19 @@ def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing
     )
 
 
-def _full(
-    grant: Grant, windows: list[tuple[str, Limit]], standing: list[Any], standings: tuple[Standing, ...]
-) -> Exception:
+def _full(grant: Grant, windows: list[_Window], standing: list[Any], standings: tuple[Standing, ...]) -> Exception:
+    caller = grant.caller
     waits = [
         (place, limit, int(frees) / 1_000_000)
-        for place, ((_, limit), remaining, frees) in enumerate(zip(windows, standing[::2], standing[1::2], strict=True))
+        for place, ((_, limit, _), remaining, frees) in enumerate(
+            zip(windows, standing[::2], standing[1::2], strict=True)
+        )
         if int(remaining) < 1
     ]
-    own = [(limit, wait) for place, limit, wait in waits if place < len(grant.caller.limits)]
+    own = [(limit, wait) for place, limit, wait in waits if place < len(caller.limits)]
     if own:
         return limit_reached(own[0][0], max(wait for _, wait in own), standings)
-    return ceiling_reached(waits[0][2], standings)
+    _, limit, wait = waits[0]
+    if caller.budget is not None and limit is caller.budget.limit:
+        return budget_spent(caller.budget, wait, standings)
+    return ceiling_reached(wait, standings)

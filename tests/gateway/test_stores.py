@@ -10,9 +10,10 @@ import pytest
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION
-from policies.model import Answer, Outcome, Reply
+from policies.model import Answer, Budget, Limit, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import (
+    BudgetSpent,
     CeilingReached,
     KeyInUse,
     KeyReused,
@@ -398,3 +399,67 @@ def test_no_count_is_lost_under_a_storm_of_admissions_and_releases(store: Store)
 
     at_once(20, work)
     assert used(store, grant) == 200
+
+
+# ---------------------------------------------------------------- budgets
+
+
+def budgeted(amount: int, *, key: str | None = None, per: int = 86400) -> Grant:
+    grant = limited("1000/minute", key=key)
+    budget = Budget("usd", Limit(amount, per, f"{amount} usd"))
+    return replace(grant, caller=replace(grant.caller, budget=budget))
+
+
+def spend(store: Store, grant: Grant, amount: int) -> None:
+    assert store.settle(grant, store.admit(grant), replace(SUCCEEDED, spent=amount), ANSWER)
+
+
+@pytest.mark.parametrize("key", [None, "order-1"])
+def test_caller_is_refused_once_what_it_created_comes_to_its_budget(store: Store, key: str | None) -> None:
+    spend(store, budgeted(5000, key=key), 4999)
+    spend(store, budgeted(5000), 1)
+    with pytest.raises(BudgetSpent) as caught:
+        store.admit(budgeted(5000))
+    assert caught.value.standings[0].remaining == 998
+
+
+def test_budget_counts_no_call_only_what_was_created(store: Store) -> None:
+    for reply in (REJECTED, UNKNOWN, BUSY, UNREACHED):
+        grant = budgeted(1)
+        store.settle(grant, store.admit(grant), reply, ANSWER)
+    store.admit(budgeted(1))
+
+
+def test_budget_is_exceeded_by_no_more_than_the_calls_that_were_under_way(store: Store) -> None:
+    grant = budgeted(100)
+    under_way = [store.admit(grant) for _ in range(3)]
+    for admission in under_way:
+        store.settle(grant, admission, replace(SUCCEEDED, spent=100), ANSWER)
+    with pytest.raises(BudgetSpent):
+        store.admit(grant)
+
+
+def test_budget_says_when_a_call_would_pass_also_when_it_is_well_past_its_amount(store: Store, clock: Clock) -> None:
+    first = budgeted(100, per=3600)
+    under_way = [store.admit(first) for _ in range(2)]
+    for admission in under_way:
+        store.settle(first, admission, replace(SUCCEEDED, spent=90), ANSWER)
+        clock.tick(600)
+    with pytest.raises(BudgetSpent) as caught:
+        store.admit(first)
+    assert caught.value.retry_after is not None
+    clock.tick(caught.value.retry_after - 29)  # a bucket of an hour is 28.125 s
+    assert isinstance(outcome_of(store, first), BudgetSpent)
+    clock.tick(29)
+    store.admit(first)
+
+
+def test_budget_of_one_caller_is_not_spent_by_another(store: Store) -> None:
+    spend(store, budgeted(1), 1)
+    grant = budgeted(1)
+    store.admit(replace(grant, caller=replace(grant.caller, id="other")))
+
+
+def test_replay_is_told_even_when_the_budget_is_spent(store: Store) -> None:
+    spend(store, budgeted(1, key="order-1"), 1)
+    assert store.admit(budgeted(1, key="order-1")).replay == ANSWER

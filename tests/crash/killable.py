@@ -1,0 +1,92 @@
+"""The function as ``main.py`` has it, with stages that die when told to. Loaded by the framework in its place.
+
+A file in the directory ``CRASH`` that is named like a call's Idempotency-Key and holds the name of a point ends the
+process with SIGKILL when that call gets there, and is gone by then. With ``whole`` behind the name, the process that
+supervises it dies too, so that nobody starts another. ``LEASE`` is the ledger's lease, in seconds.
+
+Everything is wrapped from outside, before ``main.py`` builds its gate: production code has no hook.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import pycurl
+
+from gateway.upstreams.appgregator import Appgregator
+from gateway.upstreams.transport import Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Request, Response
+
+patch("policies.idempotency.LEASE", int(os.environ["LEASE"])).start()
+
+import main  # noqa: E402 - with the lease of this test
+
+ARMED = Path(os.environ["CRASH"])
+#: The idempotency key of the call that this thread answers.
+_call = threading.local()
+
+
+def countersign(request: Request) -> Response:
+    """Answer one call, if it lives."""
+    _call.key = request.headers.get("Idempotency-Key", "")
+    return main.countersign(request)
+
+
+def _pass(point: str) -> None:
+    """Go on, unless this call is to die here."""
+    armed = ARMED / _call.key
+    told = armed.read_text().split() if armed.is_file() else []
+    if point not in told:
+        return
+    armed.unlink()
+    if "whole" in told:
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _around(owner: type, stage: str, before: str, after: str) -> None:
+    """Put a point before a stage and one after it."""
+    real: Callable[..., Any] = getattr(owner, stage)
+
+    @wraps(real)
+    def passed(*args: Any, **kwargs: Any) -> Any:
+        _pass(before)
+        result = real(*args, **kwargs)
+        _pass(after)
+        return result
+
+    setattr(owner, stage, passed)
+
+
+def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], Any]:
+    """Have libcurl say when it has written a request's body, which is before it reads of the answer."""
+
+    def heard(kind: int, _data: bytes) -> None:
+        if kind == pycurl.INFOTYPE_DATA_OUT:
+            _pass("during-send")
+
+    @wraps(new_handle)
+    def watched(transport: Transport) -> Any:
+        curl = new_handle(transport)
+        curl.setopt(pycurl.VERBOSE, 1)
+        curl.setopt(pycurl.DEBUGFUNCTION, heard)
+        return curl
+
+    return watched
+
+
+_around(type(main.gate.store), "admit", "before-claim", "after-claim")
+_around(Appgregator, "send", "before-send", "")
+_around(Transport, "post", "", "after-applied")
+_around(type(main.gate.store), "settle", "before-settle", "after-settle")
+setattr(Transport, "_new_handle", _watched(Transport._new_handle))  # noqa: B010 - mypy takes no assignment to a method

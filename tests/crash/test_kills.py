@@ -1,0 +1,330 @@
+"""Two instances behind one address, one store between them, and SIGKILL at every point of a call.
+
+The upstream counts the invoices, and looks for each call's intent in the record at the moment the call arrives;
+nothing else is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.client import BadStatusLine, HTTPConnection
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from urllib.parse import parse_qsl
+
+import pytest
+
+from console.audit import verify
+from sandbox.__main__ import ROOT, UPSTREAM_KEY, command
+from sandbox.appgregator import Appgregator
+from tests.conftest import FORM, KEY, TARGET, free_port, policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sandbox.appgregator import _Answer, _Head
+
+pytestmark = pytest.mark.crash
+
+KILLABLE = Path(__file__).with_name("killable.py")
+#: Seconds that a dead call's key is held for; 30 in production.
+LEASE = 1
+KILLS_PER_POINT = 30
+#: One kill in so many takes the whole instance, supervisor and all; the others take the process that answers.
+WHOLE = 3
+
+#: What is true of a call that died at each point: (it was sent, what the ledger then holds of its key).
+POINTS = {
+    "before-claim": (False, "nothing"),
+    "after-claim": (False, "sent"),
+    "before-send": (False, "sent"),
+    "during-send": (True, "sent"),
+    "after-applied": (True, "sent"),
+    "before-settle": (True, "sent"),
+    "after-settle": (True, "answer"),
+}
+
+
+class Witness(Appgregator):
+    """The sandbox's upstream. As each call arrives, it looks whether the call's intent is on record already."""
+
+    def __init__(self) -> None:
+        super().__init__(keys=[UPSTREAM_KEY])
+        self.records: list[Path] = []
+        self.unrecorded: list[str] = []
+        self._read: Counter[Path] = Counter()
+        self._intents: set[str] = set()
+
+    def _answer(self, connection: int, head: _Head, body: bytes) -> _Answer:
+        order = order_of(body)
+        if order not in self._intents:
+            for record in tuple(self.records):
+                self._read_on(record)
+        if order not in self._intents:
+            self.unrecorded.append(order)
+        return super()._answer(connection, head, body)
+
+    def _read_on(self, record: Path) -> None:
+        if not record.exists():
+            return
+        with record.open("rb") as file:
+            file.seek(self._read[record])
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                self._read[record] += len(line)
+                content = json.loads(line)["countersign"]
+                if content["kind"] == "intent":
+                    self._intents.add(content["values"]["metadata[order_id]"])
+
+    @property
+    def created(self) -> Counter[str]:
+        """How many invoices there are of each order."""
+        return Counter(order_of(call.body) for call in self.calls if call.created)
+
+    @property
+    def sent(self) -> Counter[str]:
+        """How many calls came for each order."""
+        return Counter(order_of(call.body) for call in self.calls)
+
+
+def order_of(body: bytes) -> str:
+    return dict(parse_qsl(body.decode()))["metadata[order_id]"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a caller got; ``came`` is when, on this process's clock."""
+
+    status: int
+    reason: str | None
+    replayed: bool
+    body: bytes
+    came: float
+
+    @property
+    def told(self) -> str:
+        """The answer in one word."""
+        return f"{self.status} {'replay' if self.replayed else self.reason or 'created'}"
+
+
+@dataclass
+class Instance:
+    """One instance: the framework's supervisor, and the process under it that answers."""
+
+    folder: Path
+    settings: dict[str, str]
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        self.armed = self.folder / "armed"
+        self.armed.mkdir()
+        self.record, self.errors = self.folder / "audit.jsonl", self.folder / "stderr"
+        environ = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "AUDIT": f"file:{self.record}",
+            "CRASH": str(self.armed),
+            "THREADS": "4",
+            **self.settings,
+        }
+        with self.errors.open("wb") as out:
+            self.process = subprocess.Popen(
+                command(self.port, source=KILLABLE), cwd=ROOT, env=environ, stdout=out, stderr=out
+            )
+
+    def wait(self) -> None:
+        """Wait until it takes calls."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.errors.read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.02)
+        raise TimeoutError(self.errors.read_text())
+
+    def call(self, key: str) -> Answered | None:
+        """Make the call that has this key; None if the instance died over it."""
+        body = f"customer=cus_{key.replace('-', '')}&metadata[order_id]={key}"
+        headers = {"Content-Type": FORM, "x-api-key": KEY, "Idempotency-Key": key}
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", TARGET, body, headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (ConnectionError, BadStatusLine):
+            return None
+        finally:
+            connection.close()
+        replayed = response.getheader("Idempotent-Replayed") == "true"
+        reason = json.loads(content).get("reason")
+        return Answered(response.status, reason, replayed, content, time.monotonic())
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Pair:
+    """Two instances of one function, called in turn. One that dies is replaced by one that was started ahead."""
+
+    def __init__(self, start: Callable[[], Instance]) -> None:
+        self._start = start
+        self.started = [start() for _ in range(4)]
+        self.pair, self._spare = self.started[:2], self.started[2:]
+        self._turn = count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ThreadPoolExecutor(len(self.started)) as pool:
+            list(pool.map(Instance.stop, self.started))
+
+    def next(self) -> int:
+        return next(self._turn) % 2
+
+    def call(self, which: int, key: str) -> Answered | None:
+        """Make a call to one of them, once it takes calls."""
+        self.pair[which].wait()
+        return self.pair[which].call(key)
+
+    def kill(self, victim: int, key: str, point: str, *, whole: bool) -> None:
+        """Let one of them die over this call, and see that it did, at that point."""
+        instance = self.pair[victim]
+        armed = instance.armed / key
+        armed.write_text(f"{point} whole" if whole else point)
+        answered = self.call(victim, key)
+        assert answered is None, f"{point}: {answered}"
+        assert not armed.exists(), f"{point}: {instance.errors.read_text()}"
+        if whole:
+            assert instance.process.wait(timeout=10) == -signal.SIGKILL
+            self.pair[victim] = self._spare.pop(0)
+            self.started.append(self._start())
+            self._spare.append(self.started[-1])
+
+
+@dataclass
+class Found:
+    """What came of all the kills."""
+
+    kills: int = 0
+    whole: int = 0
+    wrong: list[str] = field(default_factory=list)
+    first: dict[str, bytes] = field(default_factory=dict)
+
+    def judge(self, key: str, answered: Answered | None, *due: str) -> None:
+        """Note an answer that is not one of those that are due, and a success that differs from the first."""
+        if answered is None or answered.told not in due:
+            self.wrong.append(f"{key}: {answered and answered.told} where {' or '.join(due)} was due")
+        elif answered.status == 200 and self.first.setdefault(key, answered.body) != answered.body:
+            self.wrong.append(f"{key}: the replay is not what was answered first")
+
+
+def kill_at(point: str, pair: Pair, number: Iterator[int], times: int, found: Found) -> None:
+    """Kill one of the two at a point, with a fresh key each time, and bring each key back, to both, for long enough."""
+    keys = [f"{point}-{next(number)}" for _ in range(times)]
+    for key in keys:
+        victim, whole = pair.next(), found.kills % WHOLE == WHOLE - 1
+        began = time.monotonic()
+        pair.kill(victim, key, point, whole=whole)
+        found.kills += 1
+        found.whole += whole
+        other = pair.call(1 - victim, key)
+        found.judge(key, other, *due_at_once(point, other, began, "200 created"))
+        again = pair.call(victim, key)
+        found.judge(key, again, *due_at_once(point, again, began, "200 replay"))
+    time.sleep(LEASE + 0.1)
+    # Nobody is held for any more. Both instances are asked at once, and then again.
+    with ThreadPoolExecutor(2) as pool:
+        for key in keys * 2:
+            for answered in pool.map(pair.call, (0, 1), (key, key)):
+                found.judge(key, answered, "502 outcome-unknown" if POINTS[point][1] == "sent" else "200 replay")
+
+
+def due_at_once(point: str, answered: Answered | None, began: float, fresh: str) -> tuple[str, ...]:
+    """Return what may be answered to the key of a call that has just died; ``fresh`` if it had left nothing."""
+    held = POINTS[point][1]
+    if held != "sent":
+        return (fresh if held == "nothing" else "200 replay",)
+    if answered is not None and answered.came < began + LEASE:
+        return ("409 idempotency-key-in-use",)
+    return "409 idempotency-key-in-use", "502 outcome-unknown"
+
+
+def pair_of(folder: Path, upstream: Witness, store: str) -> Pair:
+    """Start two instances with one policy and one store. Their key is a mounted one, which is the quickest to read."""
+    (folder / "key").write_text(UPSTREAM_KEY)
+    document, number = folder / "policy.yaml", count()
+    document.write_text(policy(upstream.origin, secret=f"file:{folder / 'key'}", idempotency="required"))
+    settings = {"POLICY": str(document), "STORE": store, "LEASE": str(LEASE)}
+
+    def start() -> Instance:
+        instance = Instance(folder / f"instance{next(number)}", settings)
+        upstream.records.append(instance.record)
+        return instance
+
+    return Pair(start)
+
+
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    with Witness() as upstream:
+        yield upstream
+
+
+def test_whoever_dies_wherever_no_key_gets_two_invoices_and_nothing_is_sent_without_its_intent(
+    tmp_path: Path, witness: Witness, redis_url: str
+) -> None:
+    found, number, began = Found(), count(1), time.monotonic()
+    with pair_of(tmp_path, witness, redis_url) as pair:
+        for point in POINTS:
+            kill_at(point, pair, number, KILLS_PER_POINT, found)
+    created, sent = witness.created, witness.sent
+    twice = sorted(key for key, invoices in created.items() if invoices > 1)
+    figure = (
+        f"{found.kills} kills over two instances: {len(twice)} keys with two invoices, "
+        f"{len(witness.unrecorded)} sends without an intent"
+    )
+    lines = [line for record in witness.records for line in record.read_text("ascii").splitlines()]
+    intents = Counter(
+        content["values"]["metadata[order_id]"]
+        for content in (json.loads(line)["countersign"] for line in lines)
+        if content["kind"] == "intent"
+    )
+    print(f"{figure} ({found.whole} of whole instances, {time.monotonic() - began:.0f} s)")  # noqa: T201 - the figure
+
+    assert not twice, figure
+    assert not witness.unrecorded, f"{figure}: {witness.unrecorded}"
+    assert not found.wrong, "\n".join([figure, *found.wrong])
+    assert found.kills == KILLS_PER_POINT * len(POINTS), figure
+    for point, (was_sent, held) in POINTS.items():
+        expected = KILLS_PER_POINT if was_sent or held == "nothing" else 0
+        assert len([key for key in sent if key.startswith(point)]) == expected, f"{figure}: sends at {point}"
+        assert sum(n for key, n in created.items() if key.startswith(point)) == expected, f"{figure}: at {point}"
+        expected = 0 if point == "after-claim" else KILLS_PER_POINT
+        assert sum(n for key, n in intents.items() if key.startswith(point)) == expected, f"{figure}: intents, {point}"
+    assert verify(lines).faults == [], figure  # and whoever was killed left a record that still hangs together
+
+
+def test_the_upstream_does_count_the_second_invoice_of_stores_that_share_nothing(
+    tmp_path: Path, witness: Witness
+) -> None:
+    with pair_of(tmp_path, witness, "memory") as pair:
+        kill_at("after-applied", pair, count(1), 1, Found())
+    assert max(witness.created.values()) > 1
