@@ -9,7 +9,7 @@ run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
 test: .venv/dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Kills the function at named points while it works, over two instances and one Redis; under two minutes.
 kills: .venv/dev

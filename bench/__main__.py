@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import load, stages
+from bench import load, stages, stores
 from sandbox.__main__ import CALLER_KEY, PLACEHOLDER, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.redis_server import free_port
 from sandbox.secret_manager import SecretManager
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main() -> None:
     rounds = _pairs()
     print("The policy layer alone.", flush=True)
     microseconds = stages.measure()
-    results = _results(rounds, microseconds)
+    results = _results(rounds, microseconds) | {"store_milliseconds": stores.measure()}
     Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n")
     _print(results)
 
@@ -61,7 +62,7 @@ def _pairs() -> dict[str, list[list[float]]]:
         origin = _announced(upstream)
         policy = folder / "policy.yaml"
         policy.write_text(stages.roomy(POLICY.read_text("utf-8").replace(PLACEHOLDER, origin)))
-        ports = {"hand-written": _free_port(), "countersign": _free_port()}
+        ports = {"hand-written": free_port(), "countersign": free_port()}
         hand = command(ports["hand-written"], target="handwritten", source=ROOT / "bench" / "handwritten.py")
         world.enter_context(_process(hand, {"UPSTREAM": origin, "UPSTREAM_KEY": UPSTREAM_KEY}))
         settings = {
@@ -133,6 +134,11 @@ def _print(results: dict[str, object]) -> None:
     for name, cost in costs.items():
         print(f"  {name:<15}{cost:>7.1f}  {'█' * round(40 * cost / costs['all'])}")
 
+    print("\n  A store's share of a call with a key, admitted and settled, milliseconds at the median:\n")
+    shares: dict[str, float] = results["store_milliseconds"]  # type: ignore[assignment]
+    for name, share in shares.items():
+        print(f"  {name:<15}{share:>8.3f}  {'█' * round(40 * share / max(shares.values()))}")
+
 
 @contextlib.contextmanager
 def _process(arguments: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
@@ -160,13 +166,6 @@ def _await(port: int) -> None:
                 return
         time.sleep(0.05)
     raise SystemExit("a server did not start; its own words, if any, stand above")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

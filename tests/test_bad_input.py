@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
+from sandbox.redis_server import free_port
 from sandbox.secret_manager import SecretManager
-from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Record, Server, free_port, policy
+from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Record, Server, policy
 from tests.problems import parsed, plain, refused
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.appgregator import Appgregator
+    from sandbox.redis_server import RedisServer
     from sandbox.secret_manager import SecretManager
-    from tests.conftest import Function, RedisServer, Server
+    from tests.conftest import Function, Server
 
 JSON = "application/json"
 SDK_TARGET = "/ft-4/stripe-1/v1/invoices"

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
-from tests.conftest import free_port
+from sandbox.redis_server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,8 @@ import pytest
 from console.audit import verify
 from sandbox.__main__ import ROOT, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
-from tests.conftest import FORM, KEY, TARGET, free_port, policy
+from sandbox.redis_server import free_port
+from tests.conftest import FORM, KEY, TARGET, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ from gateway.stores.redis import Redis
 from policies.model import Answer, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
-from tests.conftest import free_port
+from sandbox.redis_server import free_port
 from tests.gateway.conftest import Clock, at_once, granted
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
     from policies.model import Admission, Grant
-    from tests.conftest import RedisServer
+    from sandbox.redis_server import RedisServer
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})

@@ -1,0 +1,61 @@
+"""What a store adds to a call that has an idempotency key: one admission and one settlement."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import stages
+from gateway.stores.memory import Memory
+from gateway.stores.redis import Redis
+from policies import document
+from policies.access import decide
+from policies.model import Answer, Call, Outcome, Reply
+from sandbox.__main__ import POLICY
+from sandbox.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from gateway.stores import Store
+    from policies.model import Grant
+
+CALLS = 3000
+REPLY, ANSWER = Reply(Outcome.SUCCEEDED, answer={}), Answer(200, b'{"id":"in_1","status":"draft"}')
+
+
+def measure() -> dict[str, float]:
+    """Return the median milliseconds of each store; Redis on loopback, where there is one to start."""
+    with tempfile.TemporaryDirectory() as folder:
+        medians = {"memory": _median(Memory(time.monotonic))}
+        server = RedisServer(Path(folder))
+        try:
+            server.start()
+        except FileNotFoundError as error:
+            print(f"  left out: Redis. {error}")
+            return medians
+        try:
+            medians["redis"] = _median(Redis(server.url))
+        finally:
+            server.stop()
+        return medians
+
+
+def _median(store: Store) -> float:
+    grant = _grant()
+    took = []
+    for number in range(CALLS):
+        asked = replace(grant, ledger_key=f"{number:064x}")
+        began = time.perf_counter()
+        store.settle(asked, store.admit(asked), REPLY, ANSWER)
+        took.append(time.perf_counter() - began)
+    return round(1000 * statistics.median(took), 4)
+
+
+def _grant() -> Grant:
+    policies = document.read(stages.roomy(POLICY.read_text("utf-8")), "sandbox.yaml")
+    (caller,) = policies.keys.values()
+    call = Call("invoices.create", "ft-4", "stripe-1", None, None, "form", stages.BODY, "key", validate_only=False)
+    return decide(policies, caller, call)
