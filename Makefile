@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8080
 BIN := .venv/bin
 
-.PHONY: run test kills check bench lock clean
+.PHONY: run test figures check bench lock clean
 
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
@@ -11,9 +11,9 @@ run: .venv/run
 test: .venv/dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-# Kills the function at named points while it works, over two instances and one Redis; under two minutes.
-kills: .venv/dev
-	@$(BIN)/python -m pytest -s -m crash tests/crash
+# Kills, storms and crashes in large numbers, over several processes and one Redis; a few minutes. Prints each figure.
+figures: .venv/dev
+	@$(BIN)/python -m pytest -s -m figures tests/crash
 
 check: .venv/dev
 	@$(BIN)/ruff check .

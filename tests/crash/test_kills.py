@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from sandbox.appgregator import _Answer, _Head
 
-pytestmark = pytest.mark.crash
+pytestmark = pytest.mark.figures
 
 KILLABLE = Path(__file__).with_name("killable.py")
 #: Seconds that a dead call's key is held for; 30 in production.
