@@ -308,7 +308,7 @@ def test_whoever_dies_wherever_no_key_gets_two_invoices_and_nothing_is_sent_with
         for content in (json.loads(line)["countersign"] for line in lines)
         if content["kind"] == "intent"
     )
-    print(f"{figure} ({found.whole} of whole instances, {time.monotonic() - began:.0f} s)")  # noqa: T201 - the figure
+    print(f"{figure} ({found.whole} of whole instances, {time.monotonic() - began:.0f} s)")
 
     assert not twice, figure
     assert not witness.unrecorded, f"{figure}: {witness.unrecorded}"
