@@ -108,6 +108,7 @@ OPTION_SETS = [
     ["--allow-unauthenticated", "--min-instances=0"],
     ["--invoker=user:ann@acme.example", "--invoker", "group:billing@acme.example"],
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
+    ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
 ]
 
@@ -215,6 +216,14 @@ def test_every_call_finds_a_thread_in_the_one_instance(house: Path, concurrency:
     assert {f"--concurrency={concurrency}", "--max-instances=1", "--min-instances=1"} <= set(command)
 
 
+def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
+    store = "redis://10.0.0.3:6379/0"
+    command = words(dry_run(house, *usual(f"--store={store}", "--vpc-connector=my-connector")), "functions", "deploy")
+    assert {"--max-instances=10", "--min-instances=0", "--vpc-connector=my-connector"} <= set(command)
+    (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+    assert f",STORE={store}," in settings
+
+
 def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
     assert run.returncode == 2, run.stderr
     assert run.stdout == ""
@@ -227,7 +236,10 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
     ("option", "value", "says"),
     [
         ("--max-instances", "2", "second invoice"),
-        ("--store", "redis://10.0.0.1", "come later"),
+        ("--store", "redis://:hunter2@10.0.0.1", "without a password"),
+        ("--store", "redis://10.0.0.1,DEBUG=1", "without a password"),
+        ("--store", "firestore", "redis://HOST:PORT/DB"),
+        ("--vpc-connector", "x --quiet", "name of a connector"),
         ("--store", "", "--store is missing"),
         ("--concurrency", "0", "1 to 1000"),
         ("--concurrency", "80 ", "1 to 1000"),
