@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.audit import Audit, standard_output
 from gateway.settings import SettingError, ledger_of
-from policies.idempotency import Verdict
+from policies.idempotency import SHORT, Verdict
 from policies.model import Answer
 from policies.refusals import RecordUnavailable, StoreUnavailable
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from gateway.stores import Ledger
     from policies.idempotency import Held
-
-#: What the record names a key by; enough to tell all keys of a ledger apart.
-SHORT = 16
 
 _INVOICE = re.compile(r"in_[A-Za-z0-9]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{16,64}")

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import msgspec
 
 from policies.fields import narrow
+from policies.idempotency import SHORT
 from policies.model import Answer, Outcome
 from policies.refusals import OutcomeUnknown, RecordUnavailable, Refusal, Unforeseen
 
@@ -410,7 +411,7 @@ class Record:
             "parameters": {path: self._audit.keyed_digest(value) for path, value in grant.parameters.items()},
             **_present(
                 values={p: v[:MAX_VALUE] for p, v in grant.parameters.items() if p in entitlement.record} or None,
-                ledger=grant.ledger_key and grant.ledger_key[:16],
+                ledger=grant.ledger_key and grant.ledger_key[:SHORT],
                 secret=self.secret and self.secret.version,
             ),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from policies import forms, idempotency, parameters
 from policies.model import Grant
-from policies.refusals import ConnectionNotGranted, IdempotencyKeyInvalid, IdempotencyKeyMissing
+from policies.refusals import ConnectionNotGranted, IdempotencyKeyInvalid, IdempotencyKeyMissing, ParameterNotGranted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,20 +31,36 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     asked = forms.parse(call.body, call.media)
     approved = parameters.approve(entitlement, asked)
     key = _idempotency_key(entitlement, call, asked)
+    ledger_key = None
+    if key is not None:
+        ledger_key = idempotency.identity(caller.id, entitlement.connection.id, entitlement.operation.id, key)
+    if entitlement.stamp is not None:
+        approved = _stamped(approved, entitlement.stamp, ledger_key)
     form = forms.encode(approved)
     return Grant(
         caller=caller,
         entitlement=entitlement,
         parameters=approved,
         form=form,
-        ledger_key=None
-        if key is None
-        else idempotency.identity(caller.id, entitlement.connection.id, entitlement.operation.id, key),
+        ledger_key=ledger_key,
         # Of what was asked, not of what is sent: a policy that changes its fixed values breaks no repeated call.
-        fingerprint=hashlib.sha256(forms.encode(asked) if entitlement.fixed else form).hexdigest(),
+        fingerprint=hashlib.sha256(
+            forms.encode(asked) if entitlement.fixed or entitlement.stamp is not None else form
+        ).hexdigest(),
         policy=policy_set.digest,
         validate_only=call.validate_only,
     )
+
+
+def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> dict[str, str]:
+    """Add what lets an operator find the invoice at the upstream. Nobody else may write there."""
+    parent = stamp.partition("[")[0]
+    for path in (stamp, parent):
+        if path in approved:
+            raise ParameterNotGranted(f"{path} is written by the policy itself. Leave it out.", parameter=path)
+    if ledger_key is None:
+        return approved
+    return forms.canonical({**approved, stamp: ledger_key[: idempotency.SHORT]})
 
 
 def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:

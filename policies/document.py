@@ -364,7 +364,8 @@ def _most(limit: Limit, seconds: int) -> int:
 
 def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitlement:
     required = ("connection", "operation", "response")
-    entry = value.mapping(known=(*required, "idempotency", "groups", "parameters", "record"), required=required)
+    optional = ("idempotency", "groups", "parameters", "record", "stamp")
+    entry = value.mapping(known=(*required, *optional), required=required)
     connection = connections[entry["connection"].one_of(connections)]
     operation = OPERATIONS[entry["operation"].one_of(OPERATIONS)]
     rules: dict[str, Rule] = {}
@@ -393,6 +394,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
         response=fields.tree_of(paths, operation.fields),
         response_fields=response,
         audit_id_in_answer="audit_id" in response,
+        stamp=_stamp(entry["stamp"], rules, operation) if "stamp" in entry else None,
         record=_record(entry.get("record"), rules, operation),
     )
 
@@ -563,6 +565,15 @@ def _record(value: _Value | None, rules: Mapping[str, Rule], operation: Operatio
         _granted(item, path, rules, operation)
         paths.add(path)
     return frozenset(paths)
+
+
+def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> str:
+    path = value.text()
+    if not path.startswith("metadata[") or "{" in path or parameters.template_of(operation, path) is None:
+        raise value.fail('write the metadata entry that is to name the call, such as "metadata[countersign]"')
+    if path in rules:
+        raise value.fail(f"{path} is also granted to the caller, who could write something else there. Remove one")
+    return path
 
 
 def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Idempotency:

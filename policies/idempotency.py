@@ -30,6 +30,10 @@ RETENTION: Final = 72 * 3600
 LEASE: Final = 30
 
 
+#: How much of a key's name the record, the operator's command and a stamp write: enough to tell all keys apart.
+SHORT: Final = 16
+
+
 class State(StrEnum):
     """Where a key stands."""
 

@@ -160,6 +160,8 @@ class Entitlement:
     response: Mapping[str, Shape | Mapping[str, object]]
     response_fields: tuple[str, ...]
     audit_id_in_answer: bool
+    stamp: str | None
+    """The metadata entry that carries the ledger's name of the call to the upstream."""
     record: frozenset[str]
     """Parameters whose values, not only their digests, go on record."""
 

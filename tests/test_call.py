@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -887,3 +887,36 @@ def test_invoice_in_another_currency_than_the_budget_raises_an_alarm(
     assert gate.post().status_code == 200
     (outcome,) = gate.record.entries("outcome")
     assert "does not count" in outcome["alarm"]
+
+
+# ---------------------------------------------------------------- the stamp
+
+
+def stamped(origin: str) -> str:
+    parameters = "customer: {required: true}\nmetadata: "
+    return policy(origin, parameters=parameters, response="id").replace(
+        '        record: ["metadata[order_id]"]', '        stamp: "metadata[countersign]"', 1
+    )
+
+
+def test_invoice_carries_the_name_that_the_record_has_of_its_call(
+    function: Callable[..., Function], upstream: Appgregator
+) -> None:
+    gate = function(stamped(upstream.origin))
+    body = f"{CUSTOMER}&metadata[a]=1"
+    assert gate.post(body=body, Idempotency_Key="order-1").status_code == 200
+    (intent,) = gate.record.entries("intent")
+    sent = dict(parse_qsl(upstream.calls[0].body.decode()))
+    assert sent["metadata[countersign]"] == intent["ledger"]
+    assert gate.post(body=body, Idempotency_Key="order-1").headers["Idempotent-Replayed"] == "true"
+    assert gate.post().status_code == 200
+    assert b"countersign" not in upstream.calls[1].body
+
+
+@pytest.mark.parametrize("extra", ["metadata[countersign]=forged", "metadata="])
+def test_caller_cannot_write_or_empty_the_stamp(
+    function: Callable[..., Function], upstream: Appgregator, extra: str
+) -> None:
+    gate = function(stamped(upstream.origin))
+    refused(gate.post(body=f"{CUSTOMER}&{extra}", Idempotency_Key="order-1"), 400, "parameter-not-granted")
+    assert not upstream.calls

@@ -427,7 +427,7 @@ def test_budget_counts_no_call_only_what_was_created(store: Store) -> None:
     for reply in (REJECTED, UNKNOWN, BUSY, UNREACHED):
         grant = budgeted(1)
         store.settle(grant, store.admit(grant), reply, ANSWER)
-    store.admit(budgeted(1))
+    assert store.admit(budgeted(1)).replay is None
 
 
 def test_budget_is_exceeded_by_no_more_than_the_calls_that_were_under_way(store: Store) -> None:
@@ -457,7 +457,7 @@ def test_budget_says_when_a_call_would_pass_also_when_it_is_well_past_its_amount
 def test_budget_of_one_caller_is_not_spent_by_another(store: Store) -> None:
     spend(store, budgeted(1), 1)
     grant = budgeted(1)
-    store.admit(replace(grant, caller=replace(grant.caller, id="other")))
+    assert store.admit(replace(grant, caller=replace(grant.caller, id="other"))).replay is None
 
 
 def test_replay_is_told_even_when_the_budget_is_spent(store: Store) -> None:

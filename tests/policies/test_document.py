@@ -19,6 +19,7 @@ from policies.document import DocumentError
 from policies.idempotency import RETENTION
 from policies.model import Idempotency, Kind, PolicySet, Shape
 from policies.operations.invoices_create import INVOICES_CREATE
+from tests.conftest import policy
 from tests.policies.conftest import entitlement, only_caller, read, written
 
 ROOT = Path(__file__).parents[2]
@@ -710,3 +711,23 @@ def test_any_slip_in_a_line_is_read_or_named_with_its_file_and_line(data: st.Dat
         file, at_line, _ = str(error).split(":", 2)
         assert file == "acme.yaml"
         assert 1 <= int(at_line) <= len(text.splitlines()) + 1
+
+
+@pytest.mark.parametrize(
+    ("stamp", "says"),
+    [
+        ("metadata[order_id]", "also granted to the caller"),
+        ("description", "metadata entry"),
+        ("metadata", "metadata entry"),
+        ("metadata[{key}]", "metadata entry"),
+        ("metadata[a][b]", "metadata entry"),
+    ],
+)
+def test_stamp_is_a_metadata_entry_that_no_caller_may_write(stamp: str, says: str) -> None:
+    text = policy("https://upstream.example")
+    text = text.replace('        record: ["metadata[order_id]"]', f'        stamp: "{stamp}"', 1)
+    line = text[: text.index("stamp:")].count("\n") + 1
+    with pytest.raises(DocumentError) as caught:
+        document.read(text, "policy.yaml")
+    assert str(caught.value).startswith(f"policy.yaml:{line}: callers.app.grants[0].stamp: ")
+    assert says in str(caught.value)
