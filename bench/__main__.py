@@ -33,6 +33,7 @@ ROUNDS = 7
 SECONDS = 3.0
 THREADS = "16"
 AIM = 2.5
+RESULTS = Path(__file__).with_name("results.json")
 
 BODY = b"customer=cus_MQqeLuPp19Qbk8"
 REQUEST = (
@@ -49,7 +50,7 @@ def main() -> None:
     print("The policy layer alone.", flush=True)
     microseconds = stages.measure()
     results = _results(rounds, microseconds) | {"store_milliseconds": stores.measure()}
-    Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     _print(results)
 
 

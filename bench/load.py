@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import time
@@ -20,32 +21,29 @@ def run(port: int, request: bytes, *, connections: int, seconds: float) -> list[
 
     Raises RuntimeError for any answer but 200: a refusal is quick, and would flatter whoever gives it.
     """
-    selector = selectors.DefaultSelector()
     took: list[float] = []
-    end = time.perf_counter() + seconds
-    for _ in range(connections):
-        sock = socket.create_connection(("127.0.0.1", port), timeout=30)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        selector.register(sock, selectors.EVENT_READ, _Connection(sock, bytearray(), time.perf_counter()))
-        sock.sendall(request)
-    open_connections = connections
-    while open_connections:
-        for key, _ in selector.select(30):
-            connection: _Connection = key.data
-            connection.received += connection.sock.recv(65536)
-            if not _complete(connection.received):
-                continue
-            now = time.perf_counter()
-            took.append(now - connection.began)
-            if now >= end:
-                selector.unregister(connection.sock)
-                connection.sock.close()
-                open_connections -= 1
-                continue
-            connection.received.clear()
-            connection.began = now
-            connection.sock.sendall(request)
-    selector.close()
+    with contextlib.ExitStack() as opened:
+        selector = opened.enter_context(selectors.DefaultSelector())
+        for _ in range(connections):
+            sock = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(sock, selectors.EVENT_READ, _Connection(sock, bytearray(), time.perf_counter()))
+            sock.sendall(request)
+        end = time.perf_counter() + seconds
+        while selector.get_map():
+            for key, _ in selector.select(30):
+                connection: _Connection = key.data
+                connection.received += connection.sock.recv(65536)
+                if not _complete(connection.received):
+                    continue
+                now = time.perf_counter()
+                took.append(now - connection.began)
+                if now >= end:
+                    selector.unregister(connection.sock)
+                    continue
+                connection.received.clear()
+                connection.began = now
+                connection.sock.sendall(request)
     return took
 
 
