@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from bench import load, stages, stores
 from sandbox.__main__ import CALLER_KEY, PLACEHOLDER, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
-from sandbox.redis_server import free_port
+from sandbox.ports import free_port, listening
 from sandbox.secret_manager import SecretManager
 
 if TYPE_CHECKING:
@@ -162,9 +161,8 @@ def _announced(process: subprocess.Popen[bytes]) -> str:
 def _await(port: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if listening(port):
+            return
         time.sleep(0.05)
     raise SystemExit("a server did not start; its own words, if any, stand above")
 

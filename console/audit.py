@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from gateway.audit import GENESIS, audit_id_of, line_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-#: Lines of a process whose calls end within 25 s: an intent this young may still be waiting for its outcome.
-_OPEN_KINDS: Final = frozenset({"intent"})
 
 
 @dataclass
@@ -102,7 +99,7 @@ def _link(chain: _Chain, number: int, content: dict[str, Any], report: Report) -
     chain.head = str(digest)
     chain.last_kind = str(content.get("kind"))
     chain.ids.add(str(content.get("audit_id")))
-    if chain.last_kind in _OPEN_KINDS:
+    if chain.last_kind == "intent":
         chain.open_intents[str(digest)[:24]] = number
     chain.open_intents.pop(str(content.get("intent")), None)
 

@@ -147,7 +147,7 @@ class Audit:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sink, self._policy, self._project = sink, policy, project
+        self._sink, self._policy = sink, policy
         self.clock, self.monotonic = clock, monotonic
         self._lock = threading.Lock()
         self._key = os.urandom(32)
@@ -377,11 +377,14 @@ class Record:
         content: dict[str, Any] = {
             "reason": refusal.reason,
             "status": refusal.status,
-            **_present(note=refusal.note, caller=self.caller and self.caller.id, intent=self._intent),
-            **_present(credential=self.caller and self.caller.credential),
+            **_present(
+                note=refusal.note,
+                caller=self.caller and self.caller.id,
+                credential=self.caller and self.caller.credential,
+                connection=self.grant and self.grant.entitlement.connection.id,
+                intent=self._intent,
+            ),
         }
-        if self.grant is not None:
-            content["connection"] = self.grant.entitlement.connection.id
         severity = "ERROR" if refusal.status >= 500 else "WARNING"
         audit_id = None
         try:

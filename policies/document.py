@@ -378,7 +378,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
         for path, bounds in sorted(written, key=lambda item: item[0].count("[")):
             for rule in _rules(path, bounds, operation):
                 rules[rule.path] = rule
-            if _bounds(bounds).get("required") and bounds.mapping()["required"].boolean():
+            if _if_written(_bounds(bounds), "required", _Value.boolean):
                 required_paths.append(path)
     if not rules:
         raise value.fail("this grant allows no parameter, so no call could pass. Name them under parameters")
@@ -452,7 +452,7 @@ def _rules(path: str, value: _Value, operation: Operation) -> Iterator[Rule]:
     if not simple and set(bounds) - {"required"}:
         raise value.fail("only required can be said of a whole object. Name the part that you mean")
     if parameter.unsets:
-        yield Rule(path, parameter.kind, unsets=True, required="required" in bounds and bounds["required"].boolean())
+        yield Rule(path, parameter.kind, unsets=True, required=_if_written(bounds, "required", _Value.boolean) or False)
     for child in below:
         if child.risk is parameter.risk and _sendable(child):
             suffix = child.path[len(template) :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 from sandbox.appgregator import Appgregator
+from sandbox.ports import listening
 from sandbox.secret_manager import SecretManager
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def main() -> int:
     if not port.isdecimal() or not 0 < int(port) < 65536:
         print(f"PORT must be a port number, not {port!r}. Write for example: make run PORT=8090", file=sys.stderr)
         return 2
-    if _taken(int(port)):
+    if listening(int(port)):
         print(f"Port {port} is in use. Stop what uses it, or choose another: make run PORT=8090", file=sys.stderr)
         return 1
     for stop in (signal.SIGINT, signal.SIGTERM):  # also where whoever started us has Ctrl-C ignored
@@ -83,7 +83,7 @@ def _serve(port: int, settings: dict[str, str]) -> int:
     function = subprocess.Popen(command(port), cwd=ROOT, env=os.environ | settings, start_new_session=True)
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not _taken(port):
+        while not listening(port):
             if function.poll() is not None:
                 return 1  # it has said why
             if time.monotonic() > deadline:
@@ -108,11 +108,6 @@ def _stop(function: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         function.kill()
         function.wait()
-
-
-def _taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 if __name__ == "__main__":

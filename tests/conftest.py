@@ -23,7 +23,8 @@ import pytest
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
-from sandbox.redis_server import RedisServer, free_port
+from sandbox.ports import free_port, listening
+from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
 
 if TYPE_CHECKING:
@@ -280,9 +281,8 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
         deadline = time.monotonic() + 30
         while wait and time.monotonic() < deadline:
             assert process.poll() is None, errors.read_text()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+            if listening(port):
+                break
             time.sleep(0.05)
         return server
 

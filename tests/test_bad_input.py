@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
-from sandbox.redis_server import free_port
+from sandbox.ports import free_port, listening
 from sandbox.secret_manager import SecretManager
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Record, Server, policy
 from tests.problems import parsed, plain, refused
@@ -71,17 +71,12 @@ def whole_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         server = Server(process, port, record, place / "errors")
         try:
             deadline = time.monotonic() + 30
-            while not listens(port) and time.monotonic() < deadline:
+            while not listening(port) and time.monotonic() < deadline:
                 assert process.poll() is None, server.errors.read_text()
                 time.sleep(0.05)
             yield World(server, upstream)
         finally:
             server.stop()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
-from sandbox.redis_server import free_port
+from sandbox.ports import free_port, listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,11 +57,6 @@ def shell(command: str) -> tuple[int, dict[str, object]]:
     run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     head, _, body = run.stdout.replace("\r\n", "\n").partition("\n\n")
     return int(head.split()[1]), json.loads(body)
-
-
-def taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def descendants(process: int) -> set[int]:
@@ -123,7 +118,7 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) ->
         assert process.wait(timeout=20) == 0
         assert "Traceback" not in told.read_text()
         assert "Stopping." in told.read_text()
-        assert not taken(port)
+        assert not listening(port)
         assert not [child for child in children if alive(child)]
         last = [line for line in told.read_text().splitlines() if line.startswith("{")]
         assert not last or json.loads(last[-1])["countersign"]["kind"] == "stop"
@@ -138,7 +133,7 @@ def test_second_ctrl_c_does_not_leave_the_function_behind(tmp_path: Path) -> Non
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=20)
-        assert not taken(port)
+        assert not listening(port)
         assert not [child for child in children if alive(child)]
 
 

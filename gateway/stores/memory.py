@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from policies import idempotency
 from policies.idempotency import Entry
-from policies.model import Admission, Outcome
+from policies.model import Admission, Outcome, Reply
 from policies.quota import Window, budget_spent, ceiling_reached, limit_reached
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from policies.model import Answer, Grant, Limit, Reply, Standing
+    from policies.model import Answer, Grant, Limit, Standing
 
 #: About a kilobyte each. A full ledger refuses rather than forgets: a forgotten key is a second invoice.
 MAX_ENTRIES: Final = 100_000
@@ -44,37 +44,28 @@ class Memory:
                 raise
             if claim is not None and not isinstance(claim, Entry):
                 return Admission(self._standings(grant, now), owner, now, replay=claim)
-            windows, ceiling = self._limits(grant), self._ceiling(grant)
-            full = [window for window in windows if window.remaining(now) < 1]
+            ceiling, budget = self._ceiling(grant), self._budget(grant)
+            full = [window for window in self._limits(grant) if window.remaining(now) < 1]
             if full:
                 wait = max(window.wait(now) for window in full)
                 raise limit_reached(full[0].limit, wait, self._standings(grant, now))
             if ceiling is not None and ceiling.remaining(now) < 1:
                 raise ceiling_reached(ceiling.wait(now), self._standings(grant, now))
-            budget = self._budget(grant)
             if budget is not None and grant.caller.budget is not None and budget.remaining(now) < 1:
                 raise budget_spent(grant.caller.budget, budget.wait(now), self._standings(grant, now))
-            for window in (*windows, *([ceiling] if ceiling else ())):
+            for window in self._counting(grant):
                 window.take(now)
             if grant.ledger_key is not None and claim is not None:
                 self._ledger[grant.ledger_key] = claim
-            return Admission(tuple(window.standing(now) for window in windows), owner, now)
+            return Admission(self._standings(grant, now), owner, now)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
-        with self._lock:
-            self._give_back(grant, admission)
-            self._move(grant, admission, Outcome.RELEASED, None)
+        self._end(grant, admission, Reply(Outcome.RELEASED, reached=False), None)
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""
-        with self._lock:
-            if not reply.reached:
-                self._give_back(grant, admission)
-            budget = self._budget(grant)
-            if budget is not None and reply.spent:
-                budget.take(self._clock(), reply.spent)
-            self._move(grant, admission, reply.outcome, answer)
+        self._end(grant, admission, reply, answer)
         return True
 
     def _claim(self, grant: Grant, owner: str, now: float) -> Entry | Answer | None:
@@ -103,20 +94,28 @@ class Memory:
             for key in [key for key, entry in self._ledger.items() if entry.expires <= now]:
                 del self._ledger[key]
 
-    def _move(self, grant: Grant, admission: Admission, outcome: Outcome, answer: Answer | None) -> None:
+    def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> None:
         key = grant.ledger_key
-        if key is None:
-            return
-        entry = idempotency.settle(self._ledger.get(key), owner=admission.owner, outcome=outcome, answer=answer)
-        if entry is None:
-            self._ledger.pop(key, None)
-        else:
-            self._ledger[key] = entry
+        with self._lock:
+            if not reply.reached:
+                for window in self._counting(grant):
+                    window.give_back(admission.taken)
+            budget = self._budget(grant)
+            if budget is not None and reply.spent:
+                budget.take(self._clock(), reply.spent)
+            if key is None:
+                return
+            held = self._ledger.get(key)
+            entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
+            if entry is None:
+                self._ledger.pop(key, None)
+            else:
+                self._ledger[key] = entry
 
-    def _give_back(self, grant: Grant, admission: Admission) -> None:
+    def _counting(self, grant: Grant) -> list[Window]:
+        """Return the windows that an admission is counted in."""
         ceiling = self._ceiling(grant)
-        for window in (*self._limits(grant), *([ceiling] if ceiling else ())):
-            window.give_back(admission.taken)
+        return [*self._limits(grant), *([ceiling] if ceiling is not None else ())]
 
     def _limits(self, grant: Grant) -> list[Window]:
         return [self._window("caller", grant.caller.id, limit) for limit in grant.caller.limits]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ import pytest
 from console.audit import verify
 from sandbox.__main__ import ROOT, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
-from sandbox.redis_server import free_port
+from sandbox.ports import free_port, listening
 from tests.conftest import FORM, KEY, TARGET, policy
 
 if TYPE_CHECKING:
@@ -149,9 +148,8 @@ class Instance:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.errors.read_text()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            if listening(self.port):
+                return
             time.sleep(0.02)
         raise TimeoutError(self.errors.read_text())
 

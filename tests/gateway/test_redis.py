@@ -20,7 +20,7 @@ from gateway.stores.redis import Redis
 from policies.model import Answer, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
-from sandbox.redis_server import free_port
+from sandbox.ports import free_port
 from tests.gateway.conftest import Clock, at_once, granted
 
 if TYPE_CHECKING:
