@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from sandbox import appgregator
+from sandbox import faults
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
 from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy
@@ -100,7 +100,7 @@ def hostile(
     secret_manager.add(SECRET, HOSTILE_KEY.encode())
     upstream.accept(HOSTILE_KEY)
     upstream.delay = 5.0
-    appgregator._bomb()  # made once, and that takes longer than a call may
+    faults.bomb()  # made once, and that takes longer than a call may
     response = (
         "id, status, amount_due, customer, description, number, account_name, hosted_invoice_url, metadata, "
         "lines.data.amount, lines.data.id, audit_id"

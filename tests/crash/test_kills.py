@@ -31,7 +31,7 @@ from tests.conftest import FORM, KEY, TARGET, policy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sandbox.appgregator import _Answer, _Head
+    from sandbox.server import Answer, Head
 
 pytestmark = pytest.mark.figures
 
@@ -64,7 +64,7 @@ class Witness(Appgregator):
         self._read: Counter[Path] = Counter()
         self._intents: set[str] = set()
 
-    def _answer(self, connection: int, head: _Head, body: bytes) -> _Answer:
+    def _answer(self, connection: int, head: Head, body: bytes) -> Answer:
         order = order_of(body)
         if order not in self._intents:
             for record in tuple(self.records):

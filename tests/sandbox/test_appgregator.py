@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import requests
 
-from sandbox import appgregator, invoice
+from sandbox import appgregator, faults, invoice
 from sandbox.appgregator import FAULTS, Appgregator
 
 KEY = "sandbox-upstream-key"
@@ -295,7 +295,7 @@ def test_upstream_runs_as_a_process_of_its_own_until_it_is_told_to_stop() -> Non
 def test_every_fault_is_documented_and_tested() -> None:
     tests = Path(__file__).read_text()
     for name in FAULTS:
-        assert name in str(appgregator.__doc__)
+        assert name in str(faults.__doc__)
         assert f'"{name}"' in tests
 
 
@@ -385,8 +385,8 @@ def test_gzip_bomb_is_small_on_the_wire_and_200_mb_inflated(upstream: Appgregato
 
 
 def test_trickle_sends_a_byte_at_a_time_and_ends(upstream: Appgregator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(appgregator, "_TRICKLE", 0.01)
-    monkeypatch.setattr(appgregator, "_TRICKLE_BYTES", 30)
+    monkeypatch.setattr(faults, "_TRICKLE", 0.01)
+    monkeypatch.setattr(faults, "_TRICKLE_BYTES", 30)
     start = time.monotonic()
     body = b"customer=cus_fault_trickle"
     assert len(raw(upstream, request(body, f"Content-Length: {len(body)}"))) == 30
