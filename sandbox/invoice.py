@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-__all__ = ["EXAMPLE", "encode", "fresh"]
+__all__ = ["EXAMPLE", "encode", "fresh", "name"]
 
 EXAMPLE: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -187,24 +187,29 @@ def encode(value: object) -> bytes:
 _FIELDS: Final = {name: encode({name: value})[1:-1] for name, value in EXAMPLE.items()}
 
 
+def name(prefix: str, length: int) -> str:
+    """A random name, as long as asked after its prefix."""
+    return prefix + secrets.token_bytes(length).translate(_BASE62).decode()
+
+
 def fresh(form: Mapping[str, str]) -> bytes:
     """The JSON of a new draft invoice that reflects the plain parameters of a create form.
 
     Raises ValueError, naming the parameter, where an integer is not one.
     """
-    name = "in_" + secrets.token_bytes(24).translate(_BASE62).decode()
+    made = name("in_", 24)
     now = int(time.time())
-    changes: dict[str, object] = {"id": name, "created": now, "period_end": now, "period_start": now}
+    changes: dict[str, object] = {"id": made, "created": now, "period_end": now, "period_start": now}
     changes |= {field: form[field] or None for field in _ECHOED if field in form}
     if metadata := {found[1]: form[key] for key in form if (found := _METADATA.fullmatch(key))}:
         changes["metadata"] = metadata
     if "auto_advance" in form:
-        changes["auto_advance"] = form["auto_advance"] == "true"
+        changes["auto_advance"] = form["auto_advance"] in ("true", "1")
     if "due_date" in form:
         changes["due_date"] = _integer(form, "due_date")
     if "days_until_due" in form:
         changes["due_date"] = now + _DAY * _integer(form, "days_until_due")
-    lines = _FIELDS["lines"].replace(EXAMPLE["id"].encode(), name.encode())
+    lines = _FIELDS["lines"].replace(EXAMPLE["id"].encode(), made.encode())
     if currency := form.get("currency"):
         changes["currency"] = currency
         lines = lines.replace(encode(EXAMPLE["currency"]), encode(currency))
@@ -214,8 +219,8 @@ def fresh(form: Mapping[str, str]) -> bytes:
     return b"{" + b",".join(fields.values()) + b"}"
 
 
-def _integer(form: Mapping[str, str], name: str) -> int:
+def _integer(form: Mapping[str, str], field: str) -> int:
     try:
-        return int(form[name])
+        return int(form[field])
     except ValueError:
-        raise ValueError(name) from None
+        raise ValueError(field) from None
