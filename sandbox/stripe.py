@@ -212,7 +212,6 @@ class Stripe(Upstream):
         if answer.creates:
             books.invoices[place[0], json.loads(made)["id"]] = made
         if under_key is not None and place[1]:
-            books.answers.pop(place, None)  # the newest come last
             books.answers[place] = _Kept(tuple(sorted(pairs)), under_key, request, now, now + busy)
         books.trim()
         return answer
