@@ -495,6 +495,12 @@ def test_error_of_the_execution_lies_under_the_key(
     assert call(stripe, key="other").status == 200
 
 
+def test_fault_waits_while_an_error_is_repeated(stripe: Stripe) -> None:
+    stripe.fail_next("error_402")
+    stripe.fail_next("error_503")
+    assert [call(stripe, key=key).status for key in ("k", "k", "other")] == [402, 402, 503]
+
+
 def test_customer_that_is_not_there_lies_under_the_key(stripe: Stripe) -> None:
     first, second = (call(stripe, "customer=cus_missing", key="k") for _ in range(2))
     assert (first.status, first.error["param"], first.error["code"]) == (400, "customer", "resource_missing")
