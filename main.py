@@ -12,7 +12,7 @@ from gateway.answering import respond
 from gateway.identity import identify
 from gateway.reading import read
 from gateway.settings import DEFAULT_THREADS, GRACE_SECONDS, SettingError, load
-from gateway.upstreams.appgregator import preview
+from gateway.upstreams.sending import preview
 from policies.access import decide
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def countersign(request: Request) -> Response:
             record.preview(preview(grant))
             return respond(record)
         secret = record.secret = gate.secrets.access(grant, record.deadline)  # 503
-        admission = record.admission = gate.store.admit(grant)  # 429 409 422 502 503
+        admission = record.admission = gate.store.admit(grant)  # 429 409 422 424 503
         if admission.replay is not None:
             record.replay(admission)
             return respond(record)
@@ -52,7 +52,7 @@ def countersign(request: Request) -> Response:
         except Exception:
             gate.store.release(grant, admission)
             raise
-        reply = gate.upstream.send(grant, secret, record.deadline)  # 400 402 404 502 503 504
+        reply = gate.upstreams.send(grant, admission, secret, record.deadline)  # 400 402 404 424 502 503 504
         answer = record.answer_to(reply)
         settled = gate.store.settle(grant, admission, reply, answer)
         record.close(reply, answer, settled=settled)

@@ -30,7 +30,7 @@ ROUNDS = 4000
 class _Canned:
     """Stands in for the transport, so that what is measured is ours."""
 
-    def post(self, *_: object) -> Received:
+    def send(self, _request: object, _seconds: float) -> Received:
         return Received(200, ANSWER, None)
 
 
@@ -55,7 +55,7 @@ def measure() -> dict[str, float]:
         text = roomy(POLICY.read_text("utf-8"))
         policy.write_text(text.replace(f"{SECRET}/versions/latest", f"file:{key}"))
         gate = load({"POLICY": str(policy), "AUDIT": "file:/dev/null"})
-        gate.upstream._transport = _Canned()  # type: ignore[assignment]  # noqa: SLF001
+        gate.upstreams._transport = _Canned()  # type: ignore[assignment]  # noqa: SLF001
         laps: dict[str, list[float]] = {}
         for _ in range(ROUNDS):
             _one(gate, laps)
@@ -84,7 +84,8 @@ def _one(gate: Any, laps: dict[str, list[float]]) -> None:
         record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))
         record.admission = lap("admit", lambda: gate.store.admit(grant))
         lap("intent", lambda: record.intent(record.admission))
-        reply = lap("judge and trim", lambda: gate.upstream.send(grant, record.secret, record.deadline))
+        send = gate.upstreams.send
+        reply = lap("judge and trim", lambda: send(grant, record.admission, record.secret, record.deadline))
         answer = lap("answer", lambda: record.answer_to(reply))
         settled = lap("settle", lambda: gate.store.settle(grant, record.admission, reply, answer))
         lap("outcome", lambda: record.close(reply, answer, settled=settled))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from flask import Response
+
+from gateway.reading import speaks_stripe
+from policies.refusals import as_stripe_error
 
 if TYPE_CHECKING:
     from gateway.audit import Record
@@ -12,14 +16,24 @@ if TYPE_CHECKING:
 
 def respond(record: Record) -> Response:
     """Write the answer that ``record`` holds. Every header is ours; none of the upstream's is passed on."""
-    answer = record.answer
+    status, body, media = record.answer.status, record.answer.body, "application/json"
+    told: dict[str, str] = {}
+    if speaks_stripe(record.environ):
+        told["Request-Id"] = record.audit_id  # which Stripe's clients show with an error
+        if status >= 400:
+            status, error, again = as_stripe_error(msgspec.json.decode(body))
+            body = msgspec.json.encode(error)
+            told["Stripe-Should-Retry"] = "true" if again else "false"
+    elif status >= 400:
+        media = "application/problem+json"
     headers = {
-        "Content-Type": "application/json" if answer.status < 400 else "application/problem+json",
-        "Content-Length": str(len(answer.body)),
+        "Content-Type": media,
+        "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
         "Countersign-Audit-Id": record.audit_id,
         **record.headers,
+        **told,
     }
     if record.standings:
         # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, and in t seconds there are more.
@@ -28,4 +42,4 @@ def respond(record: Record) -> Response:
         )
         headers["RateLimit"] = ", ".join(f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in record.standings)
     # An iterator, because functions-framework reads the rest of the request, without bound, before any other answer.
-    return Response(iter((answer.body,)), answer.status, headers)
+    return Response(iter((body,)), status, headers)

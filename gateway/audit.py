@@ -254,7 +254,7 @@ class Audit:
         try:
             self._sink.write(line.encode("ascii"))
         except (OSError, ValueError) as error:
-            raise RecordUnavailable(note=type(error).__name__) from None
+            raise RecordUnavailable(note=type(error).__name__, retry_after=1) from None
         self._sequence += 1
         self._head = digest
         return audit_id
@@ -274,7 +274,7 @@ class Record:
         self._began = audit.monotonic()
         self.now = audit.clock()
         self.deadline = self._began + CALL_SECONDS
-        self._environ = environ
+        self.environ = environ
         self.caller: Caller | None = None
         self.grant: Grant | None = None
         self.secret: Secret | None = None
@@ -352,6 +352,7 @@ class Record:
             "milliseconds": round((self._audit.monotonic() - self._began) * 1000),
             **_present(
                 upstream_status=reply.upstream_status,
+                upstream_request=reply.upstream_request,
                 created=reply.created,
                 reason=reply.refusal and reply.refusal.reason,
                 note=reply.refusal and reply.refusal.note,
@@ -426,11 +427,11 @@ class Record:
 
     def _extra(self) -> str:
         """The trace that the platform's own lines of this request carry, so that they are found together."""
-        match = _TRACEPARENT.fullmatch(self._environ.get("HTTP_TRACEPARENT", ""))
+        match = _TRACEPARENT.fullmatch(self.environ.get("HTTP_TRACEPARENT", ""))
         if match is not None:
             trace, span = match[1], match[2]
         else:
-            match = _CLOUD_TRACE.fullmatch(self._environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", ""))
+            match = _CLOUD_TRACE.fullmatch(self.environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", ""))
             if match is None:
                 return ""
             trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"

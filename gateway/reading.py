@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import threading
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
 from policies.model import NAME, Call
+from policies.operations import OPERATIONS
 from policies.refusals import (
     BodyIncomplete,
+    BodyMalformed,
     BodyTimeout,
     BodyTooLarge,
     HeaderMalformed,
@@ -26,7 +29,7 @@ from policies.refusals import (
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 #: The largest real call, every parameter at its longest, is well below this.
 MAX_BODY: Final = 256 * 1024
@@ -38,14 +41,12 @@ BODY_SECONDS: Final = 10.0
 MAX_HEADER: Final = 4096
 
 #: A function named ``stripe`` is reached under /stripe and sees the rest; a service sees the whole path.
-_PATHS: Final = {
-    "/stripe/invoices": "invoices.create",
-    "/stripe/invoices/": "invoices.create",
-    "/invoices": "invoices.create",
-    "/invoices/": "invoices.create",
-}
+_PLAIN = re.compile(r"(?:/stripe)?/(.+?)/?")
 #: For Stripe's own clients, which put a fixed path behind the base address that they are given.
-_SDK_PATH = re.compile(rf"/({NAME.pattern})/({NAME.pattern})/v1/invoices")
+_STRIPE = re.compile(rf"/({NAME.pattern})/({NAME.pattern})/v1/(.+)")
+#: What an id may be: nothing that could act as more than one segment of a path.
+_ID: Final = r"[A-Za-z0-9_-]{1,255}"
+_ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
 _MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
 
 
@@ -59,29 +60,78 @@ def read(environ: Mapping[str, Any]) -> Call:
     if len(target) > MAX_TARGET:
         raise TargetTooLong
     path, _, query = target.partition("?")
-    operation = _PATHS.get(path)
-    sdk = None if operation else _SDK_PATH.fullmatch(path)
-    if operation is None and sdk is None:
+    route = _route(path)
+    if route is None:
         raise PathUnknown
-    if environ["REQUEST_METHOD"] != "POST":
-        raise MethodNotAllowed
-    names, validate_only = _query(query, named_in_path=sdk is not None)
-    media = _media(environ)
+    operation = route.operations.get(environ["REQUEST_METHOD"])
+    if operation is None:
+        raise MethodNotAllowed(", ".join(route.operations))
+    looks = environ["REQUEST_METHOD"] == "GET"
+    names, validate_only, rest = _query(query, named_in_path=route.account is not None, looks=looks)
+    name, connection_name = route.account or names
+    media = "form" if looks else _media(environ)
+    body = _body(environ)
+    if looks and body:
+        raise BodyMalformed("A GET has no body: write parameters in the address.")
     return Call(
-        operation=operation or "invoices.create",
-        name=sdk[1] if sdk else names[0],
-        connection_name=sdk[2] if sdk else names[1],
+        operation=operation,
+        name=name,
+        connection_name=connection_name,
+        path_parameters=route.parameters,
         api_key=_header(environ, "HTTP_X_API_KEY", "x-api-key"),
         authorization=_header(environ, "HTTP_AUTHORIZATION", "Authorization"),
         idempotency_key=_header(environ, "HTTP_IDEMPOTENCY_KEY", "Idempotency-Key"),
         media=media,
-        body=_body(environ),
+        body=rest if looks else body,
         validate_only=validate_only,
     )
 
 
+def speaks_stripe(environ: Mapping[str, Any]) -> bool:
+    """Whether a request came as Stripe's own clients send it, and must be refused in words that they understand."""
+    target: str = environ["RAW_URI"]
+    return _STRIPE.match(target[:MAX_TARGET]) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What a path means: an operation for each method, whose account it names, and the parameters that it holds."""
+
+    operations: Mapping[str, str]
+    account: tuple[str, str] | None
+    parameters: Mapping[str, str]
+
+
 @lru_cache(1024)  # callers write the same few all day
-def _query(query: str, *, named_in_path: bool) -> tuple[tuple[str, str], bool]:
+def _route(path: str) -> _Route | None:
+    sdk = _STRIPE.fullmatch(path)
+    plain = None if sdk else _PLAIN.fullmatch(path)
+    below = sdk[3] if sdk else plain[1] if plain else ""
+    for pattern, operations in _PATTERNS:
+        match = pattern.fullmatch(below)
+        if match is not None:
+            return _Route(operations, (sdk[1], sdk[2]) if sdk else None, match.groupdict())
+    return None
+
+
+def _patterns() -> Iterator[tuple[re.Pattern[str], dict[str, str]]]:
+    """Yield each path of the operations' table, and its operations by method."""
+    for path in {operation.path: None for operation in OPERATIONS.values()}:
+        parts = (rf"(?P<{part[1:-1]}>{_ID})" if part.startswith("{") else part for part in path.split("/"))
+        yield re.compile("/".join(parts)), {o.method: o.id for o in OPERATIONS.values() if o.path == path}
+
+
+_PATTERNS: Final = tuple(_patterns())
+
+
+@lru_cache(1024)  # the same
+def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, str], bool, bytes]:
+    """Read a query: the two names, whether only to validate, and what else a GET may hold there, as it was written."""
+    rest = b""
+    if looks:
+        fields = query.split("&")
+        query = "&".join(field for field in fields if _named(field) in _ADDRESS)
+        rest = "&".join(field for field in fields if _named(field) not in _ADDRESS).encode("ascii", "replace")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=8)
     except ValueError:
@@ -95,7 +145,7 @@ def _query(query: str, *, named_in_path: bool) -> tuple[tuple[str, str], bool]:
     if named_in_path:
         if values:
             raise QueryMalformed("At this path the connection is named in the path; take it out of the query.")
-        return ("", ""), validate_only == "true"
+        return ("", ""), validate_only == "true", rest
     if values.keys() != {"name", "connection_name"}:
         raise QueryMalformed
     for key, value in values.items():
@@ -103,7 +153,11 @@ def _query(query: str, *, named_in_path: bool) -> tuple[tuple[str, str], bool]:
             raise QueryMalformed(
                 f"{key} must be a plain name, such as ft-4: letters, digits, dots, dashes, underscores."
             )
-    return (values["name"], values["connection_name"]), validate_only == "true"
+    return (values["name"], values["connection_name"]), validate_only == "true", rest
+
+
+def _named(field: str) -> str:
+    return unquote_plus(field.partition("=")[0])
 
 
 def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:

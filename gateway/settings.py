@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.audit import Audit, standard_output, to_file
 from gateway.secrets import Mounted, SecretDownError, SecretGoneError, SecretManager, Secrets
 from gateway.stores.memory import Memory
-from gateway.upstreams.appgregator import Appgregator
+from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
 from policies import document
 
@@ -46,7 +46,7 @@ class Gate:
     policies: PolicySet
     secrets: Secrets
     store: Store
-    upstream: Appgregator
+    upstreams: Upstreams
     audit: Audit
 
 
@@ -64,7 +64,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         policies=policies,
         secrets=secrets,
         store=_store(environ, on_cloud=on_cloud),
-        upstream=Appgregator(Transport(), secrets, time.monotonic),
+        upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
         audit=_audit(environ, policies),
     )
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from policies import forms, idempotency, parameters
 from policies.model import Grant
-from policies.refusals import ConnectionNotGranted, IdempotencyKeyInvalid, IdempotencyKeyMissing, ParameterNotGranted
+from policies.refusals import (
+    BodyMalformed,
+    ConnectionNotGranted,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyMissing,
+    ParameterNotGranted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +34,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
     if entitlement is None:
         raise ConnectionNotGranted
-    asked = forms.parse(call.body, call.media)
+    asked = _asked(call)
     approved = parameters.approve(entitlement, asked)
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
@@ -36,7 +42,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         ledger_key = idempotency.identity(caller.id, entitlement.connection.id, entitlement.operation.id, key)
     if entitlement.stamp is not None:
         approved = _stamped(approved, entitlement.stamp, ledger_key)
-    form = forms.encode(approved)
+    form = forms.encode({path: value for path, value in approved.items() if path not in call.path_parameters})
     return Grant(
         caller=caller,
         entitlement=entitlement,
@@ -52,6 +58,17 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     )
 
 
+def _asked(call: Call) -> dict[str, str]:
+    """Return the parameters of a call, wherever they stand."""
+    given = forms.parse(call.body, call.media)
+    if not call.path_parameters:
+        return given
+    for name in call.path_parameters:
+        if name in given:
+            raise BodyMalformed(f"{name} is given twice: it stands in the path already.")
+    return {**call.path_parameters, **given}
+
+
 def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> dict[str, str]:
     """Add what lets an operator find the invoice at the upstream. Nobody else may write there."""
     parent = stamp.partition("[")[0]
@@ -65,6 +82,8 @@ def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> di
 
 def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
     source = entitlement.idempotency
+    if not entitlement.operation.creates:
+        return None
     if source.parameter is not None:
         # The header is not looked at: SDKs send a fresh one by themselves, and would undo what the policy is for.
         key = asked.get(source.parameter)

@@ -33,6 +33,7 @@ from policies.model import (
     Rule,
 )
 from policies.operations import OPERATIONS
+from policies.upstreams import STRIPE, UPSTREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -203,7 +204,11 @@ def _name(value: _Value, name: str) -> str:
 
 # ---------------------------------------------------------------- connections
 
-_UPSTREAMS: Final = ("appgregator",)
+#: The version that the catalogue of ``policies.operations`` was made from.
+_STRIPE_VERSION: Final = "2026-05-27.dahlia"
+_STRIPE_ORIGIN: Final = "https://api.stripe.com"
+_VERSION = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}(\.[a-z]{1,32})?")
+_ACCOUNT = re.compile(r"acct_[A-Za-z0-9]{1,64}")
 
 
 def _connections(value: _Value) -> dict[str, Connection]:
@@ -221,19 +226,32 @@ def _connections(value: _Value) -> dict[str, Connection]:
 
 
 def _connection(name: str, entry: _Value) -> Connection:
-    required = ("name", "connection_name", "upstream", "origin", "secret")
-    keys = entry.mapping(known=(*required, "ceiling"), required=required)
+    required = ("name", "connection_name", "upstream", "secret")
+    keys = entry.mapping(known=(*required, "origin", "ceiling", "version", "account"), required=required)
     hint = "write the name that callers send: letters, digits, dots, dashes and underscores"
-    if keys["upstream"].text() == "stripe":
-        raise keys["upstream"].fail("Stripe itself is not supported by this version; write appgregator")
+    upstream = UPSTREAMS[keys["upstream"].one_of(UPSTREAMS)]
+    stripe = upstream is STRIPE
+    if "origin" not in keys and not stripe:
+        raise entry.fail("origin is missing")
+    for key in ("version", "account"):
+        if key in keys and not stripe:
+            raise keys[key].fail(f"only Stripe knows a {key}; remove it")
+    version = _STRIPE_VERSION if stripe else None
+    if "version" in keys:
+        version = keys["version"].text(_VERSION, f"write one of Stripe's API versions, such as {_STRIPE_VERSION}")
+    account = None
+    if "account" in keys:
+        account = keys["account"].text(_ACCOUNT, "write a connected account, such as acct_1032D82eZvKYlo2C")
     return Connection(
         id=name,
         name=keys["name"].text(NAME, hint),
         connection_name=keys["connection_name"].text(NAME, hint),
-        upstream=keys["upstream"].one_of(_UPSTREAMS),
-        origin=_origin(keys["origin"]),
+        upstream=upstream,
+        origin=_origin(keys["origin"]) if "origin" in keys else _STRIPE_ORIGIN,
         secret=_secret(keys["secret"]),
         ceiling=keys["ceiling"].limit() if "ceiling" in keys else None,
+        version=version,
+        account=account,
     )
 
 
@@ -367,7 +385,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     optional = ("idempotency", "groups", "parameters", "record", "stamp")
     entry = value.mapping(known=(*required, *optional), required=required)
     connection = connections[entry["connection"].one_of(connections)]
-    operation = OPERATIONS[entry["operation"].one_of(OPERATIONS)]
+    operation = _operation(entry, connection)
     rules: dict[str, Rule] = {}
     required_paths: list[str] = []
     if "groups" in entry:
@@ -382,6 +400,11 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
                 required_paths.append(path)
     if not rules:
         raise value.fail("this grant allows no parameter, so no call could pass. Name them under parameters")
+    for part in operation.path.split("/"):
+        if part.startswith("{") and part[1:-1] not in rules:
+            raise value.fail(
+                f"every call names {part[1:-1]} in its path, so none could pass. Grant it under parameters"
+            )
     response = _response(entry["response"], operation)
     paths = tuple(path for path in response if path != "audit_id")
     return Entitlement(
@@ -397,6 +420,17 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
         stamp=_stamp(entry["stamp"], rules, operation) if "stamp" in entry else None,
         record=_record(entry.get("record"), rules, operation),
     )
+
+
+def _operation(entry: Mapping[str, _Value], connection: Connection) -> Operation:
+    operation = OPERATIONS[entry["operation"].one_of(OPERATIONS)]
+    if operation.id not in connection.upstream.operations:
+        offered = ", ".join(sorted(connection.upstream.operations))
+        raise entry["operation"].fail(f"{connection.upstream.id} does not offer this. Write one of: {offered}")
+    for key in ("idempotency", "stamp"):
+        if key in entry and not operation.creates:
+            raise entry[key].fail(f"{operation.id} creates nothing, so this means nothing here. Remove it")
+    return operation
 
 
 def _groups(value: _Value, operation: Operation) -> Iterator[tuple[str, Rule]]:
@@ -578,7 +612,7 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
 
 def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Idempotency:
     if value is None:
-        return Idempotency(required=True, parameter=None, seconds=RETENTION)
+        return Idempotency(required=operation.creates, parameter=None, seconds=RETENTION)
     if isinstance(value.node, yaml.ScalarNode):
         mode = value.one_of(("required", "optional"))
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)

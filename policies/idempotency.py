@@ -6,8 +6,12 @@
                           │ └--release--> (nothing)       nothing was created
                           └--lease runs out--> UNKNOWN    whoever claimed is gone
 
-SUCCEEDED and REJECTED are repeated to whoever brings the same key. UNKNOWN is left by nobody on this road: the
-invoice may exist, so the call is never sent a second time.
+    UNKNOWN --claim--> SENT, in doubt                     only while the upstream knows the key
+    SENT, in doubt --release--> UNKNOWN                   this send created nothing; an earlier one may have
+
+SUCCEEDED and REJECTED are repeated to whoever brings the same key. UNKNOWN means that an invoice may exist. An upstream
+that deduplicates answers a second send under the same key with the same invoice, for as long as it keeps keys; so
+there, and only so long, the call may be sent again. Otherwise it is never sent a second time.
 """
 
 from __future__ import annotations
@@ -50,9 +54,13 @@ class Entry:
     state: State
     owner: str
     fingerprint: str
+    sent: float
+    """When the key was first claimed: no send of it can be earlier."""
     lease_until: float
     expires: float
     answer: Answer | None = None
+    doubt: bool = False
+    """Whether an earlier send may have created an invoice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ class Held:
     connection: str
     operation: str
     since: float
-    """When it was claimed, in unix seconds."""
+    """When it was first claimed, in unix seconds."""
     running: bool
     """Whether the call may still be under way."""
 
@@ -89,25 +97,37 @@ def identity(caller: str, connection: str, operation: str, key: str) -> str:
     return hashlib.sha256(json.dumps([caller, connection, operation, key]).encode()).hexdigest()
 
 
-def claim(entry: Entry | None, *, owner: str, fingerprint: str, retention: int, now: float) -> Entry | Answer:
+def upstream_key(name: str) -> str:
+    """Return the key that a deduplicating upstream is given, made of the ledger's name for the key (or of an owner).
+
+    It depends on nothing that a store could lose: a ledger that forgets is still caught by the upstream.
+    """
+    return f"countersign-{hashlib.sha256(f'upstream:{name}'.encode()).hexdigest()[:48]}"
+
+
+def claim(  # noqa: PLR0913 - each is said by its name
+    entry: Entry | None, *, owner: str, fingerprint: str, retention: int, resend: int, now: float
+) -> Entry | Answer:
     """Judge a call against what the ledger holds of its key: the entry to write, or the answer to repeat.
 
-    Raises :class:`KeyReused` for other parameters, :class:`KeyInUse` while the first call may still be running, and
-    :class:`OutcomeStillUnknown` where it may have created an invoice that nobody has seen.
+    ``resend`` is for how many seconds the upstream deduplicates. Raises :class:`KeyReused` for other parameters,
+    :class:`KeyInUse` while the first call may still be running, and :class:`OutcomeStillUnknown` where it may have
+    created an invoice that nobody has seen.
     """
     if entry is None or entry.expires <= now:
-        return Entry(State.SENT, owner, fingerprint, now + LEASE, now + retention)
+        return Entry(State.SENT, owner, fingerprint, sent=now, lease_until=now + LEASE, expires=now + retention)
     if entry.fingerprint != fingerprint:
         raise KeyReused
     if entry.state is State.SENT:
-        if entry.owner == owner:  # our own claim, whose reply was lost
-            return entry
         if now < entry.lease_until:
+            if entry.owner == owner:  # our own claim, whose reply was lost
+                return entry
             raise KeyInUse(retry_after=1)
+    elif entry.answer is not None:
+        return entry.answer
+    if now + LEASE > entry.sent + resend:  # the send would have to be over while the upstream still knows the key
         raise OutcomeStillUnknown
-    if entry.answer is None:
-        raise OutcomeStillUnknown
-    return entry.answer
+    return replace(entry, state=State.SENT, owner=owner, lease_until=now + LEASE, doubt=True)
 
 
 def settle(entry: Entry | None, *, owner: str, outcome: Outcome, answer: Answer | None) -> Entry | None:
@@ -119,7 +139,7 @@ def settle(entry: Entry | None, *, owner: str, outcome: Outcome, answer: Answer 
         return entry
     match outcome:
         case Outcome.RELEASED:
-            return None
+            return replace(entry, state=State.UNKNOWN) if entry.doubt else None
         case Outcome.UNKNOWN:
             return replace(entry, state=State.UNKNOWN)
         case Outcome.SUCCEEDED:

@@ -79,10 +79,28 @@ class Operation:
     """What may be asked of an upstream: its parameters, and the fields of its answer by dotted path."""
 
     id: str
+    method: str
+    path: str
+    """Below ``/v1`` at Stripe and below ``/stripe`` here; a parameter's name in braces stands for its value."""
     parameters: Mapping[str, Parameter]
     fields: Mapping[str, Shape]
     answers: str
     """The ``object`` that every answer of this operation names itself to be."""
+
+    @property
+    def creates(self) -> bool:
+        """Whether a call of it makes something, and so must not be made twice. A GET only looks (RFC 9110, 9.2.1)."""
+        return self.method == "POST"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """What somebody who raises invoices is known to do."""
+
+    id: str
+    operations: frozenset[str]
+    deduplicates: int
+    """For how many seconds after a call it answers the same key with the same answer; 0 if it never does."""
 
 
 # ---------------------------------------------------------------- the policy document, read
@@ -112,10 +130,14 @@ class Connection:
     id: str
     name: str
     connection_name: str
-    upstream: str
+    upstream: Upstream
     origin: str
     secret: str
     ceiling: Limit | None
+    version: str | None = None
+    """The version of the upstream's API that is asked for, where it has several."""
+    account: str | None = None
+    """The connected account that is acted for, where the upstream knows such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +160,8 @@ class Rule:
 class Idempotency:
     """Where a call's idempotency key comes from, and for how many seconds its answer is kept.
 
-    ``parameter`` names the parameter whose value is the key; without one it is the Idempotency-Key header.
+    ``parameter`` names the parameter whose value is the key; without one it is the Idempotency-Key header. A call that
+    creates nothing has no key.
     """
 
     required: bool
@@ -209,8 +232,11 @@ class Call:
     media: str
     """``form`` or ``json``."""
     body: bytes = field(repr=False)
+    """What holds the parameters: the body, or of a GET what its query holds beyond the address."""
     idempotency_key: str | None
     validate_only: bool
+    path_parameters: Mapping[str, str] = field(default_factory=dict)
+    """The parameters that the path holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +255,16 @@ class Grant:
     """Of what was asked: the same key with another fingerprint is another call."""
     policy: str
     validate_only: bool
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that this call may spend of."""
+        return self.caller.budget if self.entitlement.operation.creates else None
+
+    @property
+    def resend_seconds(self) -> int:
+        """For how long a call with this key may be sent again, should nobody know what came of it."""
+        return self.entitlement.connection.upstream.deduplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +294,8 @@ class Admission:
     """Proves to the store that a settlement comes from whoever claimed."""
     taken: float
     """When the store counted the call, on the store's clock."""
+    doubt: bool = False
+    """Whether the same key was sent before and nobody knows what came of it."""
     replay: Answer | None = None
 
 
@@ -270,7 +308,7 @@ class Outcome(StrEnum):
     RELEASED = "released"
     """Nothing was created, and the same call may be sent again."""
     UNKNOWN = "unknown"
-    """An invoice may exist. Never sent again."""
+    """An invoice may exist. Sent again only to an upstream that then answers with the same invoice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +326,8 @@ class Reply:
     """The id of what was created, for the record."""
     spent: int = 0
     """What was created counts so much, in minor units, against the caller's budget."""
+    upstream_request: str | None = None
+    """The upstream's own name for the request, for the record."""
     attempts: int = 1
     alarm: str | None = None
     """What an operator must look at."""

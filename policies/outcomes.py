@@ -1,20 +1,29 @@
 """What an upstream's answer means: section "exactly once" of the design, row by row.
 
-The rule beneath the rows: only an answer that says plainly that nothing was created lets the same call be sent again.
-Everything else that is not a whole, readable invoice is unknown, and an unknown call is never sent twice.
+The rule beneath the rows: only an answer that says plainly that nothing was created sets the key free. Everything else
+that is not a whole, readable invoice is unknown, and an unknown call is sent again only to an upstream that would
+answer it with the same invoice.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from policies import fields
 from policies.model import Outcome, Reply
-from policies.refusals import OutcomeUnknown, UpstreamBusy, UpstreamKeyRefused, UpstreamRejected
+from policies.refusals import (
+    OutcomePending,
+    OutcomeUnknown,
+    UpstreamBusy,
+    UpstreamFailed,
+    UpstreamKeyRefused,
+    UpstreamRejected,
+)
 
 if TYPE_CHECKING:
     from policies.model import Budget, Grant
@@ -76,27 +85,46 @@ def judge(grant: Grant, status: int, body: bytes, retry_after: int | None) -> Re
     if status == 429:
         wait = 5 if retry_after is None else min(max(retry_after, 1), 3600)
         return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=wait), upstream_status=status)
-    return _unknown(status, f"the upstream answered {status}")
+    return unknown(grant, f"the upstream answered {status}", status)
 
 
-def _unknown(status: int, note: str) -> Reply:
+def unknown(grant: Grant, note: str, status: int | None = None) -> Reply:
+    """Say that nobody knows what came of a call that was sent, or that it brought nothing if it was only to look."""
+    if not grant.entitlement.operation.creates:
+        return Reply(Outcome.RELEASED, refusal=UpstreamFailed(note=note, retry_after=5), upstream_status=status)
+    # Without a key nobody could send the same call again.
+    if grant.resend_seconds and grant.ledger_key is not None:
+        return Reply(Outcome.UNKNOWN, refusal=OutcomePending(note=note, retry_after=5), upstream_status=status)
     return Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown(note=note), upstream_status=status)
+
+
+def in_doubt(grant: Grant, reply: Reply) -> Reply:
+    """Say what ``reply`` means of a call that was sent before, whose outcome is not known.
+
+    That this send created nothing says nothing of the earlier one.
+    """
+    if reply.outcome is not Outcome.RELEASED or not grant.entitlement.operation.creates:
+        return reply
+    note = reply.refusal.reason if reply.refusal is not None else None
+    return replace(
+        unknown(grant, f"sent before, and now {note}", reply.upstream_status), reached=reply.reached, alarm=reply.alarm
+    )
 
 
 def _success(grant: Grant, status: int, body: bytes) -> Reply:
     entitlement = grant.entitlement
     answer = _decoded(body)
     if not isinstance(answer, dict) or answer.get("object") != entitlement.operation.answers:
-        return _unknown(status, f"the upstream answered {status} without {entitlement.operation.answers} in JSON")
+        return unknown(grant, f"the upstream answered {status} without {entitlement.operation.answers} in JSON", status)
     created = answer.get("id")
     if not isinstance(created, str) or not created:
-        return _unknown(status, f"the upstream answered {status} without an id")
-    spent, alarm = _spent(grant.caller.budget, answer)
+        return unknown(grant, f"the upstream answered {status} without an id", status)
+    spent, alarm = _spent(grant.budget, answer)
     return Reply(
         Outcome.SUCCEEDED,
         answer=fields.trim(answer, entitlement.response),
         upstream_status=status,
-        created=created if _ID.fullmatch(created) else None,
+        created=created if entitlement.operation.creates and _ID.fullmatch(created) else None,
         spent=spent,
         alarm=alarm,
     )
@@ -115,12 +143,16 @@ def _spent(budget: Budget | None, answer: dict[str, Any]) -> tuple[int, str | No
 def _rejected(grant: Grant, status: int, body: bytes) -> Reply:
     answer = _decoded(body)
     error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict) and error.get("type") == "idempotency_error":
+        # The key went out before with another form, as it does where the policy's fixed values have changed since.
+        return unknown(grant, "the upstream knows the key with another form", status)
     code = error.get("code") if isinstance(error, dict) else None
     param = error.get("param") if isinstance(error, dict) else None
     code = code if isinstance(code, str) and code in _CODES else None
     param = param if isinstance(param, str) and param in grant.parameters else None
     said = _CODES[code] if code else _REJECTED[status]
-    detail = f"{said}{f' ({param})' if param else ''}. Nothing was created."
+    nothing = " Nothing was created." if grant.entitlement.operation.creates else ""
+    detail = f"{said}{f' ({param})' if param else ''}.{nothing}"
     return Reply(
         Outcome.REJECTED,
         refusal=UpstreamRejected(status, detail, code=code, parameter=param),

@@ -34,7 +34,7 @@ caller may read. What only the operator may read goes into ``note``, which reach
     ├── LedgerRefusal                the same idempotency key was used before
     │   ├── KeyInUse                 409
     │   ├── KeyReused                422
-    │   └── OutcomeStillUnknown      502
+    │   └── OutcomeStillUnknown      424
     ├── Unavailable                  we cannot serve it now; nothing was sent
     │   ├── SecretUnavailable        503
     │   ├── StoreUnavailable         503
@@ -42,17 +42,21 @@ caller may read. What only the operator may read goes into ``note``, which reach
     ├── UpstreamRefusal              the upstream said no, or nothing that can be trusted
     │   ├── UpstreamRejected         400, 402 or 404, as the upstream answered
     │   ├── UpstreamUnreachable      502  nothing was sent
+    │   ├── UpstreamFailed           502  nothing was to be created
     │   ├── UpstreamBusy             503
     │   ├── UpstreamKeyRefused       503
-    │   └── OutcomeUnknown           502 or 504
+    │   └── OutcomeUnknown           424  trying again would bring nothing
+    │       └── OutcomePending       504  trying again with the same key is safe, and settles it
     └── Unforeseen                   500  an error of ours; before the send, so nothing was sent
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from policies.model import Standing
 
 #: RFC 9457 wants a URI that names the kind of problem and need not resolve.
@@ -108,6 +112,40 @@ class Refusal(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
+#: Stripe's clients wait this long at most before they repeat a call, so that a longer wait is no reason to.
+PATIENCE: Final = 5
+
+
+def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object], bool]:
+    """Say a refusal as Stripe would, from its problem: the status, the body, and whether its client should repeat it.
+
+    Its clients choose their exception by status and ``type``; docs.stripe.com/api/errors. What arrived and cannot be a
+    call is a plain 400 there, and so is a key that was used before.
+    """
+    status, reason = problem["status"], problem["reason"]
+    reused = reason == KeyReused.reason
+    if reused or status in {405, 408, 413, 414, 415}:
+        status = 400
+    kind = _STRIPE_TYPES.get(status, "api_error")
+    error: dict[str, object] = {
+        "type": "idempotency_error" if reused or status == 409 else kind,
+        "code": problem.get("upstream_code") or str(reason).replace("-", "_"),
+        "message": f"{problem['detail']} (audit id {problem['audit_id']})",
+        "decided_by": problem["decided_by"],
+        "audit_id": problem["audit_id"],
+    }
+    if "parameter" in problem:
+        error["param"] = problem["parameter"]
+    return status, {"error": error}, 0 < problem.get("retry_after", 0) <= PATIENCE
+
+
+_STRIPE_TYPES: Final = {
+    **dict.fromkeys((400, 401, 403, 404), "invalid_request_error"),
+    402: "card_error",
+    429: "rate_limit_error",
+}
+
+
 # ---------------------------------------------------------------- what arrived cannot be a call
 
 
@@ -131,13 +169,17 @@ class MethodNotAllowed(BadCall):
 
     status = 405
     reason = "method-not-allowed"
-    title = "Use POST"
+    title = "Use another method"
     sentence = "Invoices are created with POST; no other method does anything here."
+
+    def __init__(self, allowed: str = "POST") -> None:
+        super().__init__(None if allowed == "POST" else f"Only {allowed} does anything here.")
+        self.allowed = allowed
 
     @property
     def headers(self) -> dict[str, str]:
         """RFC 9110, 15.5.6: a 405 says which methods are allowed."""
-        return {"Allow": "POST"}
+        return {"Allow": self.allowed}
 
 
 class QueryMalformed(BadCall):
@@ -371,14 +413,15 @@ class KeyReused(LedgerRefusal):
 
 
 class OutcomeStillUnknown(LedgerRefusal):
-    """What came of the first call with this key is not known, and it is never sent twice."""
+    """What came of the first call with this key is not known, and it is not sent again."""
 
-    status = 502
+    status = 424
     reason = "outcome-unknown"
     title = "It is not known whether the invoice exists"
     sentence = (
         "An earlier call with this idempotency key was sent and its answer never came, so the invoice may exist. "
-        "It was not sent again. Look for it at the upstream, or give the audit id to whoever runs Countersign."
+        "It was not sent again, and there is nothing for you to do: another key might raise a second invoice. Whoever "
+        "runs Countersign is told, and can find the call by its audit id."
     )
     decided_by = "upstream"
 
@@ -455,6 +498,14 @@ class UpstreamUnreachable(UpstreamRefusal):
     sentence = "The upstream cannot be reached. Nothing was sent; it is safe to try again."
 
 
+class UpstreamFailed(UpstreamRefusal):
+    """A call that creates nothing got no answer that can be read."""
+
+    reason = "upstream-failed"
+    title = "The upstream gave no answer"
+    sentence = "The upstream gave no answer that can be read. Nothing was changed; it is safe to try again."
+
+
 class UpstreamBusy(UpstreamRefusal):
     """The upstream's own limit."""
 
@@ -474,20 +525,34 @@ class UpstreamKeyRefused(UpstreamRefusal):
 
 
 class OutcomeUnknown(UpstreamRefusal):
-    """The call was sent and what came of it is not known."""
+    """The call was sent, what came of it is not known, and sending it again could raise a second invoice.
 
+    424: the answer failed with the upstream's (RFC 4918, 11.4). Clients repeat a 5xx or a 429 by themselves, and the
+    no-code tools put it on a schedule; none does that with a 424, which shows as an error for a person to look at.
+    """
+
+    status = 424
     reason = "outcome-unknown"
     title = "It is not known whether the invoice exists"
     sentence = (
-        "The call was sent and no answer came that can be trusted, so the invoice may exist. Do not raise it again "
-        "under another key: look for it at the upstream, or give the audit id to whoever runs Countersign."
+        "The call was sent and no answer came that can be trusted, so the invoice may exist. There is nothing for you "
+        "to do: the same key raises no second invoice, and another key might. Whoever runs Countersign is told, and "
+        "can find the call by its audit id."
     )
 
 
-class OutcomeUnknownInTime(OutcomeUnknown):
-    """The same, because no answer came in time."""
+class OutcomePending(OutcomeUnknown):
+    """The same, but the upstream tells a repeated call from a new one, so that sending it again settles it.
+
+    504, which clients and no-code tools repeat by themselves.
+    """
 
     status = 504
+    reason = OutcomeUnknown.reason
+    sentence = (
+        "The call was sent and no answer came that can be trusted, so the invoice may exist. Send the same call again "
+        "with the same idempotency key: that is safe, raises no second invoice, and asks the upstream once more."
+    )
 
 
 # ---------------------------------------------------------------- an error of ours

@@ -50,6 +50,23 @@ def refused(answer: TestResponse | Answer, status: int, reason: str) -> dict[str
     return problem
 
 
+def stripe_refused(answer: TestResponse | Answer, status: int, reason: str) -> dict[str, Any]:
+    """Assert that an answer is a refusal as Stripe's own clients read it, and return its error."""
+    got, headers, body = answer if isinstance(answer, tuple) else plain(answer)
+    told = json.loads(body)
+    assert told.keys() == {"error"}
+    error: dict[str, Any] = told["error"]
+    assert (got, error["code"]) == (status, reason.replace("-", "_")), error
+    assert headers["content-type"] == "application/json"
+    assert headers["cache-control"] == "no-store"
+    assert headers["request-id"] == headers["countersign-audit-id"] == error["audit_id"]
+    assert headers["stripe-should-retry"] in {"true", "false"}
+    assert error["audit_id"] in error["message"]
+    assert error.keys() - {"param"} == {"type", "code", "message", "decided_by", "audit_id"}
+    assert body.isascii()
+    return error
+
+
 def without_id(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the audit id, which no two answers share."""
     return {name: value for name, value in answer.items() if name != "audit_id"}

@@ -17,7 +17,7 @@ import pytest
 from console import audit
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PARAMETERS, RESPONSE, TARGET, policy, sha256
-from tests.problems import plain, refused, without_id
+from tests.problems import plain, refused, stripe_refused, without_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,10 +206,14 @@ def test_unlisted_and_nonexistent_connections_are_answered_alike(
             OTHER_TARGET,
             OTHER_TARGET.replace("stripe-2", "nowhere"),
             OTHER_TARGET.replace("ft-4", "nowhere"),
-            "/ft-4/stripe-2/v1/invoices",
-            "/no/where/v1/invoices",
         )
     ]
+    told = [
+        stripe_refused(gate.post(target), 403, "connection-not-granted")
+        for target in ("/ft-4/stripe-2/v1/invoices", "/no/where/v1/invoices")
+    ]
+    assert told[0].keys() == told[1].keys()
+    assert told[0]["message"].partition("(")[0] == told[1]["message"].partition("(")[0]
     problems = [refused(answer, 403, "connection-not-granted") for answer in answers]
     assert all(without_id(problem) == without_id(problems[0]) for problem in problems)
     assert len({len(answer[2]) for answer in answers}) == 1
@@ -382,7 +386,7 @@ def test_validate_only_shows_what_would_be_sent_and_uses_up_nothing(
             "would_send": {
                 "method": "POST",
                 "url": f"{upstream.origin}{TARGET}",
-                "headers": {"x-api-key": "(hidden)", "Content-Type": FORM},
+                "headers": {"x-api-key": "(hidden)", "Content-Type": FORM, "Accept": "application/json"},
                 "body": "collection_method=send_invoice&customer=cus_MQqeLuPp19Qbk8&metadata%5Border_id%5D=7",
             },
             "would_answer": RESPONSE.split(", "),
@@ -752,9 +756,9 @@ def test_unforeseen_error_after_the_send_leaves_the_outcome_unknown(
         raise ZeroDivisionError("canary")
 
     gate = function()
-    monkeypatch.setattr("gateway.upstreams.appgregator.judge", broken)
+    monkeypatch.setattr("gateway.upstreams.sending.judge", broken)
     response = gate.post(Idempotency_Key="a")
-    refused(response, 502, "outcome-unknown")
+    refused(response, 424, "outcome-unknown")
     intent, refusal = gate.record.entries()
     assert refusal["note"].startswith("ZeroDivisionError in broken")
     assert response.headers["Countersign-Audit-Id"] == intent["audit_id"] == refusal["audit_id"]

@@ -90,12 +90,8 @@ def test_every_refusal_is_explained() -> None:
     raised = [refusal for refusal in every_refusal() if "reason" in vars(refusal)]
     assert len(raised) > 25
     for refusal in raised:
-        row = next((row for row in rows.splitlines() if row.startswith(f"| `{refusal.reason}` |")), None)
-        assert row is not None, refusal.reason
-        assert str(refusal.status) in row
-    # Every sentence stands there as the code says it, one reason that two classes share aside.
-    missing = {refusal.reason for refusal in raised if refusal.sentence not in rows}
-    assert missing <= {"outcome-unknown"}
+        start = f"| `{refusal.reason}` | {refusal.status}"
+        assert any(row.startswith(start) and refusal.sentence in row for row in rows.splitlines()), refusal.reason
 
 
 def test_every_setting_is_in_the_readme() -> None:

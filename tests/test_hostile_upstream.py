@@ -46,15 +46,15 @@ class Case(NamedTuple):
 
 UNKNOWN = "outcome-unknown"
 CASES = [
-    Case("redirect_302", 502, UNKNOWN),
-    Case("redirect_307", 502, UNKNOWN),
-    Case("html_200", 502, UNKNOWN, creates=1),
-    Case("html_502", 502, UNKNOWN),
+    Case("redirect_302", 424, UNKNOWN),
+    Case("redirect_307", 424, UNKNOWN),
+    Case("html_200", 424, UNKNOWN, creates=1),
+    Case("html_502", 424, UNKNOWN),
     Case("gzip", 200, creates=1, again="replay"),
-    Case("gzip_bomb", 502, UNKNOWN, creates=1),
-    Case("trickle", 504, UNKNOWN, creates=1),
-    Case("slow", 504, UNKNOWN, creates=1),
-    Case("hang", 504, UNKNOWN, creates=1),
+    Case("gzip_bomb", 424, UNKNOWN, creates=1),
+    Case("trickle", 424, UNKNOWN, creates=1),
+    Case("slow", 424, UNKNOWN, creates=1),
+    Case("hang", 424, UNKNOWN, creates=1),
     Case("echo_key", 400, "upstream-rejected", again="replay"),
     Case("leak_key", 200, creates=1, again="replay"),
     Case("set_cookie", 200, creates=1, again="replay"),
@@ -63,23 +63,23 @@ CASES = [
     Case("error_402", 402, "upstream-rejected", again="replay"),
     Case("error_403", 503, "upstream-key-refused", again="fresh"),
     Case("error_404", 404, "upstream-rejected", again="replay"),
-    Case("error_409", 502, UNKNOWN),
+    Case("error_409", 424, UNKNOWN),
     Case("error_429", 503, "upstream-busy", again="fresh"),
-    Case("error_500", 502, UNKNOWN),
-    Case("error_503", 502, UNKNOWN),
-    Case("close_before", 502, UNKNOWN, sends=0),
-    Case("close_after", 502, UNKNOWN, creates=1),
-    Case("reset_after", 502, UNKNOWN, creates=1),
-    Case("truncated", 502, UNKNOWN, creates=1),
-    Case("oversize", 502, UNKNOWN, creates=1),
-    Case("not_json", 502, UNKNOWN, creates=1),
-    Case("nan", 502, UNKNOWN, creates=1),
-    Case("deep", 502, UNKNOWN, creates=1),
-    Case("no_id", 502, UNKNOWN, creates=1),
-    Case("array", 502, UNKNOWN, creates=1),
-    Case("empty", 502, UNKNOWN, creates=1),
-    Case("wrong_object", 502, UNKNOWN, creates=1),
-    Case("huge_header", 502, UNKNOWN, creates=1),
+    Case("error_500", 424, UNKNOWN),
+    Case("error_503", 424, UNKNOWN),
+    Case("close_before", 424, UNKNOWN, sends=0),
+    Case("close_after", 424, UNKNOWN, creates=1),
+    Case("reset_after", 424, UNKNOWN, creates=1),
+    Case("truncated", 424, UNKNOWN, creates=1),
+    Case("oversize", 424, UNKNOWN, creates=1),
+    Case("not_json", 424, UNKNOWN, creates=1),
+    Case("nan", 424, UNKNOWN, creates=1),
+    Case("deep", 424, UNKNOWN, creates=1),
+    Case("no_id", 424, UNKNOWN, creates=1),
+    Case("array", 424, UNKNOWN, creates=1),
+    Case("empty", 424, UNKNOWN, creates=1),
+    Case("wrong_object", 424, UNKNOWN, creates=1),
+    Case("huge_header", 424, UNKNOWN, creates=1),
     Case("expanded", 200, creates=1, again="replay"),
 ]
 
@@ -153,7 +153,7 @@ def test_fault_is_answered_recorded_and_remembered(hostile: Function, upstream: 
         assert (second.status_code, second.data) == (first.status_code, first.data)
         assert second.headers["Idempotent-Replayed"] == "true"
     if case.again == "unknown":
-        assert "was not sent again" in refused(second, 502, UNKNOWN)["detail"]
+        assert "was not sent again" in refused(second, 424, UNKNOWN)["detail"]
         assert "Retry-After" not in second.headers
     # Whatever came back, a call that reached the upstream counts.
     left = 47 if case.again == "fresh" else 48
@@ -290,7 +290,7 @@ def test_bombs_cost_little_memory_and_time(server: Callable[..., Server], upstre
     for fault in ("gzip_bomb", "oversize", "deep", "huge_header"):
         answers += [running.call(body=f"customer=cus_fault_{fault}".encode()) for _ in range(3)]
     assert time.monotonic() - began < 6
-    assert [answer[0] for answer in answers] == [200] + [502] * 12
+    assert [answer[0] for answer in answers] == [200] + [424] * 12
     assert before > 10_000_000  # it was measured
     assert peak_memory(running.process.pid) - before < 30_000_000
 

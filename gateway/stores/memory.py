@@ -51,13 +51,14 @@ class Memory:
                 raise limit_reached(full[0].limit, wait, self._standings(grant, now))
             if ceiling is not None and ceiling.remaining(now) < 1:
                 raise ceiling_reached(ceiling.wait(now), self._standings(grant, now))
-            if budget is not None and grant.caller.budget is not None and budget.remaining(now) < 1:
-                raise budget_spent(grant.caller.budget, budget.wait(now), self._standings(grant, now))
+            if budget is not None and grant.budget is not None and budget.remaining(now) < 1:
+                raise budget_spent(grant.budget, budget.wait(now), self._standings(grant, now))
             for window in self._counting(grant):
                 window.take(now)
             if grant.ledger_key is not None and claim is not None:
                 self._ledger[grant.ledger_key] = claim
-            return Admission(self._standings(grant, now), owner, now)
+            doubt = claim is not None and claim.doubt
+            return Admission(self._standings(grant, now), owner, now, doubt=doubt)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -84,6 +85,7 @@ class Memory:
             owner=owner,
             fingerprint=grant.fingerprint,
             retention=grant.entitlement.idempotency.seconds,
+            resend=grant.resend_seconds,
             now=now,
         )
 
@@ -125,7 +127,7 @@ class Memory:
         return self._window("connection", connection.id, connection.ceiling) if connection.ceiling else None
 
     def _budget(self, grant: Grant) -> Window | None:
-        budget = grant.caller.budget
+        budget = grant.budget
         return self._window("budget", grant.caller.id, budget.limit) if budget is not None else None
 
     def _window(self, kind: str, name: str, limit: Limit) -> Window:

@@ -93,14 +93,16 @@ end
 """
 
 # KEYS: the ledger's entry, then a window for each limit, the ceiling's, and the budget's.
-# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, whose it is, then of each
-# window its calls, its seconds and '1' if the call is counted there now; what a budget counts is known later.
+# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, whose it is, for how long it may be sent
+# again, then of each window its calls, its seconds and '1' if the call is counted there now; what a budget counts is
+# known later.
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local owner, fingerprint, keyed = ARGV[2], ARGV[3], ARGV[6] == '1'
+local lease, again = tonumber(ARGV[4]), false
 local windows = {{}}
 for i = 2, #KEYS do
-  local calls, seconds, counts = tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3]), ARGV[3 * i + 4] == '1'
+  local calls, seconds, counts = tonumber(ARGV[3 * i + 3]), tonumber(ARGV[3 * i + 4]), ARGV[3 * i + 5] == '1'
   local width = seconds * 1000000 / BUCKETS
   local total, first = forget(KEYS[i], width, now)
   windows[i - 1] = {{
@@ -118,16 +120,20 @@ local function answer(verdict, ...)
 end
 
 if keyed then
-  local e = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fingerprint', 'lease', 'expires', 'taken', 'status', 'body')
+  local e = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fingerprint', 'lease', 'expires', 'taken', 'status', 'body',
+    'sent', 'doubt')
   if e[1] and tonumber(e[5]) > now then
     if e[3] ~= fingerprint then return answer('reused', '', '') end
     if e[1] == 'sent' then
-      if e[2] == owner then return answer('admitted', e[6], '') end
-      if now < tonumber(e[4]) then return answer('in-use', '', '') end
-      return answer('unknown', '', '')
+      if now < tonumber(e[4]) then
+        if e[2] == owner then return answer('admitted', e[6], e[10]) end
+        return answer('in-use', '', '')
+      end
+    elseif e[1] ~= 'unknown' then
+      return answer('replay', e[7], e[8])
     end
-    if e[1] == 'unknown' then return answer('unknown', '', '') end
-    return answer('replay', e[7], e[8])
+    if now + lease > tonumber(e[9]) + tonumber(ARGV[8]) then return answer('unknown', '', '') end
+    again = true
   end
 end
 
@@ -139,14 +145,18 @@ for _, w in ipairs(windows) do
     w.total, w.first = take(w.key, w.seconds, w.width, w.total, w.first, now, 1)
   end
 end
-if keyed then
+if again then
+  redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'taken', exact(now), 'lease', exact(now + lease),
+    'doubt', '1')
+elseif keyed then
   local retention = tonumber(ARGV[5])
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'fingerprint', fingerprint, 'about', ARGV[7],
-    'taken', exact(now), 'lease', exact(now + tonumber(ARGV[4])), 'expires', exact(now + retention * 1000))
+    'sent', exact(now), 'taken', exact(now), 'lease', exact(now + lease), 'expires', exact(now + retention * 1000),
+    'doubt', '')
   redis.call('PEXPIRE', KEYS[1], retention + {SLACK})
 end
-return answer('admitted', exact(now), '')
+return answer('admitted', exact(now), again and '1' or '')
 """
 
 # KEYS as above. ARGV: owner, the state to enter or 'released', status, body, '1' with a key, '1' to give back, taken,
@@ -155,8 +165,9 @@ return answer('admitted', exact(now), '')
 _SETTLE: Final = f"""{_COMMON}
 local owner, state, keyed = ARGV[1], ARGV[2], ARGV[5] == '1'
 if keyed then
-  local e = redis.call('HMGET', KEYS[1], 'state', 'owner')
+  local e = redis.call('HMGET', KEYS[1], 'state', 'owner', 'doubt')
   if e[2] ~= owner then return (not e[1] and state == 'released') and 1 or 0 end
+  if state == 'released' and e[3] == '1' then state = 'unknown' end
   if e[1] ~= 'sent' then return e[1] == state and 1 or 0 end
   if state == 'released' then
     redis.call('DEL', KEYS[1])
@@ -232,13 +243,14 @@ class Redis:
         now = self._now()
         retention = grant.entitlement.idempotency.seconds * 1000
         lease, keyed = LEASE * 1_000_000, _keyed(grant)
-        arguments: list[str | int] = [now, owner, grant.fingerprint, lease, retention, keyed, _about(grant)]
+        resend = grant.resend_seconds * 1_000_000
+        arguments: list[str | int] = [now, owner, grant.fingerprint, lease, retention, keyed, _about(grant), resend]
         for _, limit, counts in windows:
             arguments += [limit.calls, limit.seconds, counts]
         verdict, first, second, *standing = self._run(self._admit, grant, windows, arguments)
         standings = _standings(grant.caller.limits, standing)
         if verdict == b"admitted":
-            return Admission(standings, owner, int(first) / 1_000_000)
+            return Admission(standings, owner, int(first) / 1_000_000, doubt=second == b"1")
         if verdict == b"replay":
             return Admission(standings, owner, 0.0, replay=Answer(int(first), second))
         if verdict == b"full":
@@ -261,14 +273,14 @@ class Redis:
         try:
             now = int(self._now() or self._now_there())
             for key in self._client.scan_iter(match=f"{start}{prefix}*", count=1000):
-                entry: Any = self._client.hmget(key, "state", "about", "taken", "lease")
+                entry: Any = self._client.hmget(key, "state", "about", "sent", "lease")
                 if None not in entry:
-                    state, about, taken, lease = entry
+                    state, about, sent, lease = entry
                     yield Held(
                         key=key.decode().removeprefix(start),
                         state=State(state.decode()),
                         **json.loads(about),
-                        since=int(taken) / 1_000_000,
+                        since=int(sent) / 1_000_000,
                         running=state == b"sent" and now < int(lease),
                     )
         except redis.RedisError as error:
@@ -339,8 +351,8 @@ def _windows(grant: Grant) -> list[_Window]:
     windows: list[_Window] = [(f"{PREFIX}caller:{caller.id}:{limit.text}", limit, 1) for limit in caller.limits]
     if connection.ceiling is not None:
         windows.append((f"{PREFIX}connection:{connection.id}:{connection.ceiling.text}", connection.ceiling, 1))
-    if caller.budget is not None:
-        windows.append((f"{PREFIX}budget:{caller.id}:{caller.budget.limit.text}", caller.budget.limit, 0))
+    if grant.budget is not None:
+        windows.append((f"{PREFIX}budget:{caller.id}:{grant.budget.limit.text}", grant.budget.limit, 0))
     return windows
 
 
@@ -365,6 +377,6 @@ def _full(grant: Grant, windows: list[_Window], standing: list[Any], standings: 
     if own:
         return limit_reached(own[0][0], max(wait for _, wait in own), standings)
     _, limit, wait = waits[0]
-    if caller.budget is not None and limit is caller.budget.limit:
-        return budget_spent(caller.budget, wait, standings)
+    if grant.budget is not None and limit is grant.budget.limit:
+        return budget_spent(grant.budget, wait, standings)
     return ceiling_reached(wait, standings)

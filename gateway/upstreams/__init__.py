@@ -1,1 +1,1 @@
-"""The upstreams: one module each, and the one transport that all of them use."""
+"""The upstreams: a module each for how they are spoken to, the one way of sending, and the one transport."""

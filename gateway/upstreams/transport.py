@@ -7,9 +7,10 @@ to seek with.
 
 from __future__ import annotations
 
+import re
 import select
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Final
 
@@ -23,17 +24,29 @@ MAX_IDLE_SECONDS: Final = 30
 #: Opening takes two or three round trips; a host that needs more time than this is down.
 CONNECT_SECONDS: Final = 5.0
 
+FORM: Final = "application/x-www-form-urlencoded"
+
+_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id"})
+_WORDS: Final = {b"true": True, b"false": False}
+_REQUEST_ID = re.compile(rb"req_[A-Za-z0-9_]{1,64}")
+
 
 class NotSentError(Exception):
     """No byte of the request was written, so nothing can have happened."""
 
 
 class LostError(Exception):
-    """The request was written, wholly or in part, and no answer came that can be read. ``late``: it ran out of time."""
+    """The request was written, wholly or in part, and no answer came that can be read."""
 
-    def __init__(self, what: str, *, late: bool) -> None:
-        super().__init__(what)
-        self.late = late
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What goes out: GET without a body, or POST."""
+
+    method: str
+    url: str
+    headers: list[str] = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +56,21 @@ class Received:
     status: int
     body: bytes
     retry_after: int | None
+    should_retry: bool | None = None
+    """What ``Stripe-Should-Retry`` says."""
+    request_id: str | None = None
+    """``Request-Id``, where it looks like one of Stripe's."""
 
 
 class Transport:
-    """Posts forms. Safe for threads: each has its own handle, and so its own connections."""
+    """Makes requests. Safe for threads: each has its own handle, and so its own connections."""
 
     def __init__(self, ca_file: str | None = None) -> None:
         self._ca_file = ca_file or certifi.where()
         self._local = threading.local()
 
-    def post(self, url: str, headers: list[str], body: bytes, seconds: float) -> Received:
-        """Send one POST, and never again. ``seconds`` bounds all of it, from name look-up to the last byte.
+    def send(self, request: Request, seconds: float) -> Received:
+        """Send one request, and a POST never again. ``seconds`` bounds it all, from name look-up to the last byte.
 
         Raises :class:`NotSentError` or :class:`LostError`; neither carries a word of the other side.
         """
@@ -61,15 +78,26 @@ class Transport:
             raise NotSentError("no time was left")
         curl = self._handle()
         answer = BytesIO()
+        said: dict[bytes, bytes] = {}
+
+        def hear(line: bytes) -> None:
+            name, colon, value = line.partition(b":")
+            if colon and (name := name.lower()) in _HEARD:
+                said[name] = value.strip()
 
         def write(chunk: bytes) -> int:
             # Fewer bytes than were given makes libcurl give up.
             return answer.write(chunk) if answer.tell() + len(chunk) <= MAX_ANSWER else 0
 
-        curl.setopt(pycurl.URL, url)
-        curl.setopt(pycurl.HTTPHEADER, headers)
-        curl.setopt(pycurl.POSTFIELDSIZE, len(body))
-        curl.setopt(pycurl.READFUNCTION, BytesIO(body).read)
+        curl.setopt(pycurl.URL, request.url)
+        curl.setopt(pycurl.HTTPHEADER, [*request.headers, "Expect:"])  # no round trip to ask whether a body is welcome
+        if request.method == "POST":
+            curl.setopt(pycurl.POST, 1)
+            curl.setopt(pycurl.POSTFIELDSIZE, len(request.body))
+            curl.setopt(pycurl.READFUNCTION, BytesIO(request.body).read)
+        else:
+            curl.setopt(pycurl.HTTPGET, 1)
+        curl.setopt(pycurl.HEADERFUNCTION, hear)
         curl.setopt(pycurl.WRITEFUNCTION, write)
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(seconds * 1000)))
         try:
@@ -78,11 +106,18 @@ class Transport:
             code = error.args[0]
             if curl.getinfo(pycurl.REQUEST_SIZE) == 0:
                 raise NotSentError(f"libcurl error {code}") from None
-            raise LostError(f"libcurl error {code}", late=code == pycurl.E_OPERATION_TIMEDOUT) from None
+            raise LostError(f"libcurl error {code}") from None
         finally:
             curl.unsetopt(pycurl.HTTPHEADER)  # the key stays no longer than the call
         wait = curl.getinfo(pycurl.RETRY_AFTER)
-        return Received(curl.getinfo(pycurl.RESPONSE_CODE), answer.getvalue(), wait if wait > 0 else None)
+        named = said.get(b"request-id", b"")
+        return Received(
+            status=curl.getinfo(pycurl.RESPONSE_CODE),
+            body=answer.getvalue(),
+            retry_after=wait if wait > 0 else None,
+            should_retry=_WORDS.get(said.get(b"stripe-should-retry", b"")),
+            request_id=named.decode("ascii") if _REQUEST_ID.fullmatch(named) else None,
+        )
 
     def _handle(self) -> Any:
         curl = getattr(self._local, "curl", None)
@@ -93,7 +128,6 @@ class Transport:
 
     def _new_handle(self) -> Any:
         curl = pycurl.Curl()
-        curl.setopt(pycurl.POST, 1)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTPS | pycurl.PROTO_HTTP)  # which, the policy document decides
         curl.setopt(pycurl.FOLLOWLOCATION, 0)
         curl.setopt(pycurl.PROXY, "")  # "" also keeps HTTP_PROXY and its like out

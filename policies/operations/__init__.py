@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from policies.operations.invoices_create import INVOICES_CREATE
+from policies.operations.invoices_retrieve import INVOICES_RETRIEVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policies.model import Operation
 
-OPERATIONS: Final[Mapping[str, Operation]] = {operation.id: operation for operation in (INVOICES_CREATE,)}
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    operation.id: operation for operation in (INVOICES_CREATE, INVOICES_RETRIEVE)
+}

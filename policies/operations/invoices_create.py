@@ -288,6 +288,8 @@ FIELDS: Final = {
 
 INVOICES_CREATE: Final = Operation(
     id="invoices.create",
+    method="POST",
+    path="invoices",
     parameters={parameter.path: parameter for parameter in PARAMETERS},
     fields=FIELDS,
     answers="invoice",

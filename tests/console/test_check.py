@@ -52,7 +52,7 @@ def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.Captur
     [
         ("connectoins:", "connections:", ":2: connectoins: no such key. Did you mean connections?"),
         ("limits: []", "limits: [30/minute, 2000/day]", "callers.app.limits: this list is empty"),
-        ("upstream: stripe", "upstream: appgregator", "connections.billing.upstream: Stripe itself"),
+        ("upstream: strip", "upstream: appgregator", "connections.billing.upstream: Did you mean stripe?"),
         ("    name: [", "    name: ft-4", "this is not YAML"),
     ],
 )

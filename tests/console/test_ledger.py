@@ -92,7 +92,7 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
 ) -> None:
     gate = function(STORE=redis_url)
     upstream.fail_next("close_after")
-    assert gate.post(Idempotency_Key="order-1").status_code == 502
+    assert gate.post(Idempotency_Key="order-1").status_code == 424
     (intent,) = gate.record.entries("intent")
     monkeypatch.setenv("STORE", redis_url)
     assert main(["ledger", "resolve", intent["ledger"], "--created", "in_77", "--by", "Ann"]) == 0

@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 import pycurl
 
-from gateway.upstreams.appgregator import Appgregator
+from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], An
 
 
 _around(type(main.gate.store), "admit", "before-claim", "after-claim")
-_around(Appgregator, "send", "before-send", "")
-_around(Transport, "post", "", "after-applied")
+_around(Upstreams, "send", "before-send", "")
+_around(Transport, "send", "", "after-applied")
 _around(type(main.gate.store), "settle", "before-settle", "after-settle")
 setattr(Transport, "_new_handle", _watched(Transport._new_handle))  # noqa: B010 - mypy takes no assignment to a method

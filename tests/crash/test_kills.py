@@ -253,7 +253,7 @@ def kill_at(point: str, pair: Pair, number: Iterator[int], times: int, found: Fo
     with ThreadPoolExecutor(2) as pool:
         for key in keys * 2:
             for answered in pool.map(pair.call, (0, 1), (key, key)):
-                found.judge(key, answered, "502 outcome-unknown" if POINTS[point][1] == "sent" else "200 replay")
+                found.judge(key, answered, "424 outcome-unknown" if POINTS[point][1] == "sent" else "200 replay")
 
 
 def due_at_once(point: str, answered: Answered | None, began: float, fresh: str) -> tuple[str, ...]:
@@ -263,7 +263,7 @@ def due_at_once(point: str, answered: Answered | None, began: float, fresh: str)
         return (fresh if held == "nothing" else "200 replay",)
     if answered is not None and answered.came < began + LEASE:
         return ("409 idempotency-key-in-use",)
-    return "409 idempotency-key-in-use", "502 outcome-unknown"
+    return "409 idempotency-key-in-use", "424 outcome-unknown"
 
 
 def pair_of(folder: Path, upstream: Witness, store: str) -> Pair:

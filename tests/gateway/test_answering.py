@@ -13,7 +13,7 @@ from gateway.stores.memory import Memory
 from policies.model import Answer, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import CredentialMissing, LimitReached, MethodNotAllowed, PathUnknown, Refusal, UpstreamBusy
-from tests.conftest import policy
+from tests.conftest import TARGET, policy
 from tests.gateway.conftest import Clock, granted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def audit() -> Audit:
 def answered(audit: Audit, reply: Reply, limits: str = "30/minute") -> tuple[Record, Response]:
     """Take a call through a store and the record to its answer."""
     grant = granted(policy("http://127.0.0.1:9", limits=limits))
-    with audit.open({}) as record:
+    with audit.open({"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
         record.admission = Memory(Clock()).admit(grant)
         record.intent(record.admission)
@@ -50,7 +50,7 @@ def answered(audit: Audit, reply: Reply, limits: str = "30/minute") -> tuple[Rec
 
 
 def refused(audit: Audit, refusal: Refusal) -> tuple[Record, Response]:
-    with audit.open({}) as record:
+    with audit.open({"RAW_URI": TARGET}) as record:
         raise refusal
     return record, respond(record)
 
@@ -79,7 +79,7 @@ def test_success_is_json_with_exactly_these_headers(audit: Audit) -> None:
 
 def test_audit_id_is_in_the_answer_only_where_the_policy_lists_it(audit: Audit) -> None:
     grant = granted(policy("http://127.0.0.1:9", response="id"))
-    with audit.open({}) as record:
+    with audit.open({"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
         answer = record.answer_to(SUCCEEDED)
     assert "audit_id" not in json.loads(answer.body)
@@ -126,7 +126,7 @@ def test_every_limit_stands_in_the_headers(audit: Audit) -> None:
 def test_refusal_by_a_limit_shows_how_the_limits_stand(audit: Audit) -> None:
     store, grant = Memory(Clock()), granted(policy("http://127.0.0.1:9", limits="1/minute"))
     store.admit(grant)
-    with audit.open({}) as record:
+    with audit.open({"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
         store.admit(grant)
     response = respond(record)
@@ -151,7 +151,7 @@ def test_lone_surrogate_does_not_break_an_answer(audit: Audit) -> None:
 
 def test_answer_is_passed_on_byte_for_byte(audit: Audit) -> None:
     body = '{"kept":  "as it was, é"}'.encode()
-    with audit.open({}) as record:
+    with audit.open({"RAW_URI": TARGET}) as record:
         record.answer = Answer(402, body)
     response = respond(record)
     assert (response.get_data(), response.headers["Content-Length"]) == (body, str(len(body)))

@@ -614,7 +614,7 @@ def test_end_of_a_sent_call_is_written_however_many_end_so(audit: Audit, sink: L
             record.caller, record.grant, record.admission = grant.caller, grant, ADMISSION
             record.intent(ADMISSION)
             raise KeyError("after the send")
-        assert record.answer.status == 502
+        assert record.answer.status == 424
     audit.close()
     assert not found(sink.lines)
 
@@ -694,7 +694,7 @@ def test_unforeseen_exception_after_the_intent_is_an_unknown_outcome(audit: Audi
         record.caller, record.grant, record.admission = grant.caller, grant, ADMISSION
         record.intent(ADMISSION)
         raise ZeroDivisionError(UPSTREAM_KEY)
-    assert (record.answer.status, json.loads(record.answer.body)["reason"]) == (502, "outcome-unknown")
+    assert (record.answer.status, json.loads(record.answer.body)["reason"]) == (424, "outcome-unknown")
     intent, end = sink.ours("intent", "refusal")
     assert end["audit_id"] == intent["audit_id"] == record.audit_id
     assert UPSTREAM_KEY not in "".join(sink.lines)

@@ -81,7 +81,7 @@ def test_identity_is_no_encoding(encoding: str) -> None:
     ("members", "refusal"),
     [
         ({"RAW_URI": "/" + "a" * MAX_TARGET}, TargetTooLong),
-        ({"RAW_URI": "/stripe/invoices/x"}, PathUnknown),
+        ({"RAW_URI": "/stripe/invoices/x/y"}, PathUnknown),
         ({"RAW_URI": "/stripe%2Finvoices/", "PATH_INFO": "/stripe/invoices/"}, PathUnknown),
         ({"RAW_URI": "//stripe/invoices/", "PATH_INFO": "/stripe/invoices/"}, PathUnknown),
         ({"RAW_URI": f"http://countersign{TARGET}", "PATH_INFO": "/stripe/invoices/"}, PathUnknown),

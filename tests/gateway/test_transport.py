@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway.upstreams.transport import MAX_ANSWER, LostError, NotSentError, Received, Transport
+from gateway.upstreams.transport import MAX_ANSWER, LostError, NotSentError, Received, Request, Transport
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.gateway.conftest import at_once
 
@@ -38,7 +38,6 @@ HEADERS = [
     f"x-api-key: {UPSTREAM_KEY}",
     "Content-Type: application/x-www-form-urlencoded",
     "Accept: application/json",
-    "Expect:",
 ]
 BODY = b"customer=cus_1"
 
@@ -49,7 +48,7 @@ def transport() -> Transport:
 
 
 def post(transport: Transport, origin: str, *, seconds: float = 10, body: bytes = BODY) -> Received:
-    return transport.post(origin + PATH, HEADERS, body, seconds)
+    return transport.send(Request("POST", origin + PATH, HEADERS, body), seconds)
 
 
 def test_answer_comes_with_status_and_body(transport: Transport, upstream: Appgregator) -> None:
@@ -135,9 +134,8 @@ def test_compressed_answer_is_read_though_nobody_asked(transport: Transport, ups
 @pytest.mark.parametrize("fault", ["gzip_bomb", "oversize", "huge_header"])
 def test_answer_past_the_cap_is_lost(transport: Transport, upstream: Appgregator, fault: str) -> None:
     upstream.fail_next(fault)
-    with pytest.raises(LostError) as caught:
+    with pytest.raises(LostError):
         post(transport, upstream.origin)
-    assert not caught.value.late
     assert len(upstream.calls) == 1
 
 
@@ -145,12 +143,12 @@ def test_gzip_bomb_costs_little_memory(upstream: Appgregator) -> None:
     """200 MB when inflated; measured in a process of its own, whose peak is its own."""
     program = f"""
 import resource
-from gateway.upstreams.transport import LostError, Transport
+from gateway.upstreams.transport import LostError, Request, Transport
 transport = Transport()
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 def post():
-    return transport.post({upstream.origin + PATH!r}, {HEADERS!r}, {BODY!r}, 20)
+    return transport.send(Request("POST", {upstream.origin + PATH!r}, {HEADERS!r}, {BODY!r}), 20)
 assert post().status == 200
 before = peak()
 try:
@@ -232,9 +230,8 @@ def test_deadline_bounds_the_whole_call(transport: Transport, upstream: Appgrega
     upstream.delay = 30
     upstream.fail_next(fault)
     began = time.monotonic()
-    with pytest.raises(LostError) as caught:
+    with pytest.raises(LostError):
         post(transport, upstream.origin, seconds=0.5)
-    assert caught.value.late
     assert 0.4 < time.monotonic() - began < 3
     assert len(upstream.calls) == 1
 
@@ -268,7 +265,7 @@ def test_nothing_is_sent_where_nothing_listens(transport: Transport) -> None:
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1:9/", "file:///etc/hostname", "gopher://127.0.0.1:9/"])
 def test_only_http_is_spoken(transport: Transport, url: str) -> None:
     with pytest.raises(NotSentError):
-        transport.post(url, HEADERS, BODY, 5)
+        transport.send(Request("POST", url, HEADERS, BODY), 5)
 
 
 def test_handle_works_on_after_every_failure(transport: Transport, upstream: Appgregator) -> None:
@@ -290,9 +287,8 @@ def test_connection_that_dies_is_lost_and_the_call_not_repeated(
     if reused:
         post(transport, upstream.origin)
     upstream.fail_next(fault)
-    with pytest.raises(LostError) as caught:
+    with pytest.raises(LostError):
         post(transport, upstream.origin)
-    assert not caught.value.late
     # Cut off before its body was read, it is no call to the upstream; had it been repeated, that would be one.
     assert len(upstream.calls) == reused + (fault != "close_before")
     assert upstream.invoices == len(upstream.calls)
@@ -331,10 +327,10 @@ def test_connection_closed_while_idle_is_replaced_before_anything_is_sent(
 
 PROGRAM = """
 import sys, json, pycurl, os
-from gateway.upstreams.transport import Transport
+from gateway.upstreams.transport import Request, Transport
 url, headers = sys.argv[1], json.loads(sys.argv[2])
 if sys.argv[3] == "ours":
-    print(Transport().post(url, headers, b"customer=cus_1", 5).status)
+    print(Transport().send(Request("POST", url, headers, b"customer=cus_1"), 5).status)
 else:
     curl = pycurl.Curl()
     curl.setopt(pycurl.URL, url)

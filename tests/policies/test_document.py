@@ -283,7 +283,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (17, ["operations: invoices.create"], 17, f"{GRANT}.operations", f"{UNKNOWN_KEY} operation?"),
     (20, ["customer: {maxlength: 3}"], 20, f"{PARAMETERS}.customer.maxlength", f"{UNKNOWN_KEY} max_length?"),
     (18, ["idempotency: {frm: customer}"], 18, f"{GRANT}.idempotency.frm", f"{UNKNOWN_KEY} from?"),
-    (8, ["<<: {a: b}"], 8, "connections.billing.<<", "no such key. Write one of: ceiling, connection_name"),
+    (8, ["<<: {a: b}"], 8, "connections.billing.<<", "no such key. Write one of: account, ceiling, connection_name"),
     (5, ["upstream: appgregator", "name: ft-4"], 6, "connections.billing.name", "this key is written twice"),
     (5, ["upstream: appgregator", '"name": ft-5'], 6, "connections.billing.name", "this key is written twice"),
     (9, ["connections: {}", "callers:"], 9, "connections", "this key is written twice"),
@@ -315,7 +315,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (3, ["name: ft 4"], 3, "connections.billing.name", "write the name that callers send"),
     (3, ["name: -ft"], 3, "connections.billing.name", "write the name that callers send"),
     (4, ["connection_name: a/b"], 4, "connections.billing.connection_name", "write the name that callers send"),
-    (5, ["upstream: stripe"], 5, "connections.billing.upstream", "not supported by this version; write appgregator"),
+    (5, ["upstream: strip"], 5, "connections.billing.upstream", "Did you mean stripe?"),
     (5, ["upstream: appgregtor"], 5, "connections.billing.upstream", "Did you mean appgregator?"),
     *(
         (6, [f"origin: '{origin}'"], 6, "connections.billing.origin", ORIGIN)

@@ -14,7 +14,7 @@ from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUn
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
 NOW = 1000.0
-SENT = Entry(State.SENT, "a", "print", NOW + LEASE, NOW + RETENTION)
+SENT = Entry(State.SENT, "a", "print", NOW, NOW + LEASE, NOW + RETENTION)
 SUCCEEDED = replace(SENT, state=State.SUCCEEDED, answer=ANSWER)
 REJECTED = replace(SENT, state=State.REJECTED, answer=Answer(400, b"{}"))
 UNKNOWN = replace(SENT, state=State.UNKNOWN)
@@ -28,8 +28,9 @@ def claimed(
     fingerprint: str = "print",
     now: float = NOW,
     retention: int = RETENTION,
+    resend: int = 0,
 ) -> Entry | Answer:
-    return claim(entry, owner=owner, fingerprint=fingerprint, retention=retention, now=now)
+    return claim(entry, owner=owner, fingerprint=fingerprint, retention=retention, resend=resend, now=now)
 
 
 def settled(entry: Entry | None, outcome: Outcome, owner: str = "a") -> Entry | None:
@@ -43,7 +44,13 @@ def test_first_claim_is_sent_under_a_lease() -> None:
 
 def test_claim_whose_reply_was_lost_is_made_again_by_its_owner() -> None:
     assert claimed(SENT, "a") == SENT
-    assert claimed(SENT, "a", now=NOW + LEASE) == SENT
+    assert claimed(SENT, "a", now=NOW + LEASE - 0.001) == SENT
+
+
+def test_claim_is_nobodys_once_its_lease_is_over() -> None:
+    """Whoever asks again so late may have been taken for dead, and its call sent by somebody else."""
+    with pytest.raises(OutcomeStillUnknown):
+        claimed(SENT, "a", now=NOW + LEASE)
 
 
 @pytest.mark.parametrize("now", [NOW, NOW + LEASE - 0.001])

@@ -1,10 +1,14 @@
 """The ledger's moves, tried in every order that three callers, a store and an upstream can bring about.
 
-Three callers bring one key and the same parameters, each up to twice. A caller may hang up and try again while its
-first try is still at work, so six tries may be under way at once, each with its own owner token. Any message to the
-store or the upstream may be lost, on its way there or back; a call may reach the upstream long after whoever sent it
-stopped waiting; a lease may run out, and a try may crash, between any two steps. The upstream makes an invoice of
-every call that reaches it. What the ledger holds is moved by the functions under test and by nothing else.
+Three callers bring one key and the same parameters, each up to twice (once where the upstream deduplicates). A caller
+may hang up and try again while its first try is still at work, so six tries may be under way at once, each with its
+own owner token. Any message to the store or the upstream may be lost, on its way there or back; a call may reach the
+upstream long after whoever sent it stopped waiting; a lease may run out, and a try may crash, between any two steps.
+What the ledger holds is moved by the functions under test and by nothing else.
+
+It is tried with two upstreams. One makes an invoice of every call that reaches it. The other deduplicates: it answers a
+call whose key it knows with the invoice of the first, and forgets a key a while after it first saw it; a call to it
+reaches it within the lease that it was sent under, or never.
 
 A call lost before the upstream is one that stays on the wire for ever, and a store that cannot be reached changes
 nothing. Where no entry is held nothing depends on the time, so the clock starts again: that keeps the worlds finite
@@ -36,6 +40,9 @@ REJECTION: Final = {owner: Answer(400, owner.encode()) for owner in OWNERS}
 EXCUSE: Final = Answer(502, b"")
 #: A mistaken ledger may renew leases for ever; its search ends here.
 HORIZON: Final = 8 * LEASE
+#: For how long the upstream that deduplicates knows a key: long enough for a second send, and a third.
+KNOWN: Final = 3 * LEASE
+FORGOTTEN: Final = KNOWN + 2 * LEASE
 
 TWICE: Final = "the upstream applied one key twice"
 FREE: Final = "a key is free although a call with it went out"
@@ -52,7 +59,7 @@ OWN_CLAIM_LOST: Final = "an owner whose claim's reply was lost cannot claim agai
 
 class Claim(Protocol):
     def __call__(
-        self, entry: Entry | None, *, owner: str, fingerprint: str, retention: int, now: float
+        self, entry: Entry | None, *, owner: str, fingerprint: str, retention: int, resend: int, now: float
     ) -> Entry | Answer: ...
 
 
@@ -63,10 +70,14 @@ class Settle(Protocol):
 class Ledger(NamedTuple):
     claim: Claim = idempotency.claim
     settle: Settle = idempotency.settle
+    resend: int = 0
+    """For how long its upstream deduplicates."""
 
     def asked(self, world: World, owner: str) -> Entry | Answer | type[LedgerRefusal]:
         try:
-            return self.claim(world.entry, owner=owner, fingerprint="same", retention=RETENTION, now=world.now)
+            return self.claim(
+                world.entry, owner=owner, fingerprint="same", retention=RETENTION, resend=self.resend, now=world.now
+            )
         except LedgerRefusal as refusal:
             return type(refusal)
 
@@ -85,13 +96,18 @@ class World(NamedTuple):
     """Whose calls made one."""
     told: frozenset[Answer] = frozenset()
     """What callers were answered, refusals of ours aside."""
+    known_since: float | None = None
+    """When an upstream that deduplicates first saw the key."""
 
     def at(self, who: int, phase: str) -> World:
-        entry, now, tries, wire, invoices, told = self
-        return World(entry, now, (*tries[:who], phase, *tries[who + 1 :]), wire, invoices, told)
+        tries = (*self.tries[:who], phase, *self.tries[who + 1 :])
+        return World(self.entry, self.now, tries, self.wire, self.invoices, self.told, self.known_since)
 
     def holding(self, entry: Entry | None) -> World:
-        return self if entry is self.entry else self._replace(entry=entry, now=self.now if entry else 0)
+        if entry is self.entry:
+            return self
+        # An upstream that knows the key goes by the clock too.
+        return self._replace(entry=entry, now=self.now if entry or self.known_since is not None else 0)
 
     def telling(self, answer: Answer | None) -> World:
         return self if answer is None or answer in self.told else self._replace(told=self.told | {answer})
@@ -102,6 +118,10 @@ ALONE: Final = {
     "claimed": [("releasing", "cannot record its intent, or connect")],
     "waiting": [("keeping an unknown", "waits in vain")],
     "accepted": [("keeping a success", "reads a success"), ("keeping an unknown", "loses the reply to its call")],
+    "put off": [
+        ("releasing", "reads a refusal for now"),
+        ("keeping an unknown", "loses the reply to its call"),
+    ],
     "declined": [
         ("keeping a rejection", "reads a refusal for good"),
         ("releasing", "reads a refusal for now"),
@@ -140,12 +160,20 @@ def claiming(world: World, who: int, ledger: Ledger) -> Iterator[tuple[str, Worl
 
 def settling(world: World, who: int, ledger: Ledger) -> Iterator[tuple[str, World]]:
     phase, owner = world.tries[who], OWNERS[who]
-    answer = ANSWERS[phase][owner] if phase in ANSWERS else None
+    answer = answer_of(world, who, ledger) if phase in ANSWERS else None
     kept = world.holding(ledger.settle(world.entry, owner=owner, outcome=OUTCOMES[phase], answer=answer or EXCUSE))
     yield f"is done {phase}", kept.at(who, "over").telling(answer)
     yield f"is done {phase}, and does not hear of it", kept
     if answer is not None:
         yield f"fails in {phase}, and tells its caller all the same", world.at(who, "over").telling(answer)
+
+
+def answer_of(world: World, who: int, ledger: Ledger) -> Answer:
+    """What the upstream told this try: of a success, one that deduplicates tells everybody the same."""
+    phase, owner = world.tries[who], OWNERS[who]
+    if phase == "keeping a success" and ledger.resend and world.invoices:
+        return SUCCESS[world.invoices[-1]]
+    return ANSWERS[phase][owner]
 
 
 def turn(world: World, who: int, ledger: Ledger) -> Iterator[tuple[str, World]]:
@@ -165,15 +193,23 @@ def turn(world: World, who: int, ledger: Ledger) -> Iterator[tuple[str, World]]:
         yield "crashes", world.at(who, "over")
 
 
-def arrival(world: World, who: int) -> Iterator[tuple[str, World]]:
+def arrival(world: World, who: int, ledger: Ledger) -> Iterator[tuple[str, World]]:
     """What the upstream may make of a call, be it awaited still or not."""
     landed = world._replace(wire=world.wire - {OWNERS[who]})
-    applied = landed._replace(invoices=(*world.invoices, OWNERS[who]))
+    known = world.known_since is not None and world.now < world.known_since + ledger.resend
+    if known:
+        applied = landed
+    else:
+        since = world.now if ledger.resend else None
+        applied = landed._replace(invoices=(*world.invoices, OWNERS[who]), known_since=since)
     if world.tries[who] == "waiting":
         yield "has its call applied", applied.at(who, "accepted")
-        yield "has its call declined", landed.at(who, "declined")
-    else:
+        # One that knows the key may be too busy to say so, but never says that the call was wrong.
+        yield "has its call declined", landed.at(who, "put off" if known else "declined")
+    elif not known:
         yield "has its call applied, which it no longer awaits", applied
+    else:
+        yield "has its call answered, which it no longer awaits", applied
 
 
 # ---------------------------------------------------------------- what must hold
@@ -188,11 +224,14 @@ def wrong_in(world: World, ledger: Ledger) -> Iterator[str]:
         yield FREE
     if any(answer.status == 200 and answer.body.decode() not in world.invoices for answer in world.told):
         yield HOLLOW
-    if len(world.told | ({entry.answer} if entry and entry.answer else set())) > 1:
+    answers = world.told | ({entry.answer} if entry and entry.answer else set())
+    if ledger.resend:  # a refusal that could not be kept is no refusal any more once the call is sent again
+        answers = frozenset(answer for answer in answers if answer.status == 200)
+    if len(answers) > 1:
         yield DIFFERS
     if entry and entry.state is State.SENT:
         who = OWNERS.index(entry.owner)
-        if world.tries[who] == "asking" and ledger.asked(world, entry.owner) != entry:
+        if world.tries[who] == "asking" and world.now < entry.lease_until and ledger.asked(world, entry.owner) != entry:
             yield OWN_CLAIM_LOST
         if world.tries[who] in OUTCOMES:
             yield from wrong_settlement(world, who, ledger)
@@ -200,28 +239,37 @@ def wrong_in(world: World, ledger: Ledger) -> Iterator[str]:
 
 def wrong_settlement(world: World, who: int, ledger: Ledger) -> Iterator[str]:
     """What the next to bring the key must not meet once the owner has settled."""
-    phase, owner = world.tries[who], OWNERS[who]
+    phase = world.tries[who]
+    entry = world.entry
     _, settled = next(settling(world, who, ledger))
     met = ledger.asked(settled, "next")
     match OUTCOMES[phase]:
-        case Outcome.RELEASED:
-            if not isinstance(met, Entry) or (met.state, met.owner) != (State.SENT, "next"):
+        case Outcome.RELEASED if entry and not entry.doubt:
+            if not isinstance(met, Entry) or (met.state, met.owner, met.doubt) != (State.SENT, "next", False):
                 yield NOT_RELEASED
-        case Outcome.UNKNOWN:
-            if met is not OutcomeStillUnknown:
+        case Outcome.UNKNOWN | Outcome.RELEASED:
+            again = entry and world.now + LEASE <= entry.sent + ledger.resend
+            if not (isinstance(met, Entry) and met.doubt if again else met is OutcomeStillUnknown):
                 yield UNKNOWN_LEFT
         case Outcome.SUCCEEDED | Outcome.REJECTED:
-            if met != ANSWERS[phase][owner]:
+            if met != answer_of(world, who, ledger):
                 yield UNREPEATED
 
 
-def wrong_between(before: Entry | None, owner: str, after: Entry | None) -> Iterator[str]:
+def wrong_between(world: World, owner: str, after: Entry | None, ledger: Ledger) -> Iterator[str]:
     """What no step of a try may do to an entry."""
+    before = world.entry
     if before is None or before == after:
         return
-    if before.state is State.UNKNOWN:
+    resent = (
+        after is not None
+        and (after.state, after.owner, after.sent, after.doubt) == (State.SENT, owner, before.sent, True)
+        and (before.state is State.UNKNOWN or world.now >= before.lease_until)
+        and world.now + LEASE <= before.sent + ledger.resend
+    )
+    if before.state is State.UNKNOWN and not resent:
         yield UNKNOWN_LEFT
-    if before.owner != owner:
+    if before.owner != owner and not resent:
         yield INTRUSION
 
 
@@ -234,21 +282,23 @@ class Search:
 
     ledger: Ledger
     until: str | None = None
-    came: dict[World, tuple[World, int | None, str] | None] = field(default_factory=lambda: {World(): None}, repr=False)
+    start: World = field(default_factory=World)
+    came: dict[World, tuple[World, int | None, str] | None] = field(default_factory=dict, repr=False)
     """Every world met, and the step by which it was met first."""
     events: set[str] = field(default_factory=set, repr=False)
     wrongs: dict[str, str] = field(default_factory=dict)
     """What is wrong, and the shortest way there."""
 
     def run(self) -> Search:
-        ahead = deque(self.came)
+        self.came[self.start] = None
+        ahead = deque([self.start])
         while ahead and (self.until is None or self.until not in self.wrongs):
             world = ahead.popleft()
             for who, what, following in self._steps(world):
                 self.events.add(what)
                 wrongs: list[str] = []
                 if who is not None and following.entry is not world.entry:
-                    wrongs += wrong_between(world.entry, OWNERS[who], following.entry)
+                    wrongs += wrong_between(world, OWNERS[who], following.entry, self.ledger)
                 if following not in self.came:
                     self.came[following] = (world, who, what)
                     ahead.append(following)
@@ -259,12 +309,22 @@ class Search:
 
     def _steps(self, world: World) -> Iterator[tuple[int | None, str, World]]:
         for who, owner in enumerate(OWNERS):
-            arriving = arrival(world, who) if owner in world.wire else ()
+            arriving = arrival(world, who, self.ledger) if owner in world.wire else ()
             for what, following in chain(turn(world, who, self.ledger), arriving):
                 yield who, what, following
         entry = world.entry
-        if entry and entry.state is State.SENT and world.now < min(entry.lease_until, HORIZON):
-            yield None, "the lease runs out", world._replace(now=entry.lease_until)
+        horizon = FORGOTTEN if self.ledger.resend else HORIZON
+        if entry and entry.state is State.SENT and world.now < min(entry.lease_until, horizon):
+            yield None, "the lease runs out", self._later(world, entry.lease_until)
+        elif entry and entry.state is State.UNKNOWN and self.ledger.resend and world.now < FORGOTTEN:
+            yield None, "time passes", self._later(world, world.now + LEASE)
+
+    def _later(self, world: World, now: float) -> World:
+        if not self.ledger.resend:
+            return world._replace(now=now)
+        # A call to an upstream that deduplicates has a deadline within its lease, and is not sent or under way after.
+        tries = tuple("releasing" if phase == "claimed" else phase for phase in world.tries)
+        return world._replace(now=now, tries=tries, wire=frozenset())
 
     def _trace(self, wrong: str, world: World, who: int | None, what: str, following: World) -> str:
         steps = [(who, what, following)]
@@ -290,6 +350,32 @@ def searched() -> Search:
     return Search(Ledger()).run()
 
 
+def deduplicated(ledger: Ledger, until: str | None = None) -> Search:
+    """Three callers, once each: what the upstream remembers makes far more worlds."""
+    once = World(tries=("away", "over") * 3)
+    return Search(ledger._replace(resend=KNOWN), until=until, start=once).run()
+
+
+@pytest.fixture(scope="module")
+def searched_again() -> Search:
+    return deduplicated(Ledger())
+
+
+def test_no_order_of_events_breaks_a_promise_where_the_upstream_deduplicates(searched_again: Search) -> None:
+    assert not searched_again.wrongs, "\n\n".join(searched_again.wrongs.values())
+
+
+def test_search_meets_calls_that_are_sent_again(searched_again: Search) -> None:
+    assert len(searched_again.came) > 50_000
+    held = [world for world in searched_again.came if world.entry and world.entry.doubt]
+    assert {world.entry.state for world in held if world.entry} == set(State)
+    assert any(world.told == {SUCCESS["a1"]} and world.entry and world.entry.owner == "c1" for world in held)
+    assert any(world.now >= (world.known_since or 0) + KNOWN for world in held)
+    assert {"time passes", "the lease runs out", "has its call answered, which it no longer awaits"} <= (
+        searched_again.events
+    )
+
+
 def test_no_order_of_events_breaks_a_promise(searched: Search) -> None:
     assert not searched.wrongs, "\n\n".join(searched.wrongs.values())
 
@@ -299,7 +385,7 @@ def test_search_meets_every_state_and_every_event(searched: Search) -> None:
     assert {world.entry.state for world in searched.came if world.entry} == set(State)
     assert {phase for world in searched.came for phase in world.tries} == {
         *("away", "asking", "waiting", "over"),
-        *ALONE,
+        *(ALONE.keys() - {"put off"}),
         *OUTCOMES,
     }
     assert {world.invoices for world in searched.came} == {(), *((owner,) for owner in OWNERS)}
@@ -438,6 +524,41 @@ def answer_is_not_kept(entry: Entry | None, *, answer: Answer | None, **rest: An
 )
 def test_mistake_in_claiming_is_found(mistake: Claim, wrong: str) -> None:
     assert wrong in Search(Ledger(claim=mistake), until=wrong).run().wrongs
+
+
+def key_is_sent_again_for_ever(entry: Entry | None, *, resend: int, **rest: Any) -> Entry | Answer:
+    return idempotency.claim(entry, resend=RETENTION, **rest)
+
+
+def second_send_is_taken_for_the_first(entry: Entry | None, *, now: float, **rest: Any) -> Entry | Answer:
+    claimed = idempotency.claim(entry, now=now, **rest)
+    return replace(claimed, sent=now) if isinstance(claimed, Entry) and claimed is not entry else claimed
+
+
+def owner_may_come_back_at_any_time(entry: Entry | None, *, owner: str, **rest: Any) -> Entry | Answer:
+    if entry and entry.state is State.SENT and entry.owner == owner:
+        return entry
+    return idempotency.claim(entry, owner=owner, **rest)
+
+
+def doubt_is_forgotten(entry: Entry | None, *, outcome: Outcome, **rest: Any) -> Entry | None:
+    return idempotency.settle(entry and replace(entry, doubt=False), outcome=outcome, **rest)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "wrong"),
+    [
+        (key_is_sent_again_for_ever, TWICE),
+        (second_send_is_taken_for_the_first, TWICE),
+        (owner_may_come_back_at_any_time, TWICE),
+    ],
+)
+def test_mistake_in_sending_again_is_found(mistake: Claim, wrong: str) -> None:
+    assert wrong in deduplicated(Ledger(claim=mistake), until=wrong).wrongs
+
+
+def test_release_of_a_second_send_that_frees_the_key_is_found() -> None:
+    assert deduplicated(Ledger(settle=doubt_is_forgotten), until=FREE).wrongs
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from policies.forms import MAX_DEPTH, MAX_PATH, MAX_SHOWN, split
 from policies.model import Kind, Risk, Shape
 from policies.operations import OPERATIONS
 from policies.operations.invoices_create import FIELDS, INVOICES_CREATE, PARAMETERS
+from policies.operations.invoices_retrieve import INVOICES_RETRIEVE
 from sandbox.invoice import EXAMPLE
 
 CATALOGUE = INVOICES_CREATE.parameters
@@ -147,6 +148,7 @@ def test_only_free_keyed_fields_are_granted_as_objects() -> None:
     }
 
 
-def test_there_is_one_operation_and_it_answers_with_an_invoice() -> None:
-    assert dict(OPERATIONS) == {"invoices.create": INVOICES_CREATE}
-    assert INVOICES_CREATE.answers == EXAMPLE["object"] == "invoice"
+def test_operations_go_by_their_names_and_answer_with_an_invoice() -> None:
+    assert dict(OPERATIONS) == {"invoices.create": INVOICES_CREATE, "invoices.retrieve": INVOICES_RETRIEVE}
+    assert [operation.creates for operation in OPERATIONS.values()] == [True, False]
+    assert INVOICES_CREATE.answers == INVOICES_RETRIEVE.answers == EXAMPLE["object"] == "invoice"

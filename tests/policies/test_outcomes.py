@@ -61,9 +61,9 @@ def said(reply: Reply) -> dict[str, Any]:
         *((status, Outcome.REJECTED, UpstreamRejected, status) for status in (400, 402, 404)),
         *((status, Outcome.RELEASED, UpstreamKeyRefused, 503) for status in (401, 403)),
         (429, Outcome.RELEASED, UpstreamBusy, 503),
-        *((status, Outcome.UNKNOWN, OutcomeUnknown, 502) for status in (500, 501, 502, 503, 504, 520, 599)),
-        *((status, Outcome.UNKNOWN, OutcomeUnknown, 502) for status in (100, 301, 302, 307, 308, 405, 408, 409, 413)),
-        *((status, Outcome.UNKNOWN, OutcomeUnknown, 502) for status in (415, 418, 422, 424, 425, 0, 600, 999)),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (500, 501, 502, 503, 504, 520, 599)),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (100, 301, 302, 307, 308, 405, 408, 409, 413)),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (415, 418, 422, 424, 425, 0, 600, 999)),
     ],
 )
 def test_every_status_but_success_means_the_same_whatever_the_body(

@@ -11,7 +11,7 @@ import pytest
 
 from policies import refusals
 from policies.model import Limit, Standing
-from policies.refusals import TYPE_PREFIX, OutcomeUnknown, OutcomeUnknownInTime, Refusal, UpstreamRejected
+from policies.refusals import TYPE_PREFIX, OutcomePending, OutcomeUnknown, Refusal, UpstreamRejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ALL = {name: kind for name, kind in vars(refusals).items() if inspect.isclass(kind) and issubclass(kind, Refusal)}
 #: What is raised; the others only gather.
 LEAVES = {name: kind for name, kind in ALL.items() if "reason" in vars(kind) and kind is not Refusal}
-GATHERERS = [kind for name, kind in ALL.items() if name not in LEAVES and kind is not OutcomeUnknownInTime]
+GATHERERS = [kind for name, kind in ALL.items() if name not in LEAVES]
 
 
 def made(kind: type[Refusal]) -> Refusal:
@@ -40,24 +40,21 @@ def test_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
         del above[depth:]
         seen[name] = above[-1] if above else "Exception"
         above.append(name)
-    parents = {name: kind.__bases__[0].__name__ for name, kind in ALL.items() if kind is not OutcomeUnknownInTime}
+    parents = {name: kind.__bases__[0].__name__ for name, kind in ALL.items()}
     assert seen == parents
-    assert OutcomeUnknownInTime.__bases__ == (OutcomeUnknown,)
 
 
 def test_statuses_in_the_docstring_are_those_of_the_classes() -> None:
     for _, name, statuses in drawn():
         kind = ALL[name]
         expected = {kind.status} if kind in LEAVES.values() else set()
-        if kind is OutcomeUnknown:
-            expected.add(OutcomeUnknownInTime.status)
         if kind is UpstreamRejected:
             expected = {400, 402, 404}
         assert set(statuses) == expected, name
 
 
 def test_order_in_the_docstring_is_the_order_of_the_classes() -> None:
-    assert [name for _, name, _ in drawn()] == [name for name in ALL if name != "OutcomeUnknownInTime"]
+    assert [name for _, name, _ in drawn()] == list(ALL)
 
 
 def test_every_reason_has_one_class() -> None:
@@ -66,7 +63,7 @@ def test_every_reason_has_one_class() -> None:
     for name, kind in LEAVES.items():
         shared.setdefault(kind.reason, set()).add(name)
     assert {reason: names for reason, names in shared.items() if len(names) > 1} == {
-        "outcome-unknown": {"OutcomeUnknown", "OutcomeStillUnknown"}
+        "outcome-unknown": {"OutcomeUnknown", "OutcomePending", "OutcomeStillUnknown"}
     }
 
 
@@ -80,7 +77,7 @@ def test_refusal_is_named_and_worded_for_people(kind: type[Refusal]) -> None:
     assert kind.sentence.endswith(".")
     assert kind.sentence.isascii()
     assert kind.sentence.isprintable()
-    assert len(kind.sentence) < 260
+    assert len(kind.sentence) < 280
     jargon = r"(?i)error|exception|traceback|null|none|invalid|parse|payload|bad request|stack|redis|firestore|secret"
     assert not re.search(jargon, kind.sentence + kind.title)
     assert not any(name in kind.sentence for name in ALL)
@@ -134,9 +131,11 @@ def test_headers_that_a_status_must_carry_are_there() -> None:
 
 def test_only_answers_that_say_nothing_was_sent_invite_another_try() -> None:
     """An unknown outcome must never read as one that is safe to repeat."""
-    for kind in (OutcomeUnknown, OutcomeUnknownInTime, refusals.OutcomeStillUnknown):
+    for kind in (OutcomeUnknown, refusals.OutcomeStillUnknown):
         assert "may exist" in kind.sentence
         assert not re.search(r"try again|safe|send .* again|nothing was sent", kind.sentence.lower())
+    assert "may exist" in OutcomePending.sentence
+    assert "with the same idempotency key" in OutcomePending.sentence
 
 
 def test_gathering_classes_are_never_raised_by_name() -> None:
