@@ -139,6 +139,23 @@ def test_nobody_listening_is_a_refusal_that_names_no_address() -> None:
     assert "hunter2" not in str(caught.value.problem("id"))
 
 
+def test_demoted_primary_refuses_and_its_connections_are_left_behind(redis_server: RedisServer) -> None:
+    """After a failover the address may name another server, which only a new connection finds."""
+    store = Redis(redis_server.url)
+    grant = limited("5/minute", key="k")
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    with redis.Redis(port=redis_server.port) as operator:
+        before = operator.client_info()["id"]
+        operator.replicaof("127.0.0.1", "1")
+        with pytest.raises(StoreUnavailable):
+            store.admit(limited("5/minute", key="other"))
+        assert [client["name"] for client in operator.client_list()].count("countersign") == 0
+        operator.replicaof("NO", "ONE")
+        assert store.admit(grant).replay == ANSWER
+        newest = max(int(client["id"]) for client in operator.client_list() if client["name"] == "countersign")
+    assert newest > int(before)
+
+
 def test_settling_while_redis_is_down_is_not_kept_and_does_not_raise(redis_server: RedisServer) -> None:
     store, grant = Redis(redis_server.url), limited("9/minute", key="k")
     admission = store.admit(grant)
