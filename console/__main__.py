@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(asked: argparse.Namespace) -> int:
     try:
-        text = asked.policy.read_text("utf-8")
+        text = asked.policy.read_bytes().decode()
         policy_set = document.read(text, str(asked.policy))
     except document.DocumentError as error:
         print(error, file=sys.stderr)
