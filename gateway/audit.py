@@ -56,7 +56,7 @@ _HASHED_APART: Final = ("hash", "audit_id")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 #: How keys begin: ours, a webhook's, Stripe's.
-_PASTED_KEY = re.compile(r"\b(?:csk|whsec|sk|rk)_[^\s,]+")
+_PASTED_KEY = re.compile(r"\b(?:csk|whsec|sk|rk)_[^\s,:]+")
 _CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
 
 
