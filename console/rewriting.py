@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 #: How most documents are indented; for a caller that is not written yet.
 _INDENT: Final = 6
 
-_COMMA = re.compile(r"\s*,\s*")
+_COMMA = re.compile(r"\s*,[ \t]*")
+_SPREAD = re.compile(r"\s*,\s*")
 _DASH = re.compile(r" *- +")
 _REST = re.compile(r"[ \t]*,?[ \t]*(#.*)?\r?\n")
 
@@ -163,10 +164,12 @@ def _removal_of_item(place: _Place) -> _Edit:
     line, rest = text.rfind("\n", 0, start) + 1, _REST.match(text, end)
     if rest and not text[line:start].strip():  # it has its lines to itself; a comma before them may stay
         return line, rest.end(), ""
+    before = _end(place.credentials.value[place.number - 1]) if place.number else end
+    if _COMMA.fullmatch(text, before, start):
+        return before, end, ""
     comma = _COMMA.match(text, end)
     if comma:
         return start, comma.end(), ""
-    before = _end(place.credentials.value[place.number - 1])
-    if not _COMMA.fullmatch(text, before, start):
+    if not _SPREAD.fullmatch(text, before, start):
         raise place.odd()
     return before, end, ""

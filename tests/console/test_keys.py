@@ -434,12 +434,27 @@ def test_only_what_is_meant_changes_in_any_document(tmp_path: Path, written: Wri
     assert len(lines_of(text)) <= len(lines_of(written.text)) + 2
     assert text.startswith("\ufeff") == written.text.startswith("\ufeff")
     assert text.count("\r") == (text.count("\n") if "\r" in written.text else 0)
-    again = _Policy.of(file)
-    again.revoke("many", chosen)
+    gone = data.draw(st.sampled_from([*written.lines, "new"]))
+    digest = bytes.fromhex(sha256(new if gone == "new" else gone[1:]))
+    touched = written.lines[chosen] | written.lines.get(gone, set())
+    untouched = [line for number, line in enumerate(lines_of(written.text)) if number not in touched]
+    _Policy.of(file).revoke("many", gone)
     text = file.read_bytes().decode()
-    assert document.read(text, "any.yaml").keys == {digest: one for digest, one in after.keys.items() if digest != old}
+    left = document.read(text, "any.yaml").keys
+    assert left == {other: one for other, one in after.keys.items() if other != digest}
     assert stands_in(untouched, lines_of(text))
     assert text.count("\r") == (text.count("\n") if "\r" in written.text else 0)
+
+
+def test_list_that_ends_on_its_last_key_is_closed_behind_the_one_before(file: Path) -> None:
+    one, two = (f"{{key: {{id: {name}, sha256: {sha256(name)}}}}}" for name in ("k1", "k2"))
+    text = file.read_text().replace(
+        f"credentials:\n      - key: {{id: k1, sha256: {sha256(KEY)}}}",
+        f"credentials: [{one},\n                  {two}]",
+    )
+    file.write_text(text)
+    assert key("revoke", "app", "k2", "--policy", file) == 0
+    assert file.read_text() == text.replace(f",\n                  {two}]", "]")
 
 
 # ---------------------------------------------------------------- whose
