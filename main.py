@@ -37,8 +37,9 @@ def countersign(request: Request) -> Response:
     """Answer one call. Whatever is raised inside the record is recorded and answered there."""
     with gate.audit.open(request.environ) as record:
         call = read(request.environ)  # 400 404 405 408 413 414 415
-        caller = record.caller = identify(gate.policies, call, record.now)  # 401
-        grant = record.grant = decide(gate.policies, caller, call)  # 403 400
+        policies = gate.policies.current(record.deadline)
+        caller = record.caller = identify(policies, call, record.now)  # 401
+        grant = record.grant = decide(policies, caller, call)  # 403 400
         if grant.validate_only:
             record.preview(preview(grant))
             return respond(record)

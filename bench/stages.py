@@ -78,8 +78,9 @@ def _one(gate: Any, laps: dict[str, list[float]]) -> None:
     lap = _Laps(laps)
     with gate.audit.open(environ) as record:
         call = lap("read", lambda: read(environ))
-        record.caller = lap("identify", lambda: identify(gate.policies, call, record.now))
-        grant: Grant = lap("decide", lambda: decide(gate.policies, record.caller, call))
+        policies = lap("policies", lambda: gate.policies.current(record.deadline))
+        record.caller = lap("identify", lambda: identify(policies, call, record.now))
+        grant: Grant = lap("decide", lambda: decide(policies, record.caller, call))
         record.grant = grant
         record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))
         record.admission = lap("admit", lambda: gate.store.admit(grant))

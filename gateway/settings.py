@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway.audit import Audit, standard_output, to_file
-from gateway.secrets import Mounted, SecretDownError, SecretGoneError, SecretManager, Secrets
+from gateway.policies import Policies, SourceError, judge, source_of
+from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
-from policies import document
+from policies.document import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.policies import Source
     from gateway.stores import Ledger, Store
     from policies.model import PolicySet
 
@@ -25,13 +27,8 @@ if TYPE_CHECKING:
 DEFAULT_THREADS: Final = "80"
 #: An instance has ten seconds between SIGTERM and SIGKILL: calls that end by then are still recorded.
 GRACE_SECONDS: Final = 9
-#: A document of 10,000 callers is about 4 MB.
-MAX_DOCUMENT: Final = 16 * 1024 * 1024
 
-_VERSION = re.compile(r"projects/[^/\s]+/secrets/[^/\s]+/versions/[^/\s]+")
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
-
-
 _REDIS = re.compile(r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?")
 
 
@@ -43,7 +40,7 @@ class SettingError(Exception):
 class Gate:
     """What a call passes through."""
 
-    policies: PolicySet
+    policies: Policies
     secrets: Secrets
     store: Store
     upstreams: Upstreams
@@ -56,16 +53,26 @@ def load(environ: Mapping[str, str]) -> Gate:
     if on_cloud and environ.get("DEBUG"):
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
     manager = SecretManager(_endpoint(environ))
-    policies = _policies(environ, manager)
-    if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
-        raise SettingError("POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own.")
+    began = time.monotonic()
+    source = _source(environ, manager)
+    judged = partial(judge, where=source.where, on_cloud=on_cloud)
+    try:
+        first = judged(source.read())
+    except SourceError as error:
+        raise SettingError(f"POLICY: {source.where} {error}") from None
+    except DocumentError as error:
+        raise SettingError(str(error)) from None
+    finally:
+        manager.close()
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
+    store = _store(environ, on_cloud=on_cloud)
+    audit = _audit(environ, first)
     return Gate(
-        policies=policies,
+        policies=Policies(source, judged, first, read_at=began, audit=audit, clock=time.monotonic),
         secrets=secrets,
-        store=_store(environ, on_cloud=on_cloud),
+        store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
-        audit=_audit(environ, policies),
+        audit=audit,
     )
 
 
@@ -79,29 +86,11 @@ def _endpoint(environ: Mapping[str, str]) -> str | None:
     return endpoint or None
 
 
-def _policies(environ: Mapping[str, str], manager: SecretManager) -> PolicySet:
+def _source(environ: Mapping[str, str], manager: SecretManager) -> Source:
     where = environ.get("POLICY", "")
     if not where:
         raise SettingError("POLICY is not set. Write POLICY=policies/documents/NAME.yaml, or a Secret Manager version.")
-    try:
-        if _VERSION.fullmatch(where):
-            text = manager.read_document(where)
-        else:
-            path = Path(where)
-            if path.stat().st_size > MAX_DOCUMENT:
-                raise SettingError(f"POLICY: {where} is larger than any policy document. Write the document's path.")
-            text = path.read_text("utf-8")
-        return document.read(text, where)
-    except OSError as error:
-        raise SettingError(
-            f"POLICY: {where} cannot be read ({type(error).__name__}). Write the path of a file."
-        ) from None
-    except UnicodeDecodeError:
-        raise SettingError(f"POLICY: {where} is not UTF-8 text. Save it as UTF-8.") from None
-    except (SecretGoneError, SecretDownError) as error:
-        raise SettingError(f"POLICY: {where} cannot be read from Secret Manager: {error}.") from None
-    except document.DocumentError as error:
-        raise SettingError(str(error)) from None
+    return source_of(where, manager)
 
 
 def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:

@@ -57,7 +57,7 @@ _EMPTY_KEY: Final = hashlib.sha256(b"").digest()
 _MAX_DEPTH: Final = 16
 
 #: libyaml reads a large document about ten times as fast; the pure one reads the same documents.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class DocumentError(Exception):
@@ -167,7 +167,7 @@ def read(text: str, file: str) -> PolicySet:
 def _compose(text: str, file: str) -> yaml.Node:
     depth = 0
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(text, Loader=LOADER):
             problem = None
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 problem = "anchors (&) and aliases (*) are not part of the format"
@@ -179,7 +179,7 @@ def _compose(text: str, file: str) -> yaml.Node:
             if problem is not None:
                 line = event.start_mark.line + 1 if event.start_mark is not None else 1
                 raise DocumentError(f"{file}:{line}: {problem}")
-        node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
+        node: yaml.Node | None = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         hint = 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'

@@ -260,7 +260,9 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     """Start the function under functions-framework's production server; as ``function``, but in a process."""
     started: list[Server] = []
 
-    def start(document: str | None = None, *, wait: bool = True, **settings: str) -> Server:
+    def start(
+        document: str | None = None, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
+    ) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
         (place / "policy.yaml").write_text(policy(upstream.origin) if document is None else document)
@@ -275,7 +277,9 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
             **settings,
         }
         with errors.open("wb") as stderr:
-            process = subprocess.Popen(command(port), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
+            process = subprocess.Popen(
+                command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr
+            )
         server = Server(process, port, record, errors)
         started.append(server)
         deadline = time.monotonic() + 30

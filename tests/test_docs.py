@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import subprocess
 from typing import TYPE_CHECKING
@@ -71,13 +73,24 @@ def test_commands_of_the_operator_run_as_written(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_commands_that_make_a_caller_key_make_one_the_policy_takes() -> None:
-    (script,) = (block for block in blocks(ROOT / "docs" / "policy.md", "sh") if "openssl rand" in block)
-    done = subprocess.run(["sh", "-c", script + 'echo "$KEY"'], capture_output=True, text=True, check=True)
-    digest, key = done.stdout.split()[-2:]
-    assert re.fullmatch(r"csk_[0-9a-f]{64}", key)
-    policy = POLICY.read_text("utf-8")
-    document.read(re.sub(r"sha256: \w+", f"sha256: {digest}", policy), "sandbox.yaml")
+@pytest.mark.parametrize("page", ["policy.md", "deploy.md"])
+def test_commands_that_make_and_change_keys_run_as_written(tmp_path: Path, page: str) -> None:
+    commands = re.findall(r"^\./countersign (key .*)$", "\n".join(blocks(ROOT / "docs" / page, "sh")), re.MULTILINE)
+    assert len(commands) >= 3
+    documents = tmp_path / "policies" / "documents"
+    documents.mkdir(parents=True)
+    for name in ("example.yaml", "acme.yaml"):
+        (documents / name).write_bytes((ROOT / "policies" / "documents" / "example.yaml").read_bytes())
+    minted = "none"
+    for command in commands:
+        done = subprocess.run(
+            [ROOT / "countersign", *command.split()],
+            input=minted, capture_output=True, text=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        minted = next(iter(re.findall(r"^csk_\w{49}$", done.stdout, re.MULTILINE)), minted)
+    digest = hashlib.sha256(minted.encode()).hexdigest()
+    assert digest in "".join(document.read_text("utf-8") for document in documents.iterdir())
 
 
 def every_refusal(base: type[refusals.Refusal] = refusals.Refusal) -> list[type[refusals.Refusal]]:

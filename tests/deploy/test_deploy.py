@@ -109,6 +109,7 @@ OPTION_SETS = [
     ["--invoker=user:ann@acme.example", "--invoker", "group:billing@acme.example"],
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
+    ["--policy-secret=projects/acme-prod/secrets/countersign-policy"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
 ]
 
@@ -173,8 +174,10 @@ def test_the_function_may_read_its_secret_and_nothing_else(house: Path, options:
     commands = dry_run(house, *usual(*options))
     granted = [shlex.split(line) for line in commands if "secretAccessor" in line]
     account = f"{words(commands, 'functions', 'deploy')[3]}@acme-prod.iam.gserviceaccount.com"
+    held = [["countersign-policy", "--project=acme-prod"]] if "--policy-secret" in str(options) else []
     assert [one[1:5] for one in granted] == [
-        ["secrets", "add-iam-policy-binding", "appgregator-x-api-key", "--project=acme"]
+        ["secrets", "add-iam-policy-binding", *secret]
+        for secret in [["appgregator-x-api-key", "--project=acme"], *held]
     ]
     assert f"--member=serviceAccount:{account}" in granted[0]
     assert f"--service-account={account}" in words(commands, "functions", "deploy")
@@ -224,6 +227,18 @@ def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
     assert f",STORE={store}," in settings
 
 
+def test_policy_in_secret_manager_is_read_from_there_and_checked_here(house: Path) -> None:
+    secret = "projects/acme-prod/secrets/countersign-policy"
+    run = deploy(house, *usual(f"--policy-secret={secret}/versions/3", "--dry-run"))
+    command = words(run.stdout.splitlines(), "functions", "deploy")
+    (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+    assert settings.startswith(f"--set-env-vars=POLICY={secret}/versions/latest,STORE=")
+    policy = house / "policies/documents/acme.yaml"
+    policy.write_text(POLICY + "#" * 65536)
+    refused(deploy(house, *usual("--policy-secret", secret, "--dry-run")), "64 KiB")
+    assert dry_run(house, *usual())
+
+
 def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
     assert run.returncode == 2, run.stderr
     assert run.stdout == ""
@@ -259,6 +274,8 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--secret", f"{SECRET}\n", "projects/P/secrets/NAME"),
         ("--secret", "projects/acme/secrets/*", "projects/P/secrets/NAME"),
         ("--secret", "appgregator-x-api-key", "projects/P/secrets/NAME"),
+        ("--policy-secret", "policies/documents/acme.yaml", "projects/P/secrets/NAME"),
+        ("--policy-secret", f"{SECRET},DEBUG=1", "projects/P/secrets/NAME"),
         ("--policy", "policies/documents/none.yaml", "no file"),
         ("--policy", "policies/../tests/acme.yaml", "under policies/"),
         ("--policy", "tests/acme.yaml", "under policies/"),

@@ -121,7 +121,7 @@ def test_digest_names_exactly_this_document() -> None:
 def test_both_readers_of_yaml_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where libyaml is missing, the slow reader gives the same policy and the same lines."""
     fast = read(RIGHT), problem(changed(line_of("secret:"), "secret: sk"))
-    monkeypatch.setattr(document, "_LOADER", yaml.SafeLoader)
+    monkeypatch.setattr(document, "LOADER", yaml.SafeLoader)
     assert (read(RIGHT), problem(changed(line_of("secret:"), "secret: sk"))) == fast
 
 
