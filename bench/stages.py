@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.answering import respond
-from gateway.identity import identify
 from gateway.reading import read
 from gateway.settings import load
 from gateway.upstreams.transport import Received
@@ -78,7 +77,9 @@ def _one(gate: Any, laps: dict[str, list[float]]) -> None:
     lap = _Laps(laps)
     with gate.audit.open(environ) as record:
         call = lap("read", lambda: read(environ))
-        record.caller = lap("identify", lambda: identify(gate.policies, call, record.now))
+        record.caller = lap(
+            "identify", lambda: gate.identity.identify(gate.policies, call, record.now, record.deadline)
+        )
         grant: Grant = lap("decide", lambda: decide(gate.policies, record.caller, call))
         record.grant = grant
         record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))

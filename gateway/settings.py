@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway.audit import Audit, standard_output, to_file
+from gateway.google import CERTIFICATES, Certificates, Google
+from gateway.identity import Identity
 from gateway.secrets import Mounted, SecretDownError, SecretGoneError, SecretManager, Secrets
 from gateway.stores.memory import Memory
 from gateway.upstreams.appgregator import Appgregator
 from gateway.upstreams.transport import Transport
+from gateway.webhooks import Webhooks
 from policies import document
 
 if TYPE_CHECKING:
@@ -29,6 +32,11 @@ GRACE_SECONDS: Final = 9
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 
 _VERSION = re.compile(r"projects/[^/\s]+/secrets/[^/\s]+/versions/[^/\s]+")
+#: An https address without query or fragment; or an OAuth client of one's own, which people's tokens are made for. Not
+#: gcloud's own client, for which everybody's tokens are, whatever service they were shown to.
+_AUDIENCE = re.compile(
+    r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
+)
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 
 
@@ -44,6 +52,7 @@ class Gate:
     """What a call passes through."""
 
     policies: PolicySet
+    identity: Identity
     secrets: Secrets
     store: Store
     upstream: Appgregator
@@ -55,13 +64,16 @@ def load(environ: Mapping[str, str]) -> Gate:
     on_cloud = "K_SERVICE" in environ
     if on_cloud and environ.get("DEBUG"):
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
-    manager = SecretManager(_endpoint(environ))
+    manager = SecretManager(
+        _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
+    )
     policies = _policies(environ, manager)
     if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
         raise SettingError("POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own.")
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
     return Gate(
         policies=policies,
+        identity=_identity(environ, policies, secrets),
         secrets=secrets,
         store=_store(environ, on_cloud=on_cloud),
         upstream=Appgregator(Transport(), secrets, time.monotonic),
@@ -69,12 +81,11 @@ def load(environ: Mapping[str, str]) -> Gate:
     )
 
 
-def _endpoint(environ: Mapping[str, str]) -> str | None:
-    endpoint = environ.get("SECRET_MANAGER_ENDPOINT")
+def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
     if endpoint and not _ENDPOINT.fullmatch(endpoint):
         raise SettingError(
-            "SECRET_MANAGER_ENDPOINT is spoken to in the clear, so it must be on this machine: write "
-            "127.0.0.1:PORT, or remove it to use Google's Secret Manager."
+            f"{name} is spoken to in the clear, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
+            f"use {otherwise}."
         )
     return endpoint or None
 
@@ -102,6 +113,32 @@ def _policies(environ: Mapping[str, str], manager: SecretManager) -> PolicySet:
         raise SettingError(f"POLICY: {where} cannot be read from Secret Manager: {error}.") from None
     except document.DocumentError as error:
         raise SettingError(str(error)) from None
+
+
+def _identity(environ: Mapping[str, str], policies: PolicySet, secrets: Secrets) -> Identity:
+    iam = environ.get("IAM", "")
+    if iam not in {"", "guards"}:
+        raise SettingError(
+            "IAM must be guards, or not be set: write IAM=guards only where Cloud Run's IAM refuses all others."
+        )
+    audiences = [audience for audience in environ.get("AUDIENCE", "").split(",") if audience]
+    for audience in audiences:
+        if not _AUDIENCE.fullmatch(audience):
+            raise SettingError(
+                "AUDIENCE must be the function's own address, such as https://countersign-abc.a.run.app, exactly as "
+                "callers ask Google for it; several with commas between them."
+            )
+    if policies.google and not audiences and not iam:
+        raise SettingError(
+            "POLICY names a Google identity, and nothing says whom its tokens must be made for. Write AUDIENCE and "
+            "the function's own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."
+        )
+    endpoint = _on_loopback("GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates")
+    address = f"http://{endpoint}/oauth2/v1/certs" if endpoint else CERTIFICATES
+    google = Google(Certificates(address, time.monotonic), audiences)
+    if policies.google:
+        google.prepare()
+    return Identity(google, Webhooks(secrets, time.monotonic), behind_iam=bool(iam))
 
 
 def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:
