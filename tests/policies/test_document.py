@@ -414,12 +414,12 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     ),
     *(
         (13, [f"- google: {email}"], 13, "callers.app.credentials[0].google", "in small letters as Google does")
-        for email in ("a@b", "Ann@acme.example", "ann", "ann@", "@acme.example", '"ann@acme.example "', "é@acme.example",
-                      "serviceAccount:a@acme.example", "a@acme..example", f"{'a' * 250}@acme.example", '""')
+        for email in ("a@b", "Ann@acme.example", "ann", "ann@", '"@acme.example"', '"ann@acme.example "',
+                      "é@acme.example",                       "serviceAccount:a@acme.example", "a@acme..example", f"{'a' * 250}@acme.example", '""')
     ),
     *(
         (13, [f"- webhook: {where}"], 13, "callers.app.credentials[0].webhook", "write where the key lies")
-        for where in ("projects/a", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "file:", "projects/a/secrets/b")
+        for where in ("projects/a", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", '"file:"', "projects/a/secrets/b")
     ),
     *(
         (13, [line], 13, "callers.app.credentials[0]", "write one kind of credential in each entry")
