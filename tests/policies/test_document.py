@@ -414,8 +414,10 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     ),
     *(
         (13, [f"- google: {email}"], 13, "callers.app.credentials[0].google", "in small letters as Google does")
-        for email in ("a@b", "Ann@acme.example", "ann", "ann@", '"@acme.example"', '"ann@acme.example "',
-                      "é@acme.example",                       "serviceAccount:a@acme.example", "a@acme..example", f"{'a' * 250}@acme.example", '""')
+        for email in (
+            "a@b", "Ann@acme.example", "ann", "ann@", '"@acme.example"', '"ann@acme.example "', "é@acme.example",
+            "serviceAccount:a@acme.example", "a@acme..example", f"{'a' * 250}@acme.example", '""',
+        )
     ),
     *(
         (13, [f"- webhook: {where}"], 13, "callers.app.credentials[0].webhook", "write where the key lies")
