@@ -50,7 +50,7 @@ FETCH_SECONDS: Final = 3.0
 MAX_FETCHED: Final = 64 * 1024
 MAX_CERTIFICATES: Final = 32
 
-_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 _MAX_AGE = re.compile(rb"(?i)cache-control:.*?\bmax-age=([0-9]{1,9})\b")
 
 
