@@ -133,7 +133,10 @@ def test_google_identity_under_the_production_server(
 ) -> None:
     document = policy(upstream.origin, credentials=[f"google: {APP}"])
     running = server(document, AUDIENCE=AUDIENCE, GOOGLE_CERTS_ENDPOINT=google.address)
-    ask = lambda token: running.call(headers={"Authorization": f"Bearer {token}"}, key=None)  # noqa: E731
+
+    def ask(token: str) -> tuple[int, dict[str, str], bytes]:
+        return running.call(headers={"Authorization": f"Bearer {token}"}, key=None)
+
     assert ask(google.mint(APP))[0] == 200
     assert ask(google.mint(APP))[0] == 200
     refused(ask(google.mint(APP, "https://elsewhere.example")), 401, "token-not-accepted")
@@ -179,7 +182,7 @@ def test_key_beside_the_token_that_iam_asks_for(
         {"key": None, "X_Serverless_Authorization": nobody, "Authorization": f"Bearer {KEY}"},
         {"key": KEY, "X_Serverless_Authorization": app},
     ):
-        assert running.post(**headers).status_code == 200  # type: ignore[arg-type]
+        assert running.post(**headers).status_code == 200
     assert {entry["credential"] for entry in running.record.entries("intent")} == {"k1"}
     refused(running.post(OTHER_TARGET, key=OTHER_KEY, X_Serverless_Authorization=app), 401, "credentials-conflict")
     refused(running.post(key=None, X_Serverless_Authorization=nobody, Authorization=app), 401, "token-not-accepted")
@@ -355,7 +358,7 @@ def test_webhook_beside_another_credential_is_refused(doors: Callable[..., Funct
         {"Authorization": f"Bearer {KEY}"},
         {"Authorization": f"Bearer {google.mint(APP)}"},
     ):
-        refused(post(running, signed(), **more), 401, "credentials-conflict")
+        refused(post(running, {**signed(), **more}), 401, "credentials-conflict")
 
 
 @pytest.mark.parametrize("header", HEADERS)
@@ -430,8 +433,7 @@ def test_whatever_the_headers_hold_nobody_is_let_in_and_nothing_breaks(
         environ.update({f"HTTP_{name.upper().replace('-', '_')}": value for name, value in signed().items()})
         broken = data.draw(st.sampled_from(["ID", "TIMESTAMP", "SIGNATURE"]))
         environ[f"HTTP_WEBHOOK_{broken}"] = data.draw(LATIN)
-    answer = running.app.test_client().open(
-        TARGET, method="POST", data=BODY, content_type="application/json", environ_overrides=environ
-    )
+    client = running.app.test_client()
+    answer = client.open(TARGET, method="POST", data=BODY, content_type="application/json", environ_overrides=environ)
     assert answer.status_code == 401, environ
     assert not upstream.calls
