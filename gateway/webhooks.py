@@ -70,7 +70,7 @@ class Webhooks:
             raise IdentityUnavailable(note=f"{name} could not be read a moment ago", retry_after=int(PAUSE_SECONDS))
         try:
             secret = self._secrets.named(name, deadline)
-            problem = None if _usable(secret.value) else "it is not whsec_ and the base64 of 24 to 64 bytes"
+            problem = None if usable(secret.value) else "it is not whsec_ and the base64 of 24 to 64 bytes"
         except SecretUnavailable as refusal:
             problem = refusal.note
         if problem is not None:
@@ -99,7 +99,8 @@ def _checked(webhook: Webhook, now: float) -> dict[str, str]:
     }
 
 
-def _usable(value: str) -> bool:
+def usable(value: str) -> bool:
+    """Whether ``value`` is a signing secret as the specification has it."""
     match = _SECRET.fullmatch(value)
     if match is None:
         return False

@@ -1,6 +1,9 @@
 """A Google that signs ID tokens and publishes its certificates, on a real socket.
 
-GET /oauth2/v1/certs     {"<key id>": "<certificate in PEM>", ...} with Cache-Control; as the real one
+GET /oauth2/v1/certs
+    {"<key id>": "<certificate in PEM>", ...} with Cache-Control, as the real one
+GET /computeMetadata/v1/instance/service-accounts/default/identity?audience=...&format=full
+    an ID token, as a machine's own metadata server; without `format=full` it has no e-mail address
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
+from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,6 +26,7 @@ from cryptography.x509.oid import NameOID
 __all__ = ["AUDIENCE", "Google", "stripped"]
 
 PATH: Final = "/oauth2/v1/certs"
+METADATA: Final = "/computeMetadata/v1/instance/service-accounts/default/identity"
 AUDIENCE: Final = "https://countersign.example"
 LIFETIME: Final = 3600
 
@@ -142,6 +147,16 @@ class Google:
         return f"{signing}.{_segment(signature)}"
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        url = urlsplit(request.path)
+        if url.path == METADATA and request.headers["Metadata-Flavor"] == "Google":
+            asked = parse_qs(url.query)
+            email: dict[str, Any] = {} if asked.get("format") == ["full"] else {"email": None, "email_verified": None}
+            token = self.mint(audience=asked["audience"][0], **email).encode()
+            request.send_response(200)
+            request.send_header("Content-Length", str(len(token)))
+            request.end_headers()
+            request.wfile.write(token)
+            return
         with self._lock:
             self.fetches += 1
         time.sleep(self.delay)
