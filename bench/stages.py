@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.answering import respond
-from gateway.identity import identify
 from gateway.reading import read
 from gateway.settings import load
 from gateway.upstreams.transport import Received
@@ -79,7 +78,8 @@ def _one(gate: Any, laps: dict[str, list[float]]) -> None:
     with gate.audit.open(environ) as record:
         call = lap("read", lambda: read(environ))
         policies = lap("policies", lambda: gate.policies.current(record.deadline))
-        record.caller = lap("identify", lambda: identify(policies, call, record.now))
+        identify = gate.identity.identify
+        record.caller = lap("identify", lambda: identify(policies, call, record.now, record.deadline))
         grant: Grant = lap("decide", lambda: decide(policies, record.caller, call))
         record.grant = grant
         record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))

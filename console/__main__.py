@@ -56,7 +56,8 @@ def _check(asked: argparse.Namespace) -> int:
 def _told(policy_set: PolicySet) -> list[str]:
     told = [f"The policy is in order (digest {policy_set.digest[:16]})."]
     seen: set[str] = set()
-    for caller in policy_set.keys.values():
+    signers = (caller for signers in policy_set.webhooks.values() for caller in signers.values())
+    for caller in (*policy_set.keys.values(), *policy_set.google.values(), *signers):
         if caller.id in seen:
             continue
         seen.add(caller.id)

@@ -103,10 +103,10 @@ def source_of(where: str, manager: SecretManager) -> Source:
     return Version(where, manager) if _VERSION.fullmatch(where) else File(where)
 
 
-def judge(data: bytes, where: str, *, on_cloud: bool) -> PolicySet:
+def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet:
     """Say whether the function may work by this document; at the start, and whenever it changed.
 
-    Raises :class:`DocumentError`.
+    ``google``: whether it is set what Google's tokens must be made for. Raises :class:`DocumentError`.
     """
     try:
         policies = document.read(data.decode(), where)
@@ -115,6 +115,11 @@ def judge(data: bytes, where: str, *, on_cloud: bool) -> PolicySet:
     if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
         raise document.DocumentError(
             "POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own."
+        )
+    if policies.google and not google:
+        raise document.DocumentError(
+            "POLICY names a Google identity, and nothing says whom its tokens must be made for. Write AUDIENCE and "
+            "the function's own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."
         )
     return policies
 

@@ -242,7 +242,10 @@ class Secrets:
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
-        name = grant.entitlement.connection.secret
+        return self.named(grant.entitlement.connection.secret, deadline)
+
+    def named(self, name: str, deadline: float) -> Secret:
+        """Return the secret that lies at ``name``. Raises :class:`SecretUnavailable`."""
         with self._lock:
             secret = self._fresh.get(name)
             if secret is not None:

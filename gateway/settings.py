@@ -9,11 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway.audit import Audit, standard_output, to_file
+from gateway.google import CERTIFICATES, Certificates, Google
+from gateway.identity import Identity
 from gateway.policies import Policies, SourceError, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
+from gateway.webhooks import Webhooks
 from policies.document import DocumentError
 
 if TYPE_CHECKING:
@@ -28,6 +31,11 @@ DEFAULT_THREADS: Final = "80"
 #: An instance has ten seconds between SIGTERM and SIGKILL: calls that end by then are still recorded.
 GRACE_SECONDS: Final = 9
 
+#: An https address without query or fragment; or an OAuth client of one's own, which people's tokens are made for. Not
+#: gcloud's own client, for which everybody's tokens are, whatever service they were shown to.
+_AUDIENCE = re.compile(
+    r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
+)
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _REDIS = re.compile(r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?")
 
@@ -41,6 +49,7 @@ class Gate:
     """What a call passes through."""
 
     policies: Policies
+    identity: Identity
     secrets: Secrets
     store: Store
     upstreams: Upstreams
@@ -52,10 +61,13 @@ def load(environ: Mapping[str, str]) -> Gate:
     on_cloud = "K_SERVICE" in environ
     if on_cloud and environ.get("DEBUG"):
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
-    manager = SecretManager(_endpoint(environ))
+    manager = SecretManager(
+        _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
+    )
+    audiences, iam = _audiences(environ), _iam(environ)
     began = time.monotonic()
     source = _source(environ, manager)
-    judged = partial(judge, where=source.where, on_cloud=on_cloud)
+    judged = partial(judge, where=source.where, on_cloud=on_cloud, google=bool(audiences or iam))
     try:
         first = judged(source.read())
     except SourceError as error:
@@ -69,6 +81,9 @@ def load(environ: Mapping[str, str]) -> Gate:
     audit = _audit(environ, first)
     return Gate(
         policies=Policies(source, judged, first, read_at=began, audit=audit, clock=time.monotonic),
+        identity=Identity(
+            _google(environ, audiences, prepare=bool(first.google)), Webhooks(secrets, time.monotonic), behind_iam=iam
+        ),
         secrets=secrets,
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
@@ -76,12 +91,11 @@ def load(environ: Mapping[str, str]) -> Gate:
     )
 
 
-def _endpoint(environ: Mapping[str, str]) -> str | None:
-    endpoint = environ.get("SECRET_MANAGER_ENDPOINT")
+def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
     if endpoint and not _ENDPOINT.fullmatch(endpoint):
         raise SettingError(
-            "SECRET_MANAGER_ENDPOINT is spoken to in the clear, so it must be on this machine: write "
-            "127.0.0.1:PORT, or remove it to use Google's Secret Manager."
+            f"{name} is spoken to in the clear, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
+            f"use {otherwise}."
         )
     return endpoint or None
 
@@ -91,6 +105,35 @@ def _source(environ: Mapping[str, str], manager: SecretManager) -> Source:
     if not where:
         raise SettingError("POLICY is not set. Write POLICY=policies/documents/NAME.yaml, or a Secret Manager version.")
     return source_of(where, manager)
+
+
+def _iam(environ: Mapping[str, str]) -> bool:
+    iam = environ.get("IAM", "")
+    if iam not in {"", "guards"}:
+        raise SettingError(
+            "IAM must be guards, or not be set: write IAM=guards only where Cloud Run's IAM refuses all others."
+        )
+    return bool(iam)
+
+
+def _audiences(environ: Mapping[str, str]) -> list[str]:
+    audiences = [audience for audience in environ.get("AUDIENCE", "").split(",") if audience]
+    for audience in audiences:
+        if not _AUDIENCE.fullmatch(audience):
+            raise SettingError(
+                "AUDIENCE must be the function's own address, such as https://countersign-abc.a.run.app, exactly as "
+                "callers ask Google for it; several with commas between them."
+            )
+    return audiences
+
+
+def _google(environ: Mapping[str, str], audiences: list[str], *, prepare: bool) -> Google:
+    endpoint = _on_loopback("GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates")
+    address = f"http://{endpoint}/oauth2/v1/certs" if endpoint else CERTIFICATES
+    google = Google(Certificates(address, time.monotonic), audiences)
+    if prepare:
+        google.prepare()
+    return google
 
 
 def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:

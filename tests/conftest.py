@@ -23,12 +23,13 @@ import pytest
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
+from sandbox.google import Google
 from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from werkzeug.test import TestResponse
@@ -60,7 +61,7 @@ callers:
   app:
     owner: tests
     credentials:
-      - key: {{id: k1, sha256: {key}}}
+      - key: {{id: k1, sha256: {key}}}{credentials}
     limits: [{limits}]
     grants:
       - connection: billing
@@ -108,8 +109,9 @@ def policy(
     idempotency: str = "optional",
     parameters: str = PARAMETERS,
     response: str = RESPONSE,
+    credentials: Sequence[str] = (),
 ) -> str:
-    """Write a policy document that allows what most tests need."""
+    """Write a policy document that allows what most tests need; ``credentials`` are more of them, as it writes them."""
     return POLICY.format(
         origin=origin,
         secret=secret,
@@ -119,6 +121,7 @@ def policy(
         idempotency=idempotency,
         parameters="\n".join(f"          {line}" for line in parameters.strip().splitlines()),
         response=response,
+        credentials="".join(f"\n      - {credential}" for credential in credentials),
     )
 
 
@@ -133,6 +136,12 @@ def secret_manager() -> Iterator[SecretManager]:
     with SecretManager() as manager:
         manager.add(SECRET, UPSTREAM_KEY.encode())
         yield manager
+
+
+@pytest.fixture
+def google() -> Iterator[Google]:
+    with Google() as running:
+        yield running
 
 
 @dataclass

@@ -105,7 +105,7 @@ def lint(commands: Iterable[str], environment: dict[str, str], folder: Path) -> 
 
 OPTION_SETS = [
     [],
-    ["--allow-unauthenticated", "--min-instances=0"],
+    ["--allow-unauthenticated", "--min-instances=0", "--audience=https://countersign-abc.a.run.app"],
     ["--invoker=user:ann@acme.example", "--invoker", "group:billing@acme.example"],
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
@@ -215,8 +215,18 @@ def test_every_call_finds_a_thread_in_the_one_instance(house: Path, concurrency:
         "WORKERS": "1",
         "GOOGLE_CLOUD_PROJECT": "acme-prod",
         "LOG_EXECUTION_ID": "false",
+        "IAM": "guards",
     }
     assert {f"--concurrency={concurrency}", "--max-instances=1", "--min-instances=1"} <= set(command)
+
+
+def test_iam_is_said_to_guard_only_what_it_guards(house: Path) -> None:
+    audience = "https://countersign-abc.a.run.app"
+    for access, said in (("--invoker=user:ann@acme.example", ["guards"]), ("--allow-unauthenticated", [])):
+        command = words(dry_run(house, *usual(access, f"--audience={audience}")), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert re.findall(r",IAM=(\w*)", settings) == said
+        assert re.findall(r",AUDIENCE=([^,]*)", settings) == [audience]
 
 
 def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
@@ -251,6 +261,8 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
     ("option", "value", "says"),
     [
         ("--max-instances", "2", "second invoice"),
+        ("--audience", "http://countersign.example", "an address such as https://"),
+        ("--audience", "https://a.example,IAM=guards", "an address such as https://"),
         ("--store", "redis://:hunter2@10.0.0.1", "without a password"),
         ("--store", "redis://10.0.0.1,DEBUG=1", "without a password"),
         ("--store", "firestore", "redis://HOST:PORT/DB"),

@@ -339,10 +339,14 @@ def test_what_would_stop_the_start_does_not_take_over_either(tmp_path: Path, clo
     file, audit = tmp_path / "policy.yaml", tmp_path / "audit"
     file.write_text(policy("https://upstream.example"))
     gate = load({"POLICY": str(file), "STORE": "memory", "AUDIT": f"file:{audit}", "K_SERVICE": "stripe"})
-    file.write_text(policy("http://127.0.0.1:9"))
-    clock.tick(HOUR)
-    assert gate.policies.current(clock() + 25).connections["billing"].origin == "https://upstream.example"
-    assert "POLICY sends calls to this machine" in audit.read_text()
+    for wrong, problem in (
+        (policy("http://127.0.0.1:9"), "POLICY sends calls to this machine"),
+        (policy("https://u.example", credentials=["google: ann@acme.example"]), "POLICY names a Google identity"),
+    ):
+        file.write_text(wrong)
+        clock.tick(HOUR)
+        assert gate.policies.current(clock() + 25).connections["billing"].origin == "https://upstream.example"
+        assert problem in audit.read_text()
 
 
 # ---------------------------------------------------------------- a source that is down
@@ -435,7 +439,7 @@ class Slow:
         Path(self.source.where).write_text(text)
 
     def real(self, data: bytes) -> PolicySet:
-        return judge(data, "slow.yaml", on_cloud=True)
+        return judge(data, "slow.yaml", on_cloud=True, google=True)
 
     def judge(self, data: bytes) -> PolicySet:
         self.judged += 1
@@ -569,7 +573,7 @@ def test_key_that_was_pasted_into_the_document_is_not_in_the_record(pasted: str)
     sink = Lines()
     data = policy("https://u.example").replace("    owner: tests", f"    {pasted}: tests", 1).encode()
     with pytest.raises(Exception, match=pasted) as caught:
-        judge(data, "policy.yaml", on_cloud=False)
+        judge(data, "policy.yaml", on_cloud=False, google=True)
     Audit(sink, policy="").policy_refused("", str(caught.value), document="d")
     assert pasted not in "".join(sink.lines)
     assert "policy.yaml:19: callers.app.[redacted]: no such key" in sink.ours("policy")[0]["problem"]

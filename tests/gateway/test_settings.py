@@ -262,6 +262,52 @@ def test_secret_manager_may_be_on_this_machine(document: Path, endpoint: str) ->
     assert load({"POLICY": str(document), "SECRET_MANAGER_ENDPOINT": endpoint}).policies
 
 
+# ---------------------------------------------------------------- who calls
+
+
+@pytest.mark.parametrize("endpoint", ["www.googleapis.com:443", "10.0.0.1:80", "http://127.0.0.1:80", "localhost:80\n"])
+def test_google_in_the_clear_must_be_on_this_machine(document: Path, endpoint: str) -> None:
+    text = error_of(POLICY=str(document), GOOGLE_CERTS_ENDPOINT=endpoint)
+    assert text.startswith("GOOGLE_CERTS_ENDPOINT")
+    assert "write 127.0.0.1:PORT" in text
+
+
+@pytest.mark.parametrize("iam", ["guard", "GUARDS", "true", "1", "no", "guards "])
+def test_iam_guards_or_nothing_is_said_of_it(document: Path, iam: str) -> None:
+    assert error_of(POLICY=str(document), IAM=iam).startswith("IAM must be guards")
+
+
+@pytest.mark.parametrize(
+    "audience",
+    ["http://countersign.example", "countersign.example", "https://", "https://a b", "https://a?b", "https://a#b",
+     "https://ann@a.example", "HTTPS://A.EXAMPLE", "https://a.example, https://b.example", " ", "*",
+     "https://a.example\n", "32555940559.apps.googleusercontent.com"],
+)  # fmt: skip
+def test_audience_that_is_no_address_is_refused(document: Path, audience: str) -> None:
+    assert error_of(POLICY=str(document), AUDIENCE=audience).startswith("AUDIENCE must be the function's own address")
+
+
+@pytest.mark.parametrize(
+    "audience",
+    ["https://a-1.a.run.app", "https://a.example/", "https://r-p.cloudfunctions.net/stripe", "https://a.example:8443",
+     "https://a.example,https://b.example", "407408718192-abc0.apps.googleusercontent.com"],
+)  # fmt: skip
+def test_audience_may_be_several_addresses_or_a_client_of_ones_own(document: Path, audience: str) -> None:
+    identity = load({"POLICY": str(document), "AUDIENCE": audience}).identity
+    assert identity.google._audiences == frozenset(audience.split(","))
+    assert not identity.behind_iam
+
+
+def test_google_identity_needs_to_know_whom_its_tokens_are_for(document: Path) -> None:
+    document.write_text(policy("https://upstream.example", credentials=["google: ann@acme.example"]))
+    text = error_of(POLICY=str(document))
+    assert text.startswith("POLICY names a Google identity")
+    assert "Write AUDIENCE" in text
+    assert "IAM=guards" in text
+    assert load({"POLICY": str(document), "IAM": "guards"}).identity.behind_iam
+    assert not load({"POLICY": str(document), "AUDIENCE": "https://countersign.example"}).identity.behind_iam
+
+
 @pytest.mark.parametrize("audit", ["", "stderr", "file:", "file", "STDOUT", "/var/log/audit"])
 def test_audit_that_is_neither_stdout_nor_a_file_is_refused(document: Path, audit: str) -> None:
     assert error_of(POLICY=str(document), AUDIT=audit) == "AUDIT must be stdout or file:PATH."
