@@ -7,6 +7,7 @@ production server, in a process of its own.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -14,15 +15,17 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import functions_framework
 import pytest
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
+from sandbox.firestore import FirestoreEmulator
 from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
@@ -291,9 +294,12 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
         server.stop()
 
 
+S = TypeVar("S", RedisServer, FirestoreEmulator)
+
+
 @contextlib.contextmanager
-def running(server: RedisServer) -> Iterator[RedisServer]:
-    """Run a Redis; where there is none to run, say how to get one."""
+def running(server: S) -> Iterator[S]:
+    """Run a store; where there is none to run, say how to get one."""
     try:
         server.start()
     except FileNotFoundError as error:
@@ -324,3 +330,38 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """Start a Redis of the test's own, to be killed and restarted; what it has written is on disk."""
     with running(RedisServer(tmp_path, durable=True)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_firestore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of one emulator for the tests of all workers: it is heavy, and each test has its own project.
+
+    Whoever needs it first starts it, and stops it when nobody uses it any more; a worker that dies has let go of it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    address = folder / "firestore-address"
+    with (folder / "firestore-users").open("w") as users, contextlib.ExitStack() as ours:
+        with (folder / "firestore-start").open("w") as start:
+            fcntl.flock(start, fcntl.LOCK_EX)
+            if not address.exists():
+                address.write_text(ours.enter_context(running(FirestoreEmulator())).address)
+                # Run before the emulator is stopped.
+                ours.callback(fcntl.flock, users, fcntl.LOCK_EX)
+            fcntl.flock(users, fcntl.LOCK_SH)
+        yield address.read_text()
+
+
+@pytest.fixture
+def firestore_url(shared_firestore: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", shared_firestore)
+    return f"firestore://test-{uuid.uuid4().hex[:20]}"
+
+
+@pytest.fixture
+def firestore_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FirestoreEmulator]:
+    """Start an emulator of the test's own, to be killed and restarted."""
+    with running(FirestoreEmulator()) as emulator:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.address)
+        yield emulator

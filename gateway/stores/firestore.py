@@ -1,0 +1,498 @@
+"""Limits and the ledger in Firestore, shared by every instance. ``firestore://PROJECT/DATABASE``.
+
+Every step reads what it needs in one call, has the policies judge it, and writes in one atomic commit on the condition
+that nothing it overwrites has changed since. So no lock is held in Firestore while we think, an instance that dies half
+way leaves nothing behind, and a commit that arrives twice is refused the second time. A step that was overtaken begins
+again, a bounded number of times within a bounded time.
+
+Firestore takes about one write a second to a document. A limit of more calls a second is shared out to several
+documents, each with its own part of the calls; a call is counted in one of them that has room, and refused when all
+are seen full at once.
+
+The clock is Firestore's: the moment at which it read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import grpc
+from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.firestore_v1.services.firestore import FirestoreClient
+from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
+from google.cloud.firestore_v1.types import Document, Precondition, Value, Write
+
+from policies import idempotency
+from policies.idempotency import Entry, Held, State, Verdict
+from policies.model import Admission, Answer, Outcome, Reply
+from policies.quota import BUCKETS, Window, budget_spent, ceiling_reached, limit_reached, shares, together
+from policies.refusals import LedgerRefusal, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from policies.model import Grant, Limit, Standing
+
+#: A step with all its attempts, and still a refusal within a second.
+TOTAL_SECONDS: Final = 0.9
+#: How often a step that others overtook begins, at the most.
+ATTEMPTS: Final = 20
+#: One limit's documents at the most: a call reads all of them.
+MOST_SHARDS: Final = 32
+#: What a budget is kept in. Fixed, since money that was spent must be found however the limits change.
+BUDGET_SHARDS: Final = 8
+#: Seconds that a document is kept beyond its use, so that a late one is not forgotten early.
+SLACK: Final = 60
+#: How many keys an operator's listing reads at once, and how many seconds that may take.
+PAGE: Final = 300
+PAGE_SECONDS: Final = 5.0
+
+LEDGER: Final = "countersign-ledger"
+WINDOWS: Final = "countersign-windows"
+#: Google's own setting; settings.py keeps it off the cloud.
+EMULATOR: Final = "FIRESTORE_EMULATOR_HOST"
+
+#: A connection that was lost is tried again at once and often: Google's client would wait for up to two minutes.
+_OPTIONS: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 250),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+)
+
+#: What a commit says when somebody else has written meanwhile.
+_OVERTAKEN: Final = (
+    exceptions.Aborted,
+    exceptions.AlreadyExists,
+    exceptions.FailedPrecondition,
+    exceptions.NotFound,
+)
+_FAILED: Final = (exceptions.GoogleAPIError, GoogleAuthError)
+
+#: How Firestore names what a document's field may hold.
+_KINDS: Final[dict[type, str]] = {
+    str: "string_value",
+    int: "integer_value",
+    float: "double_value",
+    bytes: "bytes_value",
+    datetime: "timestamp_value",
+}
+
+#: A document's fields by name, None for a document that is not there, and by path what to write.
+Fields = dict[str, Any]
+Writes = dict[str, Fields | None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """A limit, ceiling or budget: the documents that it is kept in, and each one's part of its calls."""
+
+    limit: Limit
+    parts: Mapping[str, Limit]
+
+    @classmethod
+    def of(cls, kind: str, name: str, limit: Limit, parts: tuple[Limit, ...]) -> _Counter:
+        # A document's name must not hold a slash.
+        start = f"{WINDOWS}/{kind}:{name}:{limit.text.replace('/', ':')}"
+        return cls(limit, {f"{start}:{place}": part for place, part in enumerate(parts)})
+
+    def any_one(self) -> _Counter:
+        """Return this counter with one of its documents alone."""
+        return _Counter(self.limit, dict([secrets.choice([*self.parts.items()])]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """Documents as they were at one moment, ``now``, in seconds."""
+
+    now: float
+    documents: Mapping[str, Fields | None]
+
+    def windows(self, counter: _Counter) -> dict[str, Window]:
+        """Return what each document of a counter counts."""
+        return {
+            path: Window(part, json.loads(found["buckets"]) if (found := self.documents[path]) else ())
+            for path, part in counter.parts.items()
+        }
+
+    def kept(self, window: Window) -> Fields:
+        """Return the document that keeps a window."""
+        seconds = window.limit.seconds
+        return {
+            "buckets": json.dumps(window.buckets, separators=(",", ":")),
+            "expire_at": _moment(self.now + seconds + seconds / BUCKETS + SLACK),
+        }
+
+
+class Firestore:
+    """The ``firestore://`` store. ``clock`` and ``seconds``, for a whole step, are for tests alone."""
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None, seconds: float = TOTAL_SECONDS) -> None:
+        project, _, database = url.removeprefix("firestore://").partition("/")
+        self._database = f"projects/{project}/databases/{database or '(default)'}"
+        self._clock, self._seconds = clock, seconds
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._pid = 0
+        self._turns: dict[str, threading.Semaphore] = {}
+
+    def admit(self, grant: Grant) -> Admission:
+        """See :class:`gateway.stores.Store`."""
+        owner = os.urandom(16).hex()
+        limits, ceiling, budget = _limits(grant), _ceiling(grant), _budget(grant)
+        key = _path(grant)
+        counters = [*limits, *ceiling, *budget]
+
+        def judge(seen: _Sight) -> tuple[Admission, Writes]:
+            now = seen.now
+            parts = [seen.windows(counter) for counter in counters]
+            wholes = [together(c.limit, part.values()) for c, part in zip(counters, parts, strict=True)]
+            own = wholes[: len(limits)]
+            found = seen.documents[key] if key is not None else None
+            held = _entry(found)
+            try:
+                claim = _claim(grant, held, owner, now)
+            except LedgerRefusal as refusal:
+                refusal.standings = _standings(own, now)
+                raise
+            if isinstance(claim, Answer):
+                return Admission(_standings(own, now), owner, now, replay=claim), {}
+            if found is not None and claim is held:  # ours already: the answer to it was lost
+                return Admission(_standings(own, now), owner, found["taken"]), {}
+            _refuse_if_full(grant, wholes, now)
+            writes: Writes = {}
+            for part, whole in zip(parts[: len(limits) + len(ceiling)], wholes, strict=False):
+                path, window = secrets.choice([place for place in part.items() if place[1].remaining(now) >= 1])
+                for counting in (window, whole):
+                    counting.take(now)
+                writes[path] = seen.kept(window)
+            if key is not None and claim is not None:
+                writes[key] = _document(claim) | _about(grant) | {"taken": now}
+            return Admission(_standings(own, now), owner, now), writes
+
+        return self._step(judge, counters, key, grant.caller.id)
+
+    def release(self, grant: Grant, admission: Admission) -> None:
+        """See :class:`gateway.stores.Store`."""
+        self._end(grant, admission, Reply(Outcome.RELEASED, reached=False), None)
+
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
+        """See :class:`gateway.stores.Store`."""
+        return self._end(grant, admission, reply, answer)
+
+    def held(self, prefix: str = "") -> Iterator[Held]:
+        """See :class:`gateway.stores.Ledger`."""
+        # A key is hexadecimal digits: all that begin with the prefix stand from its zeros to before its "g".
+        start, before = f"{LEDGER}/{prefix or '0'}", True
+        end = {"values": [{"reference_value": self._name(f"{LEDGER}/{prefix}g")}], "before": True}
+        try:
+            while True:
+                query = {
+                    "from_": [{"collection_id": LEDGER}],
+                    "order_by": [{"field": {"field_path": "__name__"}}],
+                    "start_at": {"values": [{"reference_value": self._name(start)}], "before": before},
+                    "end_at": end,
+                    "limit": PAGE,
+                }
+                request = {"parent": f"{self._database}/documents", "structured_query": query}
+                replies = self._connected().run_query(request, retry=None, timeout=PAGE_SECONDS, metadata=_metadata())
+                page = [reply for reply in map(_raw, replies) if reply.HasField("document")]
+                for reply in page:
+                    start, before = reply.document.name.removeprefix(self._name("")), False
+                    one = _held(start.removeprefix(f"{LEDGER}/"), _fields(reply.document), self._now(reply.read_time))
+                    if one is not None:
+                        yield one
+                if len(page) < PAGE:
+                    return
+        except _FAILED as error:
+            raise StoreUnavailable(note=type(error).__name__) from None
+
+    def resolve(self, key: str, answer: Answer | None) -> Verdict:
+        """See :class:`gateway.stores.Ledger`."""
+        path = f"{LEDGER}/{key}"
+
+        def judge(seen: _Sight) -> tuple[Verdict, Writes]:
+            found = seen.documents[path]
+            held = _entry(found)
+            if found is None or held is None or held.expires <= seen.now:
+                return Verdict.ABSENT, {}
+            if held.state is State.SENT and seen.now < held.lease_until:
+                return Verdict.RUNNING, {}
+            if held.state not in {State.SENT, State.UNKNOWN}:
+                return Verdict.SETTLED, {}
+            if answer is None:
+                return Verdict.RESOLVED, {path: None}
+            word = {"state": State.SUCCEEDED.value, "status": answer.status, "body": answer.body}
+            return Verdict.RESOLVED, {path: found | word}
+
+        return self._step(judge, [], path)
+
+    def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
+        if grant.ledger_key is None and reply.reached and not reply.spent:
+            return True  # nothing is kept of such a call, so there is nothing to say
+        key = _path(grant)
+        returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
+        spent = [counter.any_one() for counter in _budget(grant) if reply.spent]
+        counters = [*returned, *spent]
+
+        def judge(seen: _Sight) -> tuple[bool, Writes]:
+            writes: Writes = {}
+            if key is not None:
+                found = seen.documents[key]
+                held = _entry(found)
+                if found is None or held is None or held.owner != admission.owner:
+                    return found is None and reply.outcome is Outcome.RELEASED, {}
+                if held.state is not State.SENT:  # settled already: the answer to it was lost
+                    return held.state == reply.outcome.value, {}
+                entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
+                writes[key] = None if entry is None else found | _document(entry)
+            for counter in returned:
+                # Calls of one bucket are all alike: where several documents have some, any may count one less.
+                for path, window in seen.windows(counter).items():
+                    if window.give_back(admission.taken):
+                        writes[path] = seen.kept(window)
+                        break
+            for counter in spent:
+                for path, window in seen.windows(counter).items():
+                    window.take(seen.now, reply.spent)
+                    writes[path] = seen.kept(window)
+            return True, writes
+
+        try:
+            return self._step(judge, counters, key, grant.caller.id)
+        except StoreUnavailable:
+            return False
+
+    # ---------------------------------------------------------------- one step: read, judge, commit
+
+    def _step(
+        self, judge: Callable[[_Sight], tuple[T, Writes]], counters: list[_Counter], key: str | None, caller: str = ""
+    ) -> T:
+        """Read the documents, have them judged, and write what the judge says: all of it or nothing.
+
+        Only a step that names a ``key`` is repeated when the answer to its commit was lost: its judge finds there
+        whether it is done already.
+        """
+        deadline = time.monotonic() + self._seconds
+        paths = [*(path for counter in counters for path in counter.parts), *([key] if key is not None else ())]
+        turn = self._turn(caller, counters)
+        if not turn.acquire(timeout=self._seconds):
+            raise StoreUnavailable(note="Contention", retry_after=1)
+        try:
+            lost = 0
+            for attempt in range(ATTEMPTS):
+                writes: Writes = {}
+                try:
+                    seen, times = self._read(paths, deadline)
+                    result, writes = judge(seen)
+                    if writes:
+                        self._commit(writes, times, deadline)
+                except _FAILED as error:
+                    if writes and isinstance(error, _OVERTAKEN):
+                        # Those who met take different times to come back.
+                        time.sleep(secrets.randbelow(1000) / 1_000_000 * min(attempt + 1, 10) * 2)
+                        continue
+                    lost += 1
+                    if lost > 1 or (writes and key is None):
+                        raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
+                else:
+                    return result
+            raise StoreUnavailable(note="Contention", retry_after=1)
+        finally:
+            turn.release()
+
+    def _turn(self, caller: str, counters: list[_Counter]) -> threading.Semaphore:
+        """Return what lets so many of a caller's calls through at once that they seldom meet at one document."""
+        with self._lock:
+            turn = self._turns.get(caller)
+            if turn is None:
+                fewest = min((len(counter.parts) for counter in counters), default=MOST_SHARDS)
+                turn = self._turns[caller] = threading.Semaphore(max(1, fewest // 4))
+            return turn
+
+    def _read(self, paths: list[str], deadline: float) -> tuple[_Sight, dict[str, Any]]:
+        """Read documents as they are at one moment. Return them, and when each was written last."""
+        documents: dict[str, Fields | None] = dict.fromkeys(paths)
+        times: dict[str, Any] = {}
+        now = 0.0
+        request = {"database": self._database, "documents": [self._name(path) for path in paths]}
+        replies = self._connected().batch_get_documents(
+            request, retry=None, timeout=self._left(deadline), metadata=_metadata()
+        )
+        for reply in map(_raw, replies):
+            now = max(now, self._now(reply.read_time))
+            if reply.HasField("found"):
+                path = reply.found.name.removeprefix(self._name(""))
+                documents[path], times[path] = _fields(reply.found), reply.found.update_time
+        return _Sight(now, documents), times
+
+    def _commit(self, writes: Writes, times: Mapping[str, Any], deadline: float) -> None:
+        """Write all or nothing, on the condition that nothing of it was written since."""
+        commands = []
+        for path, document in writes.items():
+            condition = Precondition(update_time=times[path]) if path in times else Precondition(exists=False)
+            if document is None:
+                commands.append(Write(delete=self._name(path), current_document=condition))
+            else:
+                values = {name: Value(**{_KINDS[type(value)]: value}) for name, value in document.items()}
+                whole = Document(name=self._name(path), fields=values)
+                commands.append(Write(update=whole, current_document=condition))
+        request = {"database": self._database, "writes": commands}
+        self._connected().commit(request, retry=None, timeout=self._left(deadline), metadata=_metadata())
+
+    def _left(self, deadline: float) -> float:
+        """Return how long one attempt may take: under half of all, so that a lost answer can be asked for again."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise StoreUnavailable(note="Timeout", retry_after=1)
+        return min(left, 0.45 * self._seconds)
+
+    def _name(self, path: str) -> str:
+        return f"{self._database}/documents/{path}"
+
+    def _now(self, read_time: Any) -> float:
+        if self._clock is not None:
+            return self._clock()
+        seconds: float = read_time.seconds + read_time.nanos / 1e9
+        return seconds
+
+    def _connected(self) -> Any:
+        """Return a client of this process: gunicorn forks after the function is loaded, and connections do not fork."""
+        with self._lock:
+            if self._client is None or self._pid != os.getpid():
+                emulator = os.environ.get(EMULATOR)
+                if emulator:
+                    channel = grpc.insecure_channel(emulator, options=_OPTIONS)
+                else:
+                    channel = FirestoreGrpcTransport.create_channel(options=_OPTIONS)
+                self._client = FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
+                self._pid = os.getpid()
+            return self._client
+
+
+# ---------------------------------------------------------------- an entry and its document
+
+
+def _entry(found: Fields | None) -> Entry | None:
+    """Return the entry that a document keeps; an answer lies in it as its status and its body."""
+    if found is None:
+        return None
+    values = {field.name: found.get(field.name) for field in fields(Entry)}
+    answer = Answer(found["status"], found["body"]) if "status" in found else None
+    return Entry(**values | {"state": State(found["state"]), "answer": answer})
+
+
+def _document(entry: Entry) -> Fields:
+    """Return the fields that keep an entry."""
+    values = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    answer: Answer | None = values.pop("answer")
+    if answer is not None:
+        values |= {"status": answer.status, "body": answer.body}
+    return values | {"state": entry.state.value, "expire_at": _moment(entry.expires + SLACK)}
+
+
+def _about(grant: Grant) -> Fields:
+    """Return what an operator sees of a key beside its entry."""
+    entitlement = grant.entitlement
+    return {
+        "caller": grant.caller.id,
+        "connection": entitlement.connection.id,
+        "operation": entitlement.operation.id,
+    }
+
+
+def _held(key: str, found: Fields, now: float) -> Held | None:
+    entry = _entry(found)
+    if entry is None or entry.expires <= now:
+        return None  # its document waits to be deleted
+    return Held(
+        key=key,
+        state=entry.state,
+        caller=found["caller"],
+        connection=found["connection"],
+        operation=found["operation"],
+        since=found["taken"],
+        running=entry.state is State.SENT and now < entry.lease_until,
+    )
+
+
+def _raw(message: Any) -> Any:
+    """Return what lies under one of the library's messages, many times as fast to read."""
+    return type(message).pb(message)
+
+
+def _fields(document: Any) -> Fields:
+    return {name: getattr(value, value.WhichOneof("value_type")) for name, value in document.fields.items()}
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _metadata() -> tuple[tuple[str, str], ...]:
+    # The emulator takes this word for leave to do everything; Google's own client says the same.
+    return (("authorization", "Bearer owner"),) if os.environ.get(EMULATOR) else ()
+
+
+# ---------------------------------------------------------------- what a grant counts in
+
+
+def _path(grant: Grant) -> str | None:
+    return f"{LEDGER}/{grant.ledger_key}" if grant.ledger_key is not None else None
+
+
+def _limits(grant: Grant) -> list[_Counter]:
+    caller = grant.caller
+    return [_Counter.of("caller", caller.id, limit, shares(limit, MOST_SHARDS)) for limit in caller.limits]
+
+
+def _ceiling(grant: Grant) -> list[_Counter]:
+    connection = grant.entitlement.connection
+    ceiling = connection.ceiling
+    return [_Counter.of("connection", connection.id, ceiling, shares(ceiling, MOST_SHARDS))] if ceiling else []
+
+
+def _budget(grant: Grant) -> list[_Counter]:
+    budget = grant.caller.budget
+    return [_Counter.of("budget", grant.caller.id, budget.limit, (budget.limit,) * BUDGET_SHARDS)] if budget else []
+
+
+def _standings(own: list[Window], now: float) -> tuple[Standing, ...]:
+    return tuple(window.standing(now) for window in own)
+
+
+def _claim(grant: Grant, held: Entry | None, owner: str, now: float) -> Entry | Answer | None:
+    if grant.ledger_key is None:
+        return None
+    return idempotency.claim(
+        held,
+        owner=owner,
+        fingerprint=grant.fingerprint,
+        retention=grant.entitlement.idempotency.seconds,
+        now=now,
+    )
+
+
+def _refuse_if_full(grant: Grant, wholes: list[Window], now: float) -> None:
+    """Raise for the caller's limits, then the ceiling, then the budget, in whose order the windows come."""
+    caller = grant.caller
+    own, rest = wholes[: len(caller.limits)], wholes[len(caller.limits) :]
+    full = [window for window in own if window.remaining(now) < 1]
+    if full:
+        raise limit_reached(full[0].limit, max(window.wait(now) for window in full), _standings(own, now))
+    for window in rest:
+        if window.remaining(now) < 1:
+            wait, standings = window.wait(now), _standings(own, now)
+            if caller.budget is not None and window.limit is caller.budget.limit:
+                raise budget_spent(caller.budget, wait, standings)
+            raise ceiling_reached(wait, standings)
