@@ -342,15 +342,22 @@ def shared_firestore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     address = folder / "firestore-address"
-    with (folder / "firestore-users").open("w") as users, contextlib.ExitStack() as ours:
-        with (folder / "firestore-start").open("w") as start:
-            fcntl.flock(start, fcntl.LOCK_EX)
-            if not address.exists():
-                address.write_text(ours.enter_context(running(FirestoreEmulator())).address)
-                # Run before the emulator is stopped.
-                ours.callback(fcntl.flock, users, fcntl.LOCK_EX)
-            fcntl.flock(users, fcntl.LOCK_SH)
+    with (
+        contextlib.ExitStack() as ours,
+        (folder / "firestore-turn").open("w") as turn,
+        (folder / "firestore-users").open("w") as users,
+    ):
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        first = not address.exists()
+        if first:
+            address.write_text(ours.enter_context(running(FirestoreEmulator())).address)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
         yield address.read_text()
+        if first:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # so that nobody joins
+            fcntl.flock(users, fcntl.LOCK_EX)  # once all others have left
+            address.unlink()
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+import random
 import threading
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -34,7 +34,7 @@ from policies import idempotency
 from policies.idempotency import Entry, Held, State, Verdict
 from policies.model import Admission, Answer, Outcome, Reply
 from policies.quota import BUCKETS, Window, budget_spent, ceiling_reached, limit_reached, shares, together
-from policies.refusals import LedgerRefusal, StoreUnavailable
+from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,6 +47,8 @@ TOTAL_SECONDS: Final = 0.9
 ATTEMPTS: Final = 20
 #: One limit's documents at the most: a call reads all of them.
 MOST_SHARDS: Final = 32
+#: How many documents of a ceiling a call reads; where they are full, it reads all.
+PROBES: Final = 4
 #: What a budget is kept in. Fixed, since money that was spent must be found however the limits change.
 BUDGET_SHARDS: Final = 8
 #: Seconds that a document is kept beyond its use, so that a late one is not forgotten early.
@@ -87,6 +89,8 @@ _KINDS: Final[dict[type, str]] = {
     datetime: "timestamp_value",
 }
 
+_RANDOM: Final = random.SystemRandom()
+
 #: A document's fields by name, None for a document that is not there, and by path what to write.
 Fields = dict[str, Any]
 Writes = dict[str, Fields | None]
@@ -106,9 +110,12 @@ class _Counter:
         start = f"{WINDOWS}/{kind}:{name}:{limit.text.replace('/', ':')}"
         return cls(limit, {f"{start}:{place}": part for place, part in enumerate(parts)})
 
-    def any_one(self) -> _Counter:
-        """Return this counter with one of its documents alone."""
-        return _Counter(self.limit, dict([secrets.choice([*self.parts.items()])]))
+    def some(self, most: int) -> _Counter:
+        """Return this counter with a few of its documents, and their part of the calls."""
+        if len(self.parts) <= most:
+            return self
+        parts = dict(_RANDOM.sample([*self.parts.items()], most))
+        return _Counter(replace(self.limit, calls=sum(part.calls for part in parts.values())), parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +155,17 @@ class Firestore:
 
     def admit(self, grant: Grant) -> Admission:
         """See :class:`gateway.stores.Store`."""
-        owner = os.urandom(16).hex()
-        limits, ceiling, budget = _limits(grant), _ceiling(grant), _budget(grant)
-        key = _path(grant)
-        counters = [*limits, *ceiling, *budget]
+        owner, deadline = os.urandom(16).hex(), self._deadline()
+        ceiling = _ceiling(grant)
+        try:
+            # How much is left of a ceiling is told to nobody, so a few of its documents will do while they have room.
+            return self._admit(grant, [counter.some(PROBES) for counter in ceiling], owner, deadline)
+        except CeilingReached:
+            return self._admit(grant, ceiling, owner, deadline)
+
+    def _admit(self, grant: Grant, ceiling: list[_Counter], owner: str, deadline: float) -> Admission:
+        limits, key = _limits(grant), _path(grant)
+        counters = [*limits, *ceiling, *_budget(grant)]
 
         def judge(seen: _Sight) -> tuple[Admission, Writes]:
             now = seen.now
@@ -172,7 +186,7 @@ class Firestore:
             _refuse_if_full(grant, wholes, now)
             writes: Writes = {}
             for part, whole in zip(parts[: len(limits) + len(ceiling)], wholes, strict=False):
-                path, window = secrets.choice([place for place in part.items() if place[1].remaining(now) >= 1])
+                path, window = _RANDOM.choice([place for place in part.items() if place[1].remaining(now) >= 1])
                 for counting in (window, whole):
                     counting.take(now)
                 writes[path] = seen.kept(window)
@@ -180,7 +194,7 @@ class Firestore:
                 writes[key] = _document(claim) | _about(grant) | {"taken": now}
             return Admission(_standings(own, now), owner, now), writes
 
-        return self._step(judge, counters, key, grant.caller.id)
+        return self._step(judge, counters, key, deadline, grant.caller.id)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -235,14 +249,14 @@ class Firestore:
             word = {"state": State.SUCCEEDED.value, "status": answer.status, "body": answer.body}
             return Verdict.RESOLVED, {path: found | word}
 
-        return self._step(judge, [], path)
+        return self._step(judge, [], path, self._deadline())
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
             return True  # nothing is kept of such a call, so there is nothing to say
         key = _path(grant)
         returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
-        spent = [counter.any_one() for counter in _budget(grant) if reply.spent]
+        spent = [counter.some(1) for counter in _budget(grant) if reply.spent]
         counters = [*returned, *spent]
 
         def judge(seen: _Sight) -> tuple[bool, Writes]:
@@ -269,24 +283,28 @@ class Firestore:
             return True, writes
 
         try:
-            return self._step(judge, counters, key, grant.caller.id)
+            return self._step(judge, counters, key, self._deadline(), grant.caller.id)
         except StoreUnavailable:
             return False
 
     # ---------------------------------------------------------------- one step: read, judge, commit
 
     def _step(
-        self, judge: Callable[[_Sight], tuple[T, Writes]], counters: list[_Counter], key: str | None, caller: str = ""
+        self,
+        judge: Callable[[_Sight], tuple[T, Writes]],
+        counters: list[_Counter],
+        key: str | None,
+        deadline: float,
+        caller: str = "",
     ) -> T:
         """Read the documents, have them judged, and write what the judge says: all of it or nothing.
 
         Only a step that names a ``key`` is repeated when the answer to its commit was lost: its judge finds there
         whether it is done already.
         """
-        deadline = time.monotonic() + self._seconds
         paths = [*(path for counter in counters for path in counter.parts), *([key] if key is not None else ())]
         turn = self._turn(caller, counters)
-        if not turn.acquire(timeout=self._seconds):
+        if not turn.acquire(timeout=self._left(deadline)):
             raise StoreUnavailable(note="Contention", retry_after=1)
         try:
             lost = 0
@@ -300,7 +318,7 @@ class Firestore:
                 except _FAILED as error:
                     if writes and isinstance(error, _OVERTAKEN):
                         # Those who met take different times to come back.
-                        time.sleep(secrets.randbelow(1000) / 1_000_000 * min(attempt + 1, 10) * 2)
+                        time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
                         continue
                     lost += 1
                     if lost > 1 or (writes and key is None):
@@ -327,7 +345,7 @@ class Firestore:
         now = 0.0
         request = {"database": self._database, "documents": [self._name(path) for path in paths]}
         replies = self._connected().batch_get_documents(
-            request, retry=None, timeout=self._left(deadline), metadata=_metadata()
+            request, retry=None, timeout=self._attempt(deadline), metadata=_metadata()
         )
         for reply in map(_raw, replies):
             now = max(now, self._now(reply.read_time))
@@ -348,14 +366,20 @@ class Firestore:
                 whole = Document(name=self._name(path), fields=values)
                 commands.append(Write(update=whole, current_document=condition))
         request = {"database": self._database, "writes": commands}
-        self._connected().commit(request, retry=None, timeout=self._left(deadline), metadata=_metadata())
+        self._connected().commit(request, retry=None, timeout=self._attempt(deadline), metadata=_metadata())
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._seconds
 
     def _left(self, deadline: float) -> float:
-        """Return how long one attempt may take: under half of all, so that a lost answer can be asked for again."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise StoreUnavailable(note="Timeout", retry_after=1)
-        return min(left, 0.45 * self._seconds)
+        return left
+
+    def _attempt(self, deadline: float) -> float:
+        """Return how long one call to Firestore may take: under half of all, so that it can be made again."""
+        return min(self._left(deadline), 0.45 * self._seconds)
 
     def _name(self, path: str) -> str:
         return f"{self._database}/documents/{path}"
