@@ -14,6 +14,7 @@ The clock is Firestore's: the moment at which it read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -37,7 +38,7 @@ from policies.quota import BUCKETS, Window, budget_spent, ceiling_reached, limit
 from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from policies.model import Grant, Limit, Standing
 
@@ -132,8 +133,19 @@ class _Sight:
             for path, part in counter.parts.items()
         }
 
-    def kept(self, window: Window) -> Fields:
-        """Return the document that keeps a window."""
+    def taken(self, windows: Mapping[str, Window], amount: int = 1) -> Writes:
+        """Return what counts an ``amount`` in one of these windows."""
+        path, window = _RANDOM.choice([*windows.items()])
+        window.take(self.now, amount)
+        return {path: self._kept(window)}
+
+    def given_back(self, counter: _Counter, taken: float) -> Writes:
+        """Return what uncounts a call. Those of one bucket are all alike, so any document that has one will do."""
+        windows = [*self.windows(counter).items()]
+        _RANDOM.shuffle(windows)
+        return next(({path: self._kept(window)} for path, window in windows if window.give_back(taken)), {})
+
+    def _kept(self, window: Window) -> Fields:
         seconds = window.limit.seconds
         return {
             "buckets": json.dumps(window.buckets, separators=(",", ":")),
@@ -151,17 +163,18 @@ class Firestore:
         self._lock = threading.Lock()
         self._client: Any = None
         self._pid = 0
-        self._turns: dict[str, threading.Semaphore] = {}
+        self._turns: dict[tuple[str, tuple[Limit, ...]], threading.Semaphore] = {}
 
     def admit(self, grant: Grant) -> Admission:
         """See :class:`gateway.stores.Store`."""
         owner, deadline = os.urandom(16).hex(), self._deadline()
         ceiling = _ceiling(grant)
-        try:
-            # How much is left of a ceiling is told to nobody, so a few of its documents will do while they have room.
-            return self._admit(grant, [counter.some(PROBES) for counter in ceiling], owner, deadline)
-        except CeilingReached:
-            return self._admit(grant, ceiling, owner, deadline)
+        with self._turn(grant, deadline):
+            try:
+                # What is left of a ceiling is told to nobody, so a few of its documents will do while they have room.
+                return self._admit(grant, [counter.some(PROBES) for counter in ceiling], owner, deadline)
+            except CeilingReached:
+                return self._admit(grant, ceiling, owner, deadline)
 
     def _admit(self, grant: Grant, ceiling: list[_Counter], owner: str, deadline: float) -> Admission:
         limits, key = _limits(grant), _path(grant)
@@ -186,15 +199,13 @@ class Firestore:
             _refuse_if_full(grant, wholes, now)
             writes: Writes = {}
             for part, whole in zip(parts[: len(limits) + len(ceiling)], wholes, strict=False):
-                path, window = _RANDOM.choice([place for place in part.items() if place[1].remaining(now) >= 1])
-                for counting in (window, whole):
-                    counting.take(now)
-                writes[path] = seen.kept(window)
+                writes |= seen.taken({path: window for path, window in part.items() if window.remaining(now) >= 1})
+                whole.take(now)
             if key is not None and claim is not None:
                 writes[key] = _document(claim) | _about(grant) | {"taken": now}
             return Admission(_standings(own, now), owner, now), writes
 
-        return self._step(judge, counters, key, deadline, grant.caller.id)
+        return self._step(judge, counters, key, deadline)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -246,8 +257,8 @@ class Firestore:
                 return Verdict.SETTLED, {}
             if answer is None:
                 return Verdict.RESOLVED, {path: None}
-            word = {"state": State.SUCCEEDED.value, "status": answer.status, "body": answer.body}
-            return Verdict.RESOLVED, {path: found | word}
+            entry = replace(held, state=State.SUCCEEDED, answer=answer)
+            return Verdict.RESOLVED, {path: found | _document(entry)}
 
         return self._step(judge, [], path, self._deadline())
 
@@ -257,7 +268,7 @@ class Firestore:
         key = _path(grant)
         returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
         spent = [counter.some(1) for counter in _budget(grant) if reply.spent]
-        counters = [*returned, *spent]
+        counters, deadline = [*returned, *spent], self._deadline()
 
         def judge(seen: _Sight) -> tuple[bool, Writes]:
             writes: Writes = {}
@@ -271,19 +282,14 @@ class Firestore:
                 entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
                 writes[key] = None if entry is None else found | _document(entry)
             for counter in returned:
-                # Calls of one bucket are all alike: where several documents have some, any may count one less.
-                for path, window in seen.windows(counter).items():
-                    if window.give_back(admission.taken):
-                        writes[path] = seen.kept(window)
-                        break
+                writes |= seen.given_back(counter, admission.taken)
             for counter in spent:
-                for path, window in seen.windows(counter).items():
-                    window.take(seen.now, reply.spent)
-                    writes[path] = seen.kept(window)
+                writes |= seen.taken(seen.windows(counter), reply.spent)
             return True, writes
 
         try:
-            return self._step(judge, counters, key, self._deadline(), grant.caller.id)
+            with self._turn(grant, deadline) if counters else contextlib.nullcontext():
+                return self._step(judge, counters, key, deadline)
         except StoreUnavailable:
             return False
 
@@ -295,7 +301,6 @@ class Firestore:
         counters: list[_Counter],
         key: str | None,
         deadline: float,
-        caller: str = "",
     ) -> T:
         """Read the documents, have them judged, and write what the judge says: all of it or nothing.
 
@@ -303,40 +308,41 @@ class Firestore:
         whether it is done already.
         """
         paths = [*(path for counter in counters for path in counter.parts), *([key] if key is not None else ())]
-        turn = self._turn(caller, counters)
+        lost = 0
+        for attempt in range(ATTEMPTS):
+            writes: Writes = {}
+            try:
+                seen, times = self._read(paths, deadline)
+                result, writes = judge(seen)
+                if writes:
+                    self._commit(writes, times, deadline)
+            except _FAILED as error:
+                if writes and isinstance(error, _OVERTAKEN):
+                    # Those who met take different times to come back.
+                    time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
+                    continue
+                lost += 1
+                if lost > 1 or (writes and key is None):
+                    raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
+            else:
+                return result
+        raise StoreUnavailable(note="Contention", retry_after=1)
+
+    @contextlib.contextmanager
+    def _turn(self, grant: Grant, deadline: float) -> Iterator[None]:
+        """Let only so many steps of a caller through at once that they seldom meet at one document."""
+        with self._lock:
+            place = grant.caller.id, grant.caller.limits
+            turn = self._turns.get(place)
+            if turn is None:
+                fewest = min((len(counter.parts) for counter in _limits(grant)), default=MOST_SHARDS)
+                turn = self._turns[place] = threading.Semaphore(max(1, fewest // 4))
         if not turn.acquire(timeout=self._left(deadline)):
             raise StoreUnavailable(note="Contention", retry_after=1)
         try:
-            lost = 0
-            for attempt in range(ATTEMPTS):
-                writes: Writes = {}
-                try:
-                    seen, times = self._read(paths, deadline)
-                    result, writes = judge(seen)
-                    if writes:
-                        self._commit(writes, times, deadline)
-                except _FAILED as error:
-                    if writes and isinstance(error, _OVERTAKEN):
-                        # Those who met take different times to come back.
-                        time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
-                        continue
-                    lost += 1
-                    if lost > 1 or (writes and key is None):
-                        raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
-                else:
-                    return result
-            raise StoreUnavailable(note="Contention", retry_after=1)
+            yield
         finally:
             turn.release()
-
-    def _turn(self, caller: str, counters: list[_Counter]) -> threading.Semaphore:
-        """Return what lets so many of a caller's calls through at once that they seldom meet at one document."""
-        with self._lock:
-            turn = self._turns.get(caller)
-            if turn is None:
-                fewest = min((len(counter.parts) for counter in counters), default=MOST_SHARDS)
-                turn = self._turns[caller] = threading.Semaphore(max(1, fewest // 4))
-            return turn
 
     def _read(self, paths: list[str], deadline: float) -> tuple[_Sight, dict[str, Any]]:
         """Read documents as they are at one moment. Return them, and when each was written last."""
@@ -411,17 +417,17 @@ def _entry(found: Fields | None) -> Entry | None:
     """Return the entry that a document keeps; an answer lies in it as its status and its body."""
     if found is None:
         return None
-    values = {field.name: found.get(field.name) for field in fields(Entry)}
+    values: dict[str, Any] = {field.name: found.get(field.name) for field in fields(Entry)}
     answer = Answer(found["status"], found["body"]) if "status" in found else None
     return Entry(**values | {"state": State(found["state"]), "answer": answer})
 
 
 def _document(entry: Entry) -> Fields:
     """Return the fields that keep an entry."""
-    values = {field.name: getattr(entry, field.name) for field in fields(entry)}
-    answer: Answer | None = values.pop("answer")
-    if answer is not None:
-        values |= {"status": answer.status, "body": answer.body}
+    values: Fields = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    if entry.answer is not None:
+        values |= {"status": entry.answer.status, "body": entry.answer.body}
+    del values["answer"]
     return values | {"state": entry.state.value, "expire_at": _moment(entry.expires + SLACK)}
 
 
