@@ -35,9 +35,7 @@ _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 
 
 _REDIS = re.compile(r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?")
-_FIRESTORE = re.compile(
-    r"firestore://[a-z][a-z0-9-]{4,28}[a-z0-9](?:/(?:\(default\)|[a-z][a-z0-9-]{2,61}[a-z0-9])?)?"
-)
+_FIRESTORE = re.compile(r"firestore://[a-z][a-z0-9-]{4,28}[a-z0-9](?:/(?:\(default\)|[a-z][a-z0-9-]{2,61}[a-z0-9])?)?")
 
 
 class SettingError(Exception):
@@ -62,8 +60,8 @@ def load(environ: Mapping[str, str]) -> Gate:
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
     if on_cloud and environ.get("FIRESTORE_EMULATOR_HOST"):
         raise SettingError(
-            "FIRESTORE_EMULATOR_HOST has Firestore spoken to in the clear, on a machine that is not Google's. Remove it "
-            "from the function's environment."
+            "FIRESTORE_EMULATOR_HOST has Firestore spoken to in the clear, on a machine that is not Google's. Remove "
+            "it from the function's environment."
         )
     manager = SecretManager(_endpoint(environ))
     policies = _policies(environ, manager)
