@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 #: A step with all its attempts, and still a refusal within a second.
 TOTAL_SECONDS: Final = 0.9
+#: No commit is sent with less than this part of it left: a claim whose answer is not waited for would hold its key.
+HEARING: Final = 0.3
 #: How often a step that others overtook begins, at the most.
 ATTEMPTS: Final = 20
 #: One limit's documents at the most: a call reads all of them.
@@ -337,7 +339,7 @@ class Firestore:
             if turn is None:
                 fewest = min((len(counter.parts) for counter in _limits(grant)), default=MOST_SHARDS)
                 turn = self._turns[place] = threading.Semaphore(max(1, fewest // 4))
-        if not turn.acquire(timeout=self._left(deadline)):
+        if not turn.acquire(timeout=max(0.0, self._left(deadline) - HEARING * self._seconds)):
             raise StoreUnavailable(note="Contention", retry_after=1)
         try:
             yield
@@ -362,6 +364,8 @@ class Firestore:
 
     def _commit(self, writes: Writes, times: Mapping[str, Any], deadline: float) -> None:
         """Write all or nothing, on the condition that nothing of it was written since."""
+        if self._left(deadline) < HEARING * self._seconds:
+            raise StoreUnavailable(note="Timeout", retry_after=1)
         commands = []
         for path, document in writes.items():
             condition = Precondition(update_time=times[path]) if path in times else Precondition(exists=False)
