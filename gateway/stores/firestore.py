@@ -56,9 +56,9 @@ PROBES: Final = 4
 BUDGET_SHARDS: Final = 8
 #: Seconds that a document is kept beyond its use, so that a late one is not forgotten early.
 SLACK: Final = 60
-#: How many keys an operator's listing reads at once, and how many seconds that may take.
+#: How many keys an operator's listing reads at once, and how many seconds that, or a word on a key, may take.
 PAGE: Final = 300
-PAGE_SECONDS: Final = 5.0
+OPERATOR_SECONDS: Final = 5.0
 
 LEDGER: Final = "countersign-ledger"
 WINDOWS: Final = "countersign-windows"
@@ -207,7 +207,7 @@ class Firestore:
                 writes[key] = _document(claim) | _about(grant) | {"taken": now}
             return Admission(_standings(own, now), owner, now), writes
 
-        return self._step(judge, counters, key, deadline)
+        return self._step(judge, _paths(counters, key), deadline, again=key is not None)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -232,7 +232,8 @@ class Firestore:
                     "limit": PAGE,
                 }
                 request = {"parent": f"{self._database}/documents", "structured_query": query}
-                replies = self._connected().run_query(request, retry=None, timeout=PAGE_SECONDS, metadata=_metadata())
+                client = self._connected()
+                replies = client.run_query(request, retry=None, timeout=OPERATOR_SECONDS, metadata=_metadata())
                 page = [reply for reply in map(_raw, replies) if reply.HasField("document")]
                 for reply in page:
                     start, before = reply.document.name.removeprefix(self._name("")), False
@@ -262,7 +263,7 @@ class Firestore:
             entry = replace(held, state=State.SUCCEEDED, answer=answer)
             return Verdict.RESOLVED, {path: found | _document(entry)}
 
-        return self._step(judge, [], path, self._deadline())
+        return self._step(judge, [path], time.monotonic() + OPERATOR_SECONDS, again=False)
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
@@ -291,25 +292,19 @@ class Firestore:
 
         try:
             with self._turn(grant, deadline) if counters else contextlib.nullcontext():
-                return self._step(judge, counters, key, deadline)
+                return self._step(judge, _paths(counters, key), deadline, again=key is not None)
         except StoreUnavailable:
             return False
 
     # ---------------------------------------------------------------- one step: read, judge, commit
 
     def _step(
-        self,
-        judge: Callable[[_Sight], tuple[T, Writes]],
-        counters: list[_Counter],
-        key: str | None,
-        deadline: float,
+        self, judge: Callable[[_Sight], tuple[T, Writes]], paths: list[str], deadline: float, *, again: bool
     ) -> T:
         """Read the documents, have them judged, and write what the judge says: all of it or nothing.
 
-        Only a step that names a ``key`` is repeated when the answer to its commit was lost: its judge finds there
-        whether it is done already.
+        ``again``: it may be repeated when the answer to its commit was lost, since its judge sees whether it is done.
         """
-        paths = [*(path for counter in counters for path in counter.parts), *([key] if key is not None else ())]
         lost = 0
         for attempt in range(ATTEMPTS):
             writes: Writes = {}
@@ -324,7 +319,7 @@ class Firestore:
                     time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
                     continue
                 lost += 1
-                if lost > 1 or (writes and key is None):
+                if lost > 1 or (writes and not again):
                     raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
             else:
                 return result
@@ -388,8 +383,8 @@ class Firestore:
         return left
 
     def _attempt(self, deadline: float) -> float:
-        """Return how long one call to Firestore may take: under half of all, so that it can be made again."""
-        return min(self._left(deadline), 0.45 * self._seconds)
+        """Return how long one call to Firestore may take: half of what is left, so that it can be made again."""
+        return self._left(deadline) / 2
 
     def _name(self, path: str) -> str:
         return f"{self._database}/documents/{path}"
@@ -479,6 +474,10 @@ def _metadata() -> tuple[tuple[str, str], ...]:
 
 
 # ---------------------------------------------------------------- what a grant counts in
+
+
+def _paths(counters: list[_Counter], key: str | None) -> list[str]:
+    return [*(path for counter in counters for path in counter.parts), *([key] if key is not None else ())]
 
 
 def _path(grant: Grant) -> str | None:
