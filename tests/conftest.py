@@ -16,6 +16,7 @@ import socket
 import subprocess
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,6 +97,13 @@ RESPONSE = (
     "id, status, amount_due, currency, customer, description, number, hosted_invoice_url, metadata, "
     "lines.data.amount, audit_id"
 )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say last which tests were left out, and why."""
+    skipped = ((r.nodeid.partition("::")[0], r.longrepr[2]) for r in terminalreporter.stats.get("skipped", ()))
+    for (file, reason), count in sorted(Counter(skipped).items()):
+        terminalreporter.write_line(f"{file}: {count} left out. {reason.removeprefix('Skipped: ')}")
 
 
 def sha256(key: str) -> str:
