@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from gateway.policies import Source
     from gateway.stores import Ledger, Store
+    from gateway.stores.firestore import Firestore
+    from gateway.stores.redis import Redis
     from policies.model import PolicySet
 
 #: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
@@ -38,6 +40,7 @@ _AUDIENCE = re.compile(
 )
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _REDIS = re.compile(r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?")
+_FIRESTORE = re.compile(r"firestore://[a-z][a-z0-9-]{4,28}[a-z0-9](?:/(?:\(default\)|[a-z][a-z0-9-]{2,61}[a-z0-9])?)?")
 
 
 class SettingError(Exception):
@@ -61,6 +64,11 @@ def load(environ: Mapping[str, str]) -> Gate:
     on_cloud = "K_SERVICE" in environ
     if on_cloud and environ.get("DEBUG"):
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
+    if on_cloud and environ.get("FIRESTORE_EMULATOR_HOST"):
+        raise SettingError(
+            "FIRESTORE_EMULATOR_HOST has Firestore spoken to in the clear, on a machine that is not Google's. Remove "
+            "it from the function's environment."
+        )
     manager = SecretManager(
         _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
     )
@@ -140,31 +148,44 @@ def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:
     store = environ.get("STORE", "")
     if not store and on_cloud:
         raise SettingError(
-            "STORE is not set. On the cloud it must be asked for by name: redis://HOST:PORT, which all instances "
-            "share, or memory, which counts limits and remembers idempotency keys in one instance only."
+            "STORE is not set. On the cloud it must be asked for by name: redis://HOST:PORT or "
+            "firestore://PROJECT/DATABASE, which all instances share, or memory, which counts limits and remembers "
+            "idempotency keys in one instance only."
         )
-    if _REDIS.fullmatch(store):
-        from gateway.stores.redis import Redis  # noqa: PLC0415 - only paid for where it is asked for
-
-        return Redis(store)
+    shared = _shared(store)
+    if shared is not None:
+        return shared
     if store not in {"", "memory"}:
-        raise SettingError("STORE must be memory, or redis://HOST:PORT/DATABASE (rediss:// over TLS).")
+        raise SettingError(
+            "STORE must be memory, redis://HOST:PORT/DATABASE (rediss:// over TLS), or firestore://PROJECT/DATABASE."
+        )
     if environ.get("WORKERS", "1") != "1":
         raise SettingError("WORKERS must be 1 with STORE=memory: each worker would count for itself. Raise THREADS.")
     return Memory(time.monotonic)
 
 
+def _shared(store: str) -> Redis | Firestore | None:
+    """Return the store that instances share, if ``store`` names one. Only then its client is loaded."""
+    if _REDIS.fullmatch(store):
+        from gateway.stores.redis import Redis  # noqa: PLC0415 - only paid for where it is asked for
+
+        return Redis(store)
+    if _FIRESTORE.fullmatch(store):
+        from gateway.stores.firestore import Firestore  # noqa: PLC0415 - the same
+
+        return Firestore(store)
+    return None
+
+
 def ledger_of(environ: Mapping[str, str]) -> Ledger:
     """Return the ledger that ``STORE`` names, for an operator. Raises :class:`SettingError`."""
-    store = environ.get("STORE", "")
-    if not _REDIS.fullmatch(store):
+    shared = _shared(environ.get("STORE", ""))
+    if shared is None:
         raise SettingError(
-            "Write STORE=redis://HOST:PORT/DATABASE, as the function has it. The ledger of the memory store lives "
-            "inside its instance and cannot be reached from outside."
+            "Write STORE=redis://HOST:PORT/DATABASE or STORE=firestore://PROJECT/DATABASE, as the function has it. The "
+            "ledger of the memory store lives inside its instance and cannot be reached from outside."
         )
-    from gateway.stores.redis import Redis  # noqa: PLC0415 - the same
-
-    return Redis(store)
+    return shared
 
 
 def _audit(environ: Mapping[str, str], policies: PolicySet) -> Audit:

@@ -7,6 +7,7 @@ production server, in a process of its own.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -14,15 +15,18 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
+from collections import Counter
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import functions_framework
 import pytest
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
+from sandbox.firestore import FirestoreEmulator
 from sandbox.google import Google
 from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
@@ -94,6 +98,13 @@ RESPONSE = (
     "id, status, amount_due, currency, customer, description, number, hosted_invoice_url, metadata, "
     "lines.data.amount, audit_id"
 )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say last which tests were left out, and why."""
+    skipped = ((r.nodeid.partition("::")[0], r.longrepr[2]) for r in terminalreporter.stats.get("skipped", ()))
+    for (file, reason), count in sorted(Counter(skipped).items()):
+        terminalreporter.write_line(f"{file}: {count} left out. {reason.removeprefix('Skipped: ')}")
 
 
 def sha256(key: str) -> str:
@@ -304,9 +315,12 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
         server.stop()
 
 
+S = TypeVar("S", RedisServer, FirestoreEmulator)
+
+
 @contextlib.contextmanager
-def running(server: RedisServer) -> Iterator[RedisServer]:
-    """Run a Redis; where there is none to run, say how to get one."""
+def running(server: S) -> Iterator[S]:
+    """Run a store; where there is none to run, say how to get one."""
     try:
         server.start()
     except FileNotFoundError as error:
@@ -337,3 +351,45 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """Start a Redis of the test's own, to be killed and restarted; what it has written is on disk."""
     with running(RedisServer(tmp_path, durable=True)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_firestore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of one emulator for the tests of all workers: it is heavy, and each test has its own project.
+
+    Whoever needs it first starts it, and stops it when nobody uses it any more; a worker that dies has let go of it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    address = folder / "firestore-address"
+    with (
+        contextlib.ExitStack() as ours,
+        (folder / "firestore-turn").open("w") as turn,
+        (folder / "firestore-users").open("w") as users,
+    ):
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        first = not address.exists()
+        if first:
+            address.write_text(ours.enter_context(running(FirestoreEmulator())).address)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield address.read_text()
+        if first:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # so that nobody joins
+            fcntl.flock(users, fcntl.LOCK_EX)  # once all others have left
+            address.unlink()
+
+
+@pytest.fixture
+def firestore_url(shared_firestore: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", shared_firestore)
+    return f"firestore://test-{uuid.uuid4().hex[:20]}"
+
+
+@pytest.fixture
+def firestore_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FirestoreEmulator]:
+    """Start an emulator of the test's own, to be killed and restarted."""
+    with running(FirestoreEmulator()) as emulator:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.address)
+        yield emulator

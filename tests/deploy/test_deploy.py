@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.stores.firestore import LEDGER, WINDOWS
+
 REPOSITORY = Path(__file__).parents[2]
 SECRET = "projects/acme/secrets/appgregator-x-api-key"
 SIGNING = "projects/acme-shared/secrets/n8n-signing"
@@ -110,6 +112,8 @@ OPTION_SETS = [
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
     ["--policy-secret=projects/acme-prod/secrets/countersign-policy"],
+    ["--store=firestore://acme-data/limits", "--max-instances=20"],
+    ["--store=firestore://acme-prod"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
 ]
 
@@ -181,7 +185,10 @@ def test_the_function_may_read_its_secret_and_nothing_else(house: Path, options:
     ]
     assert f"--member=serviceAccount:{account}" in granted[0]
     assert f"--service-account={account}" in words(commands, "functions", "deploy")
-    assert not any("projects add-iam-policy-binding" in line or "allUsers" in line for line in commands)
+    assert not any("allUsers" in line for line in commands)
+    project_wide = [shlex.split(line) for line in commands if "projects add-iam-policy-binding" in line]
+    assert all("--role=roles/datastore.user" in one for one in project_wide)
+    assert len(project_wide) == any("firestore" in option for option in options)
 
 
 def test_access_is_to_every_secret_that_the_policy_names(house: Path) -> None:
@@ -249,6 +256,32 @@ def test_policy_in_secret_manager_is_read_from_there_and_checked_here(house: Pat
     assert dry_run(house, *usual())
 
 
+@pytest.mark.parametrize(
+    ("store", "project", "database"),
+    [
+        ("firestore://acme-data/limits", "acme-data", "limits"),
+        ("firestore://acme-prod", "acme-prod", "(default)"),
+        ("firestore://acme-prod/(default)", "acme-prod", "(default)"),
+    ],
+)
+def test_with_firestore_the_function_may_use_its_database_alone_and_what_expires_is_deleted(
+    house: Path, store: str, project: str, database: str
+) -> None:
+    commands = dry_run(house, *usual(f"--store={store}"))
+    (settings,) = [word for word in words(commands, "functions", "deploy") if word.startswith("--set-env-vars=")]
+    assert f",STORE={store}," in settings
+    binding = words(commands, "projects", "add-iam-policy-binding")
+    assert binding[3] == project
+    assert f"--member=serviceAccount:{ACCOUNT}" in binding
+    name = f'resource.name=="projects/{project}/databases/{database}"'
+    assert f"--condition=expression={name},title=countersign-{database}" in binding
+    policies = [w for w in map(shlex.split, commands) if w[1:5] == ["firestore", "fields", "ttls", "update"]]
+    assert [one[5:9] for one in policies] == [
+        ["expire_at", f"--project={project}", f"--database={database}", f"--collection-group={collection}"]
+        for collection in (LEDGER, WINDOWS)
+    ]
+
+
 def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
     assert run.returncode == 2, run.stderr
     assert run.stdout == ""
@@ -265,7 +298,9 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--audience", "https://a.example,IAM=guards", "an address such as https://"),
         ("--store", "redis://:hunter2@10.0.0.1", "without a password"),
         ("--store", "redis://10.0.0.1,DEBUG=1", "without a password"),
-        ("--store", "firestore", "redis://HOST:PORT/DB"),
+        ("--store", "firestore", "firestore://PROJECT/DATABASE"),
+        ("--store", "firestore://acme-prod/x,DEBUG=1", "firestore://PROJECT/DATABASE"),
+        ("--store", "firestore://acme-prod/(other)", "firestore://PROJECT/DATABASE"),
         ("--vpc-connector", "x --quiet", "name of a connector"),
         ("--store", "", "--store is missing"),
         ("--concurrency", "0", "1 to 1000"),
@@ -346,6 +381,7 @@ class Cloud:
             'case "$*" in\n'
             '  ${FAILS:-nothing}*) echo "denied" >&2; exit 1 ;;\n'
             '  "iam service-accounts list"*) echo "${ACCOUNTS:-}" ;;\n'
+            '  "firestore fields ttls list"*) echo "${TTLS:-}" ;;\n'
             '  "functions describe"*) echo https://countersign-abc.a.run.app ;;\n'
             "esac",
         )
@@ -393,6 +429,14 @@ def test_an_existing_service_account_is_not_created_again(house: Path, cloud: Cl
     run = deploy(house, *usual(FOR_ANN), PATH=cloud.path, ACCOUNTS=ACCOUNT)
     assert run.returncode == 0, run.stderr
     assert cloud.asked() == [step for step in STEPS if not step.endswith(" create")]
+
+
+def test_what_expires_is_told_to_firestore_once(house: Path, cloud: Cloud) -> None:
+    run = deploy(house, *usual("--store=firestore://acme-prod"), PATH=cloud.path, TTLS="there")
+    assert run.returncode == 0, run.stderr
+    asked = cloud.asked()
+    assert asked.count("firestore fields ttls") == 2
+    assert not any("--enable-ttl" in line for line in cloud.notes.read_text().splitlines())
 
 
 @pytest.mark.parametrize("last", range(len(STEPS)))

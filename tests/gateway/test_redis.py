@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Barrier
 
+    from gateway.stores import Store
     from policies.model import Admission, Grant
     from sandbox.redis_server import RedisServer
 
@@ -92,7 +93,7 @@ def said(result: Admission | Refusal) -> tuple[object, ...]:
     return result.standings, result.replay
 
 
-def end(store: Memory | Redis, grant: Grant, admission: Admission, how: str) -> None:
+def end(store: Store, grant: Grant, admission: Admission, how: str) -> None:
     if how == "release":
         store.release(grant, admission)
     elif how == "unknown":

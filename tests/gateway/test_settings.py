@@ -11,6 +11,7 @@ import pytest
 
 from gateway.policies import MAX_DOCUMENT
 from gateway.settings import SettingError, load
+from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import policy
@@ -186,13 +187,16 @@ def test_policy_and_keys_come_from_secret_manager_under_the_server_that_forks(
         "redis:// host",
         "redis://host:port",
         "redis://:hunter2@a b",
-        "firestore://p/d",
+        "firestore://",
+        "firestore://acme-prod/(other)",
+        "firestore://acme-prod/limits/more",
+        "firestore://Acme",
         " ",
     ],
 )
 def test_store_that_there_is_not_is_refused(document: Path, store: str) -> None:
     error = error_of(POLICY=str(document), STORE=store)
-    assert error.startswith("STORE must be memory, or redis://HOST:PORT/DATABASE")
+    assert error.startswith("STORE must be memory, redis://HOST:PORT/DATABASE")
     assert "hunter2" not in error
 
 
@@ -208,6 +212,30 @@ def test_store_that_there_is_not_is_refused(document: Path, store: str) -> None:
 def test_redis_is_a_store_on_the_cloud_and_off_it_also_with_many_workers(document: Path, store: str) -> None:
     """It is connected to with the first call: a Redis that is down must not keep instances from starting."""
     assert isinstance(load({"POLICY": str(document), "STORE": store, "WORKERS": "4"} | CLOUD).store, Redis)
+
+
+@pytest.mark.parametrize(
+    ("store", "database"),
+    [
+        ("firestore://acme-prod", "projects/acme-prod/databases/(default)"),
+        ("firestore://acme-prod/(default)", "projects/acme-prod/databases/(default)"),
+        ("firestore://acme-prod/limits", "projects/acme-prod/databases/limits"),
+    ],
+)
+def test_firestore_is_a_store_on_the_cloud_and_connected_to_with_the_first_call(
+    document: Path, store: str, database: str
+) -> None:
+    chosen = load({"POLICY": str(document), "STORE": store, "WORKERS": "4"} | CLOUD).store
+    assert isinstance(chosen, Firestore)
+    assert (chosen._database, chosen._client) == (database, None)
+
+
+def test_firestore_in_the_clear_is_refused_on_the_cloud(document: Path) -> None:
+    settings = {"POLICY": str(document), "STORE": "firestore://acme-prod", "FIRESTORE_EMULATOR_HOST": "127.0.0.1:8080"}
+    assert load(settings).store
+    error = error_of(**settings, **CLOUD)
+    assert error.startswith("FIRESTORE_EMULATOR_HOST")
+    assert "Remove it" in error
 
 
 def test_store_must_be_asked_for_by_name_on_the_cloud(document: Path) -> None:
@@ -347,7 +375,7 @@ def test_function_does_not_start_with_a_wrong_setting(
 def test_server_that_does_not_start_says_one_line_and_no_traceback(server: Callable[..., Server]) -> None:
     running = server(wait=False, STORE="disk")
     assert running.process.wait(timeout=20) == 1
-    assert running.errors.read_text().startswith("countersign cannot start: STORE must be memory, or redis://")
+    assert running.errors.read_text().startswith("countersign cannot start: STORE must be memory, redis://")
     assert running.errors.read_text().count("\n") == 1
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.stores.firestore import Firestore
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 STORES: dict[str, tuple[str | None, Callable[..., Store]]] = {
     "memory": (None, lambda clock, _: Memory(clock)),
     "redis": ("redis_url", lambda clock, url: Redis(url, clock)),
+    # An emulator is no measure of Firestore's speed.
+    "firestore": ("firestore_url", lambda clock, url: Firestore(url, clock, seconds=10)),
 }
 
 ANSWER = Answer(200, '{"id":"in_1","description":"é  kept as it is"}'.encode())
