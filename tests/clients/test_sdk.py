@@ -177,8 +177,8 @@ def test_each_refusal_is_the_exception_that_the_sdk_has_for_it(
     assert "The upstream does not know something that the call names (customer)" in str(missing)
     assert (missing.param, missing.code) == ("customer", "resource_missing")
 
-    absent = raised(running, stripe.InvalidRequestError, stripe.Invoice.retrieve, id="in_nobody_made")
-    assert (absent.http_status, absent.code) == (404, "resource_missing")
+    absent = raised(running, stripe.InvalidRequestError, stripe.Invoice.retrieve, id="in_nobodyMadeThis")
+    assert (absent.http_status, absent.code, absent.param) == (404, "resource_missing", "invoice")
 
     stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
     reused = raised(running, stripe.IdempotencyError, customer="cus_other", idempotency_key="order-1")
