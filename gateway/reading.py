@@ -94,9 +94,12 @@ def read(environ: Mapping[str, Any]) -> Call:
 
 
 def speaks_stripe(environ: Mapping[str, Any]) -> bool:
-    """Whether a request came as Stripe's own clients send it, and must be refused in words that they understand."""
+    """Whether a request came as Stripe's own clients send it, and must be refused in words that they understand.
+
+    Also where their base address is not quite right, so that they can show what is wrong with it.
+    """
     target: str = environ["RAW_URI"]
-    return _STRIPE.match(target[:MAX_TARGET]) is not None
+    return "/v1/" in target[:MAX_TARGET].partition("?")[0]
 
 
 @dataclass(frozen=True, slots=True)
