@@ -26,6 +26,7 @@ from sandbox.appgregator import Appgregator
 from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
+from sandbox.stripe import Stripe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,14 +46,14 @@ connections:
   billing:
     name: ft-4
     connection_name: stripe-1
-    upstream: appgregator
+    upstream: {upstream}
     origin: {origin}
     secret: {secret}
     ceiling: 100000/second
   other-account:
     name: ft-4
     connection_name: stripe-2
-    upstream: appgregator
+    upstream: {upstream}
     origin: {origin}
     secret: {secret}
 
@@ -70,6 +71,7 @@ callers:
 {parameters}
         response: [{response}]
         record: ["metadata[order_id]"]
+{retrieve}
   other:
     owner: tests
     credentials:
@@ -80,6 +82,13 @@ callers:
         operation: invoices.create
         parameters: {{customer: }}
         response: [id]
+"""
+#: What lets the caller look at an invoice, too. Only Stripe offers it.
+RETRIEVE = """\
+      - connection: billing
+        operation: invoices.retrieve
+        parameters: {parameters}
+        response: [{response}]
 """
 PARAMETERS = """
 customer: {required: true}
@@ -108,8 +117,10 @@ def policy(
     idempotency: str = "optional",
     parameters: str = PARAMETERS,
     response: str = RESPONSE,
+    upstream: str = "appgregator",
+    retrieve: str | None = None,
 ) -> str:
-    """Write a policy document that allows what most tests need."""
+    """Write a policy document that allows what most tests need; ``retrieve`` are the parameters of that operation."""
     return POLICY.format(
         origin=origin,
         secret=secret,
@@ -119,6 +130,8 @@ def policy(
         idempotency=idempotency,
         parameters="\n".join(f"          {line}" for line in parameters.strip().splitlines()),
         response=response,
+        upstream=upstream,
+        retrieve="" if retrieve is None else RETRIEVE.format(parameters=retrieve, response=response),
     )
 
 
@@ -126,6 +139,12 @@ def policy(
 def upstream() -> Iterator[Appgregator]:
     with Appgregator(keys=[UPSTREAM_KEY], accounts={("ft-4", "stripe-1"), ("ft-4", "stripe-2")}) as appgregator:
         yield appgregator
+
+
+@pytest.fixture
+def stripe() -> Iterator[Stripe]:
+    with Stripe(keys=[UPSTREAM_KEY]) as stripe:
+        yield stripe
 
 
 @pytest.fixture
