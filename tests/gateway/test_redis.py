@@ -17,10 +17,11 @@ from redis.crc import key_slot
 
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from policies.model import Answer, Outcome, Reply
+from policies.model import Answer, Budget, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
 from sandbox.ports import free_port
+from tests.conftest import policy
 from tests.gateway.conftest import Clock, at_once, granted
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from sandbox.redis_server import RedisServer
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
-SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"}, spent=2)
 
 
 def limited(limit: str, *, key: str | None = None) -> Grant:
@@ -52,8 +53,9 @@ Step = tuple[str, float, int]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["admit", "settle", "unreached", "unknown", "release"]),
-        st.sampled_from([0.0, 0.001, 0.4, 1.0, 7.9, 31.0, 61.0]),
-        st.integers(0, 2),
+        # All are whole in microseconds and in binary, so that both stores' clocks say exactly the same.
+        st.sampled_from([0.0, 1 / 64, 26 / 64, 1.0, 7 + 58 / 64, 30.0, 31.0, 61.0, 12 * 3600.0]),
+        st.integers(0, 3),
     ),
     max_size=40,
 )
@@ -66,11 +68,17 @@ def test_redis_says_what_memory_says_whatever_happens(shared_redis: RedisServer,
         client.flushall()
     clock = Clock()
     stores: tuple[Memory | Redis, ...] = (Memory(clock), Redis(shared_redis.url, clock))
-    grant = granted(idempotency_key="k")
+    text = policy("http://127.0.0.1:9")
+    grant = granted(text, idempotency_key="k")
+    stripes = granted(text.replace("appgregator\n", "stripe\n"), idempotency_key="k")  # may be sent again
     limits = (parse_limit("2/second"), parse_limit("5/minute"))
     grants = [
-        replace(grant, caller=replace(grant.caller, limits=limits), ledger_key=key)
-        for key in ("a" * 64, "b" * 64, None)
+        replace(
+            grant,
+            caller=replace(grant.caller, limits=limits, budget=Budget("usd", parse_limit("9/hour"))),
+            ledger_key=key,
+        )
+        for grant, key in ((grant, "a" * 64), (stripes, "b" * 64), (stripes, "a" * 64), (grant, None))
     ]
     held: list[tuple[Grant, tuple[Admission, Admission]]] = []
     for what, wait, which in steps:
@@ -89,7 +97,7 @@ def test_redis_says_what_memory_says_whatever_happens(shared_redis: RedisServer,
 def said(result: Admission | Refusal) -> tuple[object, ...]:
     if isinstance(result, Refusal):
         return type(result), result.retry_after, result.detail, result.standings
-    return result.standings, result.replay
+    return result.standings, result.replay, result.doubt
 
 
 def end(store: Memory | Redis, grant: Grant, admission: Admission, how: str) -> None:
