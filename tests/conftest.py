@@ -274,6 +274,28 @@ class Server:
             self.process.wait()
 
 
+def launch(place: Path, document: str, *, wait: bool = True, **settings: str) -> Server:
+    """Start the function under its production server, with a policy, a record and streams of its own in ``place``."""
+    (place / "policy.yaml").write_text(document)
+    record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "POLICY": str(place / "policy.yaml"),
+        "STORE": "memory",
+        "AUDIT": f"file:{record.path}",
+        "THREADS": "16",
+        **settings,
+    }
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(command(port), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
+    server = Server(process, port, record, errors)
+    deadline = time.monotonic() + 30
+    while wait and not listening(port) and time.monotonic() < deadline:
+        assert process.poll() is None, errors.read_text()
+        time.sleep(0.05)
+    return server
+
+
 @pytest.fixture
 def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager) -> Iterator[Callable[..., Server]]:
     """Start the function under functions-framework's production server; as ``function``, but in a process."""
@@ -282,28 +304,9 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     def start(document: str | None = None, *, wait: bool = True, **settings: str) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
-        (place / "policy.yaml").write_text(policy(upstream.origin) if document is None else document)
-        record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
-        environ = {
-            "PATH": os.environ["PATH"],
-            "POLICY": str(place / "policy.yaml"),
-            "SECRET_MANAGER_ENDPOINT": secret_manager.address,
-            "STORE": "memory",
-            "AUDIT": f"file:{record.path}",
-            "THREADS": "16",
-            **settings,
-        }
-        with errors.open("wb") as stderr:
-            process = subprocess.Popen(command(port), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
-        server = Server(process, port, record, errors)
-        started.append(server)
-        deadline = time.monotonic() + 30
-        while wait and time.monotonic() < deadline:
-            assert process.poll() is None, errors.read_text()
-            if listening(port):
-                break
-            time.sleep(0.05)
-        return server
+        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, **settings}
+        started.append(launch(place, document or policy(upstream.origin), wait=wait, **settings))
+        return started[-1]
 
     yield start
     for server in started:
