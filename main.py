@@ -9,7 +9,6 @@ import gunicorn.config
 from flask import Response, current_app, request
 
 from gateway.answering import respond
-from gateway.identity import identify
 from gateway.reading import read
 from gateway.settings import DEFAULT_THREADS, GRACE_SECONDS, SettingError, load
 from gateway.upstreams.sending import preview
@@ -37,8 +36,9 @@ def countersign(request: Request) -> Response:
     """Answer one call. Whatever is raised inside the record is recorded and answered there."""
     with gate.audit.open(request.environ) as record:
         call = read(request.environ)  # 400 404 405 408 413 414 415
-        caller = record.caller = identify(gate.policies, call, record.now)  # 401
-        grant = record.grant = decide(gate.policies, caller, call)  # 403 400
+        policies = gate.policies.current(record.deadline)
+        caller = record.caller = gate.identity.identify(policies, call, record.now, record.deadline)  # 401 503
+        grant = record.grant = decide(policies, caller, call)  # 403 400
         if grant.validate_only:
             record.preview(preview(grant))
             return respond(record)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.answering import respond
-from gateway.identity import identify
 from gateway.reading import read
 from gateway.settings import load
 from gateway.upstreams.transport import Received
@@ -78,8 +77,10 @@ def _one(gate: Any, laps: dict[str, list[float]]) -> None:
     lap = _Laps(laps)
     with gate.audit.open(environ) as record:
         call = lap("read", lambda: read(environ))
-        record.caller = lap("identify", lambda: identify(gate.policies, call, record.now))
-        grant: Grant = lap("decide", lambda: decide(gate.policies, record.caller, call))
+        policies = lap("policies", lambda: gate.policies.current(record.deadline))
+        identify = gate.identity.identify
+        record.caller = lap("identify", lambda: identify(policies, call, record.now, record.deadline))
+        grant: Grant = lap("decide", lambda: decide(policies, record.caller, call))
         record.grant = grant
         record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))
         record.admission = lap("admit", lambda: gate.store.admit(grant))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from console import audit, ledger
+from console import audit, keys, ledger
 from policies import document
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     verify.add_argument("--has", action="append", default=[], metavar="AUDIT_ID", help="an audit id that must be in it")
     verify.set_defaults(run=_verify)
 
+    keys.add_commands(commands)
     ledger.add_commands(commands)
 
     asked = parser.parse_args(arguments)
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(asked: argparse.Namespace) -> int:
     try:
-        text = asked.policy.read_text("utf-8")
+        text = asked.policy.read_bytes().decode()
         policy_set = document.read(text, str(asked.policy))
     except document.DocumentError as error:
         print(error, file=sys.stderr)
@@ -55,7 +56,8 @@ def _check(asked: argparse.Namespace) -> int:
 def _told(policy_set: PolicySet) -> list[str]:
     told = [f"The policy is in order (digest {policy_set.digest[:16]})."]
     seen: set[str] = set()
-    for caller in policy_set.keys.values():
+    signers = (caller for signers in policy_set.webhooks.values() for caller in signers.values())
+    for caller in (*policy_set.keys.values(), *policy_set.google.values(), *signers):
         if caller.id in seen:
             continue
         seen.add(caller.id)

@@ -1,7 +1,8 @@
 """The record: what was decided, on record before money moves.
 
 A call that is sent leaves two lines, ``intent`` before and ``outcome`` after; everything else leaves one: ``refusal``,
-``replay`` or ``preview``. Lines are JSON in Cloud Logging's structure, and what is ours stands under ``countersign``.
+``replay`` or ``preview``. A policy document that changed leaves one, ``policy``. Lines are JSON in Cloud Logging's
+structure, and what is ours stands under ``countersign``.
 
 Each line carries the hash of the one before it (``prev``) and its own (``hash``: SHA-256 of its canonical JSON,
 without ``hash`` and ``audit_id``). The audit id that a caller gets is made of the hash of the call's first line, so
@@ -48,11 +49,15 @@ FLOOD: Final = 10
 WRITE_SECONDS: Final = 0.5
 #: A recorded value is cut here; Cloud Logging takes 256 KB a line, and a value is for finding a call again.
 MAX_VALUE: Final = 200
+#: What is said of a policy document is cut here: it may quote names of any length.
+MAX_PROBLEM: Final = 400
 
 GENESIS: Final = "0" * 64
 _HASHED_APART: Final = ("hash", "audit_id")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+#: How keys begin: ours, a webhook's, Stripe's.
+_PASTED_KEY = re.compile(r"\b(?:csk|whsec|sk|rk)_[^\s,:]+")
 _CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
 
 
@@ -187,6 +192,28 @@ class Audit:
                 return None
             flood.written += 1
             return self._line("refusal", content, severity, message, extra)
+
+    def policy_taken(self, digest: str) -> None:
+        """Put on record that another policy document is in force from here on."""
+        self._policy_line({"result": "taken", "policy": digest}, "NOTICE", f"policy taken {digest[:SHORT]}")
+        self._policy = digest
+
+    def policy_refused(self, kept: str, problem: str, *, document: str | None = None) -> None:
+        """Put on record why what ``POLICY`` names changed nothing: ``kept`` is still in force.
+
+        ``problem`` may quote the document, in which somebody may have pasted a key by mistake. ``document`` is the
+        digest of what was read, None if nothing could be.
+        """
+        problem = _PASTED_KEY.sub("[redacted]", problem)[:MAX_PROBLEM]
+        result = "unread" if document is None else "refused"
+        content = {"result": result, "policy": kept, "problem": problem, **_present(document=document)}
+        self._policy_line(content, "ERROR", f"policy {result}: {problem}")
+
+    def _policy_line(self, content: dict[str, Any], severity: str, message: str) -> None:
+        try:
+            self.write("policy", content, severity, message)
+        except RecordUnavailable as error:  # a key that was revoked must not live on because the log is full
+            _cry(f"{message}; this could not be recorded: {error.note}")
 
     def keyed_digest(self, value: str) -> str:
         """Return a digest that tells equal values of this process's record apart, and says nothing else of them."""

@@ -1,32 +1,121 @@
-"""Credential -> Caller. A caller key is at least 256 random bits and is known here by its SHA-256 alone."""
+"""Credential -> Caller. One call brings one credential: a caller key, a Google token or a signed webhook.
+
+A key is at least 256 random bits and is known here by its SHA-256 alone. It may come in ``x-api-key``, as
+``Authorization: Bearer``, or as HTTP Basic, which is all that some no-code tools can set: the key is the password, or
+the name where the password is empty.
+
+Behind IAM (``IAM=guards``), every call also brings the token that Google's door has asked for, in
+``X-Serverless-Authorization`` or else in ``Authorization``, which the platform hands on with its signature removed.
+That token says who calls if nothing else in the call does. A key or a webhook beside it says so in its place, unless
+the policy knows the token's e-mail address as somebody else's.
+
+Only that one header is believed without a signature: the platform looks at ``Authorization`` only where there is no
+``X-Serverless-Authorization``, so beside one it is whatever the caller wrote.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown
+from gateway.google import Token, looks_like_token, stripped
+from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown, TokenNotAccepted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.google import Google
+    from gateway.webhooks import Webhooks
     from policies.model import Call, Caller, PolicySet
 
 #: RFC 6750, 2.1: the scheme in any case, one space, the token.
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+)")
+#: RFC 7617, 2.
+_BASIC = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})")
+_NAME_AND_PASSWORD = re.compile(rb"([ -9;-~]*):([ -~]*)")
 
 
-def identify(policy_set: PolicySet, call: Call, now: float) -> Caller:
-    """Say who calls; ``now`` is in unix seconds.
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The callers' door."""
 
-    Keys are looked up by digest, so that finding one takes the same time whatever the key is, and its time says
-    nothing of any other key. Raises :class:`CredentialMissing`, :class:`CredentialsConflict`, and for an unknown, an
-    expired and a revoked key alike :class:`CredentialUnknown`.
+    google: Google
+    webhooks: Webhooks
+    behind_iam: bool
+    """Whether the operator says that IAM guards the function."""
+
+    def identify(self, policy_set: PolicySet, call: Call, now: float, deadline: float) -> Caller:
+        """Say who calls. ``now`` is in unix seconds, ``deadline`` on the clock that certificates and secrets go by.
+
+        Raises :class:`CredentialMissing`, :class:`CredentialsConflict`, :class:`CredentialUnknown`,
+        :class:`TokenNotAccepted`, :class:`WebhookNotVerified`, and :class:`IdentityUnavailable`. Whatever is wrong
+        with a credential, its answer is the same; the record alone is told.
+        """
+        passed, authorization = self._passed(call)
+        shown = [shown for shown in (call.api_key, authorization, call.webhook) if shown is not None]
+        if passed is not None and not self.behind_iam:
+            note = "X-Serverless-Authorization is only taken with IAM=guards"
+            raise CredentialsConflict(note=note) if shown else TokenNotAccepted(note=note)
+        if len(shown) > 1:
+            raise CredentialsConflict
+        if not shown:
+            return self._by_token(policy_set, passed, now, deadline)
+        if call.webhook is not None:
+            candidates = policy_set.webhooks.get((call.name, call.connection_name), {})
+            caller = self.webhooks.signer(candidates, call.webhook, call.body, now, deadline)
+        elif call.api_key is not None:
+            caller = _by_key(policy_set.keys, call.api_key, now)
+        else:
+            caller = self._by_authorization(policy_set, authorization or "", now, deadline)
+        if passed is not None:
+            other = _claimed(policy_set.google, passed)
+            if other is not None and other.id != caller.id:
+                raise CredentialsConflict(note=f"{caller.credential} of {caller.id} beside a token of {other.id}")
+        return caller
+
+    def _passed(self, call: Call) -> tuple[str | None, str | None]:
+        """Return the header that Google's door has looked at, and ``Authorization`` where that is another."""
+        if not self.behind_iam or call.serverless_authorization is not None or call.authorization is None:
+            return call.serverless_authorization, call.authorization
+        if stripped(_bearer(call.authorization) or ""):
+            return call.authorization, None
+        return None, call.authorization
+
+    def _by_token(self, policy_set: PolicySet, passed: str | None, now: float, deadline: float) -> Caller:
+        """Return the caller that nothing says but the token at Google's door."""
+        if passed is None:
+            raise CredentialMissing
+        token = Token.of(_bearer(passed) or "")
+        if token.signed:  # not by way of IAM, whatever the setting says
+            return _known(policy_set.google, self.google.verified(token, now, deadline))
+        return _known(policy_set.google, self.google.vouched(token, now))
+
+    def _by_authorization(self, policy_set: PolicySet, authorization: str, now: float, deadline: float) -> Caller:
+        key = _bearer(authorization)
+        if key is None:
+            return _by_key(policy_set.keys, _basic(authorization), now)
+        if looks_like_token(key) and _digest(key) not in policy_set.keys:
+            if not policy_set.google:
+                raise TokenNotAccepted(note="the policy names no Google identity")
+            return _known(policy_set.google, self.google.verified(Token.of(key), now, deadline))
+        return _by_key(policy_set.keys, key, now)
+
+
+def _by_key(keys: Mapping[bytes, Caller], key: str, now: float) -> Caller:
+    """Look a key up.
+
+    It is done by digest, so that finding one takes the same time whatever the key is, and its time says nothing of any
+    other key.
     """
-    key = _presented(call)
-    # A header arrives as latin-1 text; its bytes are what was sent. A key sent twice arrives joined by a comma.
-    caller = policy_set.keys.get(hashlib.sha256(key.encode("latin-1", "replace")).digest())
+    if not key:
+        raise CredentialMissing
+    caller = keys.get(_digest(key))
     if caller is None:
-        if "," in key:
+        if "," in key:  # how a key sent twice arrives
             raise CredentialsConflict
         raise CredentialUnknown
     if caller.expires is not None and caller.expires <= now:
@@ -34,14 +123,43 @@ def identify(policy_set: PolicySet, call: Call, now: float) -> Caller:
     return caller
 
 
-def _presented(call: Call) -> str:
-    if call.api_key is not None and call.authorization is not None:
-        raise CredentialsConflict
-    if call.api_key:
-        return call.api_key
-    if not call.authorization:
+def _digest(key: str) -> bytes:
+    # A header arrives as latin-1 text; its bytes are what was sent.
+    return hashlib.sha256(key.encode("latin-1", "replace")).digest()
+
+
+def _known(google: Mapping[str, Caller], email: str) -> Caller:
+    caller = google.get(email)
+    if caller is None:
+        raise TokenNotAccepted(note="the policy does not name its e-mail address")
+    return caller
+
+
+def _claimed(google: Mapping[str, Caller], passed: str) -> Caller | None:
+    """Return the caller that a token claims to be of. That is good enough to refuse by, and for nothing else."""
+    try:
+        return google.get(Token.of(_bearer(passed) or "").claims.email)
+    except TokenNotAccepted:
+        return None
+
+
+def _bearer(authorization: str) -> str | None:
+    match = _BEARER.fullmatch(authorization)
+    return match[1] if match else None
+
+
+def _basic(authorization: str) -> str:
+    """Return the key in a Basic ``authorization``. Raises :class:`CredentialMissing` and :class:`CredentialUnknown`."""
+    if not authorization:
         raise CredentialMissing
-    match = _BEARER.fullmatch(call.authorization)
+    match = _BASIC.fullmatch(authorization)
     if match is None:
-        raise CredentialUnknown(note="Authorization is not of the Bearer scheme")
-    return match[1]
+        raise CredentialUnknown(note="Authorization is neither of the Bearer nor of the Basic scheme")
+    try:
+        pair = _NAME_AND_PASSWORD.fullmatch(base64.b64decode(match[1], validate=True))
+    except binascii.Error:
+        pair = None
+    key = (pair[2] or pair[1]).decode("ascii") if pair else ""
+    if not key:
+        raise CredentialUnknown(note="Authorization is of the Basic scheme and holds no key")
+    return key

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
-from policies.model import NAME, Call
+from policies.model import NAME, Call, Webhook
 from policies.operations import OPERATIONS
 from policies.refusals import (
     BodyIncomplete,
@@ -84,6 +84,8 @@ def read(environ: Mapping[str, Any]) -> Call:
         media=media,
         body=rest if looks else body,
         validate_only=validate_only,
+        serverless_authorization=_header(environ, "HTTP_X_SERVERLESS_AUTHORIZATION", "X-Serverless-Authorization"),
+        webhook=_webhook(environ),
     )
 
 
@@ -165,6 +167,15 @@ def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
     if value is not None and len(value) > MAX_HEADER:
         raise HeaderMalformed(f"The {name} header is too long.")
     return value
+
+
+def _webhook(environ: Mapping[str, Any]) -> Webhook | None:
+    headers = (
+        _header(environ, "HTTP_WEBHOOK_ID", "webhook-id"),
+        _header(environ, "HTTP_WEBHOOK_TIMESTAMP", "webhook-timestamp"),
+        _header(environ, "HTTP_WEBHOOK_SIGNATURE", "webhook-signature"),
+    )
+    return None if headers == (None, None, None) else Webhook(*(header or "" for header in headers))
 
 
 def _media(environ: Mapping[str, Any]) -> str:

@@ -174,18 +174,16 @@ class SecretManager:
         version, data = self._access(name)
         return Secret.of(name, version, data)
 
-    def read_document(self, name: str) -> str:
-        """Access a version that holds a policy document. Raises as :meth:`read` does, and UnicodeDecodeError.
+    def read_document(self, name: str) -> bytes:
+        """Access a version that holds a policy document. Raises as :meth:`read` does."""
+        return self._access(name)[1]
 
-        It is read before gunicorn forks its worker, which must not inherit a connection, so none is left open.
-        """
-        try:
-            return self._access(name)[1].decode()
-        finally:
-            with self._lock:
-                if self._client is not None:
-                    self._client.transport.close()
-                self._client = None
+    def close(self) -> None:
+        """Leave no connection open, as gunicorn's worker must not inherit one when it is forked."""
+        with self._lock:
+            if self._client is not None:
+                self._client.transport.close()
+            self._client = None
 
     def _access(self, name: str) -> tuple[str, bytes]:
         """Return a version's own number and its payload, which is checked against its checksum."""
@@ -244,7 +242,10 @@ class Secrets:
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
-        name = grant.entitlement.connection.secret
+        return self.named(grant.entitlement.connection.secret, deadline)
+
+    def named(self, name: str, deadline: float) -> Secret:
+        """Return the secret that lies at ``name``. Raises :class:`SecretUnavailable`."""
         with self._lock:
             secret = self._fresh.get(name)
             if secret is not None:

@@ -81,6 +81,7 @@ def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> di
 
 
 def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
+    """Return what tells this call from the caller's others: a parameter, the webhook's id, or the header."""
     source = entitlement.idempotency
     if not entitlement.operation.creates:
         return None
@@ -93,6 +94,9 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
                 parameter=source.parameter,
             )
         return key
+    if call.webhook is not None:
+        # Signed, as the header is not. The comma, which no header's key has, keeps the two apart.
+        return f"webhook,{call.webhook.id}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing

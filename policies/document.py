@@ -46,6 +46,8 @@ T = TypeVar("T")
 _SECRET = re.compile(r"projects/[a-z0-9:.-]{1,63}/secrets/[A-Za-z0-9_-]{1,255}/versions/(latest|[A-Za-z0-9_-]{1,63})")
 _FILE = re.compile(r"file:.+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: As Google writes it in a token: in small letters.
+_EMAIL = re.compile(r"(?=.{3,254}$)[a-z0-9._%+'-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)+")
 _DURATION = re.compile(r"([1-9][0-9]{0,3})(h|d)")
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -53,11 +55,14 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 #: The key of nobody: the digest of an empty text, which a slip of the shell produces.
 _EMPTY_KEY: Final = hashlib.sha256(b"").digest()
 
+#: A signed webhook does not name its caller, so every secret that could have signed it is tried.
+MAX_WEBHOOKS: Final = 16
+
 #: The format needs 8; far beyond it, libyaml's reader ends the process.
 _MAX_DEPTH: Final = 16
 
 #: libyaml reads a large document about ten times as fast; the pure one reads the same documents.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class DocumentError(Exception):
@@ -148,26 +153,31 @@ def read(text: str, file: str) -> PolicySet:
         if key not in top:
             raise DocumentError(f"{file}:1: {key}: this key is missing")
     connections = _connections(top["connections"])
-    keys: dict[bytes, Caller] = {}
+    known = _Credentials()
     callers = top["callers"].mapping()
     used: set[str] = set()
     if not callers:
         raise top["callers"].fail("no caller is written, so nobody could call")
     for name, value in callers.items():
         _name(value, name)
-        _caller(name, value, connections, keys, used)
+        _caller(name, value, connections, known, used)
     for name, value in top["connections"].mapping().items():
         if name not in used:
             raise value.fail("no grant uses this connection. Grant it to a caller, or remove it")
     return PolicySet(
-        digest=hashlib.sha256(text.encode()).hexdigest(), connections=connections, callers=frozenset(callers), keys=keys
+        digest=hashlib.sha256(text.encode()).hexdigest(),
+        connections=connections,
+        callers=frozenset(callers),
+        keys=known.keys,
+        google=known.google,
+        webhooks=known.webhooks,
     )
 
 
 def _compose(text: str, file: str) -> yaml.Node:
     depth = 0
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(text, Loader=LOADER):
             problem = None
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 problem = "anchors (&) and aliases (*) are not part of the format"
@@ -179,7 +189,7 @@ def _compose(text: str, file: str) -> yaml.Node:
             if problem is not None:
                 line = event.start_mark.line + 1 if event.start_mark is not None else 1
                 raise DocumentError(f"{file}:{line}: {problem}")
-        node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
+        node: yaml.Node | None = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         hint = 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'
@@ -285,11 +295,47 @@ def _secret(value: _Value) -> str:
 # ---------------------------------------------------------------- callers
 
 
+class _Credentials:
+    """The credentials of all callers as they are read. Each belongs to one caller, once."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, Caller] = {}
+        self.google: dict[str, Caller] = {}
+        self.webhooks: dict[tuple[str, str], dict[str, Caller]] = {}
+        self._signers: dict[str, str] = {}
+
+    def add_key(self, value: _Value, digest: bytes, caller: Caller) -> None:
+        other = self.keys.setdefault(digest, caller)
+        if other is not caller:
+            raise value.fail(f"this key is also a key of {other.id}; every key belongs to one caller, once")
+
+    def add_google(self, value: _Value, email: str, caller: Caller) -> None:
+        other = self.google.setdefault(email, caller)
+        if other is not caller:
+            raise value.fail(f"{email} is also an identity of {other.id}; every identity belongs to one caller, once")
+
+    def add_webhook(self, value: _Value, secret: str, caller: Caller) -> None:
+        # Whatever its version: two callers with one secret could not be told apart.
+        other = self._signers.setdefault(secret.partition("/versions/")[0], caller.id)
+        if other != caller.id:
+            raise value.fail(f"this is also a secret of {other}; make one for each caller")
+        for place in {(connection, account) for connection, account, _ in caller.entitlements}:
+            signers = self.webhooks.setdefault(place, {})
+            if secret in signers:
+                raise value.fail("this secret is written twice")
+            signers[secret] = caller
+            if len(signers) > MAX_WEBHOOKS:
+                raise value.fail(
+                    f"more than {MAX_WEBHOOKS} secrets could sign for one connection, and each is tried. Remove those "
+                    "that are no longer used, or give some of these callers a key instead"
+                )
+
+
 def _caller(
     name: str,
     value: _Value,
     connections: Mapping[str, Connection],
-    keys: dict[bytes, Caller],
+    known: _Credentials,
     used: set[str],
 ) -> None:
     required = ("owner", "credentials", "limits", "grants")
@@ -306,24 +352,33 @@ def _caller(
         used.add(connection.id)
     limits = _limits(entry["limits"], {entitlement.connection for entitlement in entitlements.values()})
     budget = _budget(entry["budget"]) if "budget" in entry else None
+
+    def by(credential: str, expires: float | None = None) -> Caller:
+        return Caller(name, owner, credential, expires, limits, budget, entitlements)
+
     ids: set[str] = set()
     for credential in entry["credentials"].items():
-        digest, key_id, expires = _key(credential)
-        if key_id in ids:
-            raise credential.fail(f"the id {key_id} is used twice")
-        if digest in keys:
-            raise credential.fail(f"this key is also a key of {keys[digest].id}; every key belongs to one caller, once")
-        ids.add(key_id)
-        keys[digest] = Caller(name, owner, key_id, expires, limits, budget, entitlements)
+        kinds = credential.mapping(known=("key", "google", "webhook"))
+        if len(kinds) != 1:
+            raise credential.fail("write one kind of credential in each entry: key, google or webhook")
+        if "google" in kinds:
+            email = kinds["google"].text(
+                _EMAIL, "write the e-mail address of a service account or a person, in small letters as Google does"
+            )
+            known.add_google(kinds["google"], email, by(f"google:{email}"))
+        elif "webhook" in kinds:
+            secret = _secret(kinds["webhook"])
+            known.add_webhook(kinds["webhook"], secret, by(f"webhook:{secret}"))
+        else:
+            digest, key_id, expires = _key(kinds["key"])
+            if key_id in ids:
+                raise credential.fail(f"the id {key_id} is used twice")
+            ids.add(key_id)
+            known.add_key(credential, digest, by(key_id, expires))
 
 
 def _key(value: _Value) -> tuple[bytes, str, float | None]:
-    kinds = value.mapping()
-    for kind in ("google", "webhook"):
-        if kind in kinds:
-            raise kinds[kind].fail(f"{kind} credentials are not supported by this version; write a key")
-    key = value.mapping(known=("key",), required=("key",))["key"]
-    entry = key.mapping(known=("id", "sha256", "expires"), required=("id", "sha256"))
+    entry = value.mapping(known=("id", "sha256", "expires"), required=("id", "sha256"))
     digest = bytes.fromhex(
         entry["sha256"].text(_SHA256, "write the key's SHA-256, 64 small hexadecimal digits; never the key itself")
     )

@@ -191,7 +191,10 @@ class Entitlement:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody the policy knows, by the credential that proved it."""
+    """Somebody the policy knows, by the credential that proved it.
+
+    ``credential`` is what the record says: a key's id, ``google:EMAIL``, or ``webhook:`` and where its secret lies.
+    """
 
     id: str
     owner: str
@@ -213,9 +216,22 @@ class PolicySet:
     callers: frozenset[str]
     keys: Mapping[bytes, Caller]
     """By SHA-256 digest of the caller key."""
+    google: Mapping[str, Caller]
+    """By the e-mail address of the Google identity."""
+    webhooks: Mapping[tuple[str, str], Mapping[str, Caller]]
+    """By (name, connection_name) of what the caller may use, then by where the signing secret lies."""
 
 
 # ---------------------------------------------------------------- one call
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """The headers of a signed webhook as they came; a missing one is empty."""
+
+    id: str
+    timestamp: str
+    signature: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +253,10 @@ class Call:
     validate_only: bool
     path_parameters: Mapping[str, str] = field(default_factory=dict)
     """The parameters that the path holds."""
+    serverless_authorization: str | None = field(default=None, repr=False)
+    """The ``X-Serverless-Authorization`` header as it came."""
+    webhook: Webhook | None = None
+    """Where there is one, no other credential is taken: once the caller is known, its signature holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
-from typing import Final
+from collections import Counter, deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from policies.model import Budget, Limit, Standing
 from policies.refusals import BudgetSpent, CeilingReached, LimitReached
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: 1/128 is 0.8%, under the 1% that a limit may err on the safe side.
 BUCKETS: Final = 128
@@ -38,11 +42,16 @@ class Window:
 
     __slots__ = ("_buckets", "_total", "_width", "limit")
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, buckets: Iterable[tuple[int, int]] = ()) -> None:
         self.limit = limit
         self._width = limit.seconds / BUCKETS
-        self._buckets: deque[list[int]] = deque()  # [bucket number, calls], oldest first
-        self._total = 0
+        self._buckets = deque([number, calls] for number, calls in buckets)  # oldest first
+        self._total = sum(calls for _, calls in self._buckets)
+
+    @property
+    def buckets(self) -> list[tuple[int, int]]:
+        """What a store keeps of it: the number and the calls of each bucket, oldest first."""
+        return [(number, calls) for number, calls in self._buckets]
 
     def remaining(self, now: float) -> int:
         """How many more calls may be admitted at ``now``."""
@@ -58,14 +67,15 @@ class Window:
             self._buckets.append([bucket, amount])
         self._total += amount
 
-    def give_back(self, taken: float) -> None:
+    def give_back(self, taken: float) -> bool:
         """Uncount one call that was taken at ``taken`` and used nothing, unless it has left the window already."""
         number = int(taken / self._width)
         for bucket in reversed(self._buckets):
-            if bucket[0] == number:
+            if bucket[0] == number and bucket[1]:
                 bucket[1] -= 1
                 self._total -= 1
-                return
+                return True
+        return False
 
     def wait(self, now: float) -> float:
         """Seconds from ``now`` until a call would be admitted; 0 if one would be now."""
@@ -93,6 +103,25 @@ class Window:
         first = int(now / self._width) - BUCKETS
         while self._buckets and self._buckets[0][0] < first:
             self._total -= self._buckets.popleft()[1]
+
+
+def shares(limit: Limit, most: int) -> tuple[Limit, ...]:
+    """Share a limit out to counters that each count about one call a second, ``most`` of them at the most.
+
+    The shares come to the limit exactly, so whoever keeps each of them keeps the limit; and while the limit has calls
+    left, so has one of them.
+    """
+    counters = min(most, math.ceil(limit.calls / limit.seconds))
+    each, over = divmod(limit.calls, counters)
+    return tuple(replace(limit, calls=each + (place < over)) for place in range(counters))
+
+
+def together(limit: Limit, windows: Iterable[Window]) -> Window:
+    """Return the window that counts what all of these do."""
+    calls: Counter[int] = Counter()
+    for window in windows:
+        calls.update(dict(window.buckets))
+    return Window(limit, sorted(calls.items()))
 
 
 def limit_reached(limit: Limit, wait: float, standings: tuple[Standing, ...]) -> LimitReached:

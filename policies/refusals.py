@@ -20,7 +20,9 @@ caller may read. What only the operator may read goes into ``note``, which reach
     ├── Unauthenticated              who calls is not known
     │   ├── CredentialMissing        401
     │   ├── CredentialsConflict      401
-    │   └── CredentialUnknown        401  also expired or revoked: the answers are alike
+    │   ├── CredentialUnknown        401  also expired or revoked: the answers are alike
+    │   ├── TokenNotAccepted         401  whatever is wrong with it: the answers are alike
+    │   └── WebhookNotVerified       401  the same
     ├── PolicyRefusal                the policy said no
     │   ├── ConnectionNotGranted     403  also a connection that does not exist: the answers are alike
     │   ├── ParameterNotGranted      400
@@ -36,6 +38,7 @@ caller may read. What only the operator may read goes into ``note``, which reach
     │   ├── KeyReused                422
     │   └── OutcomeStillUnknown      424
     ├── Unavailable                  we cannot serve it now; nothing was sent
+    │   ├── IdentityUnavailable      503
     │   ├── SecretUnavailable        503
     │   ├── StoreUnavailable         503
     │   └── RecordUnavailable        503
@@ -276,11 +279,14 @@ class CredentialMissing(Unauthenticated):
 
 
 class CredentialsConflict(Unauthenticated):
-    """More than one key, so it is not clear who calls."""
+    """More than one credential, so it is not clear who calls."""
 
     reason = "credentials-conflict"
-    title = "Two keys were sent"
-    sentence = "Send one caller key, in x-api-key or in Authorization: Bearer, not in both and not twice."
+    title = "Two credentials were sent"
+    sentence = (
+        "Send one credential and send it once: a caller key in x-api-key or in Authorization, a Google token, or a "
+        "signed webhook."
+    )
 
 
 class CredentialUnknown(Unauthenticated):
@@ -289,6 +295,28 @@ class CredentialUnknown(Unauthenticated):
     reason = "credential-unknown"
     title = "The key is not known"
     sentence = "This caller key is not known, or no longer valid. Ask whoever runs Countersign for a new one."
+
+
+class TokenNotAccepted(Unauthenticated):
+    """A Google token that proves nobody the policy knows."""
+
+    reason = "token-not-accepted"
+    title = "The Google token is not accepted"
+    sentence = (
+        "This Google token is not accepted. Send a fresh ID token for this address, of an account that whoever runs "
+        "Countersign has named in the policy."
+    )
+
+
+class WebhookNotVerified(Unauthenticated):
+    """A webhook whose signature proves nobody the policy knows."""
+
+    reason = "webhook-not-verified"
+    title = "The webhook's signature is not right"
+    sentence = (
+        "The webhook's signature is not right, or older than five minutes. Sign each attempt anew, over the body "
+        "exactly as it is sent."
+    )
 
 
 # ---------------------------------------------------------------- the policy said no
@@ -433,6 +461,14 @@ class Unavailable(Refusal):
     """We cannot serve it now; nothing was sent."""
 
     status = 503
+
+
+class IdentityUnavailable(Unavailable):
+    """What a token or a signature is checked with cannot be had."""
+
+    reason = "identity-unavailable"
+    title = "Who calls cannot be checked"
+    sentence = "Who calls cannot be checked just now. Nothing was sent; try again in a moment."
 
 
 class SecretUnavailable(Unavailable):

@@ -7,6 +7,7 @@ production server, in a process of its own.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -14,22 +15,26 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
+from collections import Counter
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import functions_framework
 import pytest
 
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
+from sandbox.firestore import FirestoreEmulator
+from sandbox.google import Google
 from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
 from sandbox.stripe import Stripe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from werkzeug.test import TestResponse
@@ -61,7 +66,7 @@ callers:
   app:
     owner: tests
     credentials:
-      - key: {{id: k1, sha256: {key}}}
+      - key: {{id: k1, sha256: {key}}}{credentials}
     limits: [{limits}]
     grants:
       - connection: billing
@@ -104,6 +109,13 @@ RESPONSE = (
 )
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say last which tests were left out, and why."""
+    skipped = ((r.nodeid.partition("::")[0], r.longrepr[2]) for r in terminalreporter.stats.get("skipped", ()))
+    for (file, reason), count in sorted(Counter(skipped).items()):
+        terminalreporter.write_line(f"{file}: {count} left out. {reason.removeprefix('Skipped: ')}")
+
+
 def sha256(key: str) -> str:
     """Return what a policy writes of a caller key."""
     return hashlib.sha256(key.encode()).hexdigest()
@@ -117,10 +129,14 @@ def policy(
     idempotency: str = "optional",
     parameters: str = PARAMETERS,
     response: str = RESPONSE,
+    credentials: Sequence[str] = (),
     upstream: str = "appgregator",
     retrieve: str | None = None,
 ) -> str:
-    """Write a policy document that allows what most tests need; ``retrieve`` are the parameters of that operation."""
+    """Write a policy document that allows what most tests need.
+
+    ``credentials`` are more of them, as it writes them; ``retrieve`` are the parameters of that operation.
+    """
     return POLICY.format(
         origin=origin,
         secret=secret,
@@ -132,6 +148,7 @@ def policy(
         response=response,
         upstream=upstream,
         retrieve="" if retrieve is None else RETRIEVE.format(parameters=retrieve, response=response),
+        credentials="".join(f"\n      - {credential}" for credential in credentials),
     )
 
 
@@ -152,6 +169,12 @@ def secret_manager() -> Iterator[SecretManager]:
     with SecretManager() as manager:
         manager.add(SECRET, UPSTREAM_KEY.encode())
         yield manager
+
+
+@pytest.fixture
+def google() -> Iterator[Google]:
+    with Google() as running:
+        yield running
 
 
 @dataclass
@@ -274,7 +297,9 @@ class Server:
             self.process.wait()
 
 
-def launch(place: Path, document: str, *, wait: bool = True, **settings: str) -> Server:
+def launch(
+    place: Path, document: str, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
+) -> Server:
     """Start the function under its production server, with a policy, a record and streams of its own in ``place``."""
     (place / "policy.yaml").write_text(document)
     record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
@@ -287,7 +312,7 @@ def launch(place: Path, document: str, *, wait: bool = True, **settings: str) ->
         **settings,
     }
     with errors.open("wb") as stderr:
-        process = subprocess.Popen(command(port), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
+        process = subprocess.Popen(command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
     server = Server(process, port, record, errors)
     deadline = time.monotonic() + 30
     while wait and not listening(port) and time.monotonic() < deadline:
@@ -301,11 +326,13 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     """Start the function under functions-framework's production server; as ``function``, but in a process."""
     started: list[Server] = []
 
-    def start(document: str | None = None, *, wait: bool = True, **settings: str) -> Server:
+    def start(
+        document: str | None = None, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
+    ) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
         settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, **settings}
-        started.append(launch(place, document or policy(upstream.origin), wait=wait, **settings))
+        started.append(launch(place, document or policy(upstream.origin), wait=wait, source=source, **settings))
         return started[-1]
 
     yield start
@@ -313,9 +340,12 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
         server.stop()
 
 
+S = TypeVar("S", RedisServer, FirestoreEmulator)
+
+
 @contextlib.contextmanager
-def running(server: RedisServer) -> Iterator[RedisServer]:
-    """Run a Redis; where there is none to run, say how to get one."""
+def running(server: S) -> Iterator[S]:
+    """Run a store; where there is none to run, say how to get one."""
     try:
         server.start()
     except FileNotFoundError as error:
@@ -346,3 +376,45 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """Start a Redis of the test's own, to be killed and restarted; what it has written is on disk."""
     with running(RedisServer(tmp_path, durable=True)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_firestore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of one emulator for the tests of all workers: it is heavy, and each test has its own project.
+
+    Whoever needs it first starts it, and stops it when nobody uses it any more; a worker that dies has let go of it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    address = folder / "firestore-address"
+    with (
+        contextlib.ExitStack() as ours,
+        (folder / "firestore-turn").open("w") as turn,
+        (folder / "firestore-users").open("w") as users,
+    ):
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        first = not address.exists()
+        if first:
+            address.write_text(ours.enter_context(running(FirestoreEmulator())).address)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield address.read_text()
+        if first:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # so that nobody joins
+            fcntl.flock(users, fcntl.LOCK_EX)  # once all others have left
+            address.unlink()
+
+
+@pytest.fixture
+def firestore_url(shared_firestore: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", shared_firestore)
+    return f"firestore://test-{uuid.uuid4().hex[:20]}"
+
+
+@pytest.fixture
+def firestore_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FirestoreEmulator]:
+    """Start an emulator of the test's own, to be killed and restarted."""
+    with running(FirestoreEmulator()) as emulator:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.address)
+        yield emulator

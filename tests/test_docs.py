@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import shutil
 import subprocess
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.webhooks import usable
 from policies import document, refusals
-from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, WELCOME
+from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, UPSTREAM_KEY, WELCOME
+from sandbox.google import AUDIENCE, stripped
+from tests.conftest import KEY, sha256
+from tests.gateway.conftest import SIGNING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from sandbox.appgregator import Appgregator
+    from sandbox.google import Google
+    from sandbox.secret_manager import SecretManager
+    from tests.conftest import Server
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -71,13 +85,144 @@ def test_commands_of_the_operator_run_as_written(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_commands_that_make_a_caller_key_make_one_the_policy_takes() -> None:
-    (script,) = (block for block in blocks(ROOT / "docs" / "policy.md", "sh") if "openssl rand" in block)
-    done = subprocess.run(["sh", "-c", script + 'echo "$KEY"'], capture_output=True, text=True, check=True)
-    digest, key = done.stdout.split()[-2:]
-    assert re.fullmatch(r"csk_[0-9a-f]{64}", key)
-    policy = POLICY.read_text("utf-8")
-    document.read(re.sub(r"sha256: \w+", f"sha256: {digest}", policy), "sandbox.yaml")
+@pytest.mark.parametrize("page", ["policy.md", "deploy.md"])
+def test_commands_that_make_and_change_keys_run_as_written(tmp_path: Path, page: str) -> None:
+    commands = re.findall(r"^\./countersign (key .*)$", "\n".join(blocks(ROOT / "docs" / page, "sh")), re.MULTILINE)
+    assert len(commands) >= 3
+    documents = tmp_path / "policies" / "documents"
+    documents.mkdir(parents=True)
+    for name in ("example.yaml", "acme.yaml"):
+        (documents / name).write_bytes((ROOT / "policies" / "documents" / "example.yaml").read_bytes())
+    minted = "none"
+    for command in commands:
+        done = subprocess.run(
+            [ROOT / "countersign", *command.split()],
+            input=minted, capture_output=True, text=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        minted = next(iter(re.findall(r"^csk_\w{49}$", done.stdout, re.MULTILINE)), minted)
+    digest = hashlib.sha256(minted.encode()).hexdigest()
+    assert digest in "".join(document.read_text("utf-8") for document in documents.iterdir())
+
+
+CALLERS = ROOT / "docs" / "callers.md"
+CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="the recipes are curl: install it")
+NODE = pytest.mark.skipif(shutil.which("node") is None, reason="a recipe is in Node.js: install node 18 or later")
+
+
+class Reader:
+    """Somebody who follows the recipes: has set what the page says must be set, and has a gcloud that is signed in."""
+
+    def __init__(self, folder: Path, server: Server, google: Google) -> None:
+        gcloud = folder / "gcloud"
+        gcloud.write_text('#!/bin/sh\n[ "$1 $2" = "auth print-identity-token" ] && echo "$GOOGLE_TOKEN"\n')
+        gcloud.chmod(0o755)
+        (setting,) = (block for block in blocks(CALLERS, "sh") if block.startswith("URL="))
+        self.before = setting.replace("https://countersign-abc.a.run.app", f"http://127.0.0.1:{server.port}").replace(
+            "csk_your_own_key", KEY
+        )
+        self.google = google
+        self.environ = {"PATH": f"{folder}:{os.environ['PATH']}", "URL": f"http://127.0.0.1:{server.port}"}
+
+    def run(self, command: list[str], token: str = "", **environ: str) -> dict[str, Any]:
+        environ = {**self.environ, "GOOGLE_TOKEN": token, **environ}
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, check=True)
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    def paste(self, script: str, token: str = "") -> dict[str, Any]:
+        script = script.replace("http://metadata.google.internal", f"http://{self.google.address}")
+        return self.run(["sh", "-c", f"{self.before}\n{script}"], token)
+
+
+@pytest.fixture
+def reader(
+    tmp_path: Path,
+    server: Callable[..., Server],
+    upstream: Appgregator,
+    secret_manager: SecretManager,
+    google: Google,
+) -> Callable[..., Reader]:
+    """Somebody in front of a server that has the policy of the page."""
+
+    def start(**environ: str) -> Reader:
+        (policy,) = blocks(CALLERS, "yaml")
+        policy = re.sub(r"sha256: \w+", f"sha256: {sha256(KEY)}", policy)
+        policy = re.sub(r"origin: \S+", f"origin: {upstream.origin}", policy)
+        secret_manager.add("projects/acme/secrets/appgregator-x-api-key", UPSTREAM_KEY.encode())
+        secret_manager.add("projects/acme/secrets/n8n-signing", SIGNING.encode())
+        return Reader(tmp_path, server(policy, GOOGLE_CERTS_ENDPOINT=google.address, **environ), google)
+
+    return start
+
+
+def recipes(*words: str) -> list[str]:
+    found = [block for block in blocks(CALLERS, "sh") if "curl" in block and all(word in block for word in words)]
+    assert found
+    return found
+
+
+@CURL
+def test_every_recipe_for_a_key_works_as_written(reader: Callable[..., Reader], upstream: Appgregator) -> None:
+    shown = [block for block in recipes("$KEY") if "gcloud" not in block]
+    assert len(shown) == 3
+    someone = reader(AUDIENCE=AUDIENCE)
+    assert len({someone.paste(block)["id"] for block in shown}) == upstream.invoices == 3
+    assert {str(someone.paste(block)["status"]) for block in shown} == {"draft"}
+    assert upstream.invoices == 3
+
+
+@CURL
+def test_every_recipe_for_a_google_identity_works_as_written(
+    reader: Callable[..., Reader], upstream: Appgregator, google: Google
+) -> None:
+    (metadata,), (impersonated,) = recipes("Metadata-Flavor"), recipes("--impersonate-service-account")
+    someone = reader(AUDIENCE="https://countersign-abc.a.run.app")
+    # The machine's metadata server is asked for a token for the address that stands there.
+    real = metadata.replace("audience=$URL", "audience=https://countersign-abc.a.run.app")
+    token = google.mint(audience="https://countersign-abc.a.run.app")
+    assert someone.paste(real)["id"] != someone.paste(impersonated, token)["id"]
+    assert upstream.invoices == 2
+    assert someone.paste(real.replace("&format=full", ""))["reason"] == "token-not-accepted"
+    for option in ('--audiences="$URL"', "--include-email"):  # without these, there is no such token
+        assert option in impersonated
+
+
+@CURL
+def test_every_recipe_behind_googles_own_door_works_as_written(
+    reader: Callable[..., Reader], upstream: Appgregator, google: Google
+) -> None:
+    shown = recipes("$(gcloud auth print-identity-token)")
+    assert len(shown) == 2
+    someone = reader(IAM="guards")
+    gclouds = "32555940559.apps.googleusercontent.com"
+    tokens = [stripped(google.mint(audience=gclouds)), stripped(google.mint("ann@acme.example", gclouds))]
+    assert [str(someone.paste(*pair)["status"]) for pair in zip(shown, tokens, strict=True)] == ["draft", "draft"]
+    assert (upstream.invoices, google.fetches) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("language", "command"),
+    [("python", [sys.executable, "-c"]), pytest.param("js", ["node", "--input-type=module", "-e"], marks=NODE)],
+)
+def test_code_that_signs_a_webhook_works_as_written_and_twice_is_once(
+    reader: Callable[..., Reader], upstream: Appgregator, language: str, command: list[str]
+) -> None:
+    (code,) = blocks(CALLERS, language)
+    someone = reader(AUDIENCE=AUDIENCE)
+    first, second = (someone.run([*command, code], SIGNING_SECRET=SIGNING) for _ in range(2))
+    assert first == second
+    assert upstream.invoices == 1
+
+
+def test_the_command_that_makes_a_signing_secret_makes_one_that_signs() -> None:
+    (script,) = (block for block in blocks(CALLERS, "sh") if "openssl rand -base64" in block)
+    assert 'printf %s "$SIGNING_SECRET" | gcloud secrets create n8n-signing' in script
+    first = script.splitlines()[0]
+    done = subprocess.run(
+        ["sh", "-c", f'{first}\nprintf %s "$SIGNING_SECRET"'], capture_output=True, text=True, check=True
+    )
+    assert usable(done.stdout)
 
 
 def every_refusal(base: type[refusals.Refusal] = refusals.Refusal) -> list[type[refusals.Refusal]]:

@@ -150,9 +150,40 @@ import functions_framework
 app = functions_framework.create_app("countersign", sys.argv[1])
 before = set(sys.modules)
 answer = app.test_client().post({TARGET!r}, data={CUSTOMER!r}, headers={{"x-api-key": {KEY!r}}}, content_type={FORM!r})
-heavy = ("google.cloud.secretmanager_v1", "grpc", "requests", "sandbox", "console")
+heavy = (
+    "google.auth", "cryptography", "standardwebhooks", "google.cloud.secretmanager_v1", "grpc", "requests", "sandbox",
+    "console",
+)
 print(json.dumps([answer.status_code, [n for n in heavy if n in before], [n for n in heavy if n in sys.modules]]))
 """
+
+
+def loaded(folder: Path, environ: dict[str, str]) -> tuple[int, list[str], list[str]]:
+    """Make one call; return its status and which heavy modules were loaded before and after it."""
+    run = subprocess.run(
+        [sys.executable, "-c", LOADED, str(ROOT / "main.py")],
+        capture_output=True, text=True, cwd=folder, env=environ, check=True,
+    )  # fmt: skip
+    status, at_start, at_end = json.loads(run.stdout.splitlines()[-1])
+    return status, at_start, at_end
+
+
+def test_library_for_google_identities_is_loaded_at_the_start_where_the_policy_names_one(
+    tmp_path: Path, upstream: Appgregator
+) -> None:
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    credentials = ["google: ann@acme.example", f"webhook: file:{tmp_path / 'signing'}"]
+    document = policy(upstream.origin, secret=f"file:{tmp_path / 'key'}", credentials=credentials)
+    (tmp_path / "policy.yaml").write_text(document)
+    environ = {
+        "PATH": os.environ["PATH"],
+        "POLICY": str(tmp_path / "policy.yaml"),
+        "AUDIENCE": "https://countersign.example",
+        "AUDIT": f"file:{tmp_path / 'audit'}",
+    }
+    status, at_start, at_end = loaded(tmp_path, environ)
+    assert status == 200
+    assert at_start == at_end == ["google.auth", "cryptography"]
 
 
 @pytest.mark.parametrize("mounted", [True, False], ids=["mounted key", "Secret Manager"])
@@ -168,12 +199,10 @@ def test_google_client_is_loaded_only_where_it_is_used(
         "SECRET_MANAGER_ENDPOINT": secret_manager.address,
         "AUDIT": f"file:{tmp_path / 'audit'}",
     }
-    run = subprocess.run(
-        [sys.executable, "-c", LOADED, str(ROOT / "main.py")],
-        capture_output=True, text=True, cwd=tmp_path, env=environ, check=True,
-    )  # fmt: skip
-    status, at_start, at_end = json.loads(run.stdout.splitlines()[-1])
+    status, at_start, at_end = loaded(tmp_path, environ)
     assert status == 200
     assert at_start == []
+    assert "standardwebhooks" not in at_end
+    assert ("google.auth" in at_end) == (not mounted)
     assert ("grpc" in at_end, "google.cloud.secretmanager_v1" in at_end) == (not mounted, not mounted)
     assert not {"sandbox", "console"} & set(at_end)

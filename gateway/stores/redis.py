@@ -332,6 +332,9 @@ class Redis:
                 if attempt or grant.ledger_key is None:
                     raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
             except redis.RedisError as error:
+                if isinstance(error, redis.ReadOnlyError):
+                    # The server of this connection is no primary any more; the address may name another by now.
+                    self._client.connection_pool.disconnect()
                 raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
         raise AssertionError  # pragma: no cover - the second attempt returns or raises
 

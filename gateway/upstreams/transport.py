@@ -127,19 +127,25 @@ class Transport:
         return curl
 
     def _new_handle(self) -> Any:
-        curl = pycurl.Curl()
+        curl = careful_handle(self._ca_file)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTPS | pycurl.PROTO_HTTP)  # which, the policy document decides
-        curl.setopt(pycurl.FOLLOWLOCATION, 0)
-        curl.setopt(pycurl.PROXY, "")  # "" also keeps HTTP_PROXY and its like out
-        curl.setopt(pycurl.NETRC, pycurl.NETRC_IGNORED)
-        curl.setopt(pycurl.CAINFO, self._ca_file)
-        curl.setopt(pycurl.NOSIGNAL, 1)  # signals and threads do not go together
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(CONNECT_SECONDS * 1000))
         curl.setopt(pycurl.MAXAGE_CONN, MAX_IDLE_SECONDS)
-        # Asks for no compression, and undoes one that comes all the same, so that the cap is on what was meant.
-        curl.setopt(pycurl.ACCEPT_ENCODING, "identity")
-        curl.setopt(pycurl.USERAGENT, "countersign")
         return curl
+
+
+def careful_handle(ca_file: str) -> Any:
+    """Return a libcurl handle with everything off that could surprise us."""
+    curl = pycurl.Curl()
+    curl.setopt(pycurl.FOLLOWLOCATION, 0)
+    curl.setopt(pycurl.PROXY, "")  # "" also keeps HTTP_PROXY and its like out
+    curl.setopt(pycurl.NETRC, pycurl.NETRC_IGNORED)
+    curl.setopt(pycurl.CAINFO, ca_file)
+    curl.setopt(pycurl.NOSIGNAL, 1)  # signals and threads do not go together
+    # Asks for no compression, and undoes one that comes all the same, so that a cap is on what was meant.
+    curl.setopt(pycurl.ACCEPT_ENCODING, "identity")
+    curl.setopt(pycurl.USERAGENT, "countersign")
+    return curl
 
 
 def _closed_by_the_other_side(curl: Any) -> bool:

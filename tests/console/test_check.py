@@ -47,6 +47,15 @@ def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.count("app (tests)") == 1
 
 
+@pytest.mark.parametrize("credential", ["google: ann@acme.example", "webhook: projects/p/secrets/s/versions/latest"])
+def test_caller_without_a_key_is_told_as_well(
+    document: Path, capsys: pytest.CaptureFixture[str], credential: str
+) -> None:
+    document.write_text(document.read_text().replace(f"key: {{id: k1, sha256: {sha256(KEY)}}}", credential))
+    assert main(["check", str(document)]) == 0
+    assert capsys.readouterr().out.count("app (tests)") == 1
+
+
 @pytest.mark.parametrize(
     ("instead", "of", "says"),
     [

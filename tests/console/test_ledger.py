@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pytest
 
 from console.__main__ import main
 from console.audit import verify
+from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE
 from policies.model import Answer, Outcome, Reply
@@ -27,17 +29,27 @@ if TYPE_CHECKING:
 UNKNOWN = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
 
 
+#: What an operator can reach, by the fixture that prepares it.
+LEDGERS: dict[str, type[Redis | Firestore]] = {"redis_url": Redis, "firestore_url": Firestore}
+
+
+@pytest.fixture(params=LEDGERS)
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Redis | Firestore]:
+    url: str = request.getfixturevalue(request.param)
+    monkeypatch.setenv("STORE", url)
+    return lambda clock=None: LEDGERS[request.param](url, clock)
+
+
 @pytest.fixture
-def ledger(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Redis:
-    monkeypatch.setenv("STORE", redis_url)
-    return Redis(redis_url)
+def ledger(make: Callable[..., Redis | Firestore]) -> Redis | Firestore:
+    return make()
 
 
 def keyed(key: str) -> Grant:
     return granted(idempotency_key=key)
 
 
-def leave(store: Redis, key: str, reply: Reply) -> str:
+def leave(store: Redis | Firestore, key: str, reply: Reply) -> str:
     """Leave a key in the state that ``reply`` leads to; return its name in the ledger."""
     grant = keyed(key)
     store.settle(grant, store.admit(grant), reply, Answer(200, b'{"id":"in_1"}'))
@@ -45,7 +57,7 @@ def leave(store: Redis, key: str, reply: Reply) -> str:
     return grant.ledger_key
 
 
-def test_list_shows_what_waits_and_nothing_else(ledger: Redis, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_what_waits_and_nothing_else(ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ledger", "list"]) == 0
     assert capsys.readouterr().out == "Nothing waits for a word.\n"
     unknown = leave(ledger, "unknown", UNKNOWN)
@@ -64,9 +76,9 @@ def test_list_shows_what_waits_and_nothing_else(ledger: Redis, capsys: pytest.Ca
     }
 
 
-def test_call_that_was_cut_off_waits_once_its_lease_has_run_out(redis_url: str) -> None:
+def test_call_that_was_cut_off_waits_once_its_lease_has_run_out(make: Callable[..., Redis | Firestore]) -> None:
     clock = Clock()
-    store = Redis(redis_url, clock)
+    store = make(clock)
     store.admit(keyed("cut off"))
     (held,) = store.held()
     assert not held.open
@@ -75,7 +87,7 @@ def test_call_that_was_cut_off_waits_once_its_lease_has_run_out(redis_url: str) 
     assert held.open
 
 
-def test_show_tells_what_to_do(ledger: Redis, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_tells_what_to_do(ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str]) -> None:
     key = leave(ledger, "unknown", UNKNOWN)
     assert main(["ledger", "show", key[:16]]) == 0
     told = capsys.readouterr().out
@@ -86,15 +98,13 @@ def test_show_tells_what_to_do(ledger: Redis, capsys: pytest.CaptureFixture[str]
 def test_created_is_what_the_same_key_is_told_from_then_on(
     function: Callable[..., Function],
     upstream: Appgregator,
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., Redis | Firestore],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    gate = function(STORE=redis_url)
+    gate = function(STORE=os.environ["STORE"])
     upstream.fail_next("close_after")
     assert gate.post(Idempotency_Key="order-1").status_code == 424
     (intent,) = gate.record.entries("intent")
-    monkeypatch.setenv("STORE", redis_url)
     assert main(["ledger", "resolve", intent["ledger"], "--created", "in_77", "--by", "Ann"]) == 0
     out, err = capfd.readouterr()
     entries = [json.loads(line)["countersign"] for line in out.splitlines()]
@@ -109,7 +119,7 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
     assert upstream.invoices == 1
 
 
-def test_not_created_lets_the_same_key_be_sent_again(ledger: Redis) -> None:
+def test_not_created_lets_the_same_key_be_sent_again(ledger: Redis | Firestore) -> None:
     key = leave(ledger, "unknown", UNKNOWN)
     with pytest.raises(OutcomeStillUnknown):
         ledger.admit(keyed("unknown"))
@@ -126,7 +136,7 @@ def test_not_created_lets_the_same_key_be_sent_again(ledger: Redis) -> None:
     ],
 )
 def test_only_an_open_key_is_resolved(
-    ledger: Redis, capsys: pytest.CaptureFixture[str], reply: Reply | None, says: str
+    ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str], reply: Reply | None, says: str
 ) -> None:
     grant = keyed("k")
     admission = ledger.admit(grant)
@@ -138,11 +148,13 @@ def test_only_an_open_key_is_resolved(
     assert list(ledger.held()) == before
 
 
-def test_keys_that_begin_alike_are_not_guessed_between(ledger: Redis, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_that_begin_alike_are_not_guessed_between(
+    ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str]
+) -> None:
     store, grant = ledger, keyed("k")
     for end in "ab":
         store.admit(replace(grant, ledger_key="0" * 63 + end))
-    assert len(list(store.held("0" * 16))) == 2
+    assert len(list(ledger.held("0" * 16))) == 2
     assert main(["ledger", "show", "0" * 16]) == 1
     assert capsys.readouterr().err
 
@@ -159,7 +171,7 @@ def test_keys_that_begin_alike_are_not_guessed_between(ledger: Redis, capsys: py
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    ledger: Redis, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     assert main(["ledger", *arguments]) == 1
     out, err = capsys.readouterr()
@@ -167,11 +179,12 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert (out, err.count("\n")) == ("", 1)
 
 
-@pytest.mark.parametrize("store", ["", "memory", "redis://:hunter2@127.0.0.1:1"])
+@pytest.mark.parametrize("store", ["", "memory", "redis://:hunter2@127.0.0.1:1", "firestore://acme-prod"])
 def test_ledger_that_cannot_be_reached_is_said_without_its_password(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
 ) -> None:
     monkeypatch.setenv("STORE", store)
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:1")
     assert main(["ledger", "list"]) == 1
     err = capsys.readouterr().err
     assert "STORE" in err

@@ -26,6 +26,8 @@ from console.audit import verify
 from sandbox.__main__ import ROOT, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
 from sandbox.ports import free_port, listening
+from sandbox.stripe import Stripe
+from sandbox.upstream import Upstream
 from tests.conftest import FORM, KEY, TARGET, policy
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ KILLABLE = Path(__file__).with_name("killable.py")
 #: Seconds that a dead call's key is held for; 30 in production.
 LEASE = 1
 KILLS_PER_POINT = 30
+KILLS_WITH_STRIPE = 10
 #: One kill in so many takes the whole instance, supervisor and all; the others take the process that answers.
 WHOLE = 3
 
@@ -54,11 +57,11 @@ POINTS = {
 }
 
 
-class Witness(Appgregator):
-    """The sandbox's upstream. As each call arrives, it looks whether the call's intent is on record already."""
+class Witness(Upstream):
+    """An upstream of the sandbox. As each call arrives, it looks whether the call's intent is on record already."""
 
     def __init__(self) -> None:
-        super().__init__(keys=[UPSTREAM_KEY])
+        super().__init__(keys=[UPSTREAM_KEY])  # type: ignore[call-arg]  # of the upstream that a subclass names
         self.records: list[Path] = []
         self.unrecorded: list[str] = []
         self._read: Counter[Path] = Counter()
@@ -99,6 +102,14 @@ class Witness(Appgregator):
 
 def order_of(body: bytes) -> str:
     return dict(parse_qsl(body.decode()))["metadata[order_id]"]
+
+
+class WitnessAppgregator(Witness, Appgregator):
+    """Makes an invoice of every call."""
+
+
+class WitnessStripe(Witness, Stripe):
+    """Answers a call whose key it knows with the first one's invoice."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +246,9 @@ class Found:
             self.wrong.append(f"{key}: the replay is not what was answered first")
 
 
-def kill_at(point: str, pair: Pair, number: Iterator[int], times: int, found: Found) -> None:
+def kill_at(
+    point: str, pair: Pair, number: Iterator[int], times: int, found: Found, *, deduplicates: bool = False
+) -> None:
     """Kill one of the two at a point, with a fresh key each time, and bring each key back, to both, for long enough."""
     keys = [f"{point}-{next(number)}" for _ in range(times)]
     for key in keys:
@@ -245,32 +258,47 @@ def kill_at(point: str, pair: Pair, number: Iterator[int], times: int, found: Fo
         found.kills += 1
         found.whole += whole
         other = pair.call(1 - victim, key)
-        found.judge(key, other, *due_at_once(point, other, began, "200 created"))
+        late = due_at_last(point, deduplicates=deduplicates)
+        found.judge(key, other, *due_at_once(point, other, began, "200 created", late))
         again = pair.call(victim, key)
-        found.judge(key, again, *due_at_once(point, again, began, "200 replay"))
+        found.judge(key, again, *due_at_once(point, again, began, "200 replay", late))
     time.sleep(LEASE + 0.1)
     # Nobody is held for any more. Both instances are asked at once, and then again.
     with ThreadPoolExecutor(2) as pool:
         for key in keys * 2:
             for answered in pool.map(pair.call, (0, 1), (key, key)):
-                found.judge(key, answered, "424 outcome-unknown" if POINTS[point][1] == "sent" else "200 replay")
+                found.judge(key, answered, *due_at_last(point, deduplicates=deduplicates))
 
 
-def due_at_once(point: str, answered: Answered | None, began: float, fresh: str) -> tuple[str, ...]:
-    """Return what may be answered to the key of a call that has just died; ``fresh`` if it had left nothing."""
+def due_at_last(point: str, *, deduplicates: bool) -> tuple[str, ...]:
+    """Return what may be answered once nobody is held for any more."""
+    if POINTS[point][1] != "sent":
+        return ("200 replay",)
+    # Of two that are asked at once, one sends again and the other may meet it at work.
+    return ("200 created", "200 replay", "409 idempotency-key-in-use") if deduplicates else ("424 outcome-unknown",)
+
+
+def due_at_once(
+    point: str, answered: Answered | None, began: float, fresh: str, late: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return what may be answered to the key of a call that has just died; ``fresh`` if it had left nothing.
+
+    ``late`` is what may be answered once its lease is over.
+    """
     held = POINTS[point][1]
     if held != "sent":
         return (fresh if held == "nothing" else "200 replay",)
     if answered is not None and answered.came < began + LEASE:
         return ("409 idempotency-key-in-use",)
-    return "409 idempotency-key-in-use", "424 outcome-unknown"
+    return "409 idempotency-key-in-use", *late
 
 
-def pair_of(folder: Path, upstream: Witness, store: str) -> Pair:
+def pair_of(folder: Path, upstream: Witness, store: str, *, kind: str = "appgregator") -> Pair:
     """Start two instances with one policy and one store. Their key is a mounted one, which is the quickest to read."""
     (folder / "key").write_text(UPSTREAM_KEY)
     document, number = folder / "policy.yaml", count()
-    document.write_text(policy(upstream.origin, secret=f"file:{folder / 'key'}", idempotency="required"))
+    text = policy(upstream.origin, secret=f"file:{folder / 'key'}", idempotency="required")
+    document.write_text(text.replace("upstream: appgregator", f"upstream: {kind}"))
     settings = {"POLICY": str(document), "STORE": store, "LEASE": str(LEASE)}
 
     def start() -> Instance:
@@ -283,7 +311,7 @@ def pair_of(folder: Path, upstream: Witness, store: str) -> Pair:
 
 @pytest.fixture
 def witness() -> Iterator[Witness]:
-    with Witness() as upstream:
+    with WitnessAppgregator() as upstream:
         yield upstream
 
 
@@ -319,6 +347,26 @@ def test_whoever_dies_wherever_no_key_gets_two_invoices_and_nothing_is_sent_with
         expected = 0 if point == "after-claim" else KILLS_PER_POINT
         assert sum(n for key, n in intents.items() if key.startswith(point)) == expected, f"{figure}: intents, {point}"
     assert verify(lines).faults == [], figure  # and whoever was killed left a record that still hangs together
+
+
+def test_whoever_dies_wherever_a_call_that_is_sent_again_is_answered_with_the_one_invoice(
+    tmp_path: Path, redis_url: str
+) -> None:
+    found, number = Found(), count(1)
+    with WitnessStripe() as stripe, pair_of(tmp_path, stripe, redis_url, kind="stripe") as pair:
+        for point in POINTS:
+            kill_at(point, pair, number, KILLS_WITH_STRIPE, found, deduplicates=True)
+    twice = sorted(key for key, invoices in stripe.created.items() if invoices > 1)
+    figure = (
+        f"{found.kills} kills over two instances, the upstream deduplicates: {len(twice)} keys with two invoices, "
+        f"{len(stripe.unrecorded)} sends without an intent, {stripe.replays} sends answered with the first invoice"
+    )
+    print(f"\n{figure}")
+    assert not twice, figure
+    assert not stripe.unrecorded, f"{figure}: {stripe.unrecorded}"
+    assert not found.wrong, "\n".join([figure, *found.wrong])
+    assert len(stripe.created) == found.kills == KILLS_WITH_STRIPE * len(POINTS), figure  # every order has its invoice
+    assert stripe.replays >= KILLS_WITH_STRIPE * 2, figure
 
 
 def test_the_upstream_does_count_the_second_invoice_of_stores_that_share_nothing(

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import policy
+from sandbox.__main__ import UPSTREAM_KEY
+from sandbox.redis_server import RedisServer
+from sandbox.stripe import Stripe
+from tests.conftest import policy, running
 from tests.gateway.test_redis import contend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sandbox.appgregator import Appgregator
-    from sandbox.redis_server import RedisServer
+    from sandbox.upstream import Upstream
     from tests.conftest import Server
 
 pytestmark = pytest.mark.figures
@@ -43,11 +47,11 @@ def test_a_thousand_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis
     assert (sends, sends + refused + replays) == (KEYS, KEYS * CALLERS), figure
 
 
-def test_redis_killed_and_restarted_under_load_never_lets_a_key_be_sent_twice(
-    server: Callable[..., Server], upstream: Appgregator, redis_server: RedisServer
-) -> None:
-    """With ``appendfsync always``. Each key is called until it is answered for good, and once more after that."""
-    instance = server(policy(upstream.origin), STORE=redis_server.url)
+def storm(instance: Server, redis: RedisServer) -> Counter[str]:
+    """Kill Redis again and again under load; return how often each status was answered.
+
+    Each key is called until it is answered for good, and once more after that.
+    """
     over = threading.Event()
     told: Counter[str] = Counter()
     lock = threading.Lock()
@@ -57,31 +61,62 @@ def test_redis_killed_and_restarted_under_load_never_lets_a_key_be_sent_twice(
         while not over.is_set():
             number += 1
             order = f"{worker}-{number}"
+            answered = False
             for _ in range(20):
                 status, _, body = instance.call(
                     body=f"customer=cus_1&metadata[order_id]={order}".encode(), headers={"Idempotency-Key": order}
                 )
                 with lock:
                     told[f"{status}"] += 1
-                if status == 200 or b"outcome-unknown" in body or over.is_set():
+                if answered or over.is_set():
                     break
-                time.sleep(0.05)
+                answered = status == 200 or b"outcome-unknown" in body
+                if not answered:
+                    time.sleep(0.05)
 
     workers = [threading.Thread(target=call, args=(worker,)) for worker in range(6)]
     for thread in workers:
         thread.start()
     for _ in range(RESTARTS):
         time.sleep(0.1)
-        redis_server.kill()
-        redis_server.start()
+        redis.kill()
+        redis.start()
     time.sleep(0.5)
     over.set()
     for thread in workers:
         thread.join(timeout=60)
+    return told
+
+
+def judge(upstream: Upstream, told: Counter[str], which: str) -> None:
     created = Counter(call.body for call in upstream.calls if call.created)
     twice = sum(times > 1 for times in created.values())
-    figure = f"Redis killed {RESTARTS} times under load: {len(created)} keys created, {twice} of them twice"
+    again = len(upstream.calls) - upstream.invoices
+    figure = (
+        f"{which} killed {RESTARTS} times under load: {len(created)} keys created, {twice} of them twice, "
+        f"{again} sent again and answered with the first invoice"
+    )
     print(f"\n{figure}")
     assert twice == 0, figure
     assert len(created) > RESTARTS, figure
     assert told["503"] > 0, f"the kills were never noticed: {dict(told)}"
+
+
+def test_redis_that_writes_first_never_lets_a_key_be_sent_twice_however_often_it_is_killed(
+    server: Callable[..., Server], upstream: Appgregator, redis_server: RedisServer
+) -> None:
+    """With ``appendfsync always``, and an upstream that makes an invoice of every call."""
+    told = storm(server(policy(upstream.origin), STORE=redis_server.url), redis_server)
+    judge(upstream, told, "Redis (appendfsync always)")
+    assert len(upstream.calls) == upstream.invoices
+
+
+def test_redis_that_forgets_everything_lets_no_key_have_two_invoices_where_the_upstream_deduplicates(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Without any file: each kill empties the ledger, and what was sent is sent again under the same derived key."""
+    with running(RedisServer(tmp_path)) as redis, Stripe(keys=[UPSTREAM_KEY]) as stripe:
+        document = policy(stripe.origin).replace("upstream: appgregator", "upstream: stripe")
+        told = storm(server(document, STORE=redis.url), redis)
+        judge(stripe, told, "Redis (no file)")
+        assert stripe.replays > 0

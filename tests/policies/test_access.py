@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policies import access
+from policies.model import Webhook
 from policies.refusals import (
     BodyMalformed,
     ConnectionNotGranted,
@@ -228,6 +229,36 @@ def test_key_from_a_parameter_that_is_not_sent_is_missed(asked: dict[str, str]) 
     assert type(refusal) is IdempotencyKeyMissing
     assert refusal.parameter == "metadata[order_id]"
     assert refusal.detail.startswith("Send metadata[order_id]: ")
+
+
+def key_of(text: str, asked: Call) -> str | None:
+    policy_set = read(text)
+    return access.decide(policy_set, only_caller(policy_set), asked).ledger_key
+
+
+@pytest.mark.parametrize("mode", ["required", "optional"])
+def test_id_of_a_webhook_is_its_key_whatever_the_header_says(mode: str) -> None:
+    signed = replace(call({"customer": "cus_1"}), webhook=Webhook("msg_1", "1", "v1,x"))
+    text = written(idempotency=mode)
+    keys = {key_of(text, replace(signed, idempotency_key=header)) for header in (None, "a", "b", "not, valid")}
+    assert len(keys) == 1
+    assert None not in keys
+    assert key_of(text, replace(signed, webhook=Webhook("msg_2", "1", "v1,x"))) not in keys
+    assert key_of(text, replace(signed, webhook=Webhook("msg_1", "2", "v1,y"))) in keys
+
+
+def test_id_of_a_webhook_is_never_the_key_of_a_header() -> None:
+    asked = call({"customer": "cus_1"}, key="msg_1")
+    signed = replace(asked, webhook=Webhook("msg_1", "1", "v1,x"))
+    assert key_of(written(), signed) != key_of(written(), asked)
+    spelt = replace(asked, idempotency_key="webhook,msg_1")
+    assert type(refusal_of(spelt, written(idempotency="required"))) is IdempotencyKeyInvalid
+
+
+def test_grant_that_takes_its_key_from_a_parameter_does_so_for_a_webhook() -> None:
+    asked = call({"customer": "cus_1", "metadata[order_id]": "7"})
+    keys = {key_of(FROM, replace(asked, webhook=Webhook(name, "1", "v1,x"))) for name in ("msg_1", "msg_2")}
+    assert keys == {key_of(FROM, asked)}
 
 
 # ---------------------------------------------------------------- nobody else

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import document
-from policies.document import DocumentError
+from policies.document import MAX_WEBHOOKS, DocumentError
 from policies.idempotency import RETENTION
 from policies.model import Idempotency, Kind, PolicySet, Shape
 from policies.operations.invoices_create import INVOICES_CREATE
@@ -108,6 +108,25 @@ def test_document_is_read_into_what_it_says() -> None:
     assert granted.record == {"metadata[order_id]"}
 
 
+def test_every_kind_of_credential_leads_to_its_caller_and_is_named_on_record() -> None:
+    secrets = ["projects/acme/secrets/n8n/versions/3", "projects/acme/secrets/n8n/versions/latest", "file:signing"]
+    webhooks = [f"- webhook: {secret}" for secret in secrets]
+    google = ["- google: billing-app@acme.iam.gserviceaccount.com", "- google: ann@acme.example"]
+    policy_set = read(changed(13, *google, *webhooks, LINES[12].strip()))
+    assert {email: caller.credential for email, caller in policy_set.google.items()} == {
+        "billing-app@acme.iam.gserviceaccount.com": "google:billing-app@acme.iam.gserviceaccount.com",
+        "ann@acme.example": "google:ann@acme.example",
+    }
+    assert policy_set.webhooks.keys() == {("ft-4", "stripe-1")}
+    signers = policy_set.webhooks["ft-4", "stripe-1"]
+    assert {secret: caller.credential for secret, caller in signers.items()} == {s: f"webhook:{s}" for s in secrets}
+    callers = [*policy_set.keys.values(), *policy_set.google.values(), *signers.values()]
+    assert {(caller.id, caller.owner, len(caller.limits)) for caller in callers} == {
+        ("app", "payments@acme.example", 2)
+    }
+    assert len({id(caller.entitlements) for caller in callers}) == 1
+
+
 def test_what_is_read_cannot_be_changed() -> None:
     caller = only_caller(read(RIGHT))
     with pytest.raises(FrozenInstanceError):
@@ -122,7 +141,7 @@ def test_digest_names_exactly_this_document() -> None:
 def test_both_readers_of_yaml_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where libyaml is missing, the slow reader gives the same policy and the same lines."""
     fast = read(RIGHT), problem(changed(line_of("secret:"), "secret: sk"))
-    monkeypatch.setattr(document, "_LOADER", yaml.SafeLoader)
+    monkeypatch.setattr(document, "LOADER", yaml.SafeLoader)
     assert (read(RIGHT), problem(changed(line_of("secret:"), "secret: sk"))) == fast
 
 
@@ -399,8 +418,37 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
         "callers.app.budget.per",
         "Write one of: day, hour",
     ),
-    (13, ["- google: a@b"], 13, "callers.app.credentials[0].google", "not supported by this version"),
-    (13, ["- webhook: projects/a"], 13, "callers.app.credentials[0].webhook", "not supported by this version"),
+    *(
+        (13, [f"- google: {email}"], 13, "callers.app.credentials[0].google", "in small letters as Google does")
+        for email in (
+            "a@b", "Ann@acme.example", "ann", "ann@", '"@acme.example"', '"ann@acme.example "', "é@acme.example",
+            "serviceAccount:a@acme.example", "a@acme..example", f"{'a' * 250}@acme.example", '""',
+        )
+    ),
+    *(
+        (13, [f"- webhook: {where}"], 13, "callers.app.credentials[0].webhook", "write where the key lies")
+        for where in ("projects/a", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", '"file:"', "projects/a/secrets/b")
+    ),
+    *(
+        (13, [line], 13, "callers.app.credentials[0]", "write one kind of credential in each entry")
+        for line in ("- {google: a@acme.example, webhook: file:w}", "- {}")
+    ),
+    (13, ["- googel: a@acme.example"], 13, "callers.app.credentials[0].googel", "Did you mean google?"),
+    (
+        13,
+        ["- google: a@acme.example", "- google: a@acme.example"],
+        14,
+        "callers.app.credentials[1].google",
+        "a@acme.example is also an identity of app",
+    ),
+    (13, ["- webhook: file:w", "- webhook: file:w"], 14, "callers.app.credentials[1].webhook", "written twice"),
+    (
+        13,
+        [f"- webhook: projects/a/secrets/w/versions/{number}" for number in range(1, MAX_WEBHOOKS + 2)],
+        13 + MAX_WEBHOOKS,
+        f"callers.app.credentials[{MAX_WEBHOOKS}].webhook",
+        f"more than {MAX_WEBHOOKS} secrets could sign",
+    ),
     *(
         (13, [f"- key: {{id: k1, sha256: {digest}}}"], 13, "callers.app.credentials[0].key.sha256", words)
         for digest, words in (
@@ -610,6 +658,28 @@ def test_same_key_for_two_callers_is_refused_at_the_second() -> None:
     assert problem(text) == (
         "acme.yaml:27: callers.other.credentials[0]: this key is also a key of app; "
         "every key belongs to one caller, once"
+    )
+
+
+def test_same_google_identity_for_two_callers_is_refused_at_the_second() -> None:
+    first = changed(13, "- google: ann@acme.example")
+    second = "\n".join(first.splitlines()[9:]).replace("  app:", "  other:")
+    assert problem(f"{first}{second}\n") == (
+        "acme.yaml:27: callers.other.credentials[0].google: ann@acme.example is also an identity of app; "
+        "every identity belongs to one caller, once"
+    )
+
+
+@pytest.mark.parametrize("version", ["latest", "7"])
+def test_same_signing_secret_for_two_callers_is_refused_at_the_second_whatever_its_version(version: str) -> None:
+    first = changed(13, "- webhook: projects/acme/secrets/n8n/versions/latest")
+    second = (
+        "\n".join(first.splitlines()[9:])
+        .replace("  app:", "  other:")
+        .replace("n8n/versions/latest", "n8n/versions/" + version)
+    )
+    assert problem(f"{first}{second}\n") == (
+        "acme.yaml:27: callers.other.credentials[0].webhook: this is also a secret of app; make one for each caller"
     )
 
 

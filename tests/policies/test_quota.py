@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.quota import BUCKETS, UNITS, Window, parse_limit, whole_seconds
+from policies.quota import BUCKETS, UNITS, Window, parse_limit, shares, together, whole_seconds
 
 if TYPE_CHECKING:
     from policies.model import Limit
@@ -137,6 +137,48 @@ def test_window_costs_the_same_however_many_calls_it_counts(limit: str) -> None:
 def test_unused_window_has_its_whole_limit_left() -> None:
     standing = Window(parse_limit("30/minute")).standing(1000)
     assert (standing.limit.text, standing.remaining, standing.reset) == ("30/minute", 30, 1)
+
+
+@given(st.integers(1, 999_999_999), st.sampled_from(list(UNITS)), st.integers(1, 64))
+def test_shares_come_to_the_limit_exactly_and_none_is_empty(calls: int, unit: str, most: int) -> None:
+    limit = parse_limit(f"{calls}/{unit}")
+    parts = [part.calls for part in shares(limit, most)]
+    assert sum(parts) == calls
+    assert 1 <= min(parts) <= max(parts) <= min(parts) + 1
+    assert (len(parts) - 1) * limit.seconds < calls  # no more of them than it takes
+    assert len(parts) == most or max(parts) <= limit.seconds
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), LIMITS)
+def test_shared_out_or_whole_a_limit_says_the_same(data: st.DataObject, limit: Limit) -> None:
+    whole, parts = Window(limit), [Window(part) for part in shares(limit, 5)]
+    taken: list[float] = []
+    for now in data.draw(moments(limit)):
+        seen = together(limit, parts)
+        assert seen.standing(now) == whole.standing(now)
+        assert seen.wait(now) == whole.wait(now)
+        roomy = [part for part in parts if part.remaining(now) > 0]
+        assert bool(roomy) is (whole.remaining(now) > 0)
+        undo: bool = data.draw(st.booleans())
+        if taken and undo:
+            moment = taken.pop()
+            assert whole.give_back(moment) is any(part.give_back(moment) for part in parts)
+        elif roomy:
+            whole.take(now)
+            data.draw(st.sampled_from(roomy)).take(now)
+            taken.append(now)
+
+
+def test_window_goes_on_from_what_was_kept_of_it() -> None:
+    window = Window(parse_limit("5/minute"))
+    for now in (0.0, 0.1, 30.0):
+        window.take(now)
+    assert window.buckets == [(0, 2), (64, 1)]
+    kept = Window(window.limit, window.buckets)
+    assert kept.give_back(30.0)
+    assert not kept.give_back(30.0)
+    assert [kept.remaining(30.0), window.remaining(30.0), kept.remaining(61.0)] == [3, 2, 5]
 
 
 @pytest.mark.parametrize(("seconds", "whole"), [(0.0, 1), (0.001, 1), (1.0, 1), (1.001, 2), (59.0, 59), (59.5, 60)])

@@ -1,0 +1,395 @@
+"""``countersign key``: caller keys, from the first to the last day of each.
+
+A key is ``csk_``, 43 random characters of 62 (256 bits), and 6 that are the CRC-32 of all before them: so that a search
+for leaked keys knows one when it sees one, and a mistyped or cut-off key is told from a revoked one. Keys that were
+made otherwise are as good; nothing asks for the form. A key is printed once, and never taken as an argument.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import hashlib
+import os
+import re
+import secrets
+import shlex
+import string
+import sys
+import tempfile
+import time
+import zlib
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from console import rewriting
+from gateway.policies import PROMISED_SECONDS
+from policies import document
+from policies.model import NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from policies.model import Caller, PolicySet
+
+PREFIX: Final = "csk_"
+_DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_RANDOM: Final = 43
+_CHECK: Final = 6
+_FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_RANDOM + _CHECK}}}")
+
+#: How long an old key works on after a rotation, unless it is said.
+OVERLAP_DAYS: Final = 7
+_MOST_DAYS: Final = 3650
+_MOST_KEY: Final = 10_000
+
+_VERSION = re.compile(r"projects/(?P<project>[^/\s]+)/secrets/(?P<secret>[^/\s]+)/versions/(?P<version>[^/\s]+)")
+
+
+class NotDoneError(Exception):
+    """Nothing was changed. The text says why, and what to do."""
+
+
+def mint() -> str:
+    """Make a key."""
+    unchecked = PREFIX + "".join(secrets.choice(_DIGITS) for _ in range(_RANDOM))
+    return unchecked + _checksum(unchecked)
+
+
+def whole(key: str) -> bool:
+    """Say whether a key has the form of :func:`mint`, with nothing mistyped, left out or turned round."""
+    return _FORM.fullmatch(key) is not None and _checksum(key[:-_CHECK]) == key[-_CHECK:]
+
+
+def _checksum(text: str) -> str:
+    number, digits = zlib.crc32(text.encode("ascii")), ""
+    for _ in range(_CHECK):
+        number, digit = divmod(number, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+    return digits
+
+
+def digest_of(key: str) -> str:
+    """Return what a policy says of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # argparse has no public name
+    """Add ``key`` and what can be done with one."""
+    group = commands.add_parser("key", help="make, change, revoke and recognise caller keys")
+    verbs = group.add_subparsers(required=True, metavar="COMMAND")
+
+    new = verbs.add_parser("new", help="make a key, and say what to write into the policy")
+    new.add_argument("caller", metavar="CALLER")
+    new.add_argument("--id", metavar="ID", type=_id, help="what the record calls the key; the next free one")
+    new.add_argument("--expires", metavar="DATE", type=_date, help="the key stops working as this day begins, UTC")
+    new.set_defaults(run=_told(_new))
+
+    rotate = verbs.add_parser("rotate", help="write a new key into the policy, and let the old one run out")
+    rotate.add_argument("caller", metavar="CALLER")
+    rotate.add_argument("old", metavar="ID", help="the key that is to go")
+    rotate.add_argument("--days", metavar="N", type=_days, default=OVERLAP_DAYS, help="the old one works so long yet")
+    rotate.add_argument("--id", metavar="NEW", type=_id, help="what the record calls the new key; the next free one")
+    rotate.set_defaults(run=_told(_rotate))
+
+    revoke = verbs.add_parser("revoke", help="take a key out of the policy")
+    revoke.add_argument("caller", metavar="CALLER")
+    revoke.add_argument("old", metavar="ID", help="the key that is to go")
+    revoke.set_defaults(run=_told(_revoke))
+
+    whose = verbs.add_parser("whose", help="read a key from standard input and say whose it is")
+    whose.set_defaults(run=_told(_whose))
+
+    for verb in (new, rotate, revoke, whose):
+        verb.add_argument("--policy", type=Path, metavar="FILE", help="the policy document; POLICY, if that is a file")
+
+
+def _id(text: str) -> str:
+    if not NAME.fullmatch(text) or text.lower() == "null":
+        raise argparse.ArgumentTypeError("an id is up to 64 letters, digits, dots, dashes and underscores")
+    return text
+
+
+def _date(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError("write a date, such as 2027-03-01") from None
+
+
+def _days(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MOST_DAYS:
+        raise argparse.ArgumentTypeError("write a number of days, 1 or more; to shut a key out now, revoke it")
+    return int(text)
+
+
+def _told(work: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def run(asked: argparse.Namespace) -> int:
+        try:
+            return work(asked)
+        except NotDoneError as error:
+            print(error, file=sys.stderr)
+            return 1
+
+    return run
+
+
+def _new(asked: argparse.Namespace) -> int:
+    file = _file(asked.policy)
+    policy = None if file is None else _Policy.of(file)
+    taken = policy.ids(asked.caller) if policy is not None else set()
+    if asked.id in taken:
+        raise NotDoneError(f"{asked.caller} has a key {asked.id} already. Write another --id.")
+    if asked.expires is not None and _begins(asked.expires) <= time.time():
+        raise NotDoneError(f"{asked.expires} has begun, so the key would never work. Write a later date.")
+    if policy is None:
+        print("No policy was named, so nothing was looked up. Is the id free? See --policy.", file=sys.stderr)
+    elif asked.caller not in policy.read.callers:
+        print(f"{policy.stranger(asked.caller)} The key is made all the same.", file=sys.stderr)
+    key = mint()
+    said = rewriting.entry(asked.id or _next_id("k1", taken), digest_of(key), asked.expires)
+    _show(asked.caller, key)
+    where = "" if file is None else f" in {file}"
+    print(f"Write this below callers.{asked.caller}.credentials{where}. It says the key's SHA-256, not the key:\n")
+    print(rewriting.line(policy.text if policy is not None else "", asked.caller, said))
+    print(f"\n{_effect(file)}")
+    return 0
+
+
+def _rotate(asked: argparse.Namespace) -> int:
+    policy, key = _Policy.of(_needed(asked.policy)), mint()
+    new_id, ends = policy.rotate(asked.caller, asked.old, asked.id, key, _after(time.time(), asked.days))
+    _show(asked.caller, key)
+    print(f"{policy.file} says the SHA-256 of it now, as {new_id}. {asked.old} works until {ends}.")
+    print(_effect(policy.file))
+    return 0
+
+
+def _revoke(asked: argparse.Namespace) -> int:
+    policy = _Policy.of(_needed(asked.policy))
+    policy.revoke(asked.caller, asked.old)
+    print(f"{asked.old} of {asked.caller} was taken out of {policy.file}.")
+    print(_effect(policy.file))
+    return 0
+
+
+def _whose(asked: argparse.Namespace) -> int:
+    policy = _Policy.of(_needed(asked.policy))
+    asking = "The key (it is not shown): "
+    key = (getpass.getpass(asking) if sys.stdin.isatty() else sys.stdin.readline(_MOST_KEY)).strip()
+    if not key:
+        raise NotDoneError("There was no key on standard input.")
+    if whole(key):
+        print("It is whole: its checksum is right.")
+    caller = policy.read.keys.get(hashlib.sha256(key.encode("utf-8", "replace")).digest())
+    if caller is None:
+        if not whole(key):
+            print("Its checksum is not right: if `countersign key` made it, then it was mistyped or cut off.")
+        print(f"It is nobody's in {policy.file}.")
+        return 1
+    ended = caller.expires is not None and caller.expires <= time.time()
+    print(f"It is {caller.credential} of {caller.id} ({caller.owner}){', and has expired' if ended else ''}.")
+    one = f"{caller.id} {caller.credential} --policy {shlex.quote(str(policy.file))}"
+    print(
+        "If others may have it, give the caller another and take this one out; at once if it is being misused:\n"
+        f"  ./countersign key rotate {one}\n  ./countersign key revoke {one}"
+    )
+    return 0
+
+
+def _show(caller: str, key: str) -> None:
+    print(f"The key of {caller}, shown this once. Hand it over by a password manager, not by mail:\n\n{key}\n")
+
+
+def _effect(file: Path | None) -> str:
+    """Say how a change of the file reaches the function."""
+    data = f"--data-file={shlex.quote(str(file or 'FILE'))}"
+    within = f"within {PROMISED_SECONDS:.0f} seconds"
+    version = _VERSION.fullmatch(os.environ.get("POLICY", ""))
+    if version is None:
+        return (
+            f"It takes effect {within} where the function reads this very file, and with the next deploy where the\n"
+            f"file is deployed with it. Where the policy is in Secret Manager, {within} of\n"
+            f"  gcloud secrets versions add SECRET --project=PROJECT {data}"
+        )
+    add = f"  gcloud secrets versions add {version['secret']} --project={version['project']} {data}"
+    if version["version"].isdecimal():
+        return f"POLICY is pinned to version {version['version']}: deploy with the number that this prints.\n{add}"
+    return f"It takes effect on every instance {within} of\n{add}"
+
+
+# ---------------------------------------------------------------- the policy document
+
+
+def _begins(day: str) -> float:
+    return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
+
+
+def _after(now: float, days: int) -> str:
+    """Return the first day that begins at least so many days from now."""
+    return (datetime.fromtimestamp(now, UTC) + timedelta(days=days + 1)).date().isoformat()
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="minutes").replace("+00:00", "Z")
+
+
+def _next_id(like: str, taken: Collection[str]) -> str:
+    """Return the first free id that counts on from ``like``."""
+    stem = like.rstrip(string.digits)
+    number = int(like[len(stem) :] or 2)
+    if stem == like:
+        stem += "-"
+    while f"{stem}{number}" in taken:
+        number += 1
+    return f"{stem}{number}"
+
+
+def _file(named: Path | None) -> Path | None:
+    """Return the file of the policy: the one that is named, or else set. None if there is none."""
+    setting = os.environ.get("POLICY", "")
+    if named is not None:
+        return named
+    return Path(setting) if setting and not _VERSION.fullmatch(setting) else None
+
+
+def _needed(named: Path | None) -> Path:
+    file = _file(named)
+    if file is not None:
+        return file
+    if os.environ.get("POLICY"):
+        raise NotDoneError(
+            "POLICY is a Secret Manager version, which can only be followed by another. Name the file that it was made "
+            "from: --policy FILE."
+        )
+    raise NotDoneError("Name the policy document: --policy FILE.")
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """A policy document in a file, to be looked into and changed."""
+
+    file: Path
+    data: bytes
+    text: str
+    read: PolicySet
+
+    @classmethod
+    def of(cls, file: Path) -> _Policy:
+        """Read a document. Raises :class:`NotDoneError`."""
+        try:
+            data = file.read_bytes()
+            text = data.decode()
+            return cls(file, data, text, document.read(text, str(file)))
+        except document.DocumentError as error:
+            raise NotDoneError(f"{error}. Put this right first; nothing was changed.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotDoneError(f"{file}: it cannot be read as UTF-8 text ({type(error).__name__}).") from None
+
+    def stranger(self, caller: str) -> str:
+        close = get_close_matches(caller, self.read.callers, 3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        return f"There is no caller {caller} in {self.file}.{hint}"
+
+    def ids(self, caller: str) -> set[str]:
+        return {one.credential for one in self.read.keys.values() if one.id == caller}
+
+    def _key(self, caller: str, key_id: str) -> tuple[bytes, Caller]:
+        if caller not in self.read.callers:
+            raise NotDoneError(self.stranger(caller))
+        for digest, one in self.read.keys.items():
+            if (one.id, one.credential) == (caller, key_id):
+                return digest, one
+        keys = ", ".join(sorted(self.ids(caller))) or "none"
+        raise NotDoneError(f"{caller} has no key {key_id} in {self.file}. Its keys: {keys}.")
+
+    def rotate(self, caller: str, old_id: str, new_id: str | None, key: str, until: str) -> tuple[str, str]:
+        """Write a new key behind an old one, which works until that day begins, unless it ends earlier anyway.
+
+        Returns the new key's id, and when the old one ends. Raises :class:`NotDoneError`.
+        """
+        digest, old = self._key(caller, old_id)
+        taken, ends = self.ids(caller), _begins(until)
+        if new_id in taken:
+            raise NotDoneError(f"{caller} has a key {new_id} already. Write another --id.")
+        new_id = new_id or _next_id(old_id, taken)
+        said, by_hand = rewriting.entry(new_id, digest_of(key), None), f"make a key with `key new {caller}`"
+        keys = {**self.read.keys, bytes.fromhex(digest_of(key)): replace(old, credential=new_id, expires=None)}
+        date = None
+        if old.expires is None or old.expires > ends:
+            keys[digest], date = replace(old, expires=ends), until
+            by_hand += f", and write `expires: {until}` into {old_id}"
+        try:
+            text = rewriting.rotated(self.text, caller, old_id, said, date)
+        except rewriting.LayoutError as error:
+            raise self._by_hand(by_hand, str(error)) from None
+        self._write(text, keys, by_hand)
+        return new_id, _moment(keys[digest].expires or ends)
+
+    def revoke(self, caller: str, key_id: str) -> None:
+        """Take a key out. Raises :class:`NotDoneError`."""
+        digest, _ = self._key(caller, key_id)
+        by_hand = f"remove {key_id} from the credentials of {caller}"
+        if rewriting.credentials_of(self.text, caller) == 1:
+            raise NotDoneError(
+                f"{key_id} is the only credential of {caller}, and a caller must have one. Nothing was changed. Make "
+                f"another first: ./countersign key rotate {caller} {key_id} (throw the new key away if nobody is to "
+                "call). Or remove the caller from the document by hand."
+            )
+        try:
+            text = rewriting.without(self.text, caller, key_id)
+        except rewriting.LayoutError as error:
+            raise self._by_hand(by_hand, str(error)) from None
+        self._write(text, {other: one for other, one in self.read.keys.items() if other != digest}, by_hand)
+
+    def _by_hand(self, what: str, where: str = "") -> NotDoneError:
+        place = f"{self.file} ({where})" if where else str(self.file)
+        return NotDoneError(
+            f"{place} is laid out in a way that cannot be changed here. Nothing was changed. By hand: {what}."
+        )
+
+    def _write(self, text: str, keys: dict[bytes, Caller], by_hand: str) -> None:
+        """Write the document, if it says what is meant and nothing else."""
+        try:
+            after = document.read(text, str(self.file))
+        except document.DocumentError:
+            raise self._by_hand(by_hand) from None
+        if after != replace(self.read, digest=after.digest, keys=keys):
+            raise self._by_hand(by_hand)
+        try:
+            _replace(self.file.resolve(), self.data, text.encode())
+        except OSError as error:
+            raise NotDoneError(
+                f"{self.file} cannot be written ({type(error).__name__}). Nothing was changed."
+            ) from None
+
+
+def _still(file: Path, before: bytes) -> None:
+    if file.read_bytes() != before:
+        raise NotDoneError(f"Somebody else changed {file} at this moment. Nothing was changed; do it again.")
+
+
+def _replace(file: Path, before: bytes, data: bytes) -> None:
+    """Put ``data`` in the place of ``before``, in one move; with the file's owner and permissions. Raises OSError."""
+    status = file.stat()
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with open(descriptor, "wb") as beside:  # noqa: PTH123 - it is open already
+            beside.write(data)
+            beside.flush()
+            os.fchmod(descriptor, status.st_mode & 0o7777)
+            with contextlib.suppress(PermissionError):
+                os.fchown(descriptor, status.st_uid, status.st_gid)
+            os.fsync(descriptor)
+        _still(file, before)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,226 @@
+"""The policy document while the function runs: read again, so that a change takes over without a restart.
+
+An idle instance gets no CPU, so nothing here runs by itself: calls bring checks about. A check is a thread that reads
+the document and, if it changed, judges it as at the start. How old the last check is says what a call does:
+
+- up to ``CHECK_SECONDS``: it goes on with the policies in hand;
+- up to ``MUST_SECONDS``: it goes on with them too, and begins a check if none runs;
+- past that, as after a quiet hour: it waits for the check, ``WAIT_SECONDS`` at most for each.
+
+A document that cannot be read or is not in order changes nothing, and is on record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from gateway.secrets import SecretDownError, SecretGoneError
+from policies import document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.audit import Audit
+    from gateway.secrets import SecretManager
+    from policies.model import PolicySet
+
+#: What is promised: a change that was made this many seconds ago is in force.
+PROMISED_SECONDS: Final = 60.0
+#: A read costs next to nothing, but 10,000 callers take many seconds to judge; so a check begins early.
+CHECK_SECONDS: Final = 20.0
+#: Leaves Secret Manager some seconds to show a new version everywhere.
+MUST_SECONDS: Final = PROMISED_SECONDS - 10
+#: Leaves a call that waited the time to be made.
+WAIT_SECONDS: Final = 15.0
+#: After a failed read the next one waits so long.
+PAUSE_SECONDS: Final = 5.0
+#: A source that stays unreadable is on record this often.
+REPORT_SECONDS: Final = 600.0
+
+#: A document of 10,000 callers is about 7 MB.
+MAX_DOCUMENT: Final = 16 * 1024 * 1024
+
+_VERSION = re.compile(r"projects/[^/\s]+/secrets/[^/\s]+/versions/[^/\s]+")
+_PINNED = re.compile(r".*/versions/[0-9]+")
+
+
+class SourceError(Exception):
+    """The document cannot be read. The text says why and what to do, in words that may go on record."""
+
+
+class Source(Protocol):
+    """Where the document lies."""
+
+    where: str
+    changes: bool
+    """Whether what is read there can ever be something else."""
+
+    def read(self) -> bytes:
+        """Read all of it. Raises :class:`SourceError`."""
+
+
+class File:
+    """A file, or a link that is turned to another: it is opened by its path each time, and compared by content."""
+
+    changes = True
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def read(self) -> bytes:
+        """See :class:`Source`."""
+        try:
+            with Path(self.where).open("rb") as file:
+                data = file.read(MAX_DOCUMENT + 1)
+        except OSError as error:
+            raise SourceError(f"cannot be read ({type(error).__name__}). Write the path of a file.") from None
+        if len(data) > MAX_DOCUMENT:
+            raise SourceError("is larger than any policy document. Write the document's path.")
+        return data
+
+
+class Version:
+    """A Secret Manager version. What a number names never changes; ``latest`` and aliases do."""
+
+    def __init__(self, where: str, manager: SecretManager) -> None:
+        self.where, self._manager = where, manager
+        self.changes = not _PINNED.fullmatch(where)
+
+    def read(self) -> bytes:
+        """See :class:`Source`."""
+        try:
+            return self._manager.read_document(self.where)
+        except (SecretGoneError, SecretDownError) as error:
+            raise SourceError(f"cannot be read from Secret Manager: {error}.") from None
+
+
+def source_of(where: str, manager: SecretManager) -> Source:
+    """Return the source that ``POLICY`` names."""
+    return Version(where, manager) if _VERSION.fullmatch(where) else File(where)
+
+
+def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet:
+    """Say whether the function may work by this document; at the start, and whenever it changed.
+
+    ``google``: whether it is set what Google's tokens must be made for. Raises :class:`DocumentError`.
+    """
+    try:
+        policies = document.read(data.decode(), where)
+    except UnicodeDecodeError:
+        raise document.DocumentError(f"POLICY: {where} is not UTF-8 text. Save it as UTF-8.") from None
+    if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
+        raise document.DocumentError(
+            "POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own."
+        )
+    if policies.google and not google:
+        raise document.DocumentError(
+            "POLICY names a Google identity, and nothing says whom its tokens must be made for. Write AUDIENCE and "
+            "the function's own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."
+        )
+    return policies
+
+
+class _Check:
+    """One reading of the document."""
+
+    __slots__ = ("began", "done", "patience")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.done = threading.Event()
+        #: Until when calls wait for it, once one of them had to.
+        self.patience: float | None = None
+
+
+class Policies:
+    """The policies in force."""
+
+    def __init__(  # noqa: PLR0913 - each is another part of the world
+        self,
+        source: Source,
+        judge: Callable[[bytes], PolicySet],
+        first: PolicySet,
+        *,
+        read_at: float,
+        audit: Audit,
+        clock: Callable[[], float],
+    ) -> None:
+        """``first`` is what was judged at the start, read not before ``read_at`` on ``clock``."""
+        self._source, self._judge, self._audit, self._clock = source, judge, audit, clock
+        self._policies, self._as_of = first, read_at
+        self._lock = threading.Lock()
+        self._check: _Check | None = None
+        self._paused_until = read_at
+        self._refused = ""
+        self._report_at = read_at
+
+    def current(self, deadline: float) -> PolicySet:
+        """Return the policies for one whole call, which must end by ``deadline``."""
+        while self._source.changes and self._clock() - self._as_of >= CHECK_SECONDS:
+            with self._lock:
+                now = self._clock()
+                if now - self._as_of < CHECK_SECONDS or now < self._paused_until:
+                    break
+                check = self._check or self._begin(now)
+                if now - self._as_of < MUST_SECONDS:
+                    break
+                if check.patience is None:
+                    check.patience = now + WAIT_SECONDS
+            # A thread of an instance that was idle may have stood still since it read; then another look is needed.
+            if not check.done.wait(max(0.0, min(check.patience, deadline) - now)):
+                break
+        return self._policies
+
+    def _begin(self, now: float) -> _Check:
+        check = self._check = _Check(now)
+        try:
+            threading.Thread(target=self._run, args=(check,), name="policy").start()
+        except RuntimeError:  # no more threads, as at the end of the process
+            self._paused_until = now + PAUSE_SECONDS
+            self._check = None
+            check.done.set()
+        return check
+
+    def _run(self, check: _Check) -> None:
+        problem = None
+        try:
+            self._look()
+        except SourceError as error:
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the last good policies stay
+            problem = f"cannot be read ({type(error).__name__})."
+        if problem is not None:
+            self._report(problem)
+        with self._lock:
+            if problem is None:
+                self._as_of = check.began
+            else:
+                self._paused_until = self._clock() + PAUSE_SECONDS
+            self._check = None
+        check.done.set()
+
+    def _look(self) -> None:
+        data = self._source.read()
+        digest, kept = hashlib.sha256(data).hexdigest(), self._policies
+        if digest == kept.digest:
+            self._refused = ""
+        elif digest != self._refused:
+            try:
+                policies = self._judge(data)
+            except document.DocumentError as error:
+                self._refused = digest
+                self._audit.policy_refused(kept.digest, str(error), document=digest)
+                return
+            self._refused = ""
+            self._audit.policy_taken(policies.digest)
+            self._policies = policies
+
+    def _report(self, problem: str) -> None:
+        now = self._clock()
+        if now - self._as_of >= MUST_SECONDS and now >= self._report_at:
+            self._report_at = now + REPORT_SECONDS
+            self._audit.policy_refused(self._policies.digest, f"POLICY: {self._source.where} {problem}")

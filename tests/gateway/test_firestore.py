@@ -1,0 +1,388 @@
+"""What the Firestore store promises beyond every store: shared, sharded, and closed when Firestore is not there."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.cloud import firestore
+from hypothesis import HealthCheck, given, settings
+
+from gateway.stores.firestore import LEDGER, MOST_SHARDS, WINDOWS, Firestore
+from gateway.stores.memory import Memory
+from policies.idempotency import LEASE, RETENTION
+from policies.model import Answer, Budget, Limit, Outcome, Reply
+from policies.quota import parse_limit
+from policies.refusals import BudgetSpent, CeilingReached, KeyInUse, LimitReached, Refusal, StoreUnavailable
+from sandbox.ports import free_port
+from tests.gateway.conftest import Clock, at_once, granted
+from tests.gateway.test_redis import STEPS, Step, assert_alike
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from policies.model import Admission, Grant
+    from sandbox.appgregator import Appgregator
+    from sandbox.firestore import FirestoreEmulator
+    from tests.conftest import Function, Server
+
+ANSWER = Answer(200, b'{"id":"in_1"}')
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
+UNREACHED = Reply(Outcome.RELEASED, reached=False)
+#: An emulator on a busy machine is no measure of Firestore's speed.
+PATIENCE = 10
+
+
+def limited(limits: str, *, key: str | None = None, ceiling: str | None = None) -> Grant:
+    grant = granted(idempotency_key=key)
+    connection = replace(grant.entitlement.connection, ceiling=parse_limit(ceiling) if ceiling else None)
+    return replace(
+        grant,
+        caller=replace(grant.caller, limits=tuple(map(parse_limit, limits.split(", ")))),
+        entitlement=replace(grant.entitlement, connection=connection),
+    )
+
+
+def attempt(store: Firestore | Memory, grant: Grant) -> Admission | Refusal:
+    try:
+        return store.admit(grant)
+    except Refusal as refusal:
+        return refusal
+
+
+def documents(url: str, collection: str) -> dict[str, dict[str, Any]]:
+    """What lies in Firestore, read with Google's own client."""
+    client = firestore.Client(project=url.removeprefix("firestore://"))
+    return {found.id: found.to_dict() or {} for found in client.collection(collection).stream()}
+
+
+# ---------------------------------------------------------------- the same arithmetic as the policy's
+
+
+@given(STEPS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_firestore_says_what_memory_says_whatever_happens(firestore_url: str, steps: list[Step]) -> None:
+    clock = Clock()
+    fresh = Firestore(f"{firestore_url}/db-{time.monotonic_ns()}", clock, PATIENCE)
+    assert_alike((Memory(clock), fresh), clock, steps)
+
+
+# ---------------------------------------------------------------- hot counters are sharded
+
+
+def test_every_call_of_a_sharded_limit_can_be_used_and_not_one_more(firestore_url: str) -> None:
+    store, grant = Firestore(firestore_url, Clock(), PATIENCE), limited("45/second")
+
+    results = [
+        result for results in at_once(8, lambda _: [attempt(store, grant) for _ in range(7)]) for result in results
+    ]
+    assert [type(result) for result in results if isinstance(result, Refusal)] == [LimitReached] * 11
+    assert len(results) == 45 + 11
+    assert len(documents(firestore_url, WINDOWS)) == MOST_SHARDS
+
+
+def test_slow_limit_is_one_document_and_a_fast_one_as_many_as_calls_a_second(firestore_url: str) -> None:
+    store = Firestore(firestore_url, Clock(), PATIENCE)
+    for _ in range(60):
+        attempt(store, limited("3/second, 30/minute"))
+        attempt(store, replace(limited("100/day"), caller=replace(limited("100/day").caller, id="other")))
+    assert sorted(documents(firestore_url, WINDOWS)) == [
+        "caller:app:30:minute:0", "caller:app:3:second:0", "caller:app:3:second:1", "caller:app:3:second:2",
+        "caller:other:100:day:0",
+    ]  # fmt: skip
+
+
+def test_ceiling_of_which_few_documents_are_read_still_gives_all_its_calls_and_not_one_more(firestore_url: str) -> None:
+    store, grant = Firestore(firestore_url, Clock(), PATIENCE), limited("1000/minute", ceiling="12/second")
+    results = [attempt(store, grant) for _ in range(15)]
+    assert [type(result) for result in results[12:]] == [CeilingReached] * 3
+    assert not any(isinstance(result, Refusal) for result in results[:12])
+
+
+def test_instances_that_meet_at_one_document_never_exceed_its_limit(firestore_url: str) -> None:
+    """Each store stands for an instance; nothing but Firestore is between them."""
+    stores = [Firestore(firestore_url, Clock(), PATIENCE) for _ in range(4)]
+    results = at_once(12, lambda number: attempt(stores[number % 4], limited("7/minute")))
+    assert sorted(type(result).__name__ for result in results) == ["Admission"] * 7 + ["LimitReached"] * 5
+
+
+def test_instances_that_meet_at_one_key_send_it_once(firestore_url: str) -> None:
+    stores = [Firestore(firestore_url, None, PATIENCE) for _ in range(4)]
+    results = at_once(12, lambda number: attempt(stores[number % 4], limited("1000/minute", key="k")))
+    assert sorted(type(result).__name__ for result in results) == ["Admission"] + ["KeyInUse"] * 11
+
+
+def test_limit_is_never_exceeded_in_any_window_of_the_clock_of_firestore(
+    firestore_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)  # whatever this machine believes
+    stores = [Firestore(firestore_url, None, PATIENCE) for _ in range(2)]
+    stop = threading.Event()
+
+    def work(number: int) -> list[float]:
+        admitted: list[float] = []
+        while not stop.is_set():
+            result = attempt(stores[number % 2], limited("20/second"))
+            assert isinstance(result, LimitReached) or not isinstance(result, Refusal)
+            if isinstance(result, Refusal):
+                stop.wait(0.005)
+            else:
+                admitted.append(result.taken)
+        return admitted
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(work, number) for number in range(8)]
+        stop.wait(2)
+        stop.set()
+        admitted = sorted(moment for one in running for moment in one.result())
+    assert abs(admitted[-1] - real()) < 60
+    assert len(admitted) > 20
+    assert min(later - earlier for earlier, later in zip(admitted, admitted[20:], strict=False)) >= 1.0
+
+
+def test_budget_counts_what_was_spent_in_whichever_document(firestore_url: str) -> None:
+    store, grant = Firestore(firestore_url, Clock(), PATIENCE), limited("1000/minute")
+    grant = replace(grant, caller=replace(grant.caller, budget=Budget("usd", Limit(20, 86400, "20 usd/day"))))
+    for _ in range(20):
+        assert store.settle(grant, store.admit(grant), replace(SUCCEEDED, spent=1), ANSWER)
+    with pytest.raises(BudgetSpent):
+        store.admit(grant)
+    kept = [name for name in documents(firestore_url, WINDOWS) if name.startswith("budget:app:20 usd:day:")]
+    assert len(kept) > 1
+
+
+# ---------------------------------------------------------------- Firestore is not there, or slow, or back
+
+
+def test_store_that_is_down_refuses_within_a_second_and_the_next_call_works_when_it_is_back(
+    firestore_emulator: FirestoreEmulator,
+) -> None:
+    store = Firestore("firestore://acme-prod")
+    store.admit(limited("9/minute", key="before"))
+    firestore_emulator.kill()
+    for _ in range(8):
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            store.admit(limited("9/minute", key="meanwhile"))
+        assert time.monotonic() - began < 1
+        assert caught.value.retry_after == 1
+    firestore_emulator.start()
+    assert store.admit(limited("9/minute", key="after")).replay is None
+
+
+def test_settling_while_firestore_is_down_is_not_kept_and_does_not_raise(firestore_emulator: FirestoreEmulator) -> None:
+    store, grant = Firestore("firestore://acme-prod", seconds=PATIENCE), limited("9/minute", key="k")
+    admission = store.admit(grant)
+    firestore_emulator.kill()
+    assert not store.settle(grant, admission, SUCCEEDED, ANSWER)
+    store.release(grant, admission)
+    with pytest.raises(StoreUnavailable):
+        list(store.held())
+    with pytest.raises(StoreUnavailable):
+        store.resolve(str(grant.ledger_key), None)
+
+
+def test_store_that_hangs_refuses_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{silent.getsockname()[1]}")
+        store = Firestore("firestore://acme-prod")
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            store.admit(limited("9/minute", key="k"))
+        assert time.monotonic() - began < 1.5  # 0.9 s, on a machine that is busy
+
+
+def test_nobody_listening_is_a_refusal_that_names_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{port}")
+    with pytest.raises(StoreUnavailable) as caught:
+        Firestore("firestore://acme-prod").admit(limited("9/minute"))
+    assert caught.value.note == "ServiceUnavailable"
+    assert str(port) not in str(caught.value.problem("id"))
+
+
+class Between(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
+    """Stands between a store and Firestore. ``faults`` says of commits to come what happens to them."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._server = grpc.server(ThreadPoolExecutor(4), handlers=[self])
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+        self.faults: list[str] = []
+
+    def service(self, details: Any) -> Any:
+        """Pass bytes on, whatever they are; on the wire, one answer is a stream of one."""
+        kept = [pair for pair in details.invocation_metadata if pair[0] in {"authorization", "x-goog-request-params"}]
+
+        def ask(asked: bytes) -> list[bytes]:
+            return list(self._channel.unary_stream(details.method)(asked, metadata=kept, timeout=5))
+
+        def forward(asked: bytes, context: Any) -> Iterator[bytes]:
+            fault = self.faults.pop() if self.faults and details.method.endswith("/Commit") else None
+            try:
+                answers = ask(asked)
+                if fault == "twice":
+                    ask(asked)
+            except grpc.RpcError as error:
+                refused: Any = error  # which is the call, too
+                context.abort(refused.code(), refused.details())
+            if fault == "lost":
+                context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+            yield from answers
+
+        return grpc.unary_stream_rpc_method_handler(forward)
+
+    def close(self) -> None:
+        self._server.stop(1).wait()
+        self._channel.close()
+
+
+@pytest.fixture
+def between(shared_firestore: str) -> Iterator[Between]:
+    between = Between(shared_firestore)
+    yield between
+    between.close()
+
+
+@pytest.fixture
+def through(between: Between, firestore_url: str, monkeypatch: pytest.MonkeyPatch) -> Firestore:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", between.address)
+    return Firestore(firestore_url, None, PATIENCE)
+
+
+def test_claim_whose_answer_was_lost_is_made_once_and_counted_once(through: Firestore, between: Between) -> None:
+    grant = limited("9/minute", key="k")
+    between.faults = ["lost"]
+    admission = through.admit(grant)
+    assert not between.faults, "nothing was lost, so this shows nothing"
+    assert admission.standings[0].remaining == 8
+    between.faults = ["lost"]
+    assert through.settle(grant, admission, replace(SUCCEEDED, spent=5), ANSWER)
+    assert not between.faults
+    assert through.admit(grant).replay == ANSWER
+
+
+def test_call_without_a_key_is_not_counted_twice_when_the_answer_was_lost(through: Firestore, between: Between) -> None:
+    grant = limited("9/minute")
+    between.faults = ["lost"]
+    with pytest.raises(StoreUnavailable) as caught:
+        through.admit(grant)
+    assert caught.value.note == "ServiceUnavailable"
+    assert through.admit(grant).standings[0].remaining == 7
+
+
+def test_claim_whose_answer_was_lost_gives_back_what_it_was_counted_at(through: Firestore, between: Between) -> None:
+    grant = limited("9/minute", key="k")
+    between.faults = ["lost"]
+    assert through.settle(grant, through.admit(grant), UNREACHED, ANSWER)
+    assert through.admit(grant).standings[0].remaining == 8
+
+
+def test_commit_that_arrives_twice_is_carried_out_once(through: Firestore, between: Between) -> None:
+    """The second is refused, and whoever was told so finds its own claim."""
+    between.faults = ["twice"]
+    assert through.admit(limited("9/minute", key="k")).standings[0].remaining == 8
+    assert not between.faults
+
+
+# ---------------------------------------------------------------- what lies in Firestore
+
+
+def test_every_document_says_when_firestore_may_delete_it(firestore_url: str) -> None:
+    clock = Clock()
+    store, grant = Firestore(firestore_url, clock, PATIENCE), limited("9/minute, 20/day", key="k", ceiling="2/second")
+    grant = replace(grant, caller=replace(grant.caller, budget=Budget("usd", Limit(500, 3600, "500 usd/hour"))))
+    store.settle(grant, store.admit(grant), replace(SUCCEEDED, spent=9), ANSWER)
+    windows, (entry,) = documents(firestore_url, WINDOWS), documents(firestore_url, LEDGER).values()
+    assert len(windows) == 4
+    for name, window in windows.items():
+        seconds = next(s for unit, s in (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86400)) if unit in name)
+        assert seconds < window["expire_at"].timestamp() - clock() < seconds * 1.01 + 61
+    assert entry["expire_at"] == datetime.fromtimestamp(clock() + RETENTION + 60, UTC)
+
+
+def test_ledger_holds_the_answer_and_whose_key_it_is_and_nothing_of_what_was_asked(firestore_url: str) -> None:
+    store, grant = Firestore(firestore_url, Clock(), PATIENCE), limited("9/minute", key="k")
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    ((name, entry),) = documents(firestore_url, LEDGER).items()
+    assert name == grant.ledger_key
+    assert (entry["state"], entry["status"], entry["body"]) == ("succeeded", 200, ANSWER.body)
+    assert (entry["caller"], entry["connection"], entry["operation"]) == ("app", "billing", "invoices.create")
+    assert "cus_" not in str(entry)
+
+
+def test_what_has_expired_is_gone_although_firestore_has_not_deleted_it(firestore_url: str) -> None:
+    clock = Clock()
+    store, grant = Firestore(firestore_url, clock, PATIENCE), limited("1/minute", key="k")
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    assert len(list(store.held())) == 1
+    clock.tick(RETENTION)
+    assert list(store.held()) == []
+    assert store.resolve(str(grant.ledger_key), None) == "absent"
+    assert len(documents(firestore_url, LEDGER)) == 1
+    again = store.admit(grant)
+    assert (again.replay, again.standings[0].remaining) == (None, 0)
+    with pytest.raises(KeyInUse):  # nothing of the old answer is left
+        store.admit(grant)
+    clock.tick(LEASE)
+    assert [held.open for held in store.held()] == [True]
+
+
+def test_keys_are_listed_by_how_they_begin_and_page_by_page(
+    firestore_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.stores.firestore.PAGE", 2)
+    store, grant = Firestore(firestore_url, None, PATIENCE), limited("1000/minute", key="k")
+    keys = sorted(start + "0" * (64 - len(start)) for start in ("00", "a", "ab0", "ab1", "ab2", "abf", "ac", "ff"))
+    for key in keys:
+        store.admit(replace(grant, ledger_key=key))
+    assert [held.key for held in store.held()] == keys
+    assert [held.key for held in store.held("ab")] == keys[2:6]
+    assert [held.key for held in store.held("ab1")] == [keys[3]]
+    assert [held.key for held in store.held("b")] == []
+
+
+# ---------------------------------------------------------------- the function
+
+
+def test_call_and_its_repetition_go_end_to_end(
+    function: Callable[..., Function], upstream: Appgregator, firestore_url: str
+) -> None:
+    gate = function(STORE=firestore_url)
+    first = gate.post(Idempotency_Key="order-1")
+    assert first.status_code == 200, first.text
+    again = gate.post(Idempotency_Key="order-1")
+    assert (again.status_code, again.data) == (200, first.data)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    left = [response.headers["RateLimit"].partition(";t=")[0] for response in (first, again)]
+    assert left == ['"100000/minute";r=99999'] * 2
+    assert upstream.invoices == 1
+
+
+def test_store_that_is_down_sends_nothing(
+    function: Callable[..., Function], upstream: Appgregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{free_port()}")
+    response = function(STORE="firestore://acme-prod").post(Idempotency_Key="order-1")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert upstream.invoices == 0
+
+
+def test_workers_that_the_server_forks_share_limits_and_ledger(
+    server: Callable[..., Server], upstream: Appgregator, firestore_url: str, shared_firestore: str
+) -> None:
+    running = server(STORE=firestore_url, FIRESTORE_EMULATOR_HOST=shared_firestore, WORKERS="2")
+    answers = at_once(8, lambda _: running.call(headers={"Idempotency-Key": "order-1"}))
+    assert {status for status, _, _ in answers} <= {200, 409, 503}
+    status, headers, body = running.call(headers={"Idempotency-Key": "order-1"})
+    assert (status, headers.get("idempotent-replayed")) == (200, "true"), body
+    assert upstream.invoices == 1
