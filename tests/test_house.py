@@ -79,6 +79,12 @@ def test_import_rule_can_fail() -> None:
     assert {"sandbox", "gateway", "policies", "socket"} <= found
 
 
+def test_localstripe_is_imported_by_the_process_that_runs_it_and_by_nothing_else() -> None:
+    """It is GPL."""
+    importing = [module for part in OURS for module in modules(part) if "localstripe" in imports(module)]
+    assert importing == [ROOT / "sandbox" / "localstripe.py"]
+
+
 def test_policies_touch_neither_the_world_nor_a_clock() -> None:
     for module in modules("policies"):
         assert not imports(module) & WORLD, module.relative_to(ROOT)
