@@ -31,7 +31,8 @@ import msgspec
 from policies.fields import narrow
 from policies.idempotency import SHORT
 from policies.model import Answer, Outcome
-from policies.refusals import OutcomeUnknown, RecordUnavailable, Refusal, Unforeseen
+from policies.outcomes import lost
+from policies.refusals import RecordUnavailable, Refusal, Unforeseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -324,10 +325,10 @@ class Record:
             self._refuse(error)
         elif not isinstance(error, Exception):
             return False
-        elif self._intent is None:
+        elif self._intent is None or self.grant is None:
             self._refuse(Unforeseen(note=_where(error)))
         else:  # the call may have been sent
-            self._refuse(OutcomeUnknown(note=_where(error)))
+            self._refuse(lost(self.grant, _where(error)))
         return True
 
     def preview(self, would_send: dict[str, object]) -> None:

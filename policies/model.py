@@ -282,6 +282,13 @@ class Grant:
         return self.caller.budget if self.entitlement.operation.creates else None
 
     @property
+    def place(self) -> str:
+        """Whose invoices the call is about, as far as the policy tells: a new version of a secret opens the same."""
+        connection = self.entitlement.connection
+        secret = connection.secret.partition("/versions/")[0]
+        return f"{connection.upstream.id} {connection.origin} {secret} {connection.account or ''}"
+
+    @property
     def resend_seconds(self) -> int:
         """For how long a call with this key may be sent again, should nobody know what came of it."""
         return self.entitlement.connection.upstream.deduplicates

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import socket
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +16,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import Appgregator
-from sandbox.ports import free_port, listening
 from sandbox.secret_manager import SecretManager
-from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Record, Server, policy
+from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Server, launch, policy
 from tests.problems import parsed, plain, refused, stripe_refused
 
 if TYPE_CHECKING:
@@ -58,23 +55,9 @@ def whole_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     accounts = {("ft-4", "stripe-1"), ("ft-4", "stripe-2")}
     with Appgregator(keys=[UPSTREAM_KEY], accounts=accounts) as upstream, SecretManager() as secret_manager:
         secret_manager.add(SECRET, UPSTREAM_KEY.encode())
-        (place / "policy.yaml").write_text(policy(upstream.origin))
-        record, port = Record(place / "audit.jsonl"), free_port()
-        environ = {
-            "PATH": os.environ["PATH"],
-            "POLICY": str(place / "policy.yaml"),
-            "SECRET_MANAGER_ENDPOINT": secret_manager.address,
-            "AUDIT": f"file:{record.path}",
-            "THREADS": str(THREADS),
-        }
-        with (place / "errors").open("wb") as errors:
-            process = subprocess.Popen(command(port), cwd=ROOT, env=environ, stdout=errors, stderr=errors)
-        server = Server(process, port, record, place / "errors")
+        endpoint = secret_manager.address
+        server = launch(place, policy(upstream.origin), SECRET_MANAGER_ENDPOINT=endpoint, THREADS=str(THREADS))
         try:
-            deadline = time.monotonic() + 30
-            while not listening(port) and time.monotonic() < deadline:
-                assert process.poll() is None, server.errors.read_text()
-                time.sleep(0.05)
             yield World(server, upstream)
         finally:
             server.stop()
@@ -701,7 +684,7 @@ def test_malformed_chunks_are_refused(world: World, body: bytes) -> None:
         ["Transfer-Encoding: banana"],
         ["Transfer-Encoding: chunked, chunked"],
         ["Content-Length: 14", "Content-Type: application/json"],
-        ["Content-Length: 14", "Host: another"],
+        ["Content-Length: 14", "Host: countersign", "Host: another"],
         ["Content-Length: 14", " folded"],
         ["Content-Length: 14", "no colon"],
         ["Content-Length: 14", "bad name: x"],

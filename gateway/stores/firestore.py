@@ -512,6 +512,7 @@ def _claim(grant: Grant, held: Entry | None, owner: str, now: float) -> Entry | 
         held,
         owner=owner,
         fingerprint=grant.fingerprint,
+        place=grant.place,
         retention=grant.entitlement.idempotency.seconds,
         resend=grant.resend_seconds,
         now=now,

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from policies import idempotency
-from policies.idempotency import Entry
+from policies.idempotency import Entry, State
 from policies.model import Admission, Outcome, Reply
 from policies.quota import Window, budget_spent, ceiling_reached, limit_reached
 from policies.refusals import LedgerRefusal, StoreUnavailable
@@ -84,6 +84,7 @@ class Memory:
             held,
             owner=owner,
             fingerprint=grant.fingerprint,
+            place=grant.place,
             retention=grant.entitlement.idempotency.seconds,
             resend=grant.resend_seconds,
             now=now,
@@ -99,20 +100,21 @@ class Memory:
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> None:
         key = grant.ledger_key
         with self._lock:
+            if key is not None:
+                held = self._ledger.get(key)
+                if held is None or held.state is not State.SENT or held.owner != admission.owner:
+                    return  # settled already, or somebody else's: what came of it is for them to count
+                entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
+                if entry is None:
+                    del self._ledger[key]
+                else:
+                    self._ledger[key] = entry
             if not reply.reached:
                 for window in self._counting(grant):
                     window.give_back(admission.taken)
             budget = self._budget(grant)
             if budget is not None and reply.spent:
                 budget.take(self._clock(), reply.spent)
-            if key is None:
-                return
-            held = self._ledger.get(key)
-            entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
-            if entry is None:
-                self._ledger.pop(key, None)
-            else:
-                self._ledger[key] = entry
 
     def _counting(self, grant: Grant) -> list[Window]:
         """Return the windows that an admission is counted in."""

@@ -85,11 +85,10 @@ class Upstreams:
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
-        answer = reply.answer
-        if answer is not None and secret is not first:
-            answer = first.redacted(answer)
+        if secret is not first:
+            reply = _without(first, reply)
         # Whatever became of the last try, an earlier one that reached the upstream counts.
-        return replace(reply, answer=answer, attempts=attempts, reached=reached)
+        return replace(reply, attempts=attempts, reached=reached)
 
     def _attempt(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> tuple[Reply, bool]:
         """Return what came of one try, and whether another would be of use where it does no harm."""
@@ -102,16 +101,19 @@ class Upstreams:
         except LostError as error:
             return unknown(grant, str(error)), True
         reply = judge(grant, received.status, received.body, received.retry_after)
-        answer = None if reply.answer is None else secret.redacted(reply.answer)
-        created = None if reply.created is None or secret.occurs_in(reply.created) else reply.created
-        named = received.request_id
-        reply = replace(
-            reply,
-            answer=answer,
-            created=created,
-            upstream_request=None if named is None or secret.occurs_in(named) else named,
-        )
-        return reply, _worth_another(received)
+        reply = _without(secret, replace(reply, upstream_request=received.request_id))
+        return reply, reply.outcome is not Outcome.SUCCEEDED and _worth_another(received)
+
+
+def _without(secret: Secret, reply: Reply) -> Reply:
+    """Return ``reply`` with the key nowhere in it."""
+    answer, created, named = reply.answer, reply.created, reply.upstream_request
+    return replace(
+        reply,
+        answer=None if answer is None else secret.redacted(answer),
+        created=None if created is None or secret.occurs_in(created) else created,
+        upstream_request=None if named is None or secret.occurs_in(named) else named,
+    )
 
 
 def _worth_another(received: Received) -> bool:

@@ -59,7 +59,7 @@ OWN_CLAIM_LOST: Final = "an owner whose claim's reply was lost cannot claim agai
 
 class Claim(Protocol):
     def __call__(
-        self, entry: Entry | None, *, owner: str, fingerprint: str, retention: int, resend: int, now: float
+        self, entry: Entry | None, *, owner: str, fingerprint: str, place: str, retention: int, resend: int, now: float
     ) -> Entry | Answer: ...
 
 
@@ -76,7 +76,13 @@ class Ledger(NamedTuple):
     def asked(self, world: World, owner: str) -> Entry | Answer | type[LedgerRefusal]:
         try:
             return self.claim(
-                world.entry, owner=owner, fingerprint="same", retention=RETENTION, resend=self.resend, now=world.now
+                world.entry,
+                owner=owner,
+                fingerprint="same",
+                place="there",
+                retention=RETENTION,
+                resend=self.resend,
+                now=world.now,
             )
         except LedgerRefusal as refusal:
             return type(refusal)
