@@ -455,14 +455,13 @@ class Record:
 
     def _extra(self) -> str:
         """The trace that the platform's own lines of this request carry, so that they are found together."""
-        match = _TRACEPARENT.fullmatch(self.environ.get("HTTP_TRACEPARENT", ""))
-        if match is not None:
+        ours, googles = self.environ.get("HTTP_TRACEPARENT"), self.environ.get("HTTP_X_CLOUD_TRACE_CONTEXT")
+        if ours and (match := _TRACEPARENT.fullmatch(ours)):
             trace, span = match[1], match[2]
-        else:
-            match = _CLOUD_TRACE.fullmatch(self.environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", ""))
-            if match is None:
-                return ""
+        elif googles and (match := _CLOUD_TRACE.fullmatch(googles)):
             trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"
+        else:
+            return ""
         return (
             f',"logging.googleapis.com/trace":"{self._audit.trace_prefix}{trace}"'
             f',"logging.googleapis.com/spanId":"{span}"'

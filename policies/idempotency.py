@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from policies.model import Outcome
 from policies.refusals import KeyInUse, KeyReused, OutcomeStillUnknown
@@ -47,8 +49,7 @@ class State(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What the ledger holds of one key. Times are on the store's clock, in seconds."""
 
     state: State
@@ -65,8 +66,7 @@ class Entry:
     """Whether an earlier send may have created an invoice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """What an operator sees of a key: whose it is and where it stands, never what was asked or answered."""
 
     key: str

@@ -6,8 +6,9 @@ a refused key has changed meanwhile, when it is only to look, and at an upstream
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from gateway.upstreams import appgregator, stripe
 from gateway.upstreams.transport import LostError, NotSentError
@@ -87,6 +88,8 @@ class Upstreams:
             self._sleep(pause)
         if secret is not first:
             reply = _without(first, reply)
+        if attempts == 1:
+            return reply
         # Whatever became of the last try, an earlier one that reached the upstream counts.
         return replace(reply, attempts=attempts, reached=reached)
 
@@ -101,18 +104,24 @@ class Upstreams:
         except LostError as error:
             return unknown(grant, str(error)), True
         reply = judge(grant, received.status, received.body, received.retry_after)
-        reply = _without(secret, replace(reply, upstream_request=received.request_id))
+        if received.request_id is not None:
+            reply = replace(reply, upstream_request=received.request_id)
+        reply = _without(secret, reply)
         return reply, reply.outcome is not Outcome.SUCCEEDED and _worth_another(received)
 
 
 def _without(secret: Secret, reply: Reply) -> Reply:
     """Return ``reply`` with the key nowhere in it."""
     answer, created, named = reply.answer, reply.created, reply.upstream_request
+    cleaned = None if answer is None else secret.redacted(answer)
+    leaks = [text for text in (created, named) if text is not None and secret.occurs_in(text)]
+    if cleaned is answer and not leaks:
+        return reply
     return replace(
         reply,
-        answer=None if answer is None else secret.redacted(answer),
-        created=None if created is None or secret.occurs_in(created) else created,
-        upstream_request=None if named is None or secret.occurs_in(named) else named,
+        answer=cleaned,
+        created=None if created in leaks else created,
+        upstream_request=None if named in leaks else named,
     )
 
 

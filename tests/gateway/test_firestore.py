@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import grpc
 import pytest
 from google.cloud import firestore
 from hypothesis import HealthCheck, given, settings
+from msgspec.structs import replace
 
 from gateway.stores.firestore import LEDGER, MOST_SHARDS, WINDOWS, Firestore
 from gateway.stores.memory import Memory

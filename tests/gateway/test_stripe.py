@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.upstreams.sending import LEAST_SECONDS, OF_THIS_CALL, PAUSES, Upstreams, preview

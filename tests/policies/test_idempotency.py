@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from policies.idempotency import LEASE, RETENTION, Entry, State, claim, identity, settle, upstream_key
 from policies.model import Answer, Outcome

@@ -18,11 +18,12 @@ and loses none of them.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from policies import idempotency
 from policies.idempotency import LEASE, RETENTION, Entry, State
