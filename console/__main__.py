@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from console import audit, keys, ledger
 from policies import document
+from policies.model import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,7 @@ def _check(asked: argparse.Namespace) -> int:
     try:
         text = asked.policy.read_bytes().decode()
         policy_set = document.read(text, str(asked.policy))
-    except document.DocumentError as error:
+    except DocumentError as error:
         print(error, file=sys.stderr)
         return 1
     except (OSError, UnicodeDecodeError) as error:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from console import rewriting
 from gateway.policies import PROMISED_SECONDS
 from policies import document
-from policies.model import NAME
+from policies.model import NAME, DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -288,7 +288,7 @@ class _Policy:
             data = file.read_bytes()
             text = data.decode()
             return cls(file, data, text, document.read(text, str(file)))
-        except document.DocumentError as error:
+        except DocumentError as error:
             raise NotDoneError(f"{error}. Put this right first; nothing was changed.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise NotDoneError(f"{file}: it cannot be read as UTF-8 text ({type(error).__name__}).") from None
@@ -359,7 +359,7 @@ class _Policy:
         """Write the document, if it says what is meant and nothing else."""
         try:
             after = document.read(text, str(self.file))
-        except document.DocumentError:
+        except DocumentError:
             raise self._by_hand(by_hand) from None
         if after != replace(self.read, digest=after.digest, keys=keys):
             raise self._by_hand(by_hand)

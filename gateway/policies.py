@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.secrets import SecretDownError, SecretGoneError
 from policies import document
+from policies.model import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,13 +112,11 @@ def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet
     try:
         policies = document.read(data.decode(), where)
     except UnicodeDecodeError:
-        raise document.DocumentError(f"POLICY: {where} is not UTF-8 text. Save it as UTF-8.") from None
+        raise DocumentError(f"POLICY: {where} is not UTF-8 text. Save it as UTF-8.") from None
     if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
-        raise document.DocumentError(
-            "POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own."
-        )
+        raise DocumentError("POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own.")
     if policies.google and not google:
-        raise document.DocumentError(
+        raise DocumentError(
             "POLICY names a Google identity, and nothing says whom its tokens must be made for. Write AUDIENCE and "
             "the function's own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."
         )
@@ -211,7 +210,7 @@ class Policies:
         elif digest != self._refused:
             try:
                 policies = self._judge(data)
-            except document.DocumentError as error:
+            except DocumentError as error:
                 self._refused = digest
                 self._audit.policy_refused(kept.digest, str(error), document=digest)
                 return

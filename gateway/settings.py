@@ -17,7 +17,7 @@ from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
 from gateway.webhooks import Webhooks
-from policies.document import DocumentError
+from policies.model import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -106,6 +106,10 @@ class Upstream:
 # ---------------------------------------------------------------- the policy document, read
 
 
+class DocumentError(Exception):
+    """What is wrong with a document: ``FILE:LINE: KEY: what to do about it``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """Never more than ``calls`` admitted in any ``seconds``, however they are spread."""
