@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from console import rewriting
 from gateway.policies import PROMISED_SECONDS
-from policies import document
+from policies import compiled, document
 from policies.model import NAME, DocumentError
 
 if TYPE_CHECKING:
@@ -286,6 +286,11 @@ class _Policy:
         """Read a document. Raises :class:`NotDoneError`."""
         try:
             data = file.read_bytes()
+            if compiled.recognised(data):
+                raise NotDoneError(
+                    f"{file} is a compiled policy, which is only read. Name the document that it was compiled from "
+                    "(--policy FILE), and compile that again when it has changed."
+                )
             text = data.decode()
             return cls(file, data, text, document.read(text, str(file)))
         except DocumentError as error:

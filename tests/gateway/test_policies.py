@@ -433,7 +433,9 @@ class Slow:
         self.broken: Exception | None = None
         first = self.real(self.source.read())
         audit = Audit(self.sink, policy=first.digest)
-        self.policies = Policies(self.source, self.judge, first, read_at=self.clock(), audit=audit, clock=self.clock)
+        self.policies = Policies(
+            self.source, self.judge, first, digest=first.digest, read_at=self.clock(), audit=audit, clock=self.clock
+        )
 
     def write(self, text: str) -> None:
         Path(self.source.where).write_text(text)
