@@ -238,13 +238,14 @@ def _policy_set(policy: _Policy) -> PolicySet:
 class _Book:
     """What every caller may do, read when it is asked for."""
 
-    __slots__ = ("_callers", "_connections", "_entitlements", "_grants")
+    __slots__ = ("_callers", "_connections", "_entitlements", "_grants", "_rules")
 
     def __init__(
         self, connections: Mapping[str, Connection], grants: list[msgspec.Raw], callers: Mapping[str, msgspec.Raw]
     ) -> None:
         self._connections, self._grants, self._callers = connections, grants, list(callers.items())
         self._entitlements: dict[int, Entitlement] = {}
+        self._rules: dict[_Rule, Rule] = {}
 
     def look_through(self) -> None:
         """See that all of it can be read, without keeping it. Raises LookupError and msgspec's errors."""
@@ -283,7 +284,9 @@ class _Book:
         return found
 
     def _read(self, grant: _Grant) -> Entitlement:
-        operation, rules = OPERATIONS[grant.operation], [Rule(*rule) for rule in grant.rules]
+        operation = OPERATIONS[grant.operation]
+        # Most rules of most grants are the same: what is shared stays in the processor's cache.
+        rules = [self._rules.get(rule) or self._rules.setdefault(rule, Rule(*rule)) for rule in grant.rules]
         return Entitlement(
             connection=self._connections[grant.connection],
             operation=operation,
