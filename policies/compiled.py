@@ -200,7 +200,7 @@ def _limit(limit: Limit) -> _Limit:
 def read(data: bytes, file: str) -> PolicySet:
     """Read a compiled document. ``file`` is what errors call it. Raises :class:`DocumentError`."""
     again = "Compile the document again: ./countersign check DOCUMENT --compile FILE"
-    digest, content = data[len(MARK) :][:_DIGEST], memoryview(data)[len(MARK) + _DIGEST :]
+    digest, content = data[len(MARK) : len(MARK) + _DIGEST], memoryview(data)[len(MARK) + _DIGEST :]
     damaged = DocumentError(f"{file}: this compiled policy is damaged or cut off. {again}")
     if hashlib.sha256(content).digest() != digest:
         raise damaged
