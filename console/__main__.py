@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from console import audit, keys, ledger
-from policies import document
+from gateway.policies import read
+from policies import compiled
+from policies.model import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from policies.model import PolicySet
+
+#: What Secret Manager takes for one version.
+MAX_SECRET: Final = 64 * 1024
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,6 +28,9 @@ def main(arguments: Sequence[str]) -> int:
 
     check = commands.add_parser("check", help="check a policy document and say what it grants")
     check.add_argument("policy", type=Path, metavar="POLICY")
+    check.add_argument(
+        "--compile", type=Path, metavar="OUT", help="write it there in a form that is read at once, for POLICY to name"
+    )
     check.set_defaults(run=_check)
 
     group = commands.add_parser("audit", help="read the record").add_subparsers(required=True, metavar="COMMAND")
@@ -41,15 +49,41 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(asked: argparse.Namespace) -> int:
     try:
-        text = asked.policy.read_bytes().decode()
-        policy_set = document.read(text, str(asked.policy))
-    except document.DocumentError as error:
+        data = asked.policy.read_bytes()
+        policy_set = read(data, str(asked.policy))
+    except DocumentError as error:
         print(error, file=sys.stderr)
         return 1
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"{asked.policy}: it cannot be read as UTF-8 text ({type(error).__name__})", file=sys.stderr)
+    except OSError as error:
+        print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
         return 1
     print("\n".join(_told(policy_set)))
+    return 0 if asked.compile is None else _compile(asked.policy, data, policy_set, asked.compile)
+
+
+def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
+    """Write a document that is in order to ``out``, in one move, and nothing in the place of anything else."""
+    made = compiled.write(policy_set)
+    try:
+        if compiled.recognised(data):
+            problem = f"{file} is compiled already. Name the document that it was compiled from"
+        elif compiled.read(made, str(out)) != policy_set:
+            problem = f"{file} could not be compiled: what came of it means something else. Use the document itself"
+        elif out.exists() and not compiled.recognised(out.read_bytes()):
+            problem = f"{out} is there, and is no compiled policy. Name another file"
+        else:
+            beside = out.with_name(f".{out.name}.new")
+            beside.write_bytes(made)
+            beside.replace(out)
+            problem = None
+    except OSError as error:
+        problem = f"{out}: it cannot be written ({type(error).__name__})"
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 1
+    print(f"It was compiled to {out}: {len(policy_set.callers)} callers in {len(made)} bytes.")
+    if len(made) > MAX_SECRET:
+        print("That is more than the 64 KiB of a Secret Manager version: deploy it as a file.")
     return 0
 
 

@@ -30,8 +30,8 @@ from msgspec.structs import replace
 
 from console import rewriting
 from gateway.policies import PROMISED_SECONDS
-from policies import document
-from policies.model import NAME
+from policies import compiled, document
+from policies.model import NAME, DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -288,9 +288,14 @@ class _Policy:
         """Read a document. Raises :class:`NotDoneError`."""
         try:
             data = file.read_bytes()
+            if compiled.recognised(data):
+                raise NotDoneError(
+                    f"{file} is a compiled policy, which is only read. Name the document that it was compiled from "
+                    "(--policy FILE), and compile that again when it has changed."
+                )
             text = data.decode()
             return cls(file, data, text, document.read(text, str(file)))
-        except document.DocumentError as error:
+        except DocumentError as error:
             raise NotDoneError(f"{error}. Put this right first; nothing was changed.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise NotDoneError(f"{file}: it cannot be read as UTF-8 text ({type(error).__name__}).") from None
@@ -361,7 +366,7 @@ class _Policy:
         """Write the document, if it says what is meant and nothing else."""
         try:
             after = document.read(text, str(self.file))
-        except document.DocumentError:
+        except DocumentError:
             raise self._by_hand(by_hand) from None
         if after != replace(self.read, digest=after.digest, keys=keys):
             raise self._by_hand(by_hand)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.secrets import SecretDownError, SecretGoneError
-from policies import document
+from policies import compiled
+from policies.model import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 #: What is promised: a change that was made this many seconds ago is in force.
 PROMISED_SECONDS: Final = 60.0
-#: A read costs next to nothing, but 10,000 callers take many seconds to judge; so a check begins early.
+#: A read costs next to nothing, but 10,000 callers take seconds to judge if they are not compiled; so a check begins
+#: early.
 CHECK_SECONDS: Final = 20.0
 #: Leaves Secret Manager some seconds to show a new version everywhere.
 MUST_SECONDS: Final = PROMISED_SECONDS - 10
@@ -103,21 +105,33 @@ def source_of(where: str, manager: SecretManager) -> Source:
     return Version(where, manager) if _VERSION.fullmatch(where) else File(where)
 
 
+def read(data: bytes, where: str) -> PolicySet:
+    """Read a policy document or a compiled one, whichever it is. Raises :class:`DocumentError`."""
+    if compiled.recognised(data):
+        return compiled.read(data, where)
+    from policies import document  # noqa: PLC0415 - a compiled one does not pay for YAML's reader
+
+    try:
+        return document.read(data.decode(), where)
+    except UnicodeDecodeError:
+        raise DocumentError(f"POLICY: {where} is not UTF-8 text. Save it as UTF-8.") from None
+
+
+def digest_of(data: bytes) -> str:
+    """Return what tells one reading of the source from another."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet:
     """Say whether the function may work by this document; at the start, and whenever it changed.
 
     ``google``: whether it is set what Google's tokens must be made for. Raises :class:`DocumentError`.
     """
-    try:
-        policies = document.read(data.decode(), where)
-    except UnicodeDecodeError:
-        raise document.DocumentError(f"POLICY: {where} is not UTF-8 text. Save it as UTF-8.") from None
+    policies = read(data, where)
     if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
-        raise document.DocumentError(
-            "POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own."
-        )
+        raise DocumentError("POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own.")
     if policies.google and not google:
-        raise document.DocumentError(
+        raise DocumentError(
             "POLICY names a Google identity, and nothing says whom its tokens must be made for. Write AUDIENCE and "
             "the function's own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."
         )
@@ -145,13 +159,15 @@ class Policies:
         judge: Callable[[bytes], PolicySet],
         first: PolicySet,
         *,
+        digest: str,
         read_at: float,
         audit: Audit,
         clock: Callable[[], float],
     ) -> None:
-        """``first`` is what was judged at the start, read not before ``read_at`` on ``clock``."""
+        """``first`` was judged at the start, of bytes of that ``digest``, read not before ``read_at`` on ``clock``."""
         self._source, self._judge, self._audit, self._clock = source, judge, audit, clock
         self._policies, self._as_of = first, read_at
+        self._digest = digest
         self._lock = threading.Lock()
         self._check: _Check | None = None
         self._paused_until = read_at
@@ -205,19 +221,19 @@ class Policies:
 
     def _look(self) -> None:
         data = self._source.read()
-        digest, kept = hashlib.sha256(data).hexdigest(), self._policies
-        if digest == kept.digest:
+        digest, kept = digest_of(data), self._policies
+        if digest == self._digest:
             self._refused = ""
         elif digest != self._refused:
             try:
                 policies = self._judge(data)
-            except document.DocumentError as error:
+            except DocumentError as error:
                 self._refused = digest
                 self._audit.policy_refused(kept.digest, str(error), document=digest)
                 return
             self._refused = ""
             self._audit.policy_taken(policies.digest)
-            self._policies = policies
+            self._policies, self._digest = policies, digest
 
     def _report(self, problem: str) -> None:
         now = self._clock()

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 from gateway.audit import Audit, standard_output, to_file
 from gateway.google import CERTIFICATES, Certificates, Google
 from gateway.identity import Identity
-from gateway.policies import Policies, SourceError, judge, source_of
+from gateway.policies import Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
 from gateway.webhooks import Webhooks
-from policies.document import DocumentError
+from policies.model import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +77,8 @@ def load(environ: Mapping[str, str]) -> Gate:
     source = _source(environ, manager)
     judged = partial(judge, where=source.where, on_cloud=on_cloud, google=bool(audiences or iam))
     try:
-        first = judged(source.read())
+        data = source.read()
+        first = judged(data)
     except SourceError as error:
         raise SettingError(f"POLICY: {source.where} {error}") from None
     except DocumentError as error:
@@ -88,7 +89,9 @@ def load(environ: Mapping[str, str]) -> Gate:
     store = _store(environ, on_cloud=on_cloud)
     audit = _audit(environ, first)
     return Gate(
-        policies=Policies(source, judged, first, read_at=began, audit=audit, clock=time.monotonic),
+        policies=Policies(
+            source, judged, first, digest=digest_of(data), read_at=began, audit=audit, clock=time.monotonic
+        ),
         identity=Identity(
             _google(environ, audiences, prepare=bool(first.google)), Webhooks(secrets, time.monotonic), behind_iam=iam
         ),

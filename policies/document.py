@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 import yaml
 
 from policies import fields, forms, parameters, quota
@@ -24,6 +25,7 @@ from policies.model import (
     Budget,
     Caller,
     Connection,
+    DocumentError,
     Entitlement,
     Idempotency,
     Kind,
@@ -65,8 +67,35 @@ _MAX_DEPTH: Final = 16
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class DocumentError(Exception):
-    """What is wrong with a document: ``FILE:LINE: KEY: what to do about it``."""
+_NULL: Final = "tag:yaml.org,2002:null"
+#: What YAML reads as nothing, where it is written without quotes.
+_NOTHING: Final = frozenset({"", "~", "null", "Null", "NULL"})
+
+
+# A large document has a million of these, which are in nobody's cycle: collecting garbage would take most of the time.
+class _Scalar(msgspec.Struct, gc=False):
+    line: int
+    value: str
+    null: bool
+
+
+class _List(msgspec.Struct, gc=False):
+    line: int
+    start: int
+    """Where it begins in the text, and where it has ended."""
+    value: list[_Node]
+    end: int = 0
+
+
+class _Object(msgspec.Struct, gc=False):
+    line: int
+    start: int
+    value: list[_Node]
+    """Keys and values by turns."""
+    end: int = 0
+
+
+_Node = _Scalar | _List | _Object
 
 
 class _Value:
@@ -74,28 +103,29 @@ class _Value:
 
     __slots__ = ("file", "line", "node", "path")
 
-    def __init__(self, file: str, node: yaml.Node, path: str, line: int | None = None) -> None:
+    def __init__(self, file: str, node: _Node, path: str, line: int | None = None) -> None:
         self.file, self.node, self.path = file, node, path
-        self.line = node.start_mark.line + 1 if line is None else line
+        self.line = node.line if line is None else line
 
     def fail(self, problem: str) -> DocumentError:
         return DocumentError(f"{self.file}:{self.line}: {self.path}: {problem}")
 
     @property
     def empty(self) -> bool:
-        return isinstance(self.node, yaml.ScalarNode) and self.node.tag == "tag:yaml.org,2002:null"
+        return isinstance(self.node, _Scalar) and self.node.null
 
     def mapping(self, known: Collection[str] = (), required: Collection[str] = ()) -> dict[str, _Value]:
         """Read an object. With ``known``, any other key is an error; with ``required``, a missing one is."""
-        if not isinstance(self.node, yaml.MappingNode):
+        if not isinstance(self.node, _Object):
             raise self.fail("write an object here: key: value")
         values: dict[str, _Value] = {}
-        for key_node, value_node in self.node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
+        written = iter(self.node.value)
+        for key_node in written:
+            line = key_node.line
+            if not isinstance(key_node, _Scalar):
                 raise DocumentError(f"{self.file}:{line}: {self.path}: a key must be plain text")
             key = key_node.value
-            value = _Value(self.file, value_node, f"{self.path}.{key}" if self.path else key, line)
+            value = _Value(self.file, next(written), f"{self.path}.{key}" if self.path else key, line)
             if key in values:
                 raise value.fail("this key is written twice")
             if known and key not in known:
@@ -108,7 +138,7 @@ class _Value:
 
     def items(self) -> Iterator[_Value]:
         """Read a list that holds something."""
-        if not isinstance(self.node, yaml.SequenceNode):
+        if not isinstance(self.node, _List):
             raise self.fail("write a list here: [one, another]")
         if not self.node.value:
             raise self.fail("this list is empty")
@@ -117,9 +147,9 @@ class _Value:
 
     def text(self, pattern: re.Pattern[str] | None = None, hint: str = "") -> str:
         """Read a scalar as it is written: YAML's readings of ``no`` or ``1e3`` are not ours."""
-        if not isinstance(self.node, yaml.ScalarNode) or self.empty or not self.node.value:
+        if not isinstance(self.node, _Scalar) or self.empty or not self.node.value:
             raise self.fail(hint or "write a text here")
-        value = str(self.node.value)
+        value = self.node.value
         if pattern is not None and not pattern.fullmatch(value):
             raise self.fail(hint)
         return value
@@ -146,21 +176,21 @@ class _Value:
 def read(text: str, file: str) -> PolicySet:
     """Read a document. ``file`` is what errors call it. Raises :class:`DocumentError`."""
     root = _Value(file, _compose(text, file), "")
-    if not isinstance(root.node, yaml.MappingNode):
+    if not isinstance(root.node, _Object):
         raise DocumentError(f"{file}:1: the document must be an object with connections and callers")
     top = root.mapping(known=("connections", "callers"))
     for key in ("connections", "callers"):
         if key not in top:
             raise DocumentError(f"{file}:1: {key}: this key is missing")
     connections = _connections(top["connections"])
-    known = _Credentials()
+    known, grants = _Credentials(), _Grants(text, connections)
     callers = top["callers"].mapping()
     used: set[str] = set()
     if not callers:
         raise top["callers"].fail("no caller is written, so nobody could call")
     for name, value in callers.items():
         _name(value, name)
-        _caller(name, value, connections, known, used)
+        _caller(name, value, grants, known, used)
     for name, value in top["connections"].mapping().items():
         if name not in used:
             raise value.fail("no grant uses this connection. Grant it to a caller, or remove it")
@@ -174,31 +204,47 @@ def read(text: str, file: str) -> PolicySet:
     )
 
 
-def _compose(text: str, file: str) -> yaml.Node:
-    depth = 0
+def _compose(text: str, file: str) -> _Node:
     try:
-        for event in yaml.parse(text, Loader=LOADER):
-            problem = None
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                problem = "anchors (&) and aliases (*) are not part of the format"
-            elif isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-                problem = "the document is nested too deeply" if depth > _MAX_DEPTH else None
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            if problem is not None:
-                line = event.start_mark.line + 1 if event.start_mark is not None else 1
-                raise DocumentError(f"{file}:{line}: {problem}")
-        node: yaml.Node | None = yaml.compose(text, Loader=LOADER)
+        root = _composed(yaml.parse(text, Loader=LOADER), file)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         hint = 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'
         raise DocumentError(f"{file}:{line}: this is not YAML: {error.problem}. {hint}") from None
     except (yaml.YAMLError, RecursionError):
         raise DocumentError(f"{file}:1: this is not YAML") from None
-    if node is None:
+    if root is None:
         raise DocumentError(f"{file}:1: the document is empty")
-    return node
+    return root
+
+
+def _composed(events: Iterator[yaml.Event], file: str) -> _Node | None:
+    """Put a document together from what the reader comes upon, and refuse what would harm before it does."""
+    documents: list[_Node] = []
+    into, around = documents, []
+    for event in events:
+        mark: Any = event.start_mark
+        problem = None
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            problem = "anchors (&) and aliases (*) are not part of the format"
+        elif isinstance(event, yaml.ScalarEvent):
+            null = event.tag == _NULL or (event.tag is None and event.implicit[0] and event.value in _NOTHING)
+            into.append(_Scalar(mark.line + 1, event.value, null))
+        elif isinstance(event, yaml.CollectionStartEvent):
+            new = (_Object if isinstance(event, yaml.MappingStartEvent) else _List)(mark.line + 1, mark.index, [])
+            into.append(new)
+            around.append((new, into))
+            into = new.value
+            problem = "the document is nested too deeply" if len(around) > _MAX_DEPTH else None
+        elif isinstance(event, yaml.CollectionEndEvent):
+            ended, into = around.pop()
+            mark = event.end_mark
+            ended.end = mark.index
+        elif isinstance(event, yaml.DocumentStartEvent) and documents:
+            problem = "this is not YAML: another document begins here. Write one in a file"
+        if problem is not None:
+            raise DocumentError(f"{file}:{mark.line + 1}: {problem}")
+    return documents[0] if documents else None
 
 
 def _suggest(word: str, known: Collection[str]) -> str:
@@ -334,7 +380,7 @@ class _Credentials:
 def _caller(
     name: str,
     value: _Value,
-    connections: Mapping[str, Connection],
+    grants: _Grants,
     known: _Credentials,
     used: set[str],
 ) -> None:
@@ -343,7 +389,7 @@ def _caller(
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
-        entitlement = _entitlement(grant, connections)
+        entitlement = grants.read(grant)
         connection = entitlement.connection
         place = (connection.name, connection.connection_name, entitlement.operation.id)
         if place in entitlements:
@@ -433,6 +479,22 @@ def _most(limit: Limit, seconds: int) -> int:
 
 
 # ---------------------------------------------------------------- grants
+
+
+class _Grants:
+    """The grants of all callers as they are read. Most say the same as another's, which is judged once."""
+
+    def __init__(self, text: str, connections: Mapping[str, Connection]) -> None:
+        self._text, self._connections = text, connections
+        self._read: dict[str, Entitlement] = {}
+
+    def read(self, value: _Value) -> Entitlement:
+        # A grant is an object of several keys, so that what is written the same is laid out, and means, the same.
+        written = self._text[value.node.start : value.node.end] if isinstance(value.node, _Object) else ""
+        found = self._read.get(written)
+        if found is None:
+            found = self._read[written] = _entitlement(value, self._connections)
+        return found
 
 
 def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitlement:
@@ -668,7 +730,7 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
 def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Idempotency:
     if value is None:
         return Idempotency(required=operation.creates, parameter=None, seconds=RETENTION)
-    if isinstance(value.node, yaml.ScalarNode):
+    if isinstance(value.node, _Scalar):
         mode = value.one_of(("required", "optional"))
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)
     entry = value.mapping(known=("from", "for"), required=("from",))

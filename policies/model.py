@@ -104,6 +104,10 @@ class Upstream(msgspec.Struct, frozen=True):
 # ---------------------------------------------------------------- the policy document, read
 
 
+class DocumentError(Exception):
+    """What is wrong with a document: ``FILE:LINE: KEY: what to do about it``."""
+
+
 class Limit(msgspec.Struct, frozen=True):
     """Never more than ``calls`` admitted in any ``seconds``, however they are spread."""
 

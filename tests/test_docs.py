@@ -105,6 +105,22 @@ def test_commands_that_make_and_change_keys_run_as_written(tmp_path: Path, page:
     assert digest in "".join(document.read_text("utf-8") for document in documents.iterdir())
 
 
+@pytest.mark.parametrize("page", ["policy.md", "deploy.md"])
+def test_commands_that_compile_run_as_written(tmp_path: Path, page: str) -> None:
+    (command,) = re.findall(
+        r"^\./countersign (check .*--compile .*)$", "\n".join(blocks(ROOT / "docs" / page, "sh")), re.MULTILINE
+    )
+    documents = tmp_path / "policies" / "documents"
+    documents.mkdir(parents=True)
+    for name in ("example.yaml", "acme.yaml"):
+        shutil.copy(ROOT / "policies" / "documents" / "example.yaml", documents / name)
+    done = subprocess.run(
+        [ROOT / "countersign", *command.split()], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / command.split()[-1]).exists()
+
+
 CALLERS = ROOT / "docs" / "callers.md"
 CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="the recipes are curl: install it")
 NODE = pytest.mark.skipif(shutil.which("node") is None, reason="a recipe is in Node.js: install node 18 or later")

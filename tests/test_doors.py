@@ -13,6 +13,7 @@ import standardwebhooks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from policies import compiled, document
 from sandbox.google import AUDIENCE, stripped
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, policy
 from tests.gateway.conftest import SIGNING
@@ -66,6 +67,27 @@ def post(
     function: Function, webhook: dict[str, str], body: bytes = BODY, *, target: str = TARGET, **headers: str
 ) -> TestResponse:
     return function.post(target, body, key=None, media="application/json", **webhook, **headers)
+
+
+def test_every_door_opens_by_a_compiled_policy_too(
+    doors: Callable[..., Function], upstream: Appgregator, google: Google, tmp_path: Path
+) -> None:
+    credentials = [f"google: {APP}", f"webhook: {WEBHOOK}/versions/latest"]
+    read = document.read(policy(upstream.origin, credentials=credentials), "policy.yaml")
+    (tmp_path / "acme.policy").write_bytes(compiled.write(read))
+    running = doors(POLICY=str(tmp_path / "acme.policy"))
+    assert running.post().status_code == 200
+    assert running.post(key=None, Authorization=f"Bearer {google.mint(APP)}").status_code == 200
+    assert post(running, signed()).status_code == 200
+    assert running.post(key="csk_of_nobody").status_code == 401
+    assert running.post(key=None, Authorization=f"Bearer {google.mint('bob@acme.example')}").status_code == 401
+    assert post(running, signed(secret=NEW_SIGNING)).status_code == 401
+    assert post(running, signed(), target=OTHER_TARGET).status_code == 401
+    assert [entry["credential"] for entry in running.record.entries("intent")] == [
+        "k1",
+        f"google:{APP}",
+        f"webhook:{WEBHOOK}/versions/latest",
+    ]
 
 
 # ---------------------------------------------------------------- Google identity

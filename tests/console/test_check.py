@@ -7,8 +7,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from console.__main__ import main
+from policies import compiled
+from policies.compiled import MARK
 from sandbox.__main__ import ROOT
 from tests.conftest import KEY, policy, sha256
 
@@ -127,3 +130,94 @@ def test_script_without_its_environment_says_what_to_do(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "make" in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- compiled
+
+
+def test_compiled_policy_is_told_as_its_document_is(
+    document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "acme.policy"
+    assert main(["check", str(document), "--compile", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert told.out.splitlines()[-1] == f"It was compiled to {out}: 2 callers in {out.stat().st_size} bytes."
+    assert main(["check", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == told.out.splitlines()[:-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["acme.policy", "policy.yaml"]
+
+
+def test_compiling_again_takes_the_place_of_what_was_compiled_before(document: Path, tmp_path: Path) -> None:
+    out = tmp_path / "acme.policy"
+    out.write_bytes(MARK + b"of an earlier version")
+    assert main(["check", str(document), "--compile", str(out)]) == 0
+    first = out.read_bytes()
+    document.write_text(document.read_text().replace("30/minute", "31/minute"))
+    assert main(["check", str(document), "--compile", str(out)]) == 0
+    assert out.read_bytes() != first
+
+
+def test_document_that_is_not_in_order_leaves_what_was_compiled_before(document: Path, tmp_path: Path) -> None:
+    out = tmp_path / "acme.policy"
+    assert main(["check", str(document), "--compile", str(out)]) == 0
+    before = out.read_bytes()
+    document.write_text("connections:")
+    assert main(["check", str(document), "--compile", str(out)]) == 1
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("out", ["policy.yaml", "notes.txt"])
+def test_nothing_but_a_compiled_policy_is_ever_replaced(
+    document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    before = (tmp_path / out).read_bytes()
+    assert main(["check", str(document), "--compile", str(tmp_path / out)]) == 1
+    assert capsys.readouterr().err == f"{tmp_path / out} is there, and is no compiled policy. Name another file\n"
+    assert (tmp_path / out).read_bytes() == before
+
+
+def test_place_that_cannot_be_written_is_one_line(
+    document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(document), "--compile", str(tmp_path / "nowhere" / "acme.policy")]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "cannot be written (FileNotFoundError)" in told
+
+
+def test_compiled_policy_is_not_compiled_again(
+    document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "acme.policy"
+    main(["check", str(document), "--compile", str(out)])
+    capsys.readouterr()
+    assert main(["check", str(out), "--compile", str(tmp_path / "other")]) == 1
+    assert "is compiled already. Name the document" in capsys.readouterr().err
+
+
+def test_what_would_mean_something_else_is_not_written(
+    document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = compiled.write
+    monkeypatch.setattr(compiled, "write", lambda policy_set: right(replace(policy_set, keys={})))
+    assert main(["check", str(document), "--compile", str(tmp_path / "acme.policy")]) == 1
+    assert "means something else" in capsys.readouterr().err
+    assert not (tmp_path / "acme.policy").exists()
+
+
+def test_what_secret_manager_would_not_take_is_said(
+    document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("console.__main__.MAX_SECRET", 100)
+    assert main(["check", str(document), "--compile", str(tmp_path / "acme.policy")]) == 0
+    assert "more than the 64 KiB of a Secret Manager version" in capsys.readouterr().out
+
+
+def test_damaged_compiled_policy_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "acme.policy").write_bytes(MARK)
+    assert main(["check", str(tmp_path / "acme.policy")]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith(f"{tmp_path / 'acme.policy'}: this compiled policy is damaged")

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from console.__main__ import main
 from console.keys import NotDoneError, _after, _Policy, mint, whole
-from policies import document
+from policies import compiled, document
 from sandbox.__main__ import CALLER_KEY, ROOT
 from sandbox.__main__ import POLICY as SANDBOX
 from tests.conftest import KEY, policy, sha256
@@ -190,6 +190,19 @@ def test_change_needs_a_file_that_can_be_changed(
     assert key(verb, "app", "k1", "--policy", file) == 1
     assert "Put this right first" in capsys.readouterr().err
     assert file.read_text() == "callers: ["
+
+
+@pytest.mark.parametrize("arguments", [["new", "app"], ["rotate", "app", "k1"], ["revoke", "app", "k1"], ["whose"]])
+def test_compiled_policy_is_answered_with_where_keys_are_kept(
+    file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    data = compiled.write(document.read(file.read_text(), str(file)))
+    file.write_bytes(data)
+    assert key(*arguments, "--policy", file) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith(f"{file} is a compiled policy, which is only read. Name the document that it was ")
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert file.read_bytes() == data
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ OPTION_SETS = [
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
     ["--policy-secret=projects/acme-prod/secrets/countersign-policy"],
+    ["--compile"],
     ["--store=firestore://acme-data/limits", "--max-instances=20"],
     ["--store=firestore://acme-prod"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
@@ -254,6 +255,15 @@ def test_policy_in_secret_manager_is_read_from_there_and_checked_here(house: Pat
     policy.write_text(POLICY + "#" * 65536)
     refused(deploy(house, *usual("--policy-secret", secret, "--dry-run")), "64 KiB")
     assert dry_run(house, *usual())
+
+
+def test_compiled_policy_in_secret_manager_is_bounded_by_its_own_size(house: Path) -> None:
+    secret = "projects/acme-prod/secrets/countersign-policy"
+    (house / "policies/documents/acme.yaml").write_text(POLICY + "#" * 65536)
+    deployed = words(dry_run(house, *usual("--policy-secret", secret, "--compile")), "functions", "deploy")
+    assert f"--set-env-vars=POLICY={secret}/versions/latest,STORE=" in " ".join(deployed)
+    (house / "policies/documents/acme.compiled").write_text("#" * 65537)
+    refused(deploy(house, *usual("--policy-secret", secret, "--compile", "--dry-run")), "64 KiB")
 
 
 @pytest.mark.parametrize(
@@ -405,6 +415,19 @@ FOR_ANN = "--invoker=user:ann@acme.example"
 @pytest.fixture
 def cloud(tmp_path: Path) -> Cloud:
     return Cloud(tmp_path)
+
+
+def test_compiled_policy_is_made_by_the_check_and_is_what_the_function_goes_by(house: Path, cloud: Cloud) -> None:
+    program(house / "countersign", 'echo "checked: $*"; [[ $# -lt 4 ]] || echo compiled >"$4"')
+    compiled = house / "policies/documents/acme.compiled"
+    printed = dry_run(house, *usual("--compile"))
+    assert not compiled.exists()
+    run = deploy(house, *usual("--compile"), PATH=cloud.path)
+    assert "checked: check policies/documents/acme.yaml --compile policies/documents/acme.compiled" in run.stderr
+    assert compiled.exists()
+    assert cloud.notes.read_text().splitlines() == [" ".join(shlex.split(line)) for line in printed]
+    (settings,) = [word for word in words(printed, "functions", "deploy") if word.startswith("--set-env-vars=")]
+    assert settings.startswith("--set-env-vars=POLICY=policies/documents/acme.compiled,STORE=")
 
 
 def test_a_deploy_runs_what_its_dry_run_printed(house: Path, cloud: Cloud) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -29,7 +30,9 @@ from gateway.policies import (
     Policies,
     judge,
 )
-from gateway.settings import load
+from gateway.settings import SettingError, load
+from policies import compiled, document
+from policies.model import DocumentError
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.conftest import KEY, OTHER_KEY, TARGET, policy, sha256
 from tests.gateway.conftest import at_once
@@ -433,7 +436,9 @@ class Slow:
         self.broken: Exception | None = None
         first = self.real(self.source.read())
         audit = Audit(self.sink, policy=first.digest)
-        self.policies = Policies(self.source, self.judge, first, read_at=self.clock(), audit=audit, clock=self.clock)
+        self.policies = Policies(
+            self.source, self.judge, first, digest=first.digest, read_at=self.clock(), audit=audit, clock=self.clock
+        )
 
     def write(self, text: str) -> None:
         Path(self.source.where).write_text(text)
@@ -583,3 +588,110 @@ def test_names_of_any_length_leave_a_short_line() -> None:
     sink = Lines()
     Audit(sink, policy="").policy_refused("", "x" * 1_000_000 + "\n\u2028é", document="d")
     assert max(len(line) for line in sink.lines) < 2000
+
+
+# ---------------------------------------------------------------- compiled
+
+
+def compiled_of(text: str) -> bytes:
+    return compiled.write(document.read(text, "policy.yaml"))
+
+
+@dataclass
+class Compiled:
+    """Where a compiled policy lies."""
+
+    setting: str
+    write: Callable[[bytes], object]
+
+
+@pytest.fixture(params=["file", "Secret Manager"])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path, secret_manager: SecretManager) -> Compiled:
+    if request.param == "file":
+        file = tmp_path / "live.policy"
+        return Compiled(str(file), file.write_bytes)
+    return Compiled(LATEST, lambda data: secret_manager.add(POLICY_SECRET, data))
+
+
+def test_compiled_policy_serves_and_the_record_names_its_document(
+    instance: Callable[..., Instance], shelf: Compiled, upstream: Appgregator, clock: Moved
+) -> None:
+    before, after = policy(upstream.origin), changed(policy(upstream.origin))
+    shelf.write(compiled_of(before))
+    one = instance(POLICY=shelf.setting)
+    assert (one.status(), one.status(NEW_KEY)) == (200, 401)
+    clock.tick(HOUR)
+    assert one.status() == 200
+    assert one.told() == []
+    shelf.write(compiled_of(after))
+    clock.tick(HOUR)
+    assert (one.status(), one.status(NEW_KEY)) == (401, 200)
+    (taken,) = one.function.record.entries("policy")
+    assert (taken["result"], taken["policy"]) == ("taken", sha256(after))
+    served = [entry["policy"] for entry in one.function.record.entries("intent")]
+    assert served == [sha256(text)[:16] for text in (before, before, after)]
+
+
+def test_damaged_compiled_policy_changes_nothing_and_is_on_record_once(
+    instance: Callable[..., Instance], shelf: Compiled, upstream: Appgregator, clock: Moved
+) -> None:
+    data = compiled_of(policy(upstream.origin))
+    shelf.write(data)
+    one = instance(POLICY=shelf.setting)
+    shelf.write(data[:-1])
+    for _ in range(2):
+        clock.tick(HOUR)
+        assert one.status() == 200
+    (entry,) = one.function.record.entries("policy")
+    assert entry["result"] == "refused"
+    assert entry["problem"].startswith(f"{shelf.setting}: this compiled policy is damaged or cut off. Compile ")
+    shelf.write(data)
+    clock.tick(HOUR)
+    assert one.status() == 200
+    assert one.told() == ["refused"]
+
+
+def test_document_and_its_compiled_form_take_turns(
+    instance: Callable[..., Instance], tmp_path: Path, upstream: Appgregator, clock: Moved
+) -> None:
+    one = instance()
+    for data in (compiled_of(changed(policy(upstream.origin))), policy(upstream.origin).encode()):
+        (tmp_path / "policy.yaml").write_bytes(data)
+        clock.tick(HOUR)
+        one.status()
+        ended(one.policies)
+    assert one.told() == ["taken", "taken"]
+    assert (one.status(), one.status(NEW_KEY)) == (200, 401)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (policy("http://127.0.0.1:9"), "POLICY sends calls to this machine"),
+        (policy("https://u.example", credentials=["google: ann@acme.example"]), "POLICY names a Google identity"),
+    ],
+)
+def test_compiled_policy_is_judged_as_its_document_is(text: str, problem: str) -> None:
+    with pytest.raises(DocumentError, match=problem):
+        judge(compiled_of(text), "acme.policy", on_cloud=True, google=False)
+    assert judge(compiled_of(text), "acme.policy", on_cloud=False, google=True).callers == {"app", "other"}
+
+
+@pytest.mark.parametrize("damage", [slice(-1), slice(20)])
+def test_function_does_not_start_on_a_damaged_compiled_policy(tmp_path: Path, damage: slice) -> None:
+    file = tmp_path / "acme.policy"
+    file.write_bytes(compiled_of(policy("https://upstream.example"))[damage])
+    with pytest.raises(SettingError, match="this compiled policy is damaged or cut off"):
+        load({"POLICY": str(file)})
+
+
+@pytest.mark.parametrize("form", ["compiled", "document"])
+def test_yaml_is_only_loaded_for_a_document(tmp_path: Path, form: str) -> None:
+    text = policy("https://upstream.example")
+    (tmp_path / "acme").write_bytes(compiled_of(text) if form == "compiled" else text.encode())
+    program = "import os, sys; from gateway.settings import load; load(os.environ); print('yaml' in sys.modules)"
+    environ = {"PATH": os.environ["PATH"], "POLICY": str(tmp_path / "acme"), "AUDIT": f"file:{tmp_path / 'audit'}"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"{form == 'document'}\n"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import strategies as st
 
 from policies import access, document, forms
 from policies.model import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from policies.model import Caller, Entitlement, Grant, PolicySet
 
@@ -52,8 +53,92 @@ def written(
     )
 
 
+CONNECTIONS = {
+    "plain": "upstream: appgregator, origin: https://upstream.example",
+    "tight": "upstream: stripe, ceiling: 20/second, version: 2026-05-27.dahlia, account: acct_1032D82eZvKYlo2C",
+    "wide": "upstream: stripe, origin: http://127.0.0.1:9",
+}
+BOUNDS = {
+    "customer": "{required: true}",
+    "description": "{max_length: 200}",
+    "days_until_due": "{min: 1, max: 60}",
+    "collection_method": "{fixed: send_invoice}",
+    "currency": "{one_of: [usd, eur, chf]}",
+    "metadata": "",
+    "metadata[order_id]": "{prefix: ö-}",
+    "metadata[cost_center]": "{one_of: [emea, apac, '7']}",
+    "custom_fields": "",
+    "custom_fields[{i}][name]": "{max_length: 3}",
+    "auto_advance": "",
+    "transfer_data[destination]": "",
+    "expand": "{one_of: [customer, charge]}",
+}
+FIELDS = ["id", "status", "amount_due", "customer", "lines.data.amount", "lines.data.id", "metadata", "audit_id"]
+
+
+def some(of: Iterable[str], most: int = 20) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(list(of)), min_size=1, max_size=most, unique=True)
+
+
+@st.composite
+def grants(draw: st.DrawFn, connection: str, operation: str) -> str:
+    """Draw a grant that is in order, with any of what can be said in one."""
+    said = [f"connection: {connection}", f"operation: {operation}"]
+    paths = {*draw(some(BOUNDS)), "customer"} if operation == "invoices.create" else {"invoice"}
+    bounds = ", ".join(f"'{path}': {BOUNDS.get(path, '')}" for path in sorted(paths))
+    said += [f"parameters: {{{bounds}}}"]
+    said += [f"response: [{', '.join(draw(some(FIELDS)))}]"]
+    if draw(st.booleans()):
+        said += [f"record: [{', '.join(sorted(paths & {'customer', 'description', 'currency', 'invoice'}))}]"]
+    if operation == "invoices.create":
+        ways = ["required", "optional", "{from: customer, for: 7d}", None]
+        said += [f"idempotency: {way}" for way in [draw(st.sampled_from(ways))] if way]
+        said += draw(st.sampled_from([[], ["groups: [plain]"], ["groups: [plain, changes price or content]"]]))
+        said += draw(st.sampled_from([[], ['stamp: "metadata[countersign]"']]))
+    return f"{{{', '.join(said)}}}"
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> str:
+    """Draw a document that is in order, of up to four callers with any credentials."""
+    callers, used = [], set()
+    possible = [(name, "invoices.create") for name in CONNECTIONS]
+    possible += [(name, "invoices.retrieve") for name in ("tight", "wide")]
+    for number in range(draw(st.integers(1, 4))):
+        kinds = [
+            f"key: {{id: k1, sha256: {number:064x}}}",
+            f"key: {{id: k2, sha256: {number + 16:064x}, expires: 2027-03-0{number + 1}}}",
+            f"google: caller-{number}@acme.example",
+            f"webhook: file:signing-{number}",
+        ]
+        places = draw(st.lists(st.sampled_from(possible), min_size=1, max_size=3, unique=True))
+        used |= {name for name, _ in places}
+        minute = draw(st.integers(1, 10))
+        said = [
+            f"owner: {draw(st.sampled_from(['ann', 'Jürgen of 東京']))}",
+            f"credentials: [{', '.join(f'{{{kind}}}' for kind in draw(some(kinds)))}]",
+            f"limits: [{minute}/minute, {draw(st.integers(minute + 1, minute * 100))}/day]",
+            f"grants: [{', '.join(draw(grants(*place)) for place in places)}]",
+        ]
+        if draw(st.booleans()):
+            said += [f"budget: {{currency: usd, amount: {draw(st.integers(1, 10**9))}, per: hour}}"]
+        callers.append(f"  caller-{number}: {{{', '.join(said)}}}")
+    connections = [
+        f"  {name}: {{name: ft-4, connection_name: {name}, secret: file:{name}, {said}}}"
+        for name, said in CONNECTIONS.items()
+        if name in used
+    ]
+    return "\n".join(["connections:", *connections, "callers:", *callers, ""])
+
+
 def read(text: str) -> PolicySet:
     return document.read(text, "policy.yaml")
+
+
+def everybody(policy_set: PolicySet) -> list[Caller]:
+    """Return every caller, once for each credential and, for a webhook's, each connection."""
+    signers = [caller for signers in policy_set.webhooks.values() for caller in signers.values()]
+    return [*policy_set.keys.values(), *policy_set.google.values(), *signers]
 
 
 def only_caller(policy_set: PolicySet) -> Caller:
