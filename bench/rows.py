@@ -95,7 +95,7 @@ def _everybody(
     else:
         opened.callback(redis.stop)
         record = f"file:{world.folder / 'audit-redis.jsonl'}"
-        servers[OURS_REDIS] = opened.enter_context(function("countersign", STORE=redis.url, AUDIT=record))
+        servers[OURS_REDIS] = opened.enter_context(function("countersign", {"STORE": redis.url, "AUDIT": record}))
     for name, peer in PEERS.items() if effort.peers else ():
         try:
             servers[name] = opened.enter_context(peer(world))
@@ -154,7 +154,7 @@ def start(world: World, effort: Effort) -> Section:
     """Return the milliseconds from a process's start to its first invoice, and its memory then."""
     (world.folder / "key").write_text(UPSTREAM_KEY)
     mounted = world.policy("mounted.yaml", f"file:{world.folder / 'key'}")
-    kinds = {
+    kinds: dict[str, tuple[str, dict[str, str]]] = {
         EMPTY: ("empty", {}),
         HAND: ("handwritten", {}),
         HAND_SECRET: ("handwritten_secret", {}),
@@ -168,7 +168,7 @@ def start(world: World, effort: Effort) -> Section:
             print(f"  start {max(number, 0) + 1} of {effort.starts}: {name:<30}", end="\r", flush=True)
             program, settings = kinds[name]
             began = time.perf_counter()
-            with world.function(program, **settings) as server:
+            with world.function(program, settings) as server:
                 load.once(server.port, server.call)
                 if number >= 0:
                     took[name].append(1000 * (time.perf_counter() - began))

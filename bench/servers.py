@@ -102,7 +102,9 @@ class World:
         return f"http://127.0.0.1:{self.upstream.port}"
 
     @contextlib.contextmanager
-    def function(self, name: str, *, threads: int = THREADS, **settings: str) -> Iterator[Server]:
+    def function(
+        self, name: str, settings: Mapping[str, str] | None = None, *, threads: int = THREADS
+    ) -> Iterator[Server]:
         """Serve one of the benchmark's functions, or ``countersign``, under the framework's production server."""
         target = name.removesuffix("_secret")
         source = ROOT / "main.py" if name == "countersign" else ROOT / "bench" / f"{name}.py"
@@ -112,7 +114,7 @@ class World:
             "UPSTREAM_KEY": UPSTREAM_KEY,
             "SECRET": SECRET,
             "SECRET_MANAGER_ENDPOINT": self.secret_manager,
-            **settings,
+            **(settings or {}),
         }
         if name == "handwritten_secret":
             environ["PYTHONPATH"] = str(ROOT)  # it imports its neighbour

@@ -78,7 +78,7 @@ def environ(key: str = CALLER_KEY) -> dict[str, Any]:
     }
 
 
-def one(gate: Gate, laps: dict[str, list[float]], key: str = CALLER_KEY) -> None:
+def one(gate: Any, laps: dict[str, list[float]], key: str = CALLER_KEY) -> None:
     """Make one call, as ``main.py`` does, and note the seconds of each stage. Raises RuntimeError for any refusal."""
     asked = environ(key)
     lap = _Laps(laps)
