@@ -1,6 +1,6 @@
 """What many callers in the policy cost: the start, and each call. Every size has a process of its own.
 
-Run as ``python -m bench.callers COUNT FORM``, it loads such a policy and says how many seconds that took; for each line
+Run as ``python -m bench.callers COUNT [compiled]``, it loads such a policy and says how many seconds that took; for each line
 that it is then given it makes a batch of calls, each by another caller, and says the median microseconds of one.
 """
 
@@ -39,32 +39,33 @@ def policy(count: int) -> str:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Return, by the number of callers, the seconds that loading took and the microseconds of a call."""
+    """Return, for each policy, the seconds that loading took and the microseconds of a call."""
     with contextlib.ExitStack() as opened:
-        loaded = {}
-        running = {}
-        for count in COUNTS:
-            print(f"  {count:,} callers are read", end="\r", flush=True)
-            arguments = [sys.executable, "-m", "bench.callers", str(count)]
-            running[count] = opened.enter_context(process(arguments, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-            loaded[count] = float(said(running[count]))
-        laps: dict[int, list[float]] = {count: [] for count in COUNTS}
+        loaded: dict[str, float] = {}
+        running: dict[str, subprocess.Popen[bytes]] = {}
+        for count, compiled in [*((count, False) for count in COUNTS), (COUNTS[-1], True)]:
+            name = f"{count:,}{' compiled' if compiled else ''}"
+            print(f"  {name} callers are read         ", end="\r", flush=True)
+            arguments = [sys.executable, "-m", "bench.callers", str(count), *(["compiled"] if compiled else [])]
+            started = opened.enter_context(process(arguments, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            if took := said(started):
+                loaded[name], running[name] = float(took), started
+        laps: dict[str, list[float]] = {name: [] for name in running}
         for number in range(BATCHES):
-            for count in COUNTS if number % 2 else reversed(COUNTS):
-                asked = running[count].stdin
+            for name in running if number % 2 else reversed(running):
+                asked = running[name].stdin
                 assert asked is not None
                 asked.write(b"\n")
                 asked.flush()
-                laps[count].append(float(said(running[count])))
-        per_call = {count: statistics.median(each) for count, each in laps.items()}
-        fewest = laps[COUNTS[0]]
+                laps[name].append(float(said(running[name])))
+        fewest = next(iter(laps.values()))
         return {
-            f"{count:,}": {
-                "load_seconds": round(loaded[count], 3),
-                "call_microseconds": round(per_call[count], 1),
-                "ratio": round(statistics.median(a / b for a, b in zip(laps[count], fewest, strict=True)), 3),
+            name: {
+                "load_seconds": round(loaded[name], 3),
+                "call_microseconds": round(statistics.median(each), 1),
+                "ratio": round(statistics.median(a / b for a, b in zip(each, fewest, strict=True)), 3),
             }
-            for count in COUNTS
+            for name, each in laps.items()
         }
 
 
@@ -72,11 +73,23 @@ def _key(number: int) -> str:
     return f"csk_bench_{number:06}_xxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 
 
-def _main(count: int) -> None:
+def _compiled(document: Path) -> Path | None:
+    """Return the compiled form of a document, or None where there is no such thing yet."""
+    form = document.with_suffix(".compiled")
+    command = [sys.executable, "-m", "console", "check", str(document), "--compile", str(form)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return form if done.returncode == 0 else None
+
+
+def _main(count: int, *, compiled: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        text = policy(count)
+        document: Path | None = stages.a_policy(Path(folder), policy(count))
+        if compiled and document is not None:
+            document = _compiled(document)
+        if document is None:
+            return
         began = time.perf_counter()
-        gate = stages.a_gate(Path(folder), text)
+        gate = stages.a_gate(document)
         print(time.perf_counter() - began, flush=True)
         callers = list(range(count))
         random.Random(_SEED).shuffle(callers)  # noqa: S311 - so that no two runs differ
@@ -89,4 +102,4 @@ def _main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    _main(int(sys.argv[1]), compiled="compiled" in sys.argv)

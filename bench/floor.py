@@ -204,7 +204,7 @@ class _Nowhere:
 
 def layer(folder: Path) -> Callable[[], object]:
     """Return one call through everything but sockets and files, to be made over and over."""
-    gate = stages.a_gate(folder, POLICY.read_text("utf-8"))
+    gate = stages.a_gate(stages.a_policy(folder, POLICY.read_text("utf-8")))
     gate.audit._sink = _Nowhere()  # noqa: SLF001
     return lambda: stages.one(gate, {})
 

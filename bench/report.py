@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from bench import prices
 from bench.rows import CROWD, EMPTY, HAND, MANAGED, MOUNTED, OURS, UPSTREAM
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def text(results: dict[str, Any]) -> str:
     lines += ["", "Callers in the policy", ""]
     for count, row in results["callers"].items():
         lines.append(
-            f"  {count:>7} {row['call_microseconds']:>7.1f} microseconds a call ({row['ratio']:.2f}), "
+            f"  {count:>16} {row['call_microseconds']:>7.1f} microseconds a call ({row['ratio']:.2f}), "
             f"{row['load_seconds']:.3f} s to load"
         )
     lines += _bars("What a store takes of a call with a key, milliseconds", results["store_milliseconds"], "{:.3f}")
@@ -140,6 +142,34 @@ def markdown(results: dict[str, Any]) -> str:
     lines += ["", "| aim | | measured | |", "|---|---|---|---|"]
     for what, aim, value, reached in aims(results):
         lines.append(f"| {what} | {aim} | {value:.2f} | {'reached' if reached else 'not yet'} |")
+    return "\n".join(lines) + "\n"
+
+
+def profile(results: dict[str, Any]) -> str:
+    """Return the load profile for docs/load.md, whose formulas these are; nothing where CPU was not measured."""
+    cpu = _median(results, "throughput", OURS, "cpu_milliseconds") / 1000
+    if not cpu:
+        return ""
+    most = 1 / cpu
+    one = f"A call costs {1000 * cpu:.2f} ms of CPU, so one CPU makes at most {most:.0f} calls a second."
+    columns = (
+        "the upstream takes",
+        "calls/s of one instance",
+        "limited by",
+        "a million calls, instance full",
+        "one by one",
+    )
+    lines = [f"From `make bench`: {_machine(results)}. {one}", "", f"| {' | '.join(columns)} |"]
+    lines.append("|---|---|---|---|---|")
+    for seconds in (0.1, 0.3, 1.0):
+        by_threads = prices.THREADS / seconds
+        rate = min(by_threads, most)
+        limit = "CPU" if most < by_threads else f"{prices.THREADS} threads"
+        alone = math.ceil((seconds + cpu) / prices.ROUNDED_TO) * prices.ROUNDED_TO
+        lines.append(
+            f"| {1000 * seconds:.0f} ms | {rate:.0f} | {limit} | ${prices.million(1 / rate):.2f} "
+            f"| ${prices.million(alone):.2f} |"
+        )
     return "\n".join(lines) + "\n"
 
 

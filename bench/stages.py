@@ -49,18 +49,23 @@ def roomy(policy: str) -> str:
 def measure() -> dict[str, float]:
     """Return the median microseconds of each stage, and of ``all`` of them in one pass."""
     with tempfile.TemporaryDirectory() as folder:
-        gate = a_gate(Path(folder), POLICY.read_text("utf-8"))
+        gate = a_gate(a_policy(Path(folder), POLICY.read_text("utf-8")))
         laps: dict[str, list[float]] = {}
         for _ in range(ROUNDS):
             one(gate, laps)
     return {name: statistics.median(times) * 1e6 for name, times in laps.items()}
 
 
-def a_gate(folder: Path, policy: str) -> Gate:
-    """Return what a call passes through, with the sandbox's connections and no socket anywhere."""
+def a_policy(folder: Path, policy: str) -> Path:
+    """Write a policy document down, with its key in a file beside it, and return where."""
     key, document = folder / "key", folder / "policy.yaml"
     key.write_text("sandbox-upstream-key")
     document.write_text(roomy(policy).replace(f"{SECRET}/versions/latest", f"file:{key}"))
+    return document
+
+
+def a_gate(document: Path) -> Gate:
+    """Return what a call passes through, with no socket anywhere."""
     gate = load({"POLICY": str(document), "AUDIT": "file:/dev/null"})
     gate.upstreams._transport = _Canned()  # type: ignore[assignment]  # noqa: SLF001
     return gate

@@ -46,7 +46,7 @@ def test_one_short_run_fills_every_row(
     assert results["crowd"][rows.OURS]["p99_milliseconds"]["min"] > 1000 * servers.SLOW_SECONDS
     cost = results["policy_microseconds"]
     assert cost["all"] >= max(value for name, value in cost.items() if name != "all")
-    assert list(results["callers"]) == ["2", "10"]
+    assert list(results["callers"])[:2] == ["2", "10"]
     for section in ("throughput", "left_out", "start", "crowd", "policy_microseconds", "store_milliseconds"):
         for name in results[section]:
             assert name in printed
