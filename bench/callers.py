@@ -1,7 +1,7 @@
 """What many callers in the policy cost: the start, and each call. Every size has a process of its own.
 
-Run as ``python -m bench.callers COUNT [compiled]``, it loads such a policy and says how many seconds that took; for each line
-that it is then given it makes a batch of calls, each by another caller, and says the median microseconds of one.
+Run as ``python -m bench.callers COUNT [compiled]``, it loads such a policy and says how many seconds that took; for
+each line that it is then given it makes a batch of calls, each by another caller, and says one's median microseconds.
 """
 
 from __future__ import annotations
