@@ -8,7 +8,7 @@ BIN := .venv/bin
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
-test: .venv/dev
+test: .venv/dev .venv/node-red/ready
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Kills, storms and crashes in large numbers, over several processes and one Redis; a few minutes. Prints each figure.
@@ -53,3 +53,11 @@ clean:
 	@echo "Installing what the tests need into .venv (a minute, once)"
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
+
+# Pinned and hashed like the rest. A machine without npm, or without a network, tests everything else.
+.venv/node-red/ready: tests/clients/node-red/package-lock.json | .venv/dev
+	@echo "Installing the Node-RED in which a test runs a flow into .venv (half a minute, once)"
+	@mkdir -p $(@D) && cp tests/clients/node-red/package*.json $(@D)
+	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --omit=optional --no-audit --no-fund \
+	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
+	  echo "Going on without it. It takes Node.js 18.5 or newer, and npm with its registry."

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # The framework loads this file before it configures its server, and reads these.
 os.environ.setdefault("THREADS", DEFAULT_THREADS)
 gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
+gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
 # A path with // in it gets our refusal, not a redirect to somewhere else.
 current_app.url_map.merge_slashes = False
 # What the framework would answer by itself (/robots.txt, /static/x, a newline in the path) gets our refusal too.

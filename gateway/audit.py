@@ -31,7 +31,8 @@ import msgspec
 from policies.fields import narrow
 from policies.idempotency import SHORT
 from policies.model import Answer, Outcome
-from policies.refusals import OutcomeUnknown, RecordUnavailable, Refusal, Unforeseen
+from policies.outcomes import lost
+from policies.refusals import RecordUnavailable, Refusal, Unforeseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -261,7 +262,7 @@ class Audit:
         self._counted = any(flood.counted for flood in self._floods.values())
 
     def _line(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
-        now = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        now = _SORTED.encode(datetime.fromtimestamp(self.clock(), UTC))[1:-1].decode("ascii")  # RFC 3339, in C
         body = canonical(
             {
                 **content,
@@ -324,10 +325,10 @@ class Record:
             self._refuse(error)
         elif not isinstance(error, Exception):
             return False
-        elif self._intent is None:
+        elif self._intent is None or self.grant is None:
             self._refuse(Unforeseen(note=_where(error)))
         else:  # the call may have been sent
-            self._refuse(OutcomeUnknown(note=_where(error)))
+            self._refuse(lost(self.grant, _where(error)))
         return True
 
     def preview(self, would_send: dict[str, object]) -> None:
@@ -454,14 +455,13 @@ class Record:
 
     def _extra(self) -> str:
         """The trace that the platform's own lines of this request carry, so that they are found together."""
-        match = _TRACEPARENT.fullmatch(self.environ.get("HTTP_TRACEPARENT", ""))
-        if match is not None:
+        ours, googles = self.environ.get("HTTP_TRACEPARENT"), self.environ.get("HTTP_X_CLOUD_TRACE_CONTEXT")
+        if ours and (match := _TRACEPARENT.fullmatch(ours)):
             trace, span = match[1], match[2]
-        else:
-            match = _CLOUD_TRACE.fullmatch(self.environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", ""))
-            if match is None:
-                return ""
+        elif googles and (match := _CLOUD_TRACE.fullmatch(googles)):
             trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"
+        else:
+            return ""
         return (
             f',"logging.googleapis.com/trace":"{self._audit.trace_prefix}{trace}"'
             f',"logging.googleapis.com/spanId":"{span}"'

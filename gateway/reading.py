@@ -46,6 +46,8 @@ _PLAIN = re.compile(r"(?:/stripe)?/(.+?)/?")
 _STRIPE = re.compile(rf"/({NAME.pattern})/({NAME.pattern})/v1/(.+)")
 #: What an id may be: nothing that could act as more than one segment of a path.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
+#: RFC 9110, 7.2, as far as any client writes it. Nothing here is made of it, but what is in front of us may differ.
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
 _MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
 
@@ -59,6 +61,8 @@ def read(environ: Mapping[str, Any]) -> Call:
     target: str = environ["RAW_URI"]  # PATH_INFO has %2F decoded and // folded, and hides an absolute-form target
     if len(target) > MAX_TARGET:
         raise TargetTooLong
+    if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
+        raise HeaderMalformed("The Host header is not a host's name.")
     path, _, query = target.partition("?")
     route = _route(path)
     if route is None:
@@ -90,9 +94,12 @@ def read(environ: Mapping[str, Any]) -> Call:
 
 
 def speaks_stripe(environ: Mapping[str, Any]) -> bool:
-    """Whether a request came as Stripe's own clients send it, and must be refused in words that they understand."""
+    """Whether a request came as Stripe's own clients send it, and must be refused in words that they understand.
+
+    Also where their base address is not quite right, so that they can show what is wrong with it.
+    """
     target: str = environ["RAW_URI"]
-    return _STRIPE.match(target[:MAX_TARGET]) is not None
+    return "/v1/" in target[:MAX_TARGET].partition("?")[0]
 
 
 @dataclass(frozen=True, slots=True)

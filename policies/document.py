@@ -245,7 +245,7 @@ def _connection(name: str, entry: _Value) -> Connection:
         raise entry.fail("origin is missing")
     for key in ("version", "account"):
         if key in keys and not stripe:
-            raise keys[key].fail(f"only Stripe knows a {key}; remove it")
+            raise keys[key].fail(f"{key} means something at Stripe only. Remove it")
     version = _STRIPE_VERSION if stripe else None
     if "version" in keys:
         version = keys["version"].text(_VERSION, f"write one of Stripe's API versions, such as {_STRIPE_VERSION}")

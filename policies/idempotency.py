@@ -6,7 +6,7 @@
                           │ └--release--> (nothing)       nothing was created
                           └--lease runs out--> UNKNOWN    whoever claimed is gone
 
-    UNKNOWN --claim--> SENT, in doubt                     only while the upstream knows the key
+    UNKNOWN --claim--> SENT, in doubt                     only to who knows the key, and while it does
     SENT, in doubt --release--> UNKNOWN                   this send created nothing; an earlier one may have
 
 SUCCEEDED and REJECTED are repeated to whoever brings the same key. UNKNOWN means that an invoice may exist. An upstream
@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from policies.model import Outcome
 from policies.refusals import KeyInUse, KeyReused, OutcomeStillUnknown
@@ -47,13 +49,14 @@ class State(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What the ledger holds of one key. Times are on the store's clock, in seconds."""
 
     state: State
     owner: str
     fingerprint: str
+    place: str
+    """Where it was sent: nobody else knows the key."""
     sent: float
     """When the key was first claimed: no send of it can be earlier."""
     lease_until: float
@@ -63,8 +66,7 @@ class Entry:
     """Whether an earlier send may have created an invoice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """What an operator sees of a key: whose it is and where it stands, never what was asked or answered."""
 
     key: str
@@ -106,16 +108,16 @@ def upstream_key(name: str) -> str:
 
 
 def claim(  # noqa: PLR0913 - each is said by its name
-    entry: Entry | None, *, owner: str, fingerprint: str, retention: int, resend: int, now: float
+    entry: Entry | None, *, owner: str, fingerprint: str, place: str, retention: int, resend: int, now: float
 ) -> Entry | Answer:
     """Judge a call against what the ledger holds of its key: the entry to write, or the answer to repeat.
 
-    ``resend`` is for how many seconds the upstream deduplicates. Raises :class:`KeyReused` for other parameters,
-    :class:`KeyInUse` while the first call may still be running, and :class:`OutcomeStillUnknown` where it may have
-    created an invoice that nobody has seen.
+    ``place`` is where the call would go, ``resend`` for how many seconds the upstream there deduplicates. Raises
+    :class:`KeyReused` for other parameters, :class:`KeyInUse` while the first call may still be running, and
+    :class:`OutcomeStillUnknown` where it may have created an invoice that nobody has seen.
     """
     if entry is None or entry.expires <= now:
-        return Entry(State.SENT, owner, fingerprint, sent=now, lease_until=now + LEASE, expires=now + retention)
+        return Entry(State.SENT, owner, fingerprint, place, sent=now, lease_until=now + LEASE, expires=now + retention)
     if entry.fingerprint != fingerprint:
         raise KeyReused
     if entry.state is State.SENT:
@@ -125,7 +127,8 @@ def claim(  # noqa: PLR0913 - each is said by its name
             raise KeyInUse(retry_after=1)
     elif entry.answer is not None:
         return entry.answer
-    if now + LEASE > entry.sent + resend:  # the send would have to be over while the upstream still knows the key
+    # The send would have to be over while the upstream still knows the key.
+    if entry.place != place or now + LEASE > entry.sent + resend:
         raise OutcomeStillUnknown
     return replace(entry, state=State.SENT, owner=owner, lease_until=now + LEASE, doubt=True)
 

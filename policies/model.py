@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,8 +48,7 @@ class Risk(StrEnum):
 WHOLESALE: Final = frozenset({Risk.PLAIN, Risk.CHANGES})
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(msgspec.Struct, frozen=True):
     """One parameter of an operation. ``path`` writes a list index as ``{i}``, a free key as ``{key}``.
 
     ``needed``: its parent is refused without it. ``unsets``: the empty string is allowed and means unset.
@@ -74,8 +74,7 @@ class Shape(StrEnum):
     MAP = "object of scalars"
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True):
     """What may be asked of an upstream: its parameters, and the fields of its answer by dotted path."""
 
     id: str
@@ -93,8 +92,7 @@ class Operation:
         return self.method == "POST"
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
+class Upstream(msgspec.Struct, frozen=True):
     """What somebody who raises invoices is known to do."""
 
     id: str
@@ -106,8 +104,7 @@ class Upstream:
 # ---------------------------------------------------------------- the policy document, read
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(msgspec.Struct, frozen=True):
     """Never more than ``calls`` admitted in any ``seconds``, however they are spread."""
 
     calls: int
@@ -115,16 +112,14 @@ class Limit:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True):
     """No more calls once the invoices created in the last ``limit.seconds`` come to ``limit.calls`` minor units."""
 
     currency: str
     limit: Limit
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(msgspec.Struct, frozen=True):
     """A named upstream account. ``secret`` names where its key lies; it is never the key."""
 
     id: str
@@ -140,8 +135,7 @@ class Connection:
     """The connected account that is acted for, where the upstream knows such."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """What one parameter may be under one grant: the catalogue's bounds narrowed by the policy's."""
 
     path: str
@@ -156,8 +150,7 @@ class Rule:
     unsets: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Idempotency:
+class Idempotency(msgspec.Struct, frozen=True):
     """Where a call's idempotency key comes from, and for how many seconds its answer is kept.
 
     ``parameter`` names the parameter whose value is the key; without one it is the Idempotency-Key header. A call that
@@ -169,8 +162,7 @@ class Idempotency:
     seconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entitlement:
+class Entitlement(msgspec.Struct, frozen=True):
     """One entry under a caller's ``grants``: what this caller may ask of one connection."""
 
     connection: Connection
@@ -189,8 +181,7 @@ class Entitlement:
     """Parameters whose values, not only their digests, go on record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Somebody the policy knows, by the credential that proved it.
 
     ``credential`` is what the record says: a key's id, ``google:EMAIL``, or ``webhook:`` and where its secret lies.
@@ -207,8 +198,7 @@ class Caller:
     """By (name, connection_name, operation)."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySet:
+class PolicySet(msgspec.Struct, frozen=True):
     """A whole policy document, checked. ``digest`` names exactly this document in the record."""
 
     digest: str
@@ -225,42 +215,47 @@ class PolicySet:
 # ---------------------------------------------------------------- one call
 
 
-@dataclass(frozen=True, slots=True)
-class Webhook:
+class Webhook(msgspec.Struct, frozen=True):
     """The headers of a signed webhook as they came; a missing one is empty."""
 
     id: str
     timestamp: str
-    signature: str = field(repr=False)
+    signature: str
+
+    def __repr__(self) -> str:
+        """Leave out the signature, by which a webhook could be sent again."""
+        return f"Webhook({self.id!r}, {self.timestamp!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """What arrived, bounded and split, not yet judged."""
 
     operation: str
     name: str
     connection_name: str
-    api_key: str | None = field(repr=False)
+    api_key: str | None
     """The ``x-api-key`` header as it came."""
-    authorization: str | None = field(repr=False)
+    authorization: str | None
     """The ``Authorization`` header as it came."""
     media: str
     """``form`` or ``json``."""
-    body: bytes = field(repr=False)
+    body: bytes
     """What holds the parameters: the body, or of a GET what its query holds beyond the address."""
     idempotency_key: str | None
     validate_only: bool
-    path_parameters: Mapping[str, str] = field(default_factory=dict)
+    path_parameters: Mapping[str, str] = {}
     """The parameters that the path holds."""
-    serverless_authorization: str | None = field(default=None, repr=False)
+    serverless_authorization: str | None = None
     """The ``X-Serverless-Authorization`` header as it came."""
     webhook: Webhook | None = None
     """Where there is one, no other credential is taken: once the caller is known, its signature holds."""
 
+    def __repr__(self) -> str:
+        """Leave out credentials and body."""
+        return f"Call({self.operation!r}, {self.name!r}, {self.connection_name!r})"
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+
+class Grant(msgspec.Struct, frozen=True):
     """A call the policy approves, with all that later stages need. Only ``access.decide`` makes one."""
 
     caller: Caller
@@ -282,13 +277,19 @@ class Grant:
         return self.caller.budget if self.entitlement.operation.creates else None
 
     @property
+    def place(self) -> str:
+        """Whose invoices the call is about, as far as the policy tells: a new version of a secret opens the same."""
+        connection = self.entitlement.connection
+        secret = connection.secret.partition("/versions/")[0]
+        return f"{connection.upstream.id} {connection.origin} {secret} {connection.account or ''}"
+
+    @property
     def resend_seconds(self) -> int:
         """For how long a call with this key may be sent again, should nobody know what came of it."""
         return self.entitlement.connection.upstream.deduplicates
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How much of one limit is left, for the RateLimit header."""
 
     limit: Limit
@@ -297,16 +298,14 @@ class Standing:
     """Seconds until more is left than now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a caller is told: an HTTP status and a JSON body."""
 
     status: int
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True):
     """The store's yes: limits taken and the ledger's entry claimed, or an earlier answer to repeat."""
 
     standings: tuple[Standing, ...]
@@ -331,8 +330,7 @@ class Outcome(StrEnum):
     """An invoice may exist. Sent again only to an upstream that then answers with the same invoice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What came of a send: a trimmed answer, or the refusal that stands for it."""
 
     outcome: Outcome

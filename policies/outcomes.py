@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from policies import fields
 from policies.model import Outcome, Reply
@@ -27,6 +27,7 @@ from policies.refusals import (
 
 if TYPE_CHECKING:
     from policies.model import Budget, Grant
+    from policies.refusals import Refusal
 
 #: What Stripe's ids look like. An id that does not is no reason to hide a success, but it stays out of the record.
 _ID = re.compile(r"[a-z]{2,12}_[A-Za-z0-9]{1,64}")
@@ -90,12 +91,18 @@ def judge(grant: Grant, status: int, body: bytes, retry_after: int | None) -> Re
 
 def unknown(grant: Grant, note: str, status: int | None = None) -> Reply:
     """Say that nobody knows what came of a call that was sent, or that it brought nothing if it was only to look."""
+    outcome = Outcome.UNKNOWN if grant.entitlement.operation.creates else Outcome.RELEASED
+    return Reply(outcome, refusal=lost(grant, note), upstream_status=status)
+
+
+def lost(grant: Grant, note: str) -> Refusal:
+    """Return what a caller is told of such a call: whether to try again, and what may come of it."""
     if not grant.entitlement.operation.creates:
-        return Reply(Outcome.RELEASED, refusal=UpstreamFailed(note=note, retry_after=5), upstream_status=status)
+        return UpstreamFailed(note=note, retry_after=5)
     # Without a key nobody could send the same call again.
     if grant.resend_seconds and grant.ledger_key is not None:
-        return Reply(Outcome.UNKNOWN, refusal=OutcomePending(note=note, retry_after=5), upstream_status=status)
-    return Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown(note=note), upstream_status=status)
+        return OutcomePending(note=note, retry_after=5)
+    return OutcomeUnknown(note=note)
 
 
 def in_doubt(grant: Grant, reply: Reply) -> Reply:

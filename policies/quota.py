@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from policies.model import Budget, Limit, Standing
 from policies.refusals import BudgetSpent, CeilingReached, LimitReached

@@ -164,7 +164,10 @@ class PathUnknown(BadCall):
     status = 404
     reason = "path-unknown"
     title = "Nothing is here"
-    sentence = "There is nothing at this path. Invoices are created with POST /stripe/invoices/."
+    sentence = (
+        "There is nothing at this path. Invoices live at /stripe/invoices/ and, for Stripe's own clients, at "
+        "/NAME/CONNECTION_NAME/v1/invoices."
+    )
 
 
 class MethodNotAllowed(BadCall):

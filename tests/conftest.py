@@ -31,6 +31,7 @@ from sandbox.google import Google
 from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
+from sandbox.stripe import Stripe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,14 +51,14 @@ connections:
   billing:
     name: ft-4
     connection_name: stripe-1
-    upstream: appgregator
+    upstream: {upstream}
     origin: {origin}
     secret: {secret}
     ceiling: 100000/second
   other-account:
     name: ft-4
     connection_name: stripe-2
-    upstream: appgregator
+    upstream: {upstream}
     origin: {origin}
     secret: {secret}
 
@@ -75,6 +76,7 @@ callers:
 {parameters}
         response: [{response}]
         record: ["metadata[order_id]"]
+{retrieve}
   other:
     owner: tests
     credentials:
@@ -85,6 +87,13 @@ callers:
         operation: invoices.create
         parameters: {{customer: }}
         response: [id]
+"""
+#: What lets the caller look at an invoice, too. Only Stripe offers it.
+RETRIEVE = """\
+      - connection: billing
+        operation: invoices.retrieve
+        parameters: {parameters}
+        response: [{response}]
 """
 PARAMETERS = """
 customer: {required: true}
@@ -121,8 +130,13 @@ def policy(
     parameters: str = PARAMETERS,
     response: str = RESPONSE,
     credentials: Sequence[str] = (),
+    upstream: str = "appgregator",
+    retrieve: str | None = None,
 ) -> str:
-    """Write a policy document that allows what most tests need; ``credentials`` are more of them, as it writes them."""
+    """Write a policy document that allows what most tests need.
+
+    ``credentials`` are more of them, as it writes them; ``retrieve`` are the parameters of that operation.
+    """
     return POLICY.format(
         origin=origin,
         secret=secret,
@@ -132,6 +146,8 @@ def policy(
         idempotency=idempotency,
         parameters="\n".join(f"          {line}" for line in parameters.strip().splitlines()),
         response=response,
+        upstream=upstream,
+        retrieve="" if retrieve is None else RETRIEVE.format(parameters=retrieve, response=response),
         credentials="".join(f"\n      - {credential}" for credential in credentials),
     )
 
@@ -140,6 +156,12 @@ def policy(
 def upstream() -> Iterator[Appgregator]:
     with Appgregator(keys=[UPSTREAM_KEY], accounts={("ft-4", "stripe-1"), ("ft-4", "stripe-2")}) as appgregator:
         yield appgregator
+
+
+@pytest.fixture
+def stripe() -> Iterator[Stripe]:
+    with Stripe(keys=[UPSTREAM_KEY]) as stripe:
+        yield stripe
 
 
 @pytest.fixture
@@ -275,6 +297,30 @@ class Server:
             self.process.wait()
 
 
+def launch(
+    place: Path, document: str, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
+) -> Server:
+    """Start the function under its production server, with a policy, a record and streams of its own in ``place``."""
+    (place / "policy.yaml").write_text(document)
+    record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "POLICY": str(place / "policy.yaml"),
+        "STORE": "memory",
+        "AUDIT": f"file:{record.path}",
+        "THREADS": "16",
+        **settings,
+    }
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
+    server = Server(process, port, record, errors)
+    deadline = time.monotonic() + 30
+    while wait and not listening(port) and time.monotonic() < deadline:
+        assert process.poll() is None, errors.read_text()
+        time.sleep(0.05)
+    return server
+
+
 @pytest.fixture
 def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager) -> Iterator[Callable[..., Server]]:
     """Start the function under functions-framework's production server; as ``function``, but in a process."""
@@ -285,30 +331,9 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     ) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
-        (place / "policy.yaml").write_text(policy(upstream.origin) if document is None else document)
-        record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
-        environ = {
-            "PATH": os.environ["PATH"],
-            "POLICY": str(place / "policy.yaml"),
-            "SECRET_MANAGER_ENDPOINT": secret_manager.address,
-            "STORE": "memory",
-            "AUDIT": f"file:{record.path}",
-            "THREADS": "16",
-            **settings,
-        }
-        with errors.open("wb") as stderr:
-            process = subprocess.Popen(
-                command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr
-            )
-        server = Server(process, port, record, errors)
-        started.append(server)
-        deadline = time.monotonic() + 30
-        while wait and time.monotonic() < deadline:
-            assert process.poll() is None, errors.read_text()
-            if listening(port):
-                break
-            time.sleep(0.05)
-        return server
+        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, **settings}
+        started.append(launch(place, document or policy(upstream.origin), wait=wait, source=source, **settings))
+        return started[-1]
 
     yield start
     for server in started:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import socket
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +16,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import Appgregator
-from sandbox.ports import free_port, listening
 from sandbox.secret_manager import SecretManager
-from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Record, Server, policy
+from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Server, launch, policy
 from tests.problems import parsed, plain, refused, stripe_refused
 
 if TYPE_CHECKING:
@@ -46,7 +43,8 @@ class World:
 
     def send(self, line: str | bytes, *headers: str | bytes, body: bytes = b"") -> bytes:
         """Send one request as it is written, on a connection of its own, and return all that comes."""
-        parts = [line, "Host: countersign", *headers, "Connection: close", "", ""]
+        host = [] if any(isinstance(h, str) and h.startswith("Host:") for h in headers) else ["Host: countersign"]
+        parts = [line, *host, *headers, "Connection: close", "", ""]
         head = b"\r\n".join(part if isinstance(part, bytes) else part.encode("latin-1") for part in parts)
         return self.server.raw(head + body)
 
@@ -57,23 +55,9 @@ def whole_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     accounts = {("ft-4", "stripe-1"), ("ft-4", "stripe-2")}
     with Appgregator(keys=[UPSTREAM_KEY], accounts=accounts) as upstream, SecretManager() as secret_manager:
         secret_manager.add(SECRET, UPSTREAM_KEY.encode())
-        (place / "policy.yaml").write_text(policy(upstream.origin))
-        record, port = Record(place / "audit.jsonl"), free_port()
-        environ = {
-            "PATH": os.environ["PATH"],
-            "POLICY": str(place / "policy.yaml"),
-            "SECRET_MANAGER_ENDPOINT": secret_manager.address,
-            "AUDIT": f"file:{record.path}",
-            "THREADS": str(THREADS),
-        }
-        with (place / "errors").open("wb") as errors:
-            process = subprocess.Popen(command(port), cwd=ROOT, env=environ, stdout=errors, stderr=errors)
-        server = Server(process, port, record, place / "errors")
+        endpoint = secret_manager.address
+        server = launch(place, policy(upstream.origin), SECRET_MANAGER_ENDPOINT=endpoint, THREADS=str(THREADS))
         try:
-            deadline = time.monotonic() + 30
-            while not listening(port) and time.monotonic() < deadline:
-                assert process.poll() is None, server.errors.read_text()
-                time.sleep(0.05)
             yield World(server, upstream)
         finally:
             server.stop()
@@ -176,7 +160,7 @@ def test_wrong_path_is_refused_and_never_redirected(world: World, path: str) -> 
     body = CUSTOMER.encode()
     line = f"POST {path}?name=ft-4&connection_name=stripe-1 HTTP/1.1"
     answer = parsed(world.send(line, *head(length(body)), body=body))
-    refused(answer, 404, "path-unknown")
+    (stripe_refused if "/v1/" in path else refused)(answer, 404, "path-unknown")
     assert "location" not in answer[1]
     assert not world.upstream.calls
 
@@ -191,6 +175,23 @@ def test_method_that_a_path_does_not_know_is_refused_with_those_it_does(world: W
     answer = world.server.call("/stripe/invoices/in_1?name=ft-4&connection_name=stripe-1")
     refused(answer, 405, "method-not-allowed")
     assert answer[1]["allow"] == "GET"
+
+
+@pytest.mark.parametrize(
+    "host", ["good/#", "good/", "good?x", "a@b", "a b", "http://good", "good:port", "[::1", "good,bad"]
+)
+def test_host_that_is_none_is_refused(world: World, host: str) -> None:
+    body = CUSTOMER.encode()
+    answer = world.send(f"POST {TARGET} HTTP/1.1", f"Host: {host}", *head(length(body)), body=body)
+    refused(parsed(answer), 400, "header-malformed")
+    assert not world.upstream.calls
+
+
+@pytest.mark.parametrize("host", ["good.example", "good.example:443", "127.0.0.1:8080", "[::1]:8080", ""])
+def test_host_of_any_kind_is_taken(world: World, host: str) -> None:
+    body = CUSTOMER.encode()
+    answer = world.send(f"POST {TARGET} HTTP/1.1", f"Host: {host}", *head(length(body)), body=body)
+    assert parsed(answer)[0] == 200
 
 
 def test_asterisk_is_no_path(world: World) -> None:
@@ -683,7 +684,7 @@ def test_malformed_chunks_are_refused(world: World, body: bytes) -> None:
         ["Transfer-Encoding: banana"],
         ["Transfer-Encoding: chunked, chunked"],
         ["Content-Length: 14", "Content-Type: application/json"],
-        ["Content-Length: 14", "Host: another"],
+        ["Content-Length: 14", "Host: countersign", "Host: another"],
         ["Content-Length: 14", " folded"],
         ["Content-Length: 14", "no colon"],
         ["Content-Length: 14", "bad name: x"],

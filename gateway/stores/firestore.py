@@ -20,7 +20,7 @@ import os
 import random
 import threading
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -30,6 +30,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import Document, Precondition, Value, Write
+from msgspec.structs import asdict, replace
 
 from policies import idempotency
 from policies.idempotency import Entry, Held, State, Verdict
@@ -417,14 +418,14 @@ def _entry(found: Fields | None) -> Entry | None:
     """Return the entry that a document keeps; an answer lies in it as its status and its body."""
     if found is None:
         return None
-    values: dict[str, Any] = {field.name: found.get(field.name) for field in fields(Entry)}
+    values: dict[str, Any] = {name: found.get(name) for name in Entry.__struct_fields__}
     answer = Answer(found["status"], found["body"]) if "status" in found else None
     return Entry(**values | {"state": State(found["state"]), "answer": answer})
 
 
 def _document(entry: Entry) -> Fields:
     """Return the fields that keep an entry."""
-    values: Fields = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    values: Fields = asdict(entry)
     if entry.answer is not None:
         values |= {"status": entry.answer.status, "body": entry.answer.body}
     del values["answer"]
@@ -512,6 +513,7 @@ def _claim(grant: Grant, held: Entry | None, owner: str, now: float) -> Entry | 
         held,
         owner=owner,
         fingerprint=grant.fingerprint,
+        place=grant.place,
         retention=grant.entitlement.idempotency.seconds,
         resend=grant.resend_seconds,
         now=now,

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from policies import idempotency
-from policies.idempotency import Entry
+from policies.idempotency import Entry, State
 from policies.model import Admission, Outcome, Reply
 from policies.quota import Window, budget_spent, ceiling_reached, limit_reached
 from policies.refusals import LedgerRefusal, StoreUnavailable
@@ -28,7 +28,7 @@ class Memory:
     def __init__(self, clock: Callable[[], float], max_entries: int = MAX_ENTRIES) -> None:
         self._clock, self._max_entries = clock, max_entries
         self._lock = threading.Lock()
-        self._windows: dict[tuple[str, str, Limit], Window] = {}
+        self._windows: dict[tuple[str, str, str], Window] = {}
         self._ledger: OrderedDict[str, Entry] = OrderedDict()
         self._next_sweep = 0.0
 
@@ -37,28 +37,30 @@ class Memory:
         owner = os.urandom(16).hex()
         with self._lock:
             now = self._clock()
+            limits, ceiling, budget = self._limits(grant), self._ceiling(grant), self._budget(grant)
             try:
                 claim = self._claim(grant, owner, now)
             except LedgerRefusal as refusal:
-                refusal.standings = self._standings(grant, now)
+                refusal.standings = _standings(limits, now)
                 raise
             if claim is not None and not isinstance(claim, Entry):
-                return Admission(self._standings(grant, now), owner, now, replay=claim)
-            ceiling, budget = self._ceiling(grant), self._budget(grant)
-            full = [window for window in self._limits(grant) if window.remaining(now) < 1]
+                return Admission(_standings(limits, now), owner, now, replay=claim)
+            full = [window for window in limits if window.remaining(now) < 1]
             if full:
                 wait = max(window.wait(now) for window in full)
-                raise limit_reached(full[0].limit, wait, self._standings(grant, now))
+                raise limit_reached(full[0].limit, wait, _standings(limits, now))
             if ceiling is not None and ceiling.remaining(now) < 1:
-                raise ceiling_reached(ceiling.wait(now), self._standings(grant, now))
+                raise ceiling_reached(ceiling.wait(now), _standings(limits, now))
             if budget is not None and grant.budget is not None and budget.remaining(now) < 1:
-                raise budget_spent(grant.budget, budget.wait(now), self._standings(grant, now))
-            for window in self._counting(grant):
+                raise budget_spent(grant.budget, budget.wait(now), _standings(limits, now))
+            for window in limits:
                 window.take(now)
+            if ceiling is not None:
+                ceiling.take(now)
             if grant.ledger_key is not None and claim is not None:
                 self._ledger[grant.ledger_key] = claim
             doubt = claim is not None and claim.doubt
-            return Admission(self._standings(grant, now), owner, now, doubt=doubt)
+            return Admission(_standings(limits, now), owner, now, doubt=doubt)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -84,6 +86,7 @@ class Memory:
             held,
             owner=owner,
             fingerprint=grant.fingerprint,
+            place=grant.place,
             retention=grant.entitlement.idempotency.seconds,
             resend=grant.resend_seconds,
             now=now,
@@ -99,20 +102,21 @@ class Memory:
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> None:
         key = grant.ledger_key
         with self._lock:
+            if key is not None:
+                held = self._ledger.get(key)
+                if held is None or held.state is not State.SENT or held.owner != admission.owner:
+                    return  # settled already, or somebody else's: what came of it is for them to count
+                entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
+                if entry is None:
+                    del self._ledger[key]
+                else:
+                    self._ledger[key] = entry
             if not reply.reached:
                 for window in self._counting(grant):
                     window.give_back(admission.taken)
             budget = self._budget(grant)
             if budget is not None and reply.spent:
                 budget.take(self._clock(), reply.spent)
-            if key is None:
-                return
-            held = self._ledger.get(key)
-            entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
-            if entry is None:
-                self._ledger.pop(key, None)
-            else:
-                self._ledger[key] = entry
 
     def _counting(self, grant: Grant) -> list[Window]:
         """Return the windows that an admission is counted in."""
@@ -131,11 +135,12 @@ class Memory:
         return self._window("budget", grant.caller.id, budget.limit) if budget is not None else None
 
     def _window(self, kind: str, name: str, limit: Limit) -> Window:
-        place = (kind, name, limit)
+        place = (kind, name, limit.text)
         window = self._windows.get(place)
         if window is None:
             window = self._windows[place] = Window(limit)
         return window
 
-    def _standings(self, grant: Grant, now: float) -> tuple[Standing, ...]:
-        return tuple(window.standing(now) for window in self._limits(grant))
+
+def _standings(limits: list[Window], now: float) -> tuple[Standing, ...]:
+    return tuple([window.standing(now) for window in limits])

@@ -94,15 +94,15 @@ end
 
 # KEYS: the ledger's entry, then a window for each limit, the ceiling's, and the budget's.
 # ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, whose it is, for how long it may be sent
-# again, then of each window its calls, its seconds and '1' if the call is counted there now; what a budget counts is
-# known later.
+# again, and where to, then of each window its calls, its seconds and '1' if the call is counted there now; what a
+# budget counts is known later.
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local owner, fingerprint, keyed = ARGV[2], ARGV[3], ARGV[6] == '1'
 local lease, again = tonumber(ARGV[4]), false
 local windows = {{}}
 for i = 2, #KEYS do
-  local calls, seconds, counts = tonumber(ARGV[3 * i + 3]), tonumber(ARGV[3 * i + 4]), ARGV[3 * i + 5] == '1'
+  local calls, seconds, counts = tonumber(ARGV[3 * i + 4]), tonumber(ARGV[3 * i + 5]), ARGV[3 * i + 6] == '1'
   local width = seconds * 1000000 / BUCKETS
   local total, first = forget(KEYS[i], width, now)
   windows[i - 1] = {{
@@ -121,7 +121,7 @@ end
 
 if keyed then
   local e = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fingerprint', 'lease', 'expires', 'taken', 'status', 'body',
-    'sent', 'doubt')
+    'sent', 'doubt', 'place')
   if e[1] and tonumber(e[5]) > now then
     if e[3] ~= fingerprint then return answer('reused', '', '') end
     if e[1] == 'sent' then
@@ -132,7 +132,7 @@ if keyed then
     elseif e[1] ~= 'unknown' then
       return answer('replay', e[7], e[8])
     end
-    if now + lease > tonumber(e[9]) + tonumber(ARGV[8]) then return answer('unknown', '', '') end
+    if e[11] ~= ARGV[9] or now + lease > tonumber(e[9]) + tonumber(ARGV[8]) then return answer('unknown', '', '') end
     again = true
   end
 end
@@ -153,7 +153,7 @@ elseif keyed then
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'fingerprint', fingerprint, 'about', ARGV[7],
     'sent', exact(now), 'taken', exact(now), 'lease', exact(now + lease), 'expires', exact(now + retention * 1000),
-    'doubt', '')
+    'doubt', '', 'place', ARGV[9])
   redis.call('PEXPIRE', KEYS[1], retention + {SLACK})
 end
 return answer('admitted', exact(now), again and '1' or '')
@@ -245,6 +245,7 @@ class Redis:
         lease, keyed = LEASE * 1_000_000, _keyed(grant)
         resend = grant.resend_seconds * 1_000_000
         arguments: list[str | int] = [now, owner, grant.fingerprint, lease, retention, keyed, _about(grant), resend]
+        arguments.append(grant.place)
         for _, limit, counts in windows:
             arguments += [limit.calls, limit.seconds, counts]
         verdict, first, second, *standing = self._run(self._admit, grant, windows, arguments)

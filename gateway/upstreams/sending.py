@@ -6,8 +6,9 @@ a refused key has changed meanwhile, when it is only to look, and at an upstream
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from gateway.upstreams import appgregator, stripe
 from gateway.upstreams.transport import LostError, NotSentError
@@ -85,11 +86,12 @@ class Upstreams:
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
-        answer = reply.answer
-        if answer is not None and secret is not first:
-            answer = first.redacted(answer)
+        if secret is not first:
+            reply = _without(first, reply)
+        if attempts == 1:
+            return reply
         # Whatever became of the last try, an earlier one that reached the upstream counts.
-        return replace(reply, answer=answer, attempts=attempts, reached=reached)
+        return replace(reply, attempts=attempts, reached=reached)
 
     def _attempt(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> tuple[Reply, bool]:
         """Return what came of one try, and whether another would be of use where it does no harm."""
@@ -102,16 +104,25 @@ class Upstreams:
         except LostError as error:
             return unknown(grant, str(error)), True
         reply = judge(grant, received.status, received.body, received.retry_after)
-        answer = None if reply.answer is None else secret.redacted(reply.answer)
-        created = None if reply.created is None or secret.occurs_in(reply.created) else reply.created
-        named = received.request_id
-        reply = replace(
-            reply,
-            answer=answer,
-            created=created,
-            upstream_request=None if named is None or secret.occurs_in(named) else named,
-        )
-        return reply, _worth_another(received)
+        if received.request_id is not None:
+            reply = replace(reply, upstream_request=received.request_id)
+        reply = _without(secret, reply)
+        return reply, reply.outcome is not Outcome.SUCCEEDED and _worth_another(received)
+
+
+def _without(secret: Secret, reply: Reply) -> Reply:
+    """Return ``reply`` with the key nowhere in it."""
+    answer, created, named = reply.answer, reply.created, reply.upstream_request
+    cleaned = None if answer is None else secret.redacted(answer)
+    leaks = [text for text in (created, named) if text is not None and secret.occurs_in(text)]
+    if cleaned is answer and not leaks:
+        return reply
+    return replace(
+        reply,
+        answer=cleaned,
+        created=None if created in leaks else created,
+        upstream_request=None if named in leaks else named,
+    )
 
 
 def _worth_another(received: Received) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import select
 import threading
-from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Final
 
 import certifi
+import msgspec
 import pycurl
 
 #: An invoice with a hundred lines is about 150 KB. Counted after decompression.
@@ -39,18 +39,20 @@ class LostError(Exception):
     """The request was written, wholly or in part, and no answer came that can be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What goes out: GET without a body, or POST."""
 
     method: str
     url: str
-    headers: list[str] = field(repr=False)
-    body: bytes = field(repr=False)
+    headers: list[str]
+    body: bytes
+
+    def __repr__(self) -> str:
+        """Leave out the key and the body."""
+        return f"Request({self.method!r}, {self.url!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """An answer: any status, a body of at most ``MAX_ANSWER`` bytes, Retry-After in seconds where there was one."""
 
     status: int

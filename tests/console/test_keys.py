@@ -9,13 +9,14 @@ import stat
 import string
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from console.__main__ import main
 from console.keys import NotDoneError, _after, _Policy, mint, whole

@@ -46,10 +46,12 @@ def call(  # every argument is a header or a part of the call
     validate_only: bool = False,
     serverless: str | None = None,
     webhook: Webhook | None = None,
+    invoice: str | None = None,
 ) -> Call:
-    """Make a call as ``read`` does."""
+    """Make a call as ``read`` does: for an invoice, or to look at ``invoice``."""
     return Call(
-        operation="invoices.create",
+        operation="invoices.create" if invoice is None else "invoices.retrieve",
+        path_parameters={} if invoice is None else {"invoice": invoice},
         name="ft-4",
         connection_name=account,
         api_key=key,
@@ -70,10 +72,11 @@ def granted(
     key: str = KEY,
     account: str = "stripe-1",
     idempotency_key: str | None = None,
+    invoice: str | None = None,
 ) -> Grant:
     """Have a policy document grant a call."""
     policies = document.read(text or policy("http://127.0.0.1:9"), "policy.yaml")
-    asked = call(body, key=key, account=account, idempotency_key=idempotency_key)
+    asked = call(body, key=key, account=account, idempotency_key=idempotency_key, invoice=invoice)
     return decide(policies, policies.keys[hashlib.sha256(key.encode()).digest()], asked)
 
 

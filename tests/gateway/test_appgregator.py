@@ -6,10 +6,10 @@ import base64
 import json
 import socket
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.upstreams.appgregator import _address

@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import grpc
 import pytest
 from google.cloud import firestore
 from hypothesis import HealthCheck, given, settings
+from msgspec.structs import replace
 
 from gateway.stores.firestore import LEDGER, MOST_SHARDS, WINDOWS, Firestore
 from gateway.stores.memory import Memory
@@ -23,7 +23,7 @@ from policies.quota import parse_limit
 from policies.refusals import BudgetSpent, CeilingReached, KeyInUse, LimitReached, Refusal, StoreUnavailable
 from sandbox.ports import free_port
 from tests.gateway.conftest import Clock, at_once, granted
-from tests.gateway.test_redis import STEPS, Step, end, said
+from tests.gateway.test_redis import STEPS, Step, assert_alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,21 +71,7 @@ def documents(url: str, collection: str) -> dict[str, dict[str, Any]]:
 def test_firestore_says_what_memory_says_whatever_happens(firestore_url: str, steps: list[Step]) -> None:
     clock = Clock()
     fresh = Firestore(f"{firestore_url}/db-{time.monotonic_ns()}", clock, PATIENCE)
-    stores: tuple[Memory | Firestore, ...] = (Memory(clock), fresh)
-    grant = limited("2/second, 5/minute", key="k")
-    grants = [replace(grant, ledger_key=key) for key in ("a" * 64, "b" * 64, None)]
-    held: list[tuple[Grant, tuple[Admission, Admission]]] = []
-    for what, wait, which in steps:
-        clock.tick(wait)
-        if what == "admit" or not held:
-            first, second = (attempt(store, grants[which]) for store in stores)
-            assert said(first) == said(second)
-            if not isinstance(first, Refusal) and not isinstance(second, Refusal) and first.replay is None:
-                held.append((grants[which], (first, second)))
-            continue
-        asked, admissions = held.pop(which % len(held))
-        for store, admission in zip(stores, admissions, strict=True):
-            end(store, asked, admission, what)
+    assert_alike((Memory(clock), fresh), clock, steps)
 
 
 # ---------------------------------------------------------------- hot counters are sharded

@@ -6,21 +6,22 @@ import multiprocessing
 import socket
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from redis.crc import key_slot
 
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from policies.model import Answer, Outcome, Reply
+from policies.model import Answer, Budget, Limit, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
 from sandbox.ports import free_port
+from tests.conftest import policy
 from tests.gateway.conftest import Clock, at_once, granted
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sandbox.redis_server import RedisServer
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
-SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"}, spent=2)
 
 
 def limited(limit: str, *, key: str | None = None) -> Grant:
@@ -40,7 +41,7 @@ def limited(limit: str, *, key: str | None = None) -> Grant:
     return replace(grant, caller=replace(grant.caller, limits=(parse_limit(limit),)))
 
 
-def attempt(store: Redis | Memory, grant: Grant) -> Admission | Refusal:
+def attempt(store: Store, grant: Grant) -> Admission | Refusal:
     try:
         return store.admit(grant)
     except Refusal as refusal:
@@ -53,8 +54,9 @@ Step = tuple[str, float, int]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["admit", "settle", "unreached", "unknown", "release"]),
-        st.sampled_from([0.0, 0.001, 0.4, 1.0, 7.9, 31.0, 61.0]),
-        st.integers(0, 2),
+        # All are whole in microseconds and in binary, so that both stores' clocks say exactly the same.
+        st.sampled_from([0.0, 1 / 64, 26 / 64, 1.0, 7 + 58 / 64, 30.0, 31.0, 61.0, 12 * 3600.0]),
+        st.integers(0, 3),
     ),
     max_size=40,
 )
@@ -66,12 +68,22 @@ def test_redis_says_what_memory_says_whatever_happens(shared_redis: RedisServer,
     with redis.Redis(port=shared_redis.port) as client:
         client.flushall()
     clock = Clock()
-    stores: tuple[Memory | Redis, ...] = (Memory(clock), Redis(shared_redis.url, clock))
-    grant = granted(idempotency_key="k")
-    limits = (parse_limit("2/second"), parse_limit("5/minute"))
+    assert_alike((Memory(clock), Redis(shared_redis.url, clock)), clock, steps)
+
+
+def assert_alike(stores: tuple[Store, Store], clock: Clock, steps: list[Step]) -> None:
+    """Take two stores through the same history, of calls that may be sent again and calls that may not."""
+    text = policy("http://127.0.0.1:9")
+    once = granted(text, idempotency_key="k")
+    again = granted(text.replace("appgregator\n", "stripe\n"), idempotency_key="k")
+    caller = replace(
+        once.caller,
+        limits=(parse_limit("2/second"), parse_limit("5/minute")),
+        budget=Budget("usd", Limit(9, 3600, "9 usd/hour")),
+    )
     grants = [
-        replace(grant, caller=replace(grant.caller, limits=limits), ledger_key=key)
-        for key in ("a" * 64, "b" * 64, None)
+        replace(grant, caller=caller, ledger_key=key)
+        for grant, key in ((once, "a" * 64), (again, "b" * 64), (again, "a" * 64), (once, None))
     ]
     held: list[tuple[Grant, tuple[Admission, Admission]]] = []
     for what, wait, which in steps:
@@ -90,7 +102,7 @@ def test_redis_says_what_memory_says_whatever_happens(shared_redis: RedisServer,
 def said(result: Admission | Refusal) -> tuple[object, ...]:
     if isinstance(result, Refusal):
         return type(result), result.retry_after, result.detail, result.standings
-    return result.standings, result.replay
+    return result.standings, result.replay, result.doubt
 
 
 def end(store: Store, grant: Grant, admission: Admission, how: str) -> None:

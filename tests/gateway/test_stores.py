@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.stores.firestore import Firestore
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from policies.idempotency import LEASE, RETENTION
-from policies.model import Answer, Budget, Limit, Outcome, Reply
+from policies.idempotency import LEASE, RETENTION, State, Verdict
+from policies.model import Admission, Answer, Budget, Limit, Outcome, Reply
 from policies.quota import parse_limit
 from policies.refusals import (
     BudgetSpent,
@@ -26,14 +26,14 @@ from policies.refusals import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
-from tests.conftest import OTHER_KEY
+from tests.conftest import CUSTOMER, OTHER_KEY, policy
 from tests.gateway.conftest import Clock, at_once, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.stores import Store
-    from policies.model import Admission, Grant
+    from policies.model import Grant
 
 #: By name: the fixture that prepares a store, if any, and the store on the clock of the test, empty.
 STORES: dict[str, tuple[str | None, Callable[..., Store]]] = {
@@ -466,3 +466,209 @@ def test_budget_of_one_caller_is_not_spent_by_another(store: Store) -> None:
 def test_replay_is_told_even_when_the_budget_is_spent(store: Store) -> None:
     spend(store, budgeted(1, key="order-1"), 1)
     assert store.admit(budgeted(1, key="order-1")).replay == ANSWER
+
+
+# ---------------------------------------------------------------- sent again where the upstream deduplicates
+
+DAY = 24 * 3600
+
+
+def stripes(key: str | None = "order-1", *, limits: str = "1000/minute", more: str = "") -> Grant:
+    """Make a grant at Stripe, which answers the same key with the same invoice for a day."""
+    text = policy("http://127.0.0.1:9", upstream="stripe", limits=limits)
+    return granted(text.replace("upstream: stripe\n", f"upstream: stripe\n{more}"), idempotency_key=key)
+
+
+def leave_unknown(store: Store, grant: Grant) -> None:
+    assert store.settle(grant, store.admit(grant), UNKNOWN, ANSWER)
+
+
+def test_first_send_of_a_key_is_in_no_doubt(store: Store) -> None:
+    for grant in (stripes("a"), stripes(None), keyed("b")):
+        assert not store.admit(grant).doubt
+
+
+def test_unknown_is_sent_again_in_doubt_and_under_an_owner_of_its_own(store: Store) -> None:
+    grant = stripes()
+    first = store.admit(grant)
+    store.settle(grant, first, UNKNOWN, ANSWER)
+    again = store.admit(grant)
+    assert (again.doubt, again.replay) == (True, None)
+    assert again.owner != first.owner
+    with pytest.raises(KeyInUse):
+        store.admit(grant)
+    store.settle(grant, again, SUCCEEDED, ANSWER)
+    assert store.admit(grant).replay == ANSWER
+
+
+def test_unknown_is_sent_again_only_while_the_upstream_is_sure_to_know_the_key(store: Store, clock: Clock) -> None:
+    for key, seconds in (("in time", DAY - LEASE), ("too late", DAY - LEASE + 0.001)):
+        leave_unknown(store, stripes(key))
+        clock.tick(seconds)
+        if key == "in time":
+            assert store.admit(stripes(key)).doubt
+        else:
+            with pytest.raises(OutcomeStillUnknown):
+                store.admit(stripes(key))
+
+
+def test_window_counts_from_the_first_send_whatever_came_of_the_second(store: Store, clock: Clock) -> None:
+    grant = stripes()
+    leave_unknown(store, grant)
+    for seconds in (DAY / 2, DAY / 2 - LEASE):
+        clock.tick(seconds)
+        leave_unknown(store, grant)
+    clock.tick(0.001)
+    with pytest.raises(OutcomeStillUnknown):
+        store.admit(grant)
+
+
+def test_window_of_a_key_that_was_released_counts_from_its_next_send(store: Store, clock: Clock) -> None:
+    grant = stripes()
+    store.settle(grant, store.admit(grant), BUSY, ANSWER)
+    clock.tick(DAY)
+    leave_unknown(store, grant)
+    clock.tick(DAY - LEASE)
+    assert store.admit(grant).doubt
+
+
+def test_claim_is_sent_again_once_its_lease_has_run_out_and_not_before(store: Store, clock: Clock) -> None:
+    grant = stripes()
+    first = store.admit(grant)
+    clock.tick(LEASE - 0.001)
+    with pytest.raises(KeyInUse):
+        store.admit(grant)
+    clock.tick(0.001)
+    second = store.admit(grant)
+    assert second.doubt
+    for reply in (SUCCEEDED, REJECTED, UNKNOWN, BUSY, UNREACHED):  # the first owner was only slow, and is too late
+        store.settle(grant, first, reply, Answer(500, b""))
+    store.release(grant, first)
+    with pytest.raises(KeyInUse):
+        store.admit(grant)
+    store.settle(grant, second, SUCCEEDED, ANSWER)
+    assert store.admit(grant).replay == ANSWER
+
+
+@pytest.mark.parametrize("reply", [BUSY, UNREACHED, None], ids=["busy", "unreached", "not sent"])
+def test_second_send_that_created_nothing_leaves_the_doubt(store: Store, clock: Clock, reply: Reply | None) -> None:
+    grant = stripes()
+    leave_unknown(store, grant)
+    for _ in range(2):
+        again = store.admit(grant)
+        assert again.doubt
+        if reply is None:
+            store.release(grant, again)
+        else:
+            assert store.settle(grant, again, reply, ANSWER)
+    clock.tick(DAY)
+    with pytest.raises(OutcomeStillUnknown):
+        store.admit(grant)
+
+
+def test_rejection_of_a_second_send_is_kept_and_repeated(store: Store) -> None:
+    grant = stripes()
+    leave_unknown(store, grant)
+    store.settle(grant, store.admit(grant), REJECTED, ANSWER)
+    assert store.admit(grant).replay == ANSWER
+
+
+def test_one_of_fifty_is_sent_again(store: Store) -> None:
+    grant = stripes()
+    leave_unknown(store, grant)
+    results = at_once(50, lambda _: outcome_of(store, grant))
+    assert count(results, KeyInUse) == 49
+    assert [result.doubt for result in results if not isinstance(result, Refusal)] == [True]
+
+
+def test_second_send_counts_against_the_limits_and_is_refused_by_them(store: Store, clock: Clock) -> None:
+    grant = stripes(limits="2/second")
+    leave_unknown(store, grant)
+    leave_unknown(store, grant)
+    with pytest.raises(LimitReached):
+        store.admit(grant)
+    clock.tick(2)
+    again = store.admit(grant)  # refused, it was not taken for sent
+    assert (again.doubt, again.standings[0].remaining) == (True, 1)
+    store.release(grant, again)
+    assert store.admit(grant).standings[0].remaining == 1  # given back like any other
+
+
+def test_second_send_is_refused_where_the_budget_is_spent(store: Store) -> None:
+    budget = Budget("usd", Limit(1, 86400, "1 usd/day"))
+    unknown, other = (
+        replace(grant, caller=replace(grant.caller, budget=budget)) for grant in (stripes("a"), stripes("b"))
+    )
+    leave_unknown(store, unknown)
+    spend(store, other, 1)
+    with pytest.raises(BudgetSpent):
+        store.admit(unknown)
+
+
+def test_invoice_that_a_second_send_finds_is_spent_once(store: Store) -> None:
+    budget = Budget("usd", Limit(100, 86400, "100 usd/day"))
+    grant = stripes()
+    grant = replace(grant, caller=replace(grant.caller, budget=budget))
+    leave_unknown(store, grant)
+    spend(store, grant, 99)
+    fresh = replace(grant, ledger_key=None)
+    spend(store, fresh, 1)
+    with pytest.raises(BudgetSpent):
+        store.admit(fresh)
+
+
+def test_invoice_that_a_slow_send_and_its_repetition_both_find_is_spent_once(store: Store, clock: Clock) -> None:
+    budget = Budget("usd", Limit(100, 86400, "100 usd/day"))
+    grant = stripes()
+    grant = replace(grant, caller=replace(grant.caller, budget=budget))
+    slow = store.admit(grant)
+    clock.tick(LEASE)
+    again = store.admit(grant)
+    for admission in (slow, again):
+        store.settle(grant, admission, replace(SUCCEEDED, spent=50), ANSWER)
+    assert store.admit(replace(grant, ledger_key=None)).replay is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["    account: acct_1\n", "    version: 2022-11-15\n", ""],
+    ids=["another account", "another version", "the same"],
+)
+def test_unknown_is_sent_again_only_to_the_same_account(store: Store, more: str) -> None:
+    leave_unknown(store, stripes())
+    result = outcome_of(store, stripes(more=more))
+    assert isinstance(result, OutcomeStillUnknown if "account" in more else Admission)
+
+
+def test_call_that_another_upstream_may_have_taken_is_not_sent_again(store: Store) -> None:
+    """The policy has moved the connection to Stripe meanwhile."""
+    leave_unknown(store, keyed(body=CUSTOMER))
+    assert keyed(body=CUSTOMER).ledger_key == stripes().ledger_key
+    with pytest.raises(OutcomeStillUnknown):
+        store.admit(stripes())
+
+
+def test_other_parameters_are_refused_whatever_may_be_sent_again(store: Store) -> None:
+    leave_unknown(store, stripes())
+    with pytest.raises(KeyReused):
+        store.admit(replace(stripes(), fingerprint="other"))
+
+
+@pytest.mark.parametrize("store", sorted(STORES.keys() - {"memory"}), indirect=True)  # whose ledger no operator reaches
+@pytest.mark.parametrize("created", [True, False])
+def test_operator_resolves_a_key_that_is_in_doubt(store: Store, clock: Clock, *, created: bool) -> None:
+    grant = stripes()
+    began = clock()
+    leave_unknown(store, grant)
+    clock.tick(60)
+    again = store.admit(grant)
+    ledger: Any = store
+    (held,) = ledger.held()
+    assert (held.state, held.since, held.running, held.open) == (State.SENT, began, True, False)
+    assert ledger.resolve(grant.ledger_key, None) is Verdict.RUNNING
+    store.settle(grant, again, BUSY, ANSWER)
+    (held,) = ledger.held()
+    assert (held.state, held.since, held.open) == (State.UNKNOWN, began, True)
+    assert ledger.resolve(grant.ledger_key, ANSWER if created else None) is Verdict.RESOLVED
+    after = store.admit(grant)
+    assert (after.replay, after.doubt) == (ANSWER if created else None, False)

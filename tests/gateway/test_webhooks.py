@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import pytest
 import standardwebhooks
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets
 from gateway.webhooks import MAX_SIGNATURES, PAUSE_SECONDS, TOLERANCE_SECONDS, Webhooks

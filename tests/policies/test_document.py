@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,12 +13,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from policies import document
 from policies.document import MAX_WEBHOOKS, DocumentError
 from policies.idempotency import RETENTION
 from policies.model import Idempotency, Kind, PolicySet, Shape
 from policies.operations.invoices_create import INVOICES_CREATE
+from policies.upstreams import UPSTREAMS
 from tests.conftest import policy
 from tests.policies.conftest import entitlement, only_caller, read, written
 
@@ -385,6 +387,11 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             "env:KEY",
         )
     ),
+    (6, [], 2, "connections.billing", "origin is missing"),
+    (8, ["version: 2022-11-15"], 8, "connections.billing.version", "version means something at Stripe only. Remove it"),
+    (8, ["account: acct_1"], 8, "connections.billing.account", "account means something at Stripe only. Remove it"),
+    (17, ["operation: invoices.retrieve"], 17, f"{GRANT}.operation", "appgregator does not offer this. Write one of: "),
+    (17, ["operation: invoices.delete"], 17, f"{GRANT}.operation", "Did you mean invoices."),
     (8, ["ceiling: 20 per second"], 8, "connections.billing.ceiling", "write a limit as a whole number of calls per"),
     # callers
     (10, ["app bar:"], 10, "callers.app bar", "a name is up to 64 letters"),
@@ -801,3 +808,91 @@ def test_stamp_is_a_metadata_entry_that_no_caller_may_write(stamp: str, says: st
         document.read(text, "policy.yaml")
     assert str(caught.value).startswith(f"policy.yaml:{line}: callers.app.grants[0].stamp: ")
     assert says in str(caught.value)
+
+
+# ---------------------------------------------------------------- Stripe itself
+
+STRIPE = RIGHT.replace("upstream: appgregator", "upstream: stripe")
+LOOK = """\
+      - connection: billing
+        operation: invoices.retrieve
+        parameters: {invoice: {prefix: in_}}
+        response: [id, status]
+"""
+
+
+def test_stripe_is_at_its_own_address_in_the_catalogues_version_unless_it_is_said_otherwise() -> None:
+    connection = read(STRIPE.replace("    origin: https://upstream.example\n", "")).connections["billing"]
+    assert connection.upstream is UPSTREAMS["stripe"]
+    assert connection.origin == "https://api.stripe.com"
+    assert (connection.version, connection.account) == ("2026-05-27.dahlia", None)
+    assert read(STRIPE).connections["billing"].origin == "https://upstream.example"
+    appgregator = read(RIGHT).connections["billing"]
+    assert (appgregator.upstream, appgregator.version, appgregator.account) == (UPSTREAMS["appgregator"], None, None)
+
+
+@pytest.mark.parametrize("version", ["2026-05-27.dahlia", "2022-11-15", '"2024-06-20"'])
+def test_version_and_account_are_read_as_written(version: str) -> None:
+    text = STRIPE.replace("    ceiling", f"    version: {version}\n    account: acct_1032D82eZvKYlo2C\n    ceiling")
+    connection = read(text).connections["billing"]
+    assert (connection.version, connection.account) == (version.strip('"'), "acct_1032D82eZvKYlo2C")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        *(
+            ("version", value, "write one of Stripe's API versions, such as 2026-05-27.dahlia")
+            for value in ("latest", "2022", "1999-01-01", "2022-11-15.", "2022-11-15.Dahlia", '"2022-11-15\\r\\nX: y"')
+        ),
+        *(
+            ("account", value, "write a connected account, such as acct_1032D82eZvKYlo2C")
+            for value in ("me", "acct_", "acct_1-2", '"acct_1, acct_2"', '"acct_1\\nX: y"', f"acct_{'1' * 65}")
+        ),
+    ],
+)
+def test_header_that_stripe_would_not_take_is_refused(key: str, value: str, says: str) -> None:
+    text = STRIPE.replace("    ceiling", f"    {key}: {value}\n    ceiling")
+    assert problem(text) == f"acme.yaml:8: connections.billing.{key}: {says}"
+
+
+def test_looking_is_granted_beside_creating_and_has_no_key() -> None:
+    caller = only_caller(read(STRIPE + LOOK))
+    assert [place[2] for place in caller.entitlements] == ["invoices.create", "invoices.retrieve"]
+    looking = caller.entitlements["ft-4", "stripe-1", "invoices.retrieve"]
+    assert set(looking.rules) == {"invoice"}
+    assert not looking.idempotency.required
+    assert looking.stamp is None
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "says"),
+    [
+        ("idempotency: required", ".idempotency", "invoices.retrieve creates nothing, so this means nothing here"),
+        ("idempotency: {from: invoice}", ".idempotency", "invoices.retrieve creates nothing"),
+        ('stamp: "metadata[countersign]"', ".stamp", "invoices.retrieve creates nothing"),
+        ("record: [customer]", ".record[0]", "customer is not one of the parameters"),
+        ("groups: [widens the answer]", ".groups[0]", "a whole group that widens the answer cannot be granted"),
+    ],
+)
+def test_what_means_nothing_for_a_look_is_refused(written: str, key: str, says: str) -> None:
+    text = STRIPE + LOOK.replace("        response", f"        {written}\n        response")
+    assert problem(text).startswith(f"acme.yaml:27: callers.app.grants[1]{key}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ("{expand: }", "every call names invoice in its path, so none could pass. Grant it under parameters"),
+        ("{}", "this grant allows no parameter"),
+        ("{customer: }", "invoices.retrieve has no such parameter"),
+        ("{invoice: {max_length: 256}}", "the upstream takes 255 characters at most"),
+    ],
+)
+def test_look_that_could_not_pass_is_refused(parameters: str, says: str) -> None:
+    assert says in problem(STRIPE + LOOK.replace("{invoice: {prefix: in_}}", parameters))
+
+
+def test_group_does_not_open_the_answer_of_a_look() -> None:
+    text = STRIPE + LOOK.replace("parameters: {invoice: {prefix: in_}}", "groups: [plain]")
+    assert set(only_caller(read(text)).entitlements["ft-4", "stripe-1", "invoices.retrieve"].rules) == {"invoice"}

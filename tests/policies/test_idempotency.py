@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 from itertools import product
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
-from policies.idempotency import LEASE, RETENTION, Entry, State, claim, identity, settle
+from policies.idempotency import LEASE, RETENTION, Entry, State, claim, identity, settle, upstream_key
 from policies.model import Answer, Outcome
 from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUnknown
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
 NOW = 1000.0
-SENT = Entry(State.SENT, "a", "print", NOW, NOW + LEASE, NOW + RETENTION)
+SENT = Entry(State.SENT, "a", "print", "there", NOW, NOW + LEASE, NOW + RETENTION)
 SUCCEEDED = replace(SENT, state=State.SUCCEEDED, answer=ANSWER)
 REJECTED = replace(SENT, state=State.REJECTED, answer=Answer(400, b"{}"))
 UNKNOWN = replace(SENT, state=State.UNKNOWN)
@@ -27,10 +28,11 @@ def claimed(
     *,
     fingerprint: str = "print",
     now: float = NOW,
+    place: str = "there",
     retention: int = RETENTION,
     resend: int = 0,
 ) -> Entry | Answer:
-    return claim(entry, owner=owner, fingerprint=fingerprint, retention=retention, resend=resend, now=now)
+    return claim(entry, owner=owner, fingerprint=fingerprint, place=place, retention=retention, resend=resend, now=now)
 
 
 def settled(entry: Entry | None, outcome: Outcome, owner: str = "a") -> Entry | None:
@@ -121,6 +123,114 @@ def test_settlement_by_another_or_a_second_time_changes_nothing(
     entry: Entry | None, owner: str, outcome: Outcome
 ) -> None:
     assert settled(entry, outcome, owner) == entry
+
+
+# ---------------------------------------------------------------- where the upstream deduplicates
+
+#: For how long: long enough for a few leases.
+KNOWN = 100
+DOUBTFUL = replace(SENT, owner="b", doubt=True)
+
+
+@pytest.mark.parametrize("now", [NOW, NOW + LEASE, NOW + KNOWN - LEASE])
+def test_unknown_is_sent_again_while_the_upstream_knows_the_key(now: float) -> None:
+    again = replace(DOUBTFUL, lease_until=now + LEASE)
+    assert claimed(UNKNOWN, resend=KNOWN, now=now) == again
+    assert again.sent == NOW  # the first send's: what the upstream knows ages from there
+    assert again.expires == UNKNOWN.expires
+
+
+@pytest.mark.parametrize("now", [NOW + KNOWN - LEASE + 0.001, NOW + KNOWN, NOW + KNOWN + 1, NOW + RETENTION - 0.001])
+def test_unknown_is_not_sent_again_where_the_send_might_outlast_what_the_upstream_knows(now: float) -> None:
+    for entry in (UNKNOWN, SENT, DOUBTFUL):
+        with pytest.raises(OutcomeStillUnknown):
+            claimed(entry, "c", resend=KNOWN, now=now)
+
+
+def test_window_of_a_second_send_is_the_first_ones() -> None:
+    held: Entry | None = UNKNOWN
+    for number in range(3):
+        again = claimed(held, resend=KNOWN, now=NOW + number * LEASE)
+        assert isinstance(again, Entry)
+        held = settled(again, Outcome.UNKNOWN, "b")
+    with pytest.raises(OutcomeStillUnknown):
+        claimed(held, resend=KNOWN, now=NOW + 3 * LEASE)
+
+
+@pytest.mark.parametrize("resend", [0, 1, LEASE - 1])
+def test_window_shorter_than_a_call_is_none(resend: int) -> None:
+    with pytest.raises(OutcomeStillUnknown):
+        claimed(UNKNOWN, resend=resend)
+
+
+@pytest.mark.parametrize("entry", [SENT, DOUBTFUL], ids=["first", "second"])
+@pytest.mark.parametrize("now", [NOW, NOW + LEASE - 0.001])
+def test_running_call_is_not_sent_again(entry: Entry, now: float) -> None:
+    with pytest.raises(KeyInUse):
+        claimed(entry, "c", resend=KNOWN, now=now)
+
+
+def test_claim_that_outlives_its_lease_is_sent_again_even_by_its_owner() -> None:
+    again = claimed(SENT, "a", resend=KNOWN, now=NOW + LEASE)
+    assert again == replace(SENT, lease_until=NOW + 2 * LEASE, doubt=True)
+
+
+def test_second_claim_whose_reply_was_lost_is_made_again_and_still_in_doubt() -> None:
+    again = claimed(UNKNOWN, resend=KNOWN, now=NOW + 1)
+    assert isinstance(again, Entry)
+    assert claimed(again, resend=KNOWN, now=NOW + 2) == again
+
+
+@pytest.mark.parametrize("entry", [SUCCEEDED, REJECTED])
+def test_settled_answer_is_repeated_and_not_sent_again(entry: Entry) -> None:
+    for now in (NOW, NOW + LEASE, NOW + KNOWN):
+        assert claimed(entry, resend=KNOWN, now=now) == entry.answer
+
+
+@pytest.mark.parametrize("entry", [UNKNOWN, SENT])
+def test_call_is_sent_again_only_to_where_it_was_sent(entry: Entry) -> None:
+    """A policy may send a connection's calls elsewhere by now, and nobody knows the key there."""
+    with pytest.raises(OutcomeStillUnknown):
+        claimed(entry, place="elsewhere", resend=KNOWN, now=NOW + LEASE)
+
+
+@pytest.mark.parametrize("entry", [UNKNOWN, SENT, DOUBTFUL])
+def test_other_parameters_are_refused_and_not_sent_again(entry: Entry) -> None:
+    with pytest.raises(KeyReused):
+        claimed(entry, fingerprint="other", resend=KNOWN, now=NOW + LEASE)
+
+
+def test_expired_key_is_free_of_doubt() -> None:
+    now = NOW + RETENTION
+    assert claimed(replace(UNKNOWN, doubt=True), resend=KNOWN, now=now) == claimed(None, resend=KNOWN, now=now)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "after"),
+    [
+        (Outcome.SUCCEEDED, replace(DOUBTFUL, state=State.SUCCEEDED, answer=ANSWER)),
+        (Outcome.REJECTED, replace(DOUBTFUL, state=State.REJECTED, answer=ANSWER)),
+        (Outcome.UNKNOWN, replace(DOUBTFUL, state=State.UNKNOWN)),
+        (Outcome.RELEASED, replace(DOUBTFUL, state=State.UNKNOWN)),  # an earlier send may have created an invoice
+    ],
+)
+def test_second_owner_settles_what_it_sent(outcome: Outcome, after: Entry) -> None:
+    assert settled(DOUBTFUL, outcome, "b") == after
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_first_owner_settles_nothing_once_somebody_else_has_claimed(outcome: Outcome) -> None:
+    assert settled(DOUBTFUL, outcome, "a") == DOUBTFUL
+
+
+def test_upstream_key_is_made_of_nothing_that_a_store_could_lose_and_tells_nothing() -> None:
+    name = identity("app", "billing", "invoices.create", "order-7")
+    assert upstream_key(name) == upstream_key(name) != upstream_key(name[:-1])
+    assert re.fullmatch(r"countersign-[0-9a-f]{48}", upstream_key(name))
+    assert name[:16] not in upstream_key(name)
+
+
+# ---------------------------------------------------------------- a key's name
 
 
 def test_identity_is_64_hexadecimal_digits_that_say_nothing_of_the_key() -> None:

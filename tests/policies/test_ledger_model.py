@@ -18,11 +18,12 @@ and loses none of them.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from policies import idempotency
 from policies.idempotency import LEASE, RETENTION, Entry, State
@@ -59,7 +60,7 @@ OWN_CLAIM_LOST: Final = "an owner whose claim's reply was lost cannot claim agai
 
 class Claim(Protocol):
     def __call__(
-        self, entry: Entry | None, *, owner: str, fingerprint: str, retention: int, resend: int, now: float
+        self, entry: Entry | None, *, owner: str, fingerprint: str, place: str, retention: int, resend: int, now: float
     ) -> Entry | Answer: ...
 
 
@@ -76,7 +77,13 @@ class Ledger(NamedTuple):
     def asked(self, world: World, owner: str) -> Entry | Answer | type[LedgerRefusal]:
         try:
             return self.claim(
-                world.entry, owner=owner, fingerprint="same", retention=RETENTION, resend=self.resend, now=world.now
+                world.entry,
+                owner=owner,
+                fingerprint="same",
+                place="there",
+                retention=RETENTION,
+                resend=self.resend,
+                now=world.now,
             )
         except LedgerRefusal as refusal:
             return type(refusal)

@@ -1,0 +1,203 @@
+"""The recipes of docs/clients.md, each run as it is written, with no more replaced than the page says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from sandbox.__main__ import CALLER_KEY, PLACEHOLDER, POLICY, ROOT
+from sandbox.ports import free_port, listening
+from tests.clients.conftest import Lossy, stripe_policy
+from tests.test_docs import blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sandbox.appgregator import Appgregator
+    from sandbox.stripe import Stripe
+    from tests.conftest import Server
+
+PAGE = ROOT / "docs" / "clients.md"
+ADDRESS = "127.0.0.1:8080"
+NODE_RED = ROOT / ".venv" / "node-red" / "node_modules" / "node-red" / "red.js"
+
+CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="what is pasted is curl: install it")
+
+
+@pytest.fixture
+def served(server: Callable[..., Server], upstream: Appgregator) -> Server:
+    """The function with the policy of `make run`, which the page is written for."""
+    return server(POLICY.read_text("utf-8").replace(PLACEHOLDER, upstream.origin))
+
+
+def paste(script: str, port: int, *shell: str) -> subprocess.CompletedProcess[str]:
+    """Run what the page shows with the function's own address in it."""
+    assert ADDRESS in script
+    script = script.replace(ADDRESS, f"127.0.0.1:{port}")
+    environ = {"PATH": os.environ["PATH"]}  # none of ours: no proxy
+    return subprocess.run([*shell, script], capture_output=True, text=True, env=environ, check=False, timeout=60)
+
+
+# ---------------------------------------------------------------- curl
+
+
+@CURL
+@pytest.mark.parametrize("path", ["/stripe/invoices?", "/stripe/invoices/?"])
+def test_command_of_the_upstreams_own_page_works_with_another_host_and_key(
+    served: Server, upstream: Appgregator, path: str
+) -> None:
+    command = blocks(PAGE, "sh")[0]
+    # Word for word what the upstream's page shows, but for those two.
+    origin, key = "https://us-central1-appgregator.cloudfunctions.net", "XXX"
+    assert command.replace(f"http://{ADDRESS}", origin).replace(CALLER_KEY, key) == (
+        f"curl --location --request POST '{origin}/stripe/invoices?name=ft-4&connection_name=stripe-1' \\\n"
+        f"--header 'x-api-key: {key}' \\\n"
+        "--header 'Content-Type: application/x-www-form-urlencoded' \\\n"
+        "--data-urlencode 'customer=cus_MQqeLuPp19Qbk8'\n"
+    )
+    told = "\n%{http_code} %{num_redirects}"
+    command = command.replace("/stripe/invoices?", path).replace("curl ", f"curl --silent --write-out '{told}' ", 1)
+    done = paste(command, served.port, "sh", "-c")
+    answer, _, counted = done.stdout.rpartition("\n")
+    assert (counted, json.loads(answer)["status"]) == ("200 0", "draft")
+    assert upstream.invoices == 1
+
+
+# ---------------------------------------------------------------- Stripe's SDK
+
+
+def test_script_with_the_sdk_raises_one_invoice_however_often_it_is_started(
+    served: Server, upstream: Appgregator
+) -> None:
+    script = blocks(PAGE, "python")[0]
+    first, second = (paste(script, served.port, sys.executable, "-c") for _ in range(2))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith("in_")
+    assert first.stdout.endswith(" draft\n")
+    assert second.stdout == first.stdout
+    assert upstream.invoices == 1
+
+
+def test_script_with_the_sdk_ends_with_a_sentence_where_it_is_refused(served: Server, upstream: Appgregator) -> None:
+    script = blocks(PAGE, "python")[0].replace("cus_MQqeLuPp19Qbk8", "acct_1")
+    done = paste(script, served.port, sys.executable, "-c")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("customer must start with cus_")
+    assert done.stderr.count("\n") == 1
+    assert not upstream.calls
+
+
+def test_script_that_looks_at_its_invoice_works_at_stripe(
+    server: Callable[..., Server], stripe_upstream: Stripe
+) -> None:
+    create, retrieve = blocks(PAGE, "python")
+    running = server(stripe_policy(stripe_upstream.origin, key=CALLER_KEY))
+    done = paste(f"{create}\n{retrieve}", running.port, sys.executable, "-c")
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[1] == "draft"
+
+
+# ---------------------------------------------------------------- no-code tools
+
+
+def test_call_of_a_no_code_tool_is_taken_as_shown(served: Server, upstream: Appgregator) -> None:
+    (shown,) = blocks(PAGE, "http")
+    head, _, body = shown.partition("\n\n")
+    first, *lines = head.splitlines()
+    method, target, _ = first.split()
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert headers["Host"] == ADDRESS
+    answers = [served.call(target, body.encode(), headers, key=None, method=method) for _ in range(2)]
+    assert [status for status, _, _ in answers] == [200, 200]
+    assert answers[0][2] == answers[1][2]
+    assert upstream.invoices == 1
+    assert yaml.safe_load(body)["metadata"]["order_id"] in headers["Idempotency-Key"]
+
+
+@contextmanager
+def node_red(folder: Path, countersign: int) -> Iterator[int]:
+    """Run Node-RED with the page's flow in it, and its calls going to a port; return the port of its own."""
+    if not NODE_RED.exists() or shutil.which("node") is None:
+        pytest.skip("There is no Node-RED. Install Node.js with npm; `make test` then puts Node-RED into .venv.")
+    port = free_port()
+    (flow,) = blocks(PAGE, "json")
+    (folder / "flows.json").write_text(flow.replace(ADDRESS, f"127.0.0.1:{countersign}"), "utf-8")
+    settings = {
+        "flowFile": "flows.json",
+        "uiHost": "127.0.0.1",
+        "uiPort": port,
+        "httpAdminRoot": False,  # nobody edits it
+        "telemetry": {"enabled": False, "updateNotification": False},
+        "externalModules": {"autoInstall": False, "palette": {"allowInstall": False}},
+        "credentialSecret": "of this test",
+    }
+    (folder / "settings.js").write_text(f"module.exports = {json.dumps(settings)}")
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "COUNTERSIGN_KEY": CALLER_KEY}
+    with (folder / "said").open("wb") as said:
+        process = subprocess.Popen(
+            ["node", str(NODE_RED), "--userDir", str(folder)], cwd=folder, env=environ, stdout=said, stderr=said
+        )
+    try:
+        deadline = time.monotonic() + 60
+        # It listens before its flows run.
+        while not listening(port) or "Started flows" not in (folder / "said").read_text():
+            assert process.poll() is None, (folder / "said").read_text()
+            assert time.monotonic() < deadline, (folder / "said").read_text()
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@CURL
+def test_flow_repeats_a_call_whose_answer_was_lost_and_raises_one_invoice(
+    tmp_path: Path, served: Server, upstream: Appgregator
+) -> None:
+    order = blocks(PAGE, "sh")[1]
+    folder = tmp_path / "node-red"
+    folder.mkdir()
+
+    def ordered(number: int, port: int) -> dict[str, Any]:
+        done = subprocess.run(
+            ["sh", "-c", order.replace("127.0.0.1:1880", f"127.0.0.1:{port}").replace("1001", str(number))],
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"]},
+            check=True,
+            timeout=60,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    with Lossy(served.port, lose=1) as network, node_red(folder, network.port) as port:
+        invoice = ordered(1001, port)
+        assert invoice["id"].startswith("in_")
+        assert network.calls == 2
+        assert [entry["kind"] for entry in served.record.entries()] == ["intent", "outcome", "replay"]
+        assert upstream.invoices == 1
+        assert ordered(1001, port) == invoice
+        assert upstream.invoices == 1
+
+        # What no other try would mend goes to a person, in words, and is not repeated.
+        upstream.fail_next("close_after")
+        problem = ordered(1002, port)
+        assert (problem["status"], problem["reason"]) == (424, "outcome-unknown")
+        assert "may exist" in problem["detail"]
+        assert network.calls == 4
+        assert len(upstream.calls) == 2

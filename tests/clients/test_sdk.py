@@ -1,0 +1,294 @@
+"""Stripe's official SDK calls through us, with nothing changed but its base address and its key."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl
+
+import pytest
+import stripe
+
+from sandbox.__main__ import UPSTREAM_KEY
+from tests.clients.conftest import Lossy, stripe_policy
+from tests.conftest import KEY, OTHER_KEY, policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.appgregator import Appgregator
+    from sandbox.stripe import Stripe
+    from tests.conftest import Server
+
+E = TypeVar("E", bound=stripe.StripeError)
+CUSTOMER = "cus_MQqeLuPp19Qbk8"
+
+
+def base(port: int, account: str = "stripe-1") -> str:
+    return f"http://127.0.0.1:{port}/ft-4/{account}"
+
+
+@pytest.fixture
+def through(server: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]) -> Callable[..., Server]:
+    """Start the function in front of Stripe's sandbox, and point the SDK at it."""
+
+    def start(**changes: str) -> Server:
+        running = server(stripe_policy(stripe_upstream.origin, **changes))
+        sdk(base(running.port))
+        return running
+
+    return start
+
+
+def raised(running: Server, kind: type[E], act: Callable[..., object] = stripe.Invoice.create, **asked: Any) -> E:
+    """Assert that a call raises exactly this, that people can read it, and that it names the call; return it."""
+    with pytest.raises(kind) as caught:
+        act(**asked)
+    error = caught.value
+    assert type(error) is kind
+    assert error.request_id is not None
+    assert error.request_id in running.record.text()
+    assert error.user_message is not None
+    assert re.fullmatch(rf".+\. \(audit id {error.request_id}\)", error.user_message)
+    assert str(error) == f"Request {error.request_id}: {error.user_message}"
+    return error
+
+
+# ---------------------------------------------------------------- what it asks for
+
+
+def test_sdk_raises_and_retrieves_an_invoice_at_somebody_elses_stripe(
+    server: Callable[..., Server], sdk: Callable[..., None], localstripe: tuple[str, str, str]
+) -> None:
+    origin, key, secret = localstripe
+    sdk(origin, key)
+    product = stripe.Product.create(name="Support", type="service")
+    plan = stripe.Plan.create(product=product.id, amount=2000, currency="usd", interval="month")
+    customer = stripe.Customer.create(description="Acme")
+    card = {"number": "4242424242424242", "exp_month": 12, "exp_year": 2030, "cvc": "123"}
+    method = stripe.PaymentMethod.create(type="card", card=card)  # type: ignore[arg-type]  # older than the SDK's types
+    stripe.PaymentMethod.attach(method.id, customer=customer.id)
+    settings: Any = {"default_payment_method": method.id}
+    stripe.Customer.modify(customer.id, invoice_settings=settings)
+    subscription = stripe.Subscription.create(customer=customer.id, items=[{"plan": plan.id}])
+
+    running = server(stripe_policy(origin, secret=secret))
+    sdk(base(running.port))
+    asked: Any = {"customer": customer.id, "subscription": subscription.id, "description": "Support"}
+    invoice = stripe.Invoice.create(**asked)
+    assert type(invoice) is stripe.Invoice
+    assert (invoice.customer, invoice["subscription"], invoice.status) == (customer.id, subscription.id, "draft")
+    again = stripe.Invoice.retrieve(invoice.id)
+    assert again == invoice
+    assert [e["kind"] for e in running.record.entries()] == ["intent", "outcome"] * 2
+    assert key not in running.record.text()
+
+    sdk(origin, key)
+    there = stripe.Invoice.retrieve(invoice.id)
+    assert (there.customer, there.description) == (customer.id, "Support")
+
+
+def test_whatever_the_sdk_nests_arrives_as_it_would_at_stripe(
+    through: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
+) -> None:
+    asked: Any = {
+        "customer": CUSTOMER,
+        "collection_method": "send_invoice",
+        "days_until_due": 30,
+        "description": "Grüße & 世界",
+        "metadata": {"order_id": "1001", "Kostenstelle": "EMEA & Süd"},
+        "custom_fields": [{"name": "PO", "value": "7"}, {"name": "Team", "value": "emea"}],
+        "rendering": {"pdf": {"page_size": "a4"}},
+    }
+    through()
+    invoice = stripe.Invoice.create(**asked)
+    assert type(invoice) is stripe.Invoice
+    assert type(invoice.lines) is stripe.ListObject
+    assert invoice.lines.data[0].amount == 2000
+    assert invoice.description == asked["description"]
+    sdk(stripe_upstream.origin, UPSTREAM_KEY)
+    stripe.Invoice.create(**asked)
+    ours, its_own = stripe_upstream.calls
+    assert sorted(parse_qsl(ours.body.decode())) == sorted(parse_qsl(its_own.body.decode()))
+    sent = {name.lower(): value for name, value in ours.headers}
+    assert sent["authorization"] == f"Bearer {UPSTREAM_KEY}"
+    assert not [name for name in sent if "telemetry" in name or "x-stripe" in name]
+
+
+def test_client_object_of_the_sdk_does_as_well(
+    through: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
+) -> None:
+    running = through()
+    client = stripe.StripeClient(
+        KEY, base_addresses={"api": base(running.port)}, http_client=stripe.default_http_client
+    )
+    invoice = client.v1.invoices.create({"customer": CUSTOMER})
+    assert client.v1.invoices.retrieve(invoice.id).id == invoice.id
+    assert stripe_upstream.invoices == 1
+
+
+def test_answer_of_a_policy_without_object_is_an_invoice_all_the_same(
+    through: Callable[..., Server], stripe_upstream: Stripe
+) -> None:
+    running = through(response="id, status")
+    invoice = stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
+    replayed = stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
+    for answer in (invoice, replayed, stripe.Invoice.retrieve(invoice.id)):
+        assert type(answer) is stripe.Invoice
+        assert answer.to_dict() == {"object": "invoice", "id": invoice.id, "status": "draft"}
+    assert invoice.refresh() == invoice
+    assert stripe_upstream.invoices == 1
+    # Who does not come as Stripe's clients do gets what the policy lists and nothing else.
+    _, _, body = running.call(f"/stripe/invoices/{invoice.id}?name=ft-4&connection_name=stripe-1", None, method="GET")
+    assert list(json.loads(body)) == ["id", "status"]
+
+
+def test_sdk_reaches_an_upstream_that_is_not_stripe(
+    server: Callable[..., Server], sdk: Callable[..., None], upstream: Appgregator
+) -> None:
+    sdk(base(server().port))
+    assert stripe.Invoice.create(customer=CUSTOMER).status == "draft"
+    assert (upstream.calls[0].path, upstream.invoices) == ("/stripe/invoices/", 1)
+
+
+# ---------------------------------------------------------------- how it is refused
+
+
+def test_each_refusal_is_the_exception_that_the_sdk_has_for_it(
+    through: Callable[..., Server], stripe_upstream: Stripe
+) -> None:
+    running = through()
+    unknown = raised(running, stripe.AuthenticationError, customer=CUSTOMER, api_key="csk_of_nobody")
+    assert "This caller key is not known" in str(unknown)
+
+    forbidden = raised(running, stripe.PermissionError, customer=CUSTOMER, api_key=OTHER_KEY)
+    assert "You may not use this connection" in str(forbidden)
+
+    transfer = {"destination": "acct_1"}
+    ungranted = raised(running, stripe.InvalidRequestError, customer=CUSTOMER, transfer_data=transfer)
+    assert "transfer_data[destination] is not a parameter you may send" in str(ungranted)
+    assert (ungranted.param, ungranted.code) == ("transfer_data[destination]", "parameter_not_granted")
+
+    wide = raised(running, stripe.InvalidRequestError, customer=CUSTOMER, expand=["customer"])
+    assert wide.param == "expand[0]"
+
+    missing = raised(running, stripe.InvalidRequestError, customer="cus_missing")
+    assert "The upstream does not know something that the call names (customer)" in str(missing)
+    assert (missing.param, missing.code) == ("customer", "resource_missing")
+
+    absent = raised(running, stripe.InvalidRequestError, stripe.Invoice.retrieve, id="in_nobodyMadeThis")
+    assert (absent.http_status, absent.code, absent.param) == (404, "resource_missing", "invoice")
+
+    stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
+    reused = raised(running, stripe.IdempotencyError, customer="cus_other", idempotency_key="order-1")
+    assert "used for a call with other parameters" in str(reused)
+
+    declined = raised(running, stripe.CardError, customer="cus_fault_error_402")
+    assert "The card was declined" in str(declined)
+    assert declined.code == "card_declined"
+
+    # None of them was repeated: the sandbox has seen the calls that reached it once each.
+    assert len(stripe_upstream.calls) == 3
+    assert len(running.record.entries("refusal")) == 5
+    assert stripe_upstream.invoices == 1
+
+
+def test_limit_is_an_exception_of_its_own_and_is_not_waited_for(
+    through: Callable[..., Server], sdk: Callable[..., None]
+) -> None:
+    running = through()
+    sdk(base(running.port, "stripe-2"), OTHER_KEY)
+    stripe.Invoice.create(customer=CUSTOMER)
+    limited = raised(running, stripe.RateLimitError, customer=CUSTOMER)
+    assert "You have reached your limit" in str(limited)
+    assert limited.headers is not None
+    assert int(limited.headers["retry-after"]) > 50
+    assert len(running.record.entries("refusal")) == 1
+
+
+@pytest.mark.parametrize("path", ["", "/ft-4", "/ft-4/stripe-1/", "/ft-4/stripe-1/v1"])
+def test_base_address_that_is_not_quite_right_is_told_so(
+    through: Callable[..., Server], sdk: Callable[..., None], path: str
+) -> None:
+    running = through()
+    sdk(f"http://127.0.0.1:{running.port}{path}")
+    told = raised(running, stripe.InvalidRequestError, customer=CUSTOMER)
+    assert "at /NAME/CONNECTION_NAME/v1/invoices" in str(told)
+
+
+def test_what_is_not_offered_is_refused_in_words(through: Callable[..., Server]) -> None:
+    running = through()
+    customers = raised(running, stripe.InvalidRequestError, stripe.Customer.create, name="Acme")
+    assert "There is nothing at this path" in str(customers)
+    listing = raised(running, stripe.InvalidRequestError, stripe.Invoice.list)
+    assert "no other method does anything here" in str(listing)
+
+
+# ---------------------------------------------------------------- when it calls again by itself
+
+
+def test_call_whose_answer_was_lost_is_repeated_by_the_sdk_and_is_one_invoice(
+    through: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
+) -> None:
+    with Lossy(through().port, lose=2) as network:
+        sdk(base(network.port))
+        invoice = stripe.Invoice.create(customer=CUSTOMER)
+    assert network.calls == 3
+    assert invoice.last_response is not None
+    assert invoice.last_response.headers["Idempotent-Replayed"] == "true"
+    assert (stripe_upstream.invoices, len(stripe_upstream.calls)) == (1, 1)
+
+
+def test_call_that_is_still_running_is_repeated_by_the_sdk_until_it_has_ended(
+    through: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
+) -> None:
+    stripe_upstream.delay = 0.6
+    running = through()
+    with Lossy(running.port, lose=1, patience=0.2) as network:
+        sdk(base(network.port))
+        invoice = stripe.Invoice.create(customer="cus_fault_slow", max_network_retries=6)
+    assert invoice.status == "draft"
+    assert "idempotency-key-in-use" in {entry.get("reason") for entry in running.record.entries("refusal")}
+    assert (stripe_upstream.invoices, len(stripe_upstream.calls)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "times", "reason"),
+    [("error_429", 1, "upstream-busy"), ("close_after", 3, "outcome-unknown"), ("error_503", 3, "outcome-unknown")],
+)
+def test_answer_that_another_try_mends_is_mended_by_the_sdk(
+    through: Callable[..., Server], stripe_upstream: Stripe, fault: str, times: int, reason: str
+) -> None:
+    running = through()
+    stripe_upstream.fail_next(fault, times)
+    assert stripe.Invoice.create(customer=CUSTOMER).status == "draft"
+    assert [entry.get("reason") for entry in running.record.entries("outcome")] == [reason, None]
+    assert stripe_upstream.invoices == 1
+
+
+def test_call_whose_outcome_another_try_would_not_tell_is_not_repeated(
+    server: Callable[..., Server], sdk: Callable[..., None], upstream: Appgregator
+) -> None:
+    running = server()
+    sdk(base(running.port))
+    upstream.fail_next("close_after")
+    unknown = raised(running, stripe.APIError, customer=CUSTOMER, idempotency_key="order-1")
+    assert "the invoice may exist" in str(unknown)
+    assert unknown.http_status == 424
+    assert [entry["kind"] for entry in running.record.entries()] == ["intent", "outcome"]
+    assert upstream.invoices == 1
+    assert raised(running, stripe.APIError, customer=CUSTOMER, idempotency_key="order-1").http_status == 424
+    assert len(upstream.calls) == 1
+
+
+def test_upstream_that_is_down_is_an_error_of_the_api_after_a_few_tries(
+    server: Callable[..., Server], sdk: Callable[..., None], upstream: Appgregator
+) -> None:
+    running = server(policy(upstream.origin))
+    sdk(base(running.port))
+    upstream.stop()
+    unreachable = raised(running, stripe.APIError, customer=CUSTOMER)
+    assert "Nothing was sent" in str(unreachable)
+    assert unreachable.http_status == 502
+    assert len(running.record.entries("outcome")) == 3

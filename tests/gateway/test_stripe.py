@@ -1,0 +1,528 @@
+"""What comes of a call at Stripe, for everything it can do to one, and how often it is tried."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.secrets import Mounted, SecretManager, Secrets
+from gateway.upstreams.sending import LEAST_SECONDS, OF_THIS_CALL, PAUSES, Upstreams, preview
+from gateway.upstreams.transport import LostError, NotSentError, Received, Request, Transport
+from policies.idempotency import upstream_key
+from policies.model import Admission, Outcome, Reply
+from policies.refusals import (
+    OutcomePending,
+    OutcomeUnknown,
+    Refusal,
+    UpstreamBusy,
+    UpstreamFailed,
+    UpstreamKeyRefused,
+    UpstreamRejected,
+    UpstreamUnreachable,
+)
+from sandbox.__main__ import SECRET, UPSTREAM_KEY
+from sandbox.invoice import EXAMPLE, encode
+from sandbox.stripe import FAULTS
+from tests.conftest import CUSTOMER, FORM, KEY, policy
+from tests.gateway.conftest import Clock, granted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from policies.model import Grant
+    from sandbox.secret_manager import SecretManager as Sandbox
+    from sandbox.stripe import Stripe
+
+    Send = Callable[..., Reply]
+    Told = Callable[..., tuple[Reply, list[float]]]
+
+ROTATED = "another-upstream-key"
+ADMISSION = Admission((), "owner", 0.0)
+NOWHERE = "http://127.0.0.1:9"
+VERSION = "2026-05-27.dahlia"
+INVOICE = encode(dict(EXAMPLE))
+
+
+def asked(origin: str = NOWHERE, body: str = CUSTOMER, *, key: str | None = "order-1", more: str = "") -> Grant:
+    """Have a call to Stripe granted; ``more`` is what else the policy says of the connection."""
+    text = policy(origin, upstream="stripe").replace("upstream: stripe\n", f"upstream: stripe\n{more}")
+    return granted(text, body, idempotency_key=key)
+
+
+def looking(origin: str = NOWHERE, invoice: str = "in_1", query: str = "") -> Grant:
+    text = policy(origin, upstream="stripe", retrieve="{invoice: , expand: }")
+    return granted(text, query, invoice=invoice)
+
+
+@pytest.fixture
+def secrets(secret_manager: Sandbox) -> Iterator[Secrets]:
+    manager = SecretManager(secret_manager.address)
+    yield Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
+    if manager._client is not None:
+        manager._client.transport.close()
+
+
+@pytest.fixture
+def send(secrets: Secrets) -> Send:
+    """Send at once what is granted: nothing waits between tries."""
+    sender = Upstreams(Transport(), secrets, time.monotonic, lambda _: None)
+
+    def send(grant: Grant, admission: Admission = ADMISSION, *, seconds: float = 20) -> Reply:
+        secret = secrets.access(grant, time.monotonic() + 20)
+        return sender.send(grant, admission, secret, time.monotonic() + seconds)
+
+    return send
+
+
+class Script:
+    """A transport that answers as it is told, once each, and takes ``seconds`` of a clock for it."""
+
+    def __init__(self, *answers: Received | Exception, clock: Clock | None = None, seconds: float = 0.0) -> None:
+        self.clock = clock or Clock()
+        self.requests: list[Request] = []
+        self.given: list[float] = []
+        self._answers, self._seconds = list(answers), seconds
+
+    def send(self, request: Request, seconds: float) -> Received:
+        self.requests.append(request)
+        self.given.append(seconds)
+        self.clock.tick(self._seconds)
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def told(secrets: Secrets) -> Told:
+    """Send through a script; return what came of it, and how long was waited between the tries."""
+
+    def told(
+        script: Script, grant: Grant | None = None, *, admission: Admission = ADMISSION, seconds: float = 25
+    ) -> tuple[Reply, list[float]]:
+        grant = grant or asked()
+        slept: list[float] = []
+
+        def sleep(pause: float) -> None:
+            slept.append(pause)
+            script.clock.tick(pause)
+
+        secret = secrets.access(grant, time.monotonic() + 20)
+        sender = Upstreams(script, secrets, script.clock, sleep)  # type: ignore[arg-type]  # a transport's one method
+        reply = sender.send(grant, admission, secret, script.clock() + seconds)
+        assert not script._answers  # no more and no fewer tries than answers
+        assert reply.attempts == len(script.requests)
+        return reply, slept
+
+    return told
+
+
+OK = Received(200, INVOICE, None)
+LOST = LostError("libcurl error 28")
+UNSENT = NotSentError("libcurl error 7")
+
+
+def answered(status: int, *, again: bool | None = None, wait: int | None = None, **error: str) -> Received:
+    return Received(status, json.dumps({"error": error}).encode(), wait, again)
+
+
+# ---------------------------------------------------------------- every fault of the sandbox
+
+DONE = (Outcome.SUCCEEDED, None, 200)
+NO = Outcome.REJECTED
+PENDING = (Outcome.UNKNOWN, OutcomePending, 504)
+#: By fault: the outcome, the refusal and its status; and how many tries, invoices and calls there were.
+ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], tuple[int, int, int]]] = {
+    **dict.fromkeys(("gzip", "set_cookie", "expanded", "slow", "leak_key", "working"), (DONE, (1, 1, 1))),
+    **dict.fromkeys(("error_400", "echo_key"), ((NO, UpstreamRejected, 400), (1, 0, 1))),
+    "error_402": ((NO, UpstreamRejected, 402), (1, 0, 1)),
+    "error_404": ((NO, UpstreamRejected, 404), (1, 0, 1)),
+    **dict.fromkeys(("error_401", "error_403"), ((Outcome.RELEASED, UpstreamKeyRefused, 503), (1, 0, 1))),
+    "error_429": ((Outcome.RELEASED, UpstreamBusy, 503), (1, 0, 1)),
+    # Nothing lies under the key, or the invoice does: the second try brings it.
+    **dict.fromkeys(("error_409", "error_503", "html_502", "retry_409", "retry_503"), (DONE, (2, 1, 2))),
+    **dict.fromkeys(("close_after", "reset_after", "truncated"), (DONE, (2, 1, 2))),
+    **dict.fromkeys(("oversize", "gzip_bomb", "huge_header"), (DONE, (2, 1, 2))),
+    "close_before": (DONE, (2, 1, 1)),
+    # The failure lies under the key, and is all that there is to be had.
+    "error_500": (PENDING, (3, 0, 3)),
+    "error_500_created": (PENDING, (3, 1, 3)),
+    "no_retry_500": (PENDING, (1, 0, 1)),
+    **dict.fromkeys(("redirect_302", "redirect_307"), (PENDING, (1, 0, 1))),
+    **dict.fromkeys(
+        ("html_200", "not_json", "nan", "deep", "no_id", "array", "empty", "wrong_object"), (PENDING, (1, 1, 1))
+    ),
+    **dict.fromkeys(("hang", "trickle"), (PENDING, (1, 1, 1))),  # no time is left for a second try
+}
+
+
+def test_table_has_every_fault_of_the_sandbox() -> None:
+    assert ROWS.keys() == FAULTS
+
+
+@pytest.mark.parametrize("key", ["order-1", None], ids=["keyed", "unkeyed"])
+@pytest.mark.parametrize("fault", sorted(ROWS))
+def test_answer_is_judged_and_tried_again_by_the_failure_table(
+    send: Send, stripe: Stripe, fault: str, key: str | None
+) -> None:
+    (outcome, refusal, status), (attempts, invoices, calls) = ROWS[fault]
+    if refusal is OutcomePending and key is None:
+        refusal, status = OutcomeUnknown, 424  # nobody could send the same call again
+    stripe.delay = 0.1
+    stripe.fail_next(fault)
+    reply = send(asked(stripe.origin, key=key), seconds=0.6 if fault in {"hang", "trickle"} else 20)
+    assert (reply.outcome, type(reply.refusal)) == (outcome, refusal or type(None))
+    assert (reply.refusal.status if reply.refusal else 200) == status
+    assert (reply.attempts, stripe.invoices, len(stripe.calls)) == (attempts, invoices, calls)
+    assert reply.reached
+    assert (reply.answer is None) == (outcome is not Outcome.SUCCEEDED)
+    assert (reply.alarm is not None) == (refusal is UpstreamKeyRefused)
+    assert len({dict(call.headers)["Idempotency-Key"] for call in stripe.calls}) == 1
+    assert stripe.redirected == 0
+    if refusal is OutcomePending:
+        assert reply.refusal is not None
+        assert reply.refusal.retry_after == 5
+
+
+@pytest.mark.parametrize("fault", ["close_after", "truncated", "html_502", "error_409", "error_503", "retry_503"])
+def test_fault_that_stays_is_given_up_after_three_tries(send: Send, stripe: Stripe, fault: str) -> None:
+    stripe.fail_next(fault, times=9)
+    reply = send(asked(stripe.origin))
+    assert (reply.outcome, type(reply.refusal), reply.attempts) == (Outcome.UNKNOWN, OutcomePending, 3)
+    assert len(stripe.calls) == 3
+    assert stripe.invoices <= 1
+
+
+def test_call_that_is_still_at_work_there_is_waited_for(secrets: Secrets, stripe: Stripe) -> None:
+    """Its answer was given up; the second try meets a 409, the third the invoice."""
+    stripe.delay = 0.8
+    stripe.fail_next("working")
+    grant = asked(stripe.origin)
+    secret = secrets.access(grant, time.monotonic() + 20)
+    transport = Transport()
+
+    class Impatient:
+        def send(self, request: Request, seconds: float) -> Received:
+            return transport.send(request, 0.2)
+
+    sender = Upstreams(Impatient(), secrets, time.monotonic, time.sleep)  # type: ignore[arg-type]  # its one method
+    reply = sender.send(grant, ADMISSION, secret, time.monotonic() + 20)
+    assert (reply.outcome, reply.attempts) == (Outcome.SUCCEEDED, 3)
+    assert (stripe.invoices, stripe.replays) == (1, 1)
+
+
+# ---------------------------------------------------------------- what goes out
+
+
+def headers(stripe: Stripe) -> list[dict[str, str]]:
+    seen = [{name.lower(): value for name, value in call.headers} for call in stripe.calls]
+    assert all(len(one) == len(call.headers) for one, call in zip(seen, stripe.calls, strict=True))
+    return seen
+
+
+def test_exactly_these_headers_go_out(send: Send, stripe: Stripe) -> None:
+    grant = asked(stripe.origin, "customer=cus_1&metadata[order_id]=7")
+    reply = send(grant)
+    assert reply.outcome is Outcome.SUCCEEDED
+    assert grant.ledger_key is not None
+    [sent] = headers(stripe)
+    assert sent == {
+        "host": urlsplit(stripe.origin).netloc,
+        "user-agent": "countersign",
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "authorization": f"Bearer {UPSTREAM_KEY}",
+        "stripe-version": VERSION,
+        "idempotency-key": upstream_key(grant.ledger_key),
+        "content-type": FORM,
+        "content-length": "39",
+    }
+    (call,) = stripe.calls
+    assert (call.path, call.query) == ("/v1/invoices", "")
+    assert call.body == b"customer=cus_1&metadata%5Border_id%5D=7"
+    assert reply.upstream_request is not None
+    assert reply.upstream_request.startswith("req_")
+
+
+def test_version_and_account_are_those_of_the_policy(send: Send, stripe: Stripe) -> None:
+    send(asked(stripe.origin, more="    version: 2022-11-15\n    account: acct_1032D82eZvKYlo2C\n"))
+    [sent] = headers(stripe)
+    assert (sent["stripe-version"], sent["stripe-account"]) == ("2022-11-15", "acct_1032D82eZvKYlo2C")
+
+
+def test_key_of_the_caller_is_never_the_upstreams(send: Send, stripe: Stripe) -> None:
+    for key in ("order-1", "order-2", "order-1"):
+        send(asked(stripe.origin, key=key))
+    first, second, third = (sent["idempotency-key"] for sent in headers(stripe))
+    assert first == third != second
+    assert "order" not in first
+    assert 20 < len(first) <= 255
+    assert stripe.invoices == 2
+
+
+def test_same_key_of_another_caller_or_connection_is_another_key_upstream() -> None:
+    here = asked()
+    elsewhere = asked(more="    account: acct_1\n")
+    assert here.ledger_key == elsewhere.ledger_key  # what is kept of a call outlives a change of its connection
+    text = policy(NOWHERE, upstream="stripe")
+    renamed = granted(text.replace("billing", "another"), idempotency_key="order-1")
+    other = granted(text.replace("  app:", "  another:"), idempotency_key="order-1")
+    assert len({grant.ledger_key for grant in (here, renamed, other)}) == 3
+
+
+def test_call_without_a_key_has_one_of_its_own_for_all_its_tries(send: Send, stripe: Stripe) -> None:
+    stripe.fail_next("close_after")
+    send(asked(stripe.origin, key=None), replace(ADMISSION, owner="first"))
+    send(asked(stripe.origin, key=None), replace(ADMISSION, owner="second"))
+    first, again, second = (sent["idempotency-key"] for sent in headers(stripe))
+    assert first == again == upstream_key("first")
+    assert second == upstream_key("second")
+    assert stripe.invoices == 2
+
+
+def test_preview_is_what_is_sent_with_the_key_masked(send: Send, stripe: Stripe) -> None:
+    grant = asked(stripe.origin, "customer=cus_1&description=a+b%26c", more="    account: acct_1\n")
+    send(grant)
+    (call,) = stripe.calls
+    would = preview(grant)["would_send"]
+    assert isinstance(would, dict)
+    assert (would["method"], would["url"]) == ("POST", f"{stripe.origin}{call.path}")
+    assert would["body"].encode() == call.body
+    sent = dict(call.headers)
+    named = ("Accept", "Stripe-Version", "Stripe-Account", "Content-Type", "Idempotency-Key")
+    assert would["headers"] == {"Authorization": "Bearer (hidden)"} | {name: sent[name] for name in named}
+    for key in (UPSTREAM_KEY, KEY, "order-1"):
+        assert key not in json.dumps(preview(grant))
+
+
+def test_preview_of_a_call_without_a_key_says_that_it_will_have_one_of_its_own() -> None:
+    would = preview(asked(key=None))["would_send"]
+    assert isinstance(would, dict)
+    assert would["headers"]["Idempotency-Key"] == OF_THIS_CALL
+
+
+# ---------------------------------------------------------------- when it is tried again
+
+
+@pytest.mark.parametrize(
+    "first", [LOST, UNSENT, answered(409), answered(500), answered(503), Received(502, b"<", None)]
+)
+def test_lost_unsent_and_failed_calls_are_tried_again(told: Told, first: Received | Exception) -> None:
+    reply, slept = told(Script(first, OK))
+    assert reply.outcome is Outcome.SUCCEEDED
+    assert slept == [PAUSES[0]]
+
+
+@pytest.mark.parametrize("status", [201, 204, 301, 302, 400, 402, 404, 405, 408, 418, 422, 424, 429])
+def test_no_other_answer_is_tried_again(told: Told, status: int) -> None:
+    told(Script(Received(status, INVOICE if status < 300 else b"", None)))
+
+
+@pytest.mark.parametrize("status", [302, 400, 402, 404, 409, 424, 429, 500, 503])
+def test_word_of_stripe_decides_whatever_the_status(told: Told, status: int) -> None:
+    reply, _ = told(Script(answered(status, again=True), OK))
+    assert reply.outcome is Outcome.SUCCEEDED
+    told(Script(answered(status, again=False)))
+
+
+def test_success_is_never_sent_again_whatever_the_word(told: Told) -> None:
+    """What came of the second would be told in the place of the invoice."""
+    reply, _ = told(Script(replace(OK, should_retry=True)))
+    assert reply.outcome is Outcome.SUCCEEDED
+
+
+def test_pauses_grow_and_end(told: Told) -> None:
+    reply, slept = told(Script(LOST, LOST, LOST))
+    assert slept == list(PAUSES) == sorted(PAUSES)
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending)
+
+
+def test_all_tries_share_one_deadline(told: Told) -> None:
+    script = Script(LOST, LOST, LOST, seconds=7)
+    told(script)
+    assert script.given == pytest.approx([25, 25 - 7 - PAUSES[0], 25 - 14 - sum(PAUSES)])
+
+
+@pytest.mark.parametrize("left", [PAUSES[0] + LEAST_SECONDS - 0.01, PAUSES[0], 0.0, -1.0])
+def test_try_that_there_is_no_time_for_is_not_made(told: Told, left: float) -> None:
+    reply, slept = told(Script(LOST, seconds=25 - left))
+    assert (reply.outcome, slept) == (Outcome.UNKNOWN, [])
+
+
+def test_try_that_there_is_just_time_for_is_made(told: Told) -> None:
+    script = Script(LOST, OK, seconds=25 - PAUSES[0] - LEAST_SECONDS)
+    told(script)
+    assert script.given[1] == pytest.approx(LEAST_SECONDS)
+
+
+def test_call_that_never_got_out_is_released_and_not_counted(told: Told) -> None:
+    reply, _ = told(Script(UNSENT, UNSENT, UNSENT))
+    assert (reply.outcome, type(reply.refusal), reply.reached) == (Outcome.RELEASED, UpstreamUnreachable, False)
+
+
+# ---------------------------------------------------------------- in doubt
+
+NOTHING = [
+    (answered(429, wait=7), False),
+    (answered(401), True),
+    (answered(403), True),
+    (UNSENT, False),
+]
+
+
+@pytest.mark.parametrize(("then", "alarms"), NOTHING, ids=["429", "401", "403", "unsent"])
+@pytest.mark.parametrize("key", ["order-1", None], ids=["keyed", "unkeyed"])
+def test_try_that_creates_nothing_says_nothing_of_one_that_was_lost(
+    told: Told, then: Received | Exception, key: str | None, *, alarms: bool
+) -> None:
+    script = Script(LOST, then) if isinstance(then, Received) else Script(LOST, then, then)
+    reply, _ = told(script, asked(key=key))
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending if key else OutcomeUnknown)
+    assert reply.reached
+    assert (reply.alarm is not None) == alarms
+
+
+@pytest.mark.parametrize(("then", "alarms"), NOTHING, ids=["429", "401", "403", "unsent"])
+def test_try_that_creates_nothing_says_nothing_of_an_earlier_call(
+    told: Told, then: Received | Exception, *, alarms: bool
+) -> None:
+    script = Script(then) if isinstance(then, Received) else Script(then, then, then)
+    reply, _ = told(script, admission=replace(ADMISSION, doubt=True))
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending)
+    assert reply.reached == isinstance(then, Received)  # this call counts only where it went out
+    assert (reply.alarm is not None) == alarms
+
+
+@pytest.mark.parametrize("then", [OK, answered(402, code="card_declined"), answered(400), answered(404)])
+def test_answer_that_lies_under_the_key_settles_a_doubt(told: Told, then: Received) -> None:
+    reply, _ = told(Script(LOST, then), admission=replace(ADMISSION, doubt=True))
+    assert reply.outcome is (Outcome.SUCCEEDED if then is OK else Outcome.REJECTED)
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+def test_key_that_stripe_knows_with_another_form_is_unknown(told: Told, *, doubt: bool) -> None:
+    script = Script(answered(400, type="idempotency_error"))
+    reply, _ = told(script, admission=replace(ADMISSION, doubt=doubt))
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending)
+
+
+def test_key_that_came_with_another_form_before_is_unknown_at_the_sandbox_too(send: Send, stripe: Stripe) -> None:
+    send(asked(stripe.origin, "customer=cus_1"))
+    reply = send(asked(stripe.origin, "customer=cus_2"))
+    assert (reply.outcome, reply.upstream_status, stripe.invoices) == (Outcome.UNKNOWN, 400, 1)
+
+
+# ---------------------------------------------------------------- a key of ours that is refused
+
+
+def test_rotated_key_is_fetched_and_the_call_sent_once_more(
+    send: Send, stripe: Stripe, secret_manager: Sandbox
+) -> None:
+    send(asked(stripe.origin, key=None))
+    stripe.forget()
+    stripe.accept(ROTATED)
+    secret_manager.add(SECRET, ROTATED.encode())
+    reply = send(asked(stripe.origin))
+    assert (reply.outcome, reply.attempts, reply.alarm) == (Outcome.SUCCEEDED, 2, None)
+    first, second = headers(stripe)
+    assert (first["authorization"], second["authorization"]) == (f"Bearer {UPSTREAM_KEY}", f"Bearer {ROTATED}")
+    assert first["idempotency-key"] == second["idempotency-key"]
+    assert stripe.invoices == 1
+
+
+def test_rotation_takes_nothing_of_the_other_tries(told: Told, secret_manager: Sandbox, secrets: Secrets) -> None:
+    secrets.access(asked(), time.monotonic() + 20)
+    secret_manager.add(SECRET, ROTATED.encode())
+    script = Script(answered(401), LOST, LOST, OK)
+    reply, slept = told(script)
+    assert (reply.outcome, slept) == (Outcome.SUCCEEDED, list(PAUSES))
+    keys = [request.headers[0] for request in script.requests]
+    assert keys == [f"Authorization: Bearer {UPSTREAM_KEY}"] + [f"Authorization: Bearer {ROTATED}"] * 3
+
+
+def test_key_that_is_refused_after_a_loss_is_fetched_afresh_too(
+    told: Told, secret_manager: Sandbox, secrets: Secrets
+) -> None:
+    secrets.access(asked(), time.monotonic() + 20)
+    secret_manager.add(SECRET, ROTATED.encode())
+    assert told(Script(LOST, answered(401), OK))[0].outcome is Outcome.SUCCEEDED
+
+
+def test_neither_the_old_nor_the_fresh_key_comes_back(told: Told, secret_manager: Sandbox, secrets: Secrets) -> None:
+    old, fresh = "req_live0123456789", "in_live0123456789"
+    secret_manager.add(SECRET, old.encode())
+    secrets.access(asked(), time.monotonic() + 20)
+    secret_manager.add(SECRET, fresh.encode())
+    for leaked in (old, fresh):
+        body = encode({**EXAMPLE, "id": leaked, "description": f"by {old}", "metadata": {fresh: old}})
+        said = Received(200, body, None, request_id=leaked)
+        reply, _ = told(Script(answered(401), said) if leaked == old else Script(said))
+        assert (reply.outcome, reply.created, reply.upstream_request) == (Outcome.SUCCEEDED, None, None)
+        assert leaked not in repr(reply)
+        if leaked == old:  # while it changed, both were in hand
+            assert fresh not in repr(reply)
+
+
+def test_key_in_an_answer_is_redacted_and_in_no_error_passed_on(send: Send, stripe: Stripe) -> None:
+    for number, fault in enumerate(("leak_key", "echo_key", "error_401", "close_after")):
+        stripe.fail_next(fault)
+        reply = send(asked(stripe.origin, key=f"order-{number}"))
+        problem = reply.refusal.problem("id") if reply.refusal else {}
+        assert UPSTREAM_KEY not in repr((reply, problem, reply.refusal and reply.refusal.note))
+
+
+# ---------------------------------------------------------------- a call that only looks
+
+
+def test_look_goes_out_as_a_get_without_a_key_of_its_own(secrets: Secrets) -> None:
+    script = Script(OK)
+    grant = looking(query="expand[0]=customer&expand[1]=charge")
+    secret = secrets.access(grant, time.monotonic() + 20)
+    sender = Upstreams(script, secrets, script.clock, script.clock.tick)  # type: ignore[arg-type]  # its one method
+    reply = sender.send(grant, ADMISSION, secret, script.clock() + 25)
+    assert (reply.outcome, reply.created) == (Outcome.SUCCEEDED, None)
+    (request,) = script.requests
+    assert (request.method, request.body) == ("GET", b"")
+    assert request.url == f"{NOWHERE}/v1/invoices/in_1?expand%5B0%5D=customer&expand%5B1%5D=charge"
+    assert request.headers == [f"Authorization: Bearer {UPSTREAM_KEY}", "Accept: application/json",
+                               f"Stripe-Version: {VERSION}"]  # fmt: skip
+    would = preview(grant)["would_send"]
+    assert isinstance(would, dict)
+    assert (would["method"], would["url"], would["body"]) == ("GET", request.url, "")
+    assert "Idempotency-Key" not in would["headers"]
+
+
+@pytest.mark.parametrize("failure", [LOST, answered(500), answered(409)])
+def test_look_that_is_lost_is_tried_again_and_then_failed(told: Told, failure: Received | Exception) -> None:
+    assert told(Script(failure, failure, OK), looking())[0].outcome is Outcome.SUCCEEDED
+    reply, _ = told(Script(failure, failure, failure), looking())
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.RELEASED, UpstreamFailed)
+    assert reply.refusal is not None
+    assert (reply.refusal.status, reply.refusal.retry_after) == (502, 5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "refusal"),
+    [
+        (answered(404, code="resource_missing", param="invoice"), Outcome.REJECTED, UpstreamRejected),
+        (answered(401), Outcome.RELEASED, UpstreamKeyRefused),
+        (answered(429), Outcome.RELEASED, UpstreamBusy),
+        (Received(200, b"<html>", None), Outcome.RELEASED, UpstreamFailed),
+        (Received(302, b"", None), Outcome.RELEASED, UpstreamFailed),
+    ],
+)
+def test_look_is_judged_as_what_it_is(told: Told, answer: Received, outcome: Outcome, refusal: type[Refusal]) -> None:
+    reply, _ = told(Script(answer), looking())
+    assert (reply.outcome, type(reply.refusal)) == (outcome, refusal)
+    assert reply.refusal is not None
+    assert "Nothing was created" not in reply.refusal.detail
+
+
+def test_look_after_a_loss_is_in_no_doubt(told: Told) -> None:
+    reply, _ = told(Script(LOST, answered(429)), looking())
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.RELEASED, UpstreamBusy)

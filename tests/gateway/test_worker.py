@@ -1,0 +1,105 @@
+"""The server's worker, on real sockets: it stays with a busy connection, and with no other."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.worker import MOMENT_MILLISECONDS
+from tests.conftest import CUSTOMER, FORM, KEY, TARGET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.appgregator import Appgregator
+    from tests.conftest import Server
+
+HEADERS = {"Content-Type": FORM, "x-api-key": KEY}
+
+
+def call(connection: HTTPConnection) -> int:
+    connection.request("POST", TARGET, CUSTOMER, HEADERS)
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+def test_many_calls_on_one_connection_are_all_answered(server: Callable[..., Server], upstream: Appgregator) -> None:
+    running = server()
+    connection = HTTPConnection("127.0.0.1", running.port, timeout=10)
+    assert [call(connection) for _ in range(50)] == [200] * 50
+    # The thread stayed, and with it its connection to the upstream: others have their own.
+    assert len({received.connection for received in upstream.calls}) == 1
+    connection.close()
+
+
+def test_quiet_connections_hold_no_thread(server: Callable[..., Server]) -> None:
+    """With two threads and ten connections that were used and are kept open, an eleventh is answered at once."""
+    running = server(THREADS="2")
+    quiet = [HTTPConnection("127.0.0.1", running.port, timeout=10) for _ in range(10)]
+    assert [call(connection) for connection in quiet] == [200] * 10
+    time.sleep(3 * MOMENT_MILLISECONDS / 1000)
+    assert running.call()[0] == 200
+    assert [call(connection) for connection in quiet] == [200] * 10
+    for connection in quiet:
+        connection.close()
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_more_busy_connections_than_threads_are_all_served(server: Callable[..., Server], threads: str) -> None:
+    running = server(THREADS=threads)
+    statuses: list[int] = []
+
+    def busy() -> None:
+        connection = HTTPConnection("127.0.0.1", running.port, timeout=20)
+        statuses.extend(call(connection) for _ in range(20))
+        connection.close()
+
+    clients = [threading.Thread(target=busy) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(timeout=30)
+    assert statuses == [200] * 160
+
+
+def test_calls_that_come_in_one_piece_are_answered_in_turn(server: Callable[..., Server]) -> None:
+    running = server()
+    body = CUSTOMER.encode()
+    one = (
+        f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    received = running.raw(one * 3 + one.replace(b"Host: a", b"Host: a\r\nConnection: close"))
+    assert received.count(b"HTTP/1.1 200 OK") == 4
+
+
+def test_instance_stops_at_once_though_a_connection_was_just_used(server: Callable[..., Server]) -> None:
+    running = server()
+    connection = HTTPConnection("127.0.0.1", running.port, timeout=10)
+    over = threading.Event()
+    ends: list[Exception] = []
+
+    def busy() -> None:
+        while not over.is_set():
+            try:
+                assert call(connection) == 200
+            except (OSError, AssertionError) as error:
+                ends.append(error)
+                return
+
+    client = threading.Thread(target=busy)
+    client.start()
+    time.sleep(0.2)
+    running.process.terminate()
+    assert running.process.wait(timeout=9) == 0
+    over.set()
+    client.join(timeout=10)
+    assert not [end for end in ends if isinstance(end, AssertionError)]
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", running.port), timeout=2)
