@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8080
 BIN := .venv/bin
 
-.PHONY: run test figures check bench lock clean
+.PHONY: run test figures check bench bench-peers floor lock clean
 
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
@@ -20,8 +20,19 @@ check: .venv/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# About five minutes; BENCH=--full makes 100,000 calls before it looks at the memory again, a quarter of an hour.
 bench: .venv/dev
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(BENCH)
+
+# What `make bench` is put beside, in an environment of its own. Whoever does not install is left out of the table.
+bench-peers: .venv/dev
+	@test -e .venv/peers || $(PYTHON) -m venv .venv/peers
+	@grep -v '^#' bench/peers.txt | while read -r peer; do \
+	  .venv/peers/bin/pip install -q --disable-pip-version-check "$$peer" || echo "left out: $$peer"; done
+
+# Writes down anew what the policy layer costs, which a test holds it to.
+floor: .venv/dev
+	@$(BIN)/python -m bench.floor
 
 # Resolves both requirement files anew, for every supported Python, with hashes.
 lock: .venv/dev

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import selectors
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: *([0-9]+)\r\n")
+_CHUNKED = re.compile(rb"\r\n[Tt]ransfer-[Ee]ncoding: *chunked\r\n")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Connection:
     sock: socket.socket
-    received: bytearray
     began: float
+    received: bytearray = field(default_factory=bytearray)
 
 
-def run(port: int, request: bytes, *, connections: int, seconds: float) -> list[float]:
-    """Call for ``seconds``, one call at a time on each connection. Return the seconds that each call took.
+def run(port: int, request: bytes, *, connections: int, seconds: float, warm: float = 0.2) -> list[float]:
+    """Call for ``warm`` and then ``seconds``, one call at a time on each connection.
 
-    Raises RuntimeError for any answer but 200: a refusal is quick, and would flatter whoever gives it.
+    Return the seconds that each call took which ended within ``seconds``, so that their number over ``seconds`` is the
+    rate. Raises RuntimeError for any answer but 200: a refusal is quick, and would flatter whoever gives it.
     """
     took: list[float] = []
     with contextlib.ExitStack() as opened:
         selector = opened.enter_context(selectors.DefaultSelector())
+        begin = time.perf_counter() + warm
+        end = begin + seconds
         for _ in range(connections):
             sock = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            selector.register(sock, selectors.EVENT_READ, _Connection(sock, bytearray(), time.perf_counter()))
+            selector.register(sock, selectors.EVENT_READ, _Connection(sock, time.perf_counter()))
             sock.sendall(request)
-        end = time.perf_counter() + seconds
         while selector.get_map():
-            for key, _ in selector.select(30):
+            ready = selector.select(30)
+            if not ready:
+                raise RuntimeError("no answer for 30 s")
+            for key, _ in ready:
                 connection: _Connection = key.data
-                connection.received += connection.sock.recv(65536)
+                connection.received += _received(connection.sock)
                 if not _complete(connection.received):
                     continue
                 now = time.perf_counter()
-                took.append(now - connection.began)
+                if begin <= now < end:
+                    took.append(now - connection.began)
                 if now >= end:
                     selector.unregister(connection.sock)
                     continue
@@ -47,13 +57,40 @@ def run(port: int, request: bytes, *, connections: int, seconds: float) -> list[
     return took
 
 
+def once(port: int, request: bytes) -> None:
+    """Make one call as soon as there is somebody to take it. Raises as :func:`run`, or TimeoutError after 60 s."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+            break
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody listens") from None
+            time.sleep(0.001)
+    with sock:
+        sock.sendall(request)
+        received = bytearray()
+        while not _complete(received):
+            received += _received(sock)
+
+
+def _received(sock: socket.socket) -> bytes:
+    chunk = sock.recv(65536)
+    if not chunk:
+        raise RuntimeError("the server closed the connection")
+    return chunk
+
+
 def _complete(received: bytearray) -> bool:
-    head, found, body = received.partition(b"\r\n\r\n")
-    if not found:
-        if not received:
-            raise RuntimeError("the server closed the connection")
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
         return False
-    if not head.startswith(b"HTTP/1.1 200 "):
+    if not received.startswith(b"HTTP/1.1 200 "):
         raise RuntimeError(f"not 200: {bytes(received[:600])!r}")
-    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    return len(body) >= length
+    length = _LENGTH.search(received, 0, end + 2)
+    if length is None:
+        if not _CHUNKED.search(received, 0, end + 2):
+            raise RuntimeError(f"an answer without a length: {bytes(received[:600])!r}")
+        return received.endswith(b"\r\n0\r\n\r\n")
+    return len(received) >= end + 4 + int(length[1])

@@ -20,6 +20,7 @@ from sandbox.__main__ import CALLER_KEY, POLICY, SECRET
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.settings import Gate
     from policies.model import Grant
 
 BODY = b"customer=cus_MQqeLuPp19Qbk8"
@@ -48,35 +49,46 @@ def roomy(policy: str) -> str:
 def measure() -> dict[str, float]:
     """Return the median microseconds of each stage, and of ``all`` of them in one pass."""
     with tempfile.TemporaryDirectory() as folder:
-        key = Path(folder, "key")
-        key.write_text("sandbox-upstream-key")
-        policy = Path(folder, "policy.yaml")
-        text = roomy(POLICY.read_text("utf-8"))
-        policy.write_text(text.replace(f"{SECRET}/versions/latest", f"file:{key}"))
-        gate = load({"POLICY": str(policy), "AUDIT": "file:/dev/null"})
-        gate.upstreams._transport = _Canned()  # type: ignore[assignment]  # noqa: SLF001
+        gate = a_gate(a_policy(Path(folder), POLICY.read_text("utf-8")))
         laps: dict[str, list[float]] = {}
         for _ in range(ROUNDS):
-            _one(gate, laps)
+            one(gate, laps)
     return {name: statistics.median(times) * 1e6 for name, times in laps.items()}
 
 
-def _environ() -> dict[str, Any]:
+def a_policy(folder: Path, policy: str) -> Path:
+    """Write a policy document down, with its key in a file beside it, and return where."""
+    key, document = folder / "key", folder / "policy.yaml"
+    key.write_text("sandbox-upstream-key")
+    document.write_text(roomy(policy).replace(f"{SECRET}/versions/latest", f"file:{key}"))
+    return document
+
+
+def a_gate(document: Path) -> Gate:
+    """Return what a call passes through, with no socket anywhere."""
+    gate = load({"POLICY": str(document), "AUDIT": "file:/dev/null"})
+    gate.upstreams._transport = _Canned()  # type: ignore[assignment]  # noqa: SLF001
+    return gate
+
+
+def environ(key: str = CALLER_KEY) -> dict[str, Any]:
+    """Return what the server hands over of one call."""
     return {
         "REQUEST_METHOD": "POST",
         "RAW_URI": "/stripe/invoices/?name=ft-4&connection_name=stripe-1",
         "CONTENT_TYPE": "application/x-www-form-urlencoded",
         "CONTENT_LENGTH": str(len(BODY)),
-        "HTTP_X_API_KEY": CALLER_KEY,
+        "HTTP_X_API_KEY": key,
         "wsgi.input": io.BytesIO(BODY),
     }
 
 
-def _one(gate: Any, laps: dict[str, list[float]]) -> None:
-    environ = _environ()
+def one(gate: Any, laps: dict[str, list[float]], key: str = CALLER_KEY) -> None:
+    """Make one call, as ``main.py`` does, and note the seconds of each stage. Raises RuntimeError for any refusal."""
+    asked = environ(key)
     lap = _Laps(laps)
-    with gate.audit.open(environ) as record:
-        call = lap("read", lambda: read(environ))
+    with gate.audit.open(asked) as record:
+        call = lap("read", lambda: read(asked))
         policies = lap("policies", lambda: gate.policies.current(record.deadline))
         identify = gate.identity.identify
         record.caller = lap("identify", lambda: identify(policies, call, record.now, record.deadline))
@@ -91,6 +103,8 @@ def _one(gate: Any, laps: dict[str, list[float]]) -> None:
         settled = lap("settle", lambda: gate.store.settle(grant, record.admission, reply, answer))
         lap("outcome", lambda: record.close(reply, answer, settled=settled))
     lap("respond", lambda: respond(record))
+    if record.answer.status != 200:
+        raise RuntimeError(f"refused: {record.answer.body!r}")
     laps.setdefault("all", []).append(lap.total)
 
 

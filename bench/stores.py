@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -17,6 +18,7 @@ from policies import document
 from policies.access import decide
 from policies.model import Answer, Call, Outcome, Reply
 from sandbox.__main__ import POLICY
+from sandbox.firestore import FirestoreEmulator
 from sandbox.redis_server import RedisServer
 
 if TYPE_CHECKING:
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
     from policies.model import Grant
 
 CALLS = 3000
+#: The emulator is slow, and what it takes is not what Firestore takes.
+FEWER = 10
 REPLY, ANSWER = Reply(Outcome.SUCCEEDED, answer={}), Answer(200, b'{"id":"in_1","status":"draft"}')
 
 
 def measure() -> dict[str, float]:
-    """Return the median milliseconds of each store; Redis on loopback, where there is one to start."""
+    """Return the median milliseconds of each store: Redis and Firestore's emulator on loopback, where they are here."""
     with tempfile.TemporaryDirectory() as folder:
         medians = {"memory": _median(Memory(time.monotonic))}
         server = RedisServer(Path(folder))
@@ -36,18 +40,35 @@ def measure() -> dict[str, float]:
             server.start()
         except FileNotFoundError as error:
             print(f"  left out: Redis. {error}")
-            return medians
+            return medians | _firestore()
         try:
             medians["redis"] = _median(Redis(server.url))
         finally:
             server.stop()
-        return medians
+    return medians | _firestore()
 
 
-def _median(store: Store) -> float:
+def _firestore() -> dict[str, float]:
+    emulator = FirestoreEmulator()
+    try:
+        emulator.start()
+    except (FileNotFoundError, TimeoutError) as error:
+        print(f"  left out: Firestore. {error}")
+        return {}
+    os.environ["FIRESTORE_EMULATOR_HOST"] = emulator.address  # as Google's client reads it
+    try:
+        from gateway.stores.firestore import Firestore  # noqa: PLC0415 - heavy, and only needed where there is one
+
+        return {"firestore": _median(Firestore("firestore://bench-project"), CALLS // FEWER)}
+    finally:
+        del os.environ["FIRESTORE_EMULATOR_HOST"]
+        emulator.stop()
+
+
+def _median(store: Store, calls: int | None = None) -> float:
     grant = _grant()
     took = []
-    for number in range(CALLS):
+    for number in range(calls or CALLS):
         asked = replace(grant, ledger_key=f"{number:064x}")
         began = time.perf_counter()
         store.settle(asked, store.admit(asked), REPLY, ANSWER)

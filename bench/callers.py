@@ -1,0 +1,105 @@
+"""What many callers in the policy cost: the start, and each call. Every size has a process of its own.
+
+Run as ``python -m bench.callers COUNT [compiled]``, it loads such a policy and says how many seconds that took; for
+each line that it is then given it makes a batch of calls, each by another caller, and says one's median microseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import stages
+from bench.servers import process, said
+from sandbox.__main__ import POLICY
+
+COUNTS = (10, 1_000, 10_000)
+BATCH = 400
+BATCHES = 15
+_SEED = 5
+
+
+def policy(count: int) -> str:
+    """Write the sandbox's policy with this many callers, each with a key and grants of its own."""
+    head, _, caller = POLICY.read_text("utf-8").partition("  demo-app:\n")
+    before, _, after = caller.partition("sha256: ")
+    after = after[64:]
+    return head + "".join(
+        f"  app-{number}:\n{before}sha256: {hashlib.sha256(_key(number).encode()).hexdigest()}{after}"
+        for number in range(count)
+    )
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Return, for each policy, the seconds that loading took and the microseconds of a call."""
+    with contextlib.ExitStack() as opened:
+        loaded: dict[str, float] = {}
+        running: dict[str, subprocess.Popen[bytes]] = {}
+        for count, compiled in [*((count, False) for count in COUNTS), (COUNTS[-1], True)]:
+            name = f"{count:,}{' compiled' if compiled else ''}"
+            print(f"  {name} callers are read         ", end="\r", flush=True)
+            arguments = [sys.executable, "-m", "bench.callers", str(count), *(["compiled"] if compiled else [])]
+            started = opened.enter_context(process(arguments, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            if took := said(started):
+                loaded[name], running[name] = float(took), started
+        laps: dict[str, list[float]] = {name: [] for name in running}
+        for number in range(BATCHES):
+            for name in running if number % 2 else reversed(running):
+                asked = running[name].stdin
+                assert asked is not None
+                asked.write(b"\n")
+                asked.flush()
+                laps[name].append(float(said(running[name])))
+        fewest = next(iter(laps.values()))
+        return {
+            name: {
+                "load_seconds": round(loaded[name], 3),
+                "call_microseconds": round(statistics.median(each), 1),
+                "ratio": round(statistics.median(a / b for a, b in zip(each, fewest, strict=True)), 3),
+            }
+            for name, each in laps.items()
+        }
+
+
+def _key(number: int) -> str:
+    return f"csk_bench_{number:06}_xxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+
+
+def _compiled(document: Path) -> Path | None:
+    """Return the compiled form of a document, or None where there is no such thing yet."""
+    form = document.with_suffix(".compiled")
+    command = [sys.executable, "-m", "console", "check", str(document), "--compile", str(form)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return form if done.returncode == 0 else None
+
+
+def _main(count: int, *, compiled: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        document: Path | None = stages.a_policy(Path(folder), policy(count))
+        if compiled and document is not None:
+            document = _compiled(document)
+        if document is None:
+            return
+        began = time.perf_counter()
+        gate = stages.a_gate(document)
+        print(time.perf_counter() - began, flush=True)
+        callers = list(range(count))
+        random.Random(_SEED).shuffle(callers)  # noqa: S311 - so that no two runs differ
+        keys = itertools.cycle(_key(number) for number in callers)
+        for _ in sys.stdin:
+            laps: dict[str, list[float]] = {}
+            for key in itertools.islice(keys, BATCH):
+                stages.one(gate, laps, key)
+            print(statistics.median(laps["all"]) * 1e6, flush=True)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), compiled="compiled" in sys.argv)

@@ -1,0 +1,13 @@
+"""A function that does nothing: what the framework and its server cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flask import Request
+
+
+def empty(_request: Request) -> str:
+    """Answer."""
+    return "{}"
