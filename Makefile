@@ -23,6 +23,7 @@ check: .venv/dev
 # About five minutes; BENCH=--full makes 100,000 calls before it looks at the memory again, a quarter of an hour.
 bench: .venv/dev
 	@$(BIN)/python -m bench $(BENCH)
+	@$(BIN)/python -m pytest -m timed tests/bench
 
 # What `make bench` is put beside, in an environment of its own. Whoever does not install is left out of the table.
 bench-peers: .venv/dev

@@ -5,9 +5,10 @@ Two, since each sees what the other does not:
 - ``bytecodes``: the instructions that Python carries out for one call, and the calls it makes into C. They are counted,
   not timed, so they are the same on every machine with the same Python and the same libraries.
 - ``ratio``: the time of one call over the time of a reference, fixed work of the same kind, taken in turns in one
-  process. It also sees C that has become slower.
+  process. It also sees C that has become slower, and depends a little on the kind of processor.
 
-``make floor`` writes down what both come to now. A test holds the policy layer to it.
+``make floor`` writes down what both come to now. Tests hold the policy layer to it: to the counts wherever they run, to
+the ratio at the end of ``make bench``.
 """
 
 from __future__ import annotations

@@ -85,6 +85,8 @@ def load(environ: Mapping[str, str]) -> Gate:
         raise SettingError(str(error)) from None
     finally:
         manager.close()
+    if any(connection.secret.startswith("projects/") for connection in first.connections.values()):
+        manager.prepare()
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
     store = _store(environ, on_cloud=on_cloud)
     audit = _audit(environ, first)

@@ -207,7 +207,7 @@ def test_google_client_is_loaded_only_where_it_is_used(
     }
     status, at_start, at_end = loaded(tmp_path, environ)
     assert status == 200
-    assert at_start == []
+    assert at_start == at_end  # so that the first call does not wait
     assert "standardwebhooks" not in at_end
     assert ("google.auth" in at_end) == (not mounted)
     assert ("grpc" in at_end, "google.cloud.secretmanager_v1" in at_end) == (not mounted, not mounted)

@@ -26,6 +26,6 @@ def request(grant: Grant, key: str, owner: str) -> Request:
     address = f"{connection.origin}/v1/{operation.path.format_map(grant.parameters)}"
     if not operation.creates:
         query = grant.form.decode("ascii")
-        return Request(operation.method, f"{address}?{query}" if query else address, headers, b"")
+        return Request(operation.method, f"{address}?{query}" if query else address, headers, b"", told_in_headers=True)
     headers += [f"Content-Type: {FORM}", f"Idempotency-Key: {upstream_key(grant.ledger_key or owner)}"]
-    return Request(operation.method, address, headers, grant.form)
+    return Request(operation.method, address, headers, grant.form, told_in_headers=True)

@@ -46,6 +46,8 @@ class Request(msgspec.Struct, frozen=True):
     url: str
     headers: list[str]
     body: bytes
+    told_in_headers: bool = False
+    """Whether the answer's headers say what :class:`Received` holds of Stripe's; looking at them costs a little."""
 
     def __repr__(self) -> str:
         """Leave out the key and the body."""
@@ -99,7 +101,10 @@ class Transport:
             curl.setopt(pycurl.READFUNCTION, BytesIO(request.body).read)
         else:
             curl.setopt(pycurl.HTTPGET, 1)
-        curl.setopt(pycurl.HEADERFUNCTION, hear)
+        if request.told_in_headers:
+            curl.setopt(pycurl.HEADERFUNCTION, hear)
+        else:
+            curl.unsetopt(pycurl.HEADERFUNCTION)
         curl.setopt(pycurl.WRITEFUNCTION, write)
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(seconds * 1000)))
         try:

@@ -43,6 +43,7 @@ def test_policy_layer_carries_out_as_many_instructions_as_are_written_down(
     assert now >= 1 - floor.TOLERANCE, f"{figure}: only {now:.3f} of the floor. Keep what was won: make floor"
 
 
+@pytest.mark.timed
 def test_policy_layer_takes_as_long_beside_the_reference_as_is_written_down(
     written: dict[str, float], layer: Callable[[], object]
 ) -> None:
@@ -67,6 +68,7 @@ LOOP = compile("for _ in range(rounds):\n    rounds = rounds + 0\n", "<a loop>",
 BYTECODES_A_ROUND = 6
 
 
+@pytest.mark.timed
 def test_floor_notices_c_code_that_makes_a_call_15_percent_slower(
     written: dict[str, float], layer: Callable[[], object]
 ) -> None:
