@@ -262,7 +262,7 @@ class Audit:
         self._counted = any(flood.counted for flood in self._floods.values())
 
     def _line(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
-        now = _SORTED.encode(datetime.fromtimestamp(self.clock(), UTC))[1:-1].decode("ascii")  # RFC 3339, in C
+        now = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         body = canonical(
             {
                 **content,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import closing
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,10 @@ def call(connection: HTTPConnection) -> int:
 
 def test_many_calls_on_one_connection_are_all_answered(server: Callable[..., Server], upstream: Appgregator) -> None:
     running = server()
-    connection = HTTPConnection("127.0.0.1", running.port, timeout=10)
-    assert [call(connection) for _ in range(50)] == [200] * 50
+    with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
+        assert [call(connection) for _ in range(50)] == [200] * 50
     # The thread stayed, and with it its connection to the upstream: others have their own.
     assert len({received.connection for received in upstream.calls}) == 1
-    connection.close()
 
 
 def test_quiet_connections_hold_no_thread(server: Callable[..., Server]) -> None:
@@ -56,9 +56,8 @@ def test_more_busy_connections_than_threads_are_all_served(server: Callable[...,
     statuses: list[int] = []
 
     def busy() -> None:
-        connection = HTTPConnection("127.0.0.1", running.port, timeout=20)
-        statuses.extend(call(connection) for _ in range(20))
-        connection.close()
+        with closing(HTTPConnection("127.0.0.1", running.port, timeout=20)) as connection:
+            statuses.extend(call(connection) for _ in range(20))
 
     clients = [threading.Thread(target=busy) for _ in range(8)]
     for client in clients:
@@ -81,17 +80,17 @@ def test_calls_that_come_in_one_piece_are_answered_in_turn(server: Callable[...,
 
 def test_instance_stops_at_once_though_a_connection_was_just_used(server: Callable[..., Server]) -> None:
     running = server()
-    connection = HTTPConnection("127.0.0.1", running.port, timeout=10)
     over = threading.Event()
     ends: list[Exception] = []
 
     def busy() -> None:
-        while not over.is_set():
-            try:
-                assert call(connection) == 200
-            except (OSError, AssertionError) as error:
-                ends.append(error)
-                return
+        with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
+            while not over.is_set():
+                try:
+                    assert call(connection) == 200
+                except (OSError, AssertionError) as error:
+                    ends.append(error)
+                    return
 
     client = threading.Thread(target=busy)
     client.start()
