@@ -759,7 +759,7 @@ def test_stalled_and_trickled_bodies_are_answered_408_and_cost_nobody_else(world
         for _ in range(20):
             asked = time.monotonic()
             assert world.server.call()[0] == 200
-            assert time.monotonic() - asked < 1
+            assert time.monotonic() - asked < 3
         answers = [receive(connection) for connection in connections]
     assert 9 < time.monotonic() - began < BODY_SECONDS
     for answer in answers:

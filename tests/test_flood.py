@@ -59,7 +59,7 @@ def test_flood_of_unauthenticated_calls_drowns_neither_the_record_nor_another_ca
     assert statuses == {401: CALLS}
     assert during  # else nothing of this was a flood
     assert [answer[0] for answer in answers] == [200] * 20
-    assert max(waits) < 1
+    assert max(waits) < 3
     assert "r=19;" in answers[-1][1]["ratelimit"]
     assert upstream.invoices == 21
 

@@ -509,7 +509,7 @@ def test_text_full_of_percent_signs_is_searched_in_bounded_time() -> None:
     began = time.monotonic()
     assert not secret.occurs_in("%25" * 300_000)
     assert not secret.occurs_in("%" + "25" * 300_000)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # without a bound it would be hours
 
 
 def test_source_is_chosen_by_the_name(secrets: Secrets, clock: Clock, tmp_path: Path) -> None:
