@@ -28,7 +28,7 @@ from policies.model import Outcome
 from policies.refusals import KeyInUse, KeyReused, OutcomeStillUnknown
 
 if TYPE_CHECKING:
-    from policies.model import Answer
+    from policies.model import Answer, Grant
 
 #: No-code tools repeat a call up to 40 hours later; a record is kept for longer than that.
 RETENTION: Final = 72 * 3600
@@ -131,6 +131,21 @@ def claim(  # noqa: PLR0913 - each is said by its name
     if entry.place != place or now + LEASE > entry.sent + resend:
         raise OutcomeStillUnknown
     return replace(entry, state=State.SENT, owner=owner, lease_until=now + LEASE, doubt=True)
+
+
+def claim_for(grant: Grant, entry: Entry | None, *, owner: str, now: float) -> Entry | Answer | None:
+    """Judge a granted call against what the ledger holds of its key, as :func:`claim`; None for one without a key."""
+    if grant.ledger_key is None:
+        return None
+    return claim(
+        entry,
+        owner=owner,
+        fingerprint=grant.fingerprint,
+        place=grant.place,
+        retention=grant.entitlement.idempotency.seconds,
+        resend=grant.resend_seconds,
+        now=now,
+    )
 
 
 def settle(entry: Entry | None, *, owner: str, outcome: Outcome, answer: Answer | None) -> Entry | None:

@@ -125,6 +125,27 @@ def together(limit: Limit, windows: Iterable[Window]) -> Window:
     return Window(limit, sorted(calls.items()))
 
 
+def standings(limits: Iterable[Window], now: float) -> tuple[Standing, ...]:
+    """Say how each of a caller's limits stands."""
+    return tuple([window.standing(now) for window in limits])
+
+
+def refuse_if_full(
+    limits: list[Window], ceiling: Window | None, spent: Window | None, budget: Budget | None, now: float
+) -> None:
+    """Raise for the caller's limits, then the connection's ceiling, then the caller's budget and what is spent of it.
+
+    Raises :class:`LimitReached`, :class:`CeilingReached` and :class:`BudgetSpent`.
+    """
+    full = [window for window in limits if window.remaining(now) < 1]
+    if full:
+        raise limit_reached(full[0].limit, max(window.wait(now) for window in full), standings(limits, now))
+    if ceiling is not None and ceiling.remaining(now) < 1:
+        raise ceiling_reached(ceiling.wait(now), standings(limits, now))
+    if spent is not None and budget is not None and spent.remaining(now) < 1:
+        raise budget_spent(budget, spent.wait(now), standings(limits, now))
+
+
 def limit_reached(limit: Limit, wait: float, standings: tuple[Standing, ...]) -> LimitReached:
     """Say that a caller's limit is used up; ``wait`` is in seconds."""
     seconds = whole_seconds(wait)

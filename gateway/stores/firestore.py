@@ -35,13 +35,13 @@ from msgspec.structs import asdict, replace
 from policies import idempotency
 from policies.idempotency import Entry, Held, State, Verdict
 from policies.model import Admission, Answer, Outcome, Reply
-from policies.quota import BUCKETS, Window, budget_spent, ceiling_reached, limit_reached, shares, together
+from policies.quota import BUCKETS, Window, refuse_if_full, shares, standings, together
 from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from policies.model import Grant, Limit, Standing
+    from policies.model import Grant, Limit
 
 #: A step with all its attempts, and still a refusal within a second.
 TOTAL_SECONDS: Final = 0.9
@@ -192,22 +192,24 @@ class Firestore:
             found = seen.documents[key] if key is not None else None
             held = _entry(found)
             try:
-                claim = _claim(grant, held, owner, now)
+                claim = idempotency.claim_for(grant, held, owner=owner, now=now)
             except LedgerRefusal as refusal:
-                refusal.standings = _standings(own, now)
+                refusal.standings = standings(own, now)
                 raise
             if isinstance(claim, Answer):
-                return Admission(_standings(own, now), owner, now, replay=claim), {}
+                return Admission(standings(own, now), owner, now, replay=claim), {}
             if found is not None and claim is not None and claim is held:  # ours already: the answer to it was lost
-                return Admission(_standings(own, now), owner, found["taken"], doubt=claim.doubt), {}
-            _refuse_if_full(grant, wholes, now)
+                return Admission(standings(own, now), owner, found["taken"], doubt=claim.doubt), {}
+            over = wholes[len(limits)] if ceiling else None
+            spent = wholes[-1] if grant.budget is not None else None
+            refuse_if_full(own, over, spent, grant.budget, now)
             writes: Writes = {}
             for part, whole in zip(parts[: len(limits) + len(ceiling)], wholes, strict=False):
                 writes |= seen.taken({path: window for path, window in part.items() if window.remaining(now) >= 1})
                 whole.take(now)
             if key is not None and claim is not None:
                 writes[key] = _document(claim) | _about(grant) | {"taken": now}
-            return Admission(_standings(own, now), owner, now, doubt=claim is not None and claim.doubt), writes
+            return Admission(standings(own, now), owner, now, doubt=claim is not None and claim.doubt), writes
 
         return self._step(judge, _paths(counters, key), deadline, again=key is not None)
 
@@ -500,36 +502,3 @@ def _ceiling(grant: Grant) -> list[_Counter]:
 def _budget(grant: Grant) -> list[_Counter]:
     budget = grant.budget
     return [_Counter.of("budget", grant.caller.id, budget.limit, (budget.limit,) * BUDGET_SHARDS)] if budget else []
-
-
-def _standings(own: list[Window], now: float) -> tuple[Standing, ...]:
-    return tuple(window.standing(now) for window in own)
-
-
-def _claim(grant: Grant, held: Entry | None, owner: str, now: float) -> Entry | Answer | None:
-    if grant.ledger_key is None:
-        return None
-    return idempotency.claim(
-        held,
-        owner=owner,
-        fingerprint=grant.fingerprint,
-        place=grant.place,
-        retention=grant.entitlement.idempotency.seconds,
-        resend=grant.resend_seconds,
-        now=now,
-    )
-
-
-def _refuse_if_full(grant: Grant, wholes: list[Window], now: float) -> None:
-    """Raise for the caller's limits, then the ceiling, then the budget, in whose order the windows come."""
-    caller = grant.caller
-    own, rest = wholes[: len(caller.limits)], wholes[len(caller.limits) :]
-    full = [window for window in own if window.remaining(now) < 1]
-    if full:
-        raise limit_reached(full[0].limit, max(window.wait(now) for window in full), _standings(own, now))
-    for window in rest:
-        if window.remaining(now) < 1:
-            wait, standings = window.wait(now), _standings(own, now)
-            if grant.budget is not None and window.limit is grant.budget.limit:
-                raise budget_spent(grant.budget, wait, standings)
-            raise ceiling_reached(wait, standings)

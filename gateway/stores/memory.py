@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 from policies import idempotency
 from policies.idempotency import Entry, State
 from policies.model import Admission, Outcome, Reply
-from policies.quota import Window, budget_spent, ceiling_reached, limit_reached
+from policies.quota import Window, refuse_if_full, standings
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from policies.model import Answer, Grant, Limit, Standing
+    from policies.model import Answer, Grant, Limit
 
 #: About a kilobyte each. A full ledger refuses rather than forgets: a forgotten key is a second invoice.
 MAX_ENTRIES: Final = 100_000
@@ -37,22 +37,15 @@ class Memory:
         owner = os.urandom(16).hex()
         with self._lock:
             now = self._clock()
-            limits, ceiling, budget = self._limits(grant), self._ceiling(grant), self._budget(grant)
+            limits, ceiling, spent = self._limits(grant), self._ceiling(grant), self._budget(grant)
             try:
                 claim = self._claim(grant, owner, now)
             except LedgerRefusal as refusal:
-                refusal.standings = _standings(limits, now)
+                refusal.standings = standings(limits, now)
                 raise
             if claim is not None and not isinstance(claim, Entry):
-                return Admission(_standings(limits, now), owner, now, replay=claim)
-            full = [window for window in limits if window.remaining(now) < 1]
-            if full:
-                wait = max(window.wait(now) for window in full)
-                raise limit_reached(full[0].limit, wait, _standings(limits, now))
-            if ceiling is not None and ceiling.remaining(now) < 1:
-                raise ceiling_reached(ceiling.wait(now), _standings(limits, now))
-            if budget is not None and grant.budget is not None and budget.remaining(now) < 1:
-                raise budget_spent(grant.budget, budget.wait(now), _standings(limits, now))
+                return Admission(standings(limits, now), owner, now, replay=claim)
+            refuse_if_full(limits, ceiling, spent, grant.budget, now)
             for window in limits:
                 window.take(now)
             if ceiling is not None:
@@ -60,7 +53,7 @@ class Memory:
             if grant.ledger_key is not None and claim is not None:
                 self._ledger[grant.ledger_key] = claim
             doubt = claim is not None and claim.doubt
-            return Admission(_standings(limits, now), owner, now, doubt=doubt)
+            return Admission(standings(limits, now), owner, now, doubt=doubt)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -82,15 +75,7 @@ class Memory:
             self._sweep(now)
             if len(self._ledger) >= self._max_entries:
                 raise StoreUnavailable(note="the ledger in memory is full")
-        return idempotency.claim(
-            held,
-            owner=owner,
-            fingerprint=grant.fingerprint,
-            place=grant.place,
-            retention=grant.entitlement.idempotency.seconds,
-            resend=grant.resend_seconds,
-            now=now,
-        )
+        return idempotency.claim_for(grant, held, owner=owner, now=now)
 
     def _sweep(self, now: float) -> None:
         """Forget expired keys that stand behind one kept for longer; at most once a second, since it looks at all."""
@@ -140,7 +125,3 @@ class Memory:
         if window is None:
             window = self._windows[place] = Window(limit)
         return window
-
-
-def _standings(limits: list[Window], now: float) -> tuple[Standing, ...]:
-    return tuple([window.standing(now) for window in limits])
