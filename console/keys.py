@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from console import rewriting
-from gateway.policies import PROMISED_SECONDS
+from gateway.policies import PROMISED_SECONDS, VERSION
 from policies import compiled, document
 from policies.model import NAME, DocumentError
 
@@ -48,8 +48,6 @@ _FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_RANDOM + _CHECK}}}")
 OVERLAP_DAYS: Final = 7
 _MOST_DAYS: Final = 3650
 _MOST_KEY: Final = 10_000
-
-_VERSION = re.compile(r"projects/(?P<project>[^/\s]+)/secrets/(?P<secret>[^/\s]+)/versions/(?P<version>[^/\s]+)")
 
 
 class NotDoneError(Exception):
@@ -214,7 +212,7 @@ def _effect(file: Path | None) -> str:
     """Say how a change of the file reaches the function."""
     data = f"--data-file={shlex.quote(str(file or 'FILE'))}"
     within = f"within {PROMISED_SECONDS:.0f} seconds"
-    version = _VERSION.fullmatch(os.environ.get("POLICY", ""))
+    version = VERSION.fullmatch(os.environ.get("POLICY", ""))
     if version is None:
         return (
             f"It takes effect {within} where the function reads this very file, and with the next deploy where the\n"
@@ -259,7 +257,7 @@ def _file(named: Path | None) -> Path | None:
     setting = os.environ.get("POLICY", "")
     if named is not None:
         return named
-    return Path(setting) if setting and not _VERSION.fullmatch(setting) else None
+    return Path(setting) if setting and not VERSION.fullmatch(setting) else None
 
 
 def _needed(named: Path | None) -> Path:

@@ -46,7 +46,8 @@ REPORT_SECONDS: Final = 600.0
 #: A document of 10,000 callers is about 7 MB.
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 
-_VERSION = re.compile(r"projects/[^/\s]+/secrets/[^/\s]+/versions/[^/\s]+")
+#: A ``POLICY`` that lies in Secret Manager.
+VERSION: Final = re.compile(r"projects/(?P<project>[^/\s]+)/secrets/(?P<secret>[^/\s]+)/versions/(?P<version>[^/\s]+)")
 _PINNED = re.compile(r".*/versions/[0-9]+")
 
 
@@ -102,7 +103,7 @@ class Version:
 
 def source_of(where: str, manager: SecretManager) -> Source:
     """Return the source that ``POLICY`` names."""
-    return Version(where, manager) if _VERSION.fullmatch(where) else File(where)
+    return Version(where, manager) if VERSION.fullmatch(where) else File(where)
 
 
 def read(data: bytes, where: str) -> PolicySet:

@@ -42,7 +42,10 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         ledger_key = idempotency.identity(caller.id, entitlement.connection.id, entitlement.operation.id, key)
     if entitlement.stamp is not None:
         approved = _stamped(approved, entitlement.stamp, ledger_key)
-    form = forms.encode({path: value for path, value in approved.items() if path not in call.path_parameters})
+    written = approved
+    if call.path_parameters:  # which stand in the address
+        written = {path: value for path, value in approved.items() if path not in call.path_parameters}
+    form = forms.encode(written)
     return Grant(
         caller=caller,
         entitlement=entitlement,
