@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import gunicorn.config
-from flask import Response, current_app, request
+from flask import Request, current_app
 
 from gateway.answering import respond
 from gateway.reading import read
@@ -15,18 +15,12 @@ from gateway.upstreams.sending import preview
 from policies.access import decide
 
 if TYPE_CHECKING:
-    from flask import Request
+    from gateway.answering import Response
 
 # The framework loads this file before it configures its server, and reads these.
 os.environ.setdefault("THREADS", DEFAULT_THREADS)
 gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
 gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
-# A path with // in it gets our refusal, not a redirect to somewhere else.
-current_app.url_map.merge_slashes = False
-# What the framework would answer by itself (/robots.txt, /static/x, a newline in the path) gets our refusal too.
-for status in (404, 405):
-    current_app.register_error_handler(status, lambda _: countersign(request))
-
 try:
     gate = load(os.environ)
 except SettingError as error:
@@ -58,3 +52,10 @@ def countersign(request: Request) -> Response:
         settled = gate.store.settle(grant, admission, reply, answer)
         record.close(reply, answer, settled=settled)
     return respond(record)
+
+
+# The framework's app calls us directly. What Flask does around a view costs as much as all our judging, reads the rest
+# of a refused call without bound, and answers some paths by itself (/robots.txt, //x), which get our refusal instead.
+current_app.wsgi_app = lambda environ, start_response: (  # type: ignore[method-assign]
+    countersign(Request(environ))(environ, start_response)
+)

@@ -1,18 +1,36 @@
-"""What a caller is told -> Flask response."""
+"""What a caller is told -> WSGI response."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from flask import Response
 
 from gateway.reading import speaks_stripe
 from policies.refusals import as_stripe_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
     from gateway.audit import Record
     from policies.model import Grant
+
+_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+
+
+class Response(msgspec.Struct, frozen=True):
+    """What goes back, whole: a WSGI application that answers every request with it, as PEP 3333 has it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def __call__(self, _environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer."""
+        start_response(_LINES[self.status], [*self.headers.items()])
+        return (self.body,)
 
 
 def respond(record: Record) -> Response:
@@ -44,8 +62,7 @@ def respond(record: Record) -> Response:
             f'"{s.limit.text}";q={s.limit.calls};w={s.limit.seconds}' for s in record.standings
         )
         headers["RateLimit"] = ", ".join(f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in record.standings)
-    # An iterator, because functions-framework reads the rest of the request, without bound, before any other answer.
-    return Response(iter((body,)), status, headers)
+    return Response(status, headers, body)
 
 
 def _typed(grant: Grant | None, body: bytes) -> bytes:

@@ -15,11 +15,13 @@ Refusals past ten a second with one reason are counted, not written, so that nob
 from __future__ import annotations
 
 import atexit
+import ctypes
 import hashlib
 import json
 import os
 import re
 import select
+import struct
 import sys
 import threading
 import time
@@ -95,14 +97,24 @@ class Sink(Protocol):
         """Write one line. Raises OSError if it is not written."""
 
 
+#: Calls of the C library that keep the interpreter. One call at a time writes its line, and giving the interpreter away
+#: for the few microseconds that a write takes lets others run into the lock, who then wait for both.
+_C: Final = ctypes.PyDLL(None, use_errno=True)
+_C.write.argtypes, _C.write.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t), ctypes.c_ssize_t
+_C.poll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)
+#: poll(2)'s struct pollfd.
+_POLLFD: Final = struct.Struct("@ihh")
+
+
 class Descriptor:
     """Standard output, or any open file: no buffer of ours, so that a line is out when the call goes on."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._torn = self._stuck = False
-        self._ready = select.poll()
-        self._ready.register(descriptor, select.POLLOUT)
+        self._asked = ctypes.create_string_buffer(_POLLFD.pack(descriptor, select.POLLOUT, 0), _POLLFD.size)
+        self._waited = select.poll()
+        self._waited.register(descriptor, select.POLLOUT)
 
     def write(self, line: bytes) -> None:
         """See :class:`Sink`. A line that was cut short is ended before the next, which stays readable."""
@@ -110,11 +122,14 @@ class Descriptor:
             line = b"\n" + line
         while line:
             # Calls write one after the other, so of those that meet a log that takes nothing only the first waits.
-            self._stuck = not self._ready.poll(0 if self._stuck else WRITE_SECONDS * 1000)
+            ready = _C.poll(self._asked, 1, 0) or (not self._stuck and self._waited.poll(WRITE_SECONDS * 1000))
+            self._stuck = not ready
             if self._stuck:
                 raise TimeoutError("nobody takes the record")
             # At most what a pipe that is ready is sure to take, so that the write cannot block.
-            written = os.write(self._descriptor, line[: select.PIPE_BUF])
+            written = _C.write(self._descriptor, line, min(len(line), select.PIPE_BUF))
+            if written < 0:
+                raise OSError(ctypes.get_errno(), "the record cannot be written")
             line = line[written:]
             self._torn = bool(line)
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from console import audit
+from gateway.audit import Descriptor
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PARAMETERS, RESPONSE, TARGET, policy, sha256
 from tests.problems import plain, refused, stripe_refused, without_id
@@ -709,14 +710,14 @@ def test_outcome_that_cannot_be_recorded_does_not_hide_a_success(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     gate = function()
-    written = os.write
+    written = Descriptor.write
 
-    def until_the_outcome(descriptor: int, data: bytes) -> int:
-        if b'"kind":"outcome"' in data:
+    def until_the_outcome(sink: Descriptor, line: bytes) -> None:
+        if b'"kind":"outcome"' in line:
             raise OSError
-        return written(descriptor, data)
+        written(sink, line)
 
-    monkeypatch.setattr("gateway.audit.os.write", until_the_outcome)
+    monkeypatch.setattr(Descriptor, "write", until_the_outcome)
     assert gate.post().status_code == 200
     monkeypatch.undo()
     assert upstream.invoices == 1

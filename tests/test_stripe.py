@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from console import audit
+from gateway.audit import Descriptor
 from gateway.stores.memory import Memory
 from policies.idempotency import LEASE
 from sandbox import faults
@@ -339,11 +340,11 @@ def test_second_send_that_cannot_be_recorded_is_not_made_and_leaves_the_doubt(
     refused(loaded.post(Idempotency_Key="order-1"), 504, UNKNOWN)
     calls = len(stripe.calls)
 
-    def full(*_: object) -> int:
+    def full(*_: object) -> None:
         raise OSError
 
     with monkeypatch.context() as broken:
-        broken.setattr("gateway.audit.os.write", full)
+        broken.setattr(Descriptor, "write", full)
         refused(loaded.post(Idempotency_Key="order-1"), 503, "record-unavailable")
     assert len(stripe.calls) == calls
     refused(loaded.post(body=f"{CUSTOMER}&description=x", Idempotency_Key="order-1"), 422, "idempotency-key-reused")

@@ -19,8 +19,7 @@ from tests.gateway.conftest import Clock, granted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flask import Response
-
+    from gateway.answering import Response
     from gateway.audit import Record
     from sandbox.appgregator import Appgregator
     from tests.conftest import Function
@@ -60,15 +59,15 @@ SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1", "description": "é \u
 
 def test_success_is_json_with_exactly_these_headers(audit: Audit) -> None:
     record, response = answered(audit, SUCCEEDED)
-    assert response.status_code == 200
-    assert json.loads(response.get_data()) == {
+    assert response.status == 200
+    assert json.loads(response.body) == {
         "id": "in_1",
         "description": "é \u2028 💸",
         "audit_id": record.audit_id,
     }
     assert dict(response.headers) == {
         "Content-Type": "application/json",
-        "Content-Length": str(len(response.get_data())),
+        "Content-Length": str(len(response.body)),
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
         "Countersign-Audit-Id": record.audit_id,
@@ -87,8 +86,8 @@ def test_audit_id_is_in_the_answer_only_where_the_policy_lists_it(audit: Audit) 
 
 def test_refusal_is_problem_json_and_says_who_said_no(audit: Audit) -> None:
     record, response = refused(audit, PathUnknown())
-    assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
-    problem = json.loads(response.get_data())
+    assert (response.status, response.headers["Content-Type"]) == (404, "application/problem+json")
+    problem = json.loads(response.body)
     assert problem["audit_id"] == response.headers["Countersign-Audit-Id"] == record.audit_id
     assert problem["status"] == 404
     assert problem["type"] == f"urn:countersign:refusal:{problem['reason']}"
@@ -111,9 +110,9 @@ def test_refusal_carries_the_header_its_status_needs(audit: Audit, refusal: Refu
 
 def test_busy_upstream_is_passed_on_with_its_wait(audit: Audit) -> None:
     _, response = answered(audit, Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=7)))
-    assert (response.status_code, response.headers["Retry-After"]) == (503, "7")
+    assert (response.status, response.headers["Retry-After"]) == (503, "7")
     assert response.headers["Content-Type"] == "application/problem+json"
-    assert json.loads(response.get_data())["decided_by"] == "upstream"
+    assert json.loads(response.body)["decided_by"] == "upstream"
 
 
 def test_every_limit_stands_in_the_headers(audit: Audit) -> None:
@@ -130,7 +129,7 @@ def test_refusal_by_a_limit_shows_how_the_limits_stand(audit: Audit) -> None:
         record.caller, record.grant = grant.caller, grant
         store.admit(grant)
     response = respond(record)
-    assert response.status_code == 429
+    assert response.status == 429
     assert response.headers["RateLimit-Policy"] == f'"1/minute";q={parse_limit("1/minute").calls};w=60'
     assert response.headers["RateLimit"] == f'"1/minute";r=0;t={response.headers["Retry-After"]}'
 
@@ -144,9 +143,9 @@ def test_refusal_before_the_store_shows_no_limits(audit: Audit) -> None:
 def test_lone_surrogate_does_not_break_an_answer(audit: Audit) -> None:
     """JSON can name half a character, which has no UTF-8."""
     _, response = answered(audit, Reply(Outcome.SUCCEEDED, answer={"description": "a\ud83db"}))
-    assert response.status_code == 200
-    response.get_data().decode("utf-8")
-    assert json.loads(response.get_data())["description"] == "a\ud83db"
+    assert response.status == 200
+    response.body.decode("utf-8")
+    assert json.loads(response.body)["description"] == "a\ud83db"
 
 
 def test_answer_is_passed_on_byte_for_byte(audit: Audit) -> None:
@@ -154,7 +153,7 @@ def test_answer_is_passed_on_byte_for_byte(audit: Audit) -> None:
     with audit.open({"RAW_URI": TARGET}) as record:
         record.answer = Answer(402, body)
     response = respond(record)
-    assert (response.get_data(), response.headers["Content-Length"]) == (body, str(len(body)))
+    assert (response.body, response.headers["Content-Length"]) == (body, str(len(body)))
     assert response.headers["Content-Type"] == "application/problem+json"
 
 
