@@ -176,6 +176,7 @@ class Audit:
         self.instance = "none"
         self._floods: dict[str, _Flood] = {}
         self._counted = False
+        self._second, self._second_written = -1, ""
         self.trace_prefix = f"projects/{project}/traces/" if project else ""
 
     def open(self, environ: Mapping[str, Any]) -> Record:
@@ -276,8 +277,16 @@ class Audit:
                 flood.counted = 0
         self._counted = any(flood.counted for flood in self._floods.values())
 
+    def _written(self, now: float) -> str:
+        """Write a time, in unix seconds, as RFC 3339 has it; most of it stays the same for a second."""
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_written = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._second_written}.{int((now - second) * 1e6):06d}Z"
+
     def _line(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
-        now = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        now = self._written(self.clock())
         body = canonical(
             {
                 **content,

@@ -83,8 +83,9 @@ class Secret:
         """Whether the key stands in ``text``, as it is or in a common encoding."""
         for _ in range(PERCENT_ROUNDS):
             lowered = text.lower()
-            if any(needle in lowered for needle in self._needles):
-                return True
+            for needle in self._needles:
+                if needle in lowered:
+                    return True
             if "%" not in text:
                 return False
             text = unquote(text)

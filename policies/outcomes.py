@@ -26,6 +26,8 @@ from policies.refusals import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from policies.model import Budget, Grant
     from policies.refusals import Refusal
 
@@ -58,7 +60,8 @@ _CODES: Final = {
     "payment_method_invalid_parameter": "The payment method does not take this",
     "taxes_calculation_failed": "Tax could not be worked out",
 }
-_JSON: Final = msgspec.json.Decoder()
+#: What is looked at of every success, granted or not.
+_OWN: Final = ("object", "id", "amount_due", "currency")
 
 #: Ten times any real invoice; more is a slip or an attack, and would only overflow a counter.
 MAX_SPENT: Final = 10**12
@@ -120,7 +123,7 @@ def in_doubt(grant: Grant, reply: Reply) -> Reply:
 
 def _success(grant: Grant, status: int, body: bytes) -> Reply:
     entitlement = grant.entitlement
-    answer = _decoded(body)
+    answer = _decoded(body, fields.reader((*_OWN, *(name for name in entitlement.response if name not in _OWN))))
     if not isinstance(answer, dict) or answer.get("object") != entitlement.operation.answers:
         return unknown(grant, f"the upstream answered {status} without {entitlement.operation.answers} in JSON", status)
     created = answer.get("id")
@@ -167,10 +170,10 @@ def _rejected(grant: Grant, status: int, body: bytes) -> Reply:
     )
 
 
-def _decoded(body: bytes) -> Any:
-    """Decode JSON, or return None: what cannot be read says nothing."""
+def _decoded(body: bytes, read: Callable[[bytes], Any] = msgspec.json.decode) -> Any:
+    """Decode JSON by way of ``read``, or return None: what cannot be read says nothing."""
     try:
-        return _JSON.decode(body)
+        return read(body)
     except RecursionError:
         return None
     except ValueError:

@@ -107,6 +107,13 @@ def test_text_cut_within_a_character_or_too_large_a_number_hides_no_success(
     assert reply.answer["status"] == answered
 
 
+@pytest.mark.parametrize("value", [b'"\xff"', b"9" * 5000, b"1e999", b'"\\ud83d"'])
+def test_what_cannot_be_read_hides_no_success_where_it_is_not_granted(grant: Grant, value: bytes) -> None:
+    reply = judge(grant, 200, b'{"object": "invoice", "id": "in_1", "tax": %b}' % value, None)
+    assert (reply.outcome, reply.created) == (Outcome.SUCCEEDED, "in_1")
+    assert "tax" not in (reply.answer or {})
+
+
 @pytest.mark.parametrize("created", ["in_1\n", "x", "in_" + "a" * 65, "IN_1", "in_é", "sk-live canary"])
 def test_success_with_a_strange_id_stays_a_success_and_out_of_the_record(grant: Grant, created: str) -> None:
     """Hiding a success invites a second invoice."""
@@ -131,9 +138,9 @@ def test_success_with_a_strange_id_stays_a_success_and_out_of_the_record(grant: 
         pytest.param(b'{"id": "in_1"}', id="no object"),
         pytest.param(b'{"object": "customer", "id": "cus_1"}', id="another object"),
         pytest.param(b'{"object": "invoice", "id": "in_1", "total": NaN}', id="NaN"),
-        pytest.param(b'{"object": "invoice", "id": "in_1", "x": "\xff"}', id="invalid UTF-8"),
+        pytest.param(b'{"object": "invoice", "id": "in_1", "status": "\xff"}', id="invalid UTF-8"),
         pytest.param(INVOICE.decode().encode("utf-16"), id="UTF-16"),
-        pytest.param(b'{"object": "invoice", "id": "in_1", "total": ' + b"9" * 5000 + b"}", id="5,000 digits"),
+        pytest.param(b'{"object": "invoice", "id": "in_1", "status": ' + b"9" * 5000 + b"}", id="5,000 digits"),
         pytest.param(b'{"object": "invoice", "id": "in_1", "x": ' + b"[" * 100_000, id="100,000 brackets"),
         pytest.param(json.dumps(LOUD).encode(), id="an error"),
     ],
