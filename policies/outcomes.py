@@ -7,11 +7,9 @@ answer it with the same invoice.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from policies import fields
@@ -26,7 +24,7 @@ from policies.refusals import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from policies.model import Budget, Grant
     from policies.refusals import Refusal
@@ -60,9 +58,6 @@ _CODES: Final = {
     "payment_method_invalid_parameter": "The payment method does not take this",
     "taxes_calculation_failed": "Tax could not be worked out",
 }
-#: What is looked at of every success, granted or not.
-_OWN: Final = ("object", "id", "amount_due", "currency")
-
 #: Ten times any real invoice; more is a slip or an attack, and would only overflow a counter.
 MAX_SPENT: Final = 10**12
 
@@ -123,8 +118,8 @@ def in_doubt(grant: Grant, reply: Reply) -> Reply:
 
 def _success(grant: Grant, status: int, body: bytes) -> Reply:
     entitlement = grant.entitlement
-    answer = _decoded(body, fields.reader((*_OWN, *(name for name in entitlement.response if name not in _OWN))))
-    if not isinstance(answer, dict) or answer.get("object") != entitlement.operation.answers:
+    answer, trimmed = fields.read(body, entitlement)
+    if answer.get("object") != entitlement.operation.answers:
         return unknown(grant, f"the upstream answered {status} without {entitlement.operation.answers} in JSON", status)
     created = answer.get("id")
     if not isinstance(created, str) or not created:
@@ -132,7 +127,7 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
     spent, alarm = _spent(grant.budget, answer)
     return Reply(
         Outcome.SUCCEEDED,
-        answer=fields.trim(answer, entitlement.response),
+        answer=trimmed,
         upstream_status=status,
         created=created if entitlement.operation.creates and _ID.fullmatch(created) else None,
         spent=spent,
@@ -140,7 +135,7 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
     )
 
 
-def _spent(budget: Budget | None, answer: dict[str, Any]) -> tuple[int, str | None]:
+def _spent(budget: Budget | None, answer: Mapping[str, Any]) -> tuple[int, str | None]:
     """Return what an invoice counts against a budget, and what an operator must know of one that cannot be counted."""
     if budget is None:
         return 0, None
@@ -151,7 +146,7 @@ def _spent(budget: Budget | None, answer: dict[str, Any]) -> tuple[int, str | No
 
 
 def _rejected(grant: Grant, status: int, body: bytes) -> Reply:
-    answer = _decoded(body)
+    answer = fields.decoded(body)
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict) and error.get("type") == "idempotency_error":
         # The key went out before with another form, as it does where the policy's fixed values have changed since.
@@ -168,33 +163,3 @@ def _rejected(grant: Grant, status: int, body: bytes) -> Reply:
         refusal=UpstreamRejected(status, detail, code=code, parameter=param),
         upstream_status=status,
     )
-
-
-def _decoded(body: bytes, read: Callable[[bytes], Any] = msgspec.json.decode) -> Any:
-    """Decode JSON by way of ``read``, or return None: what cannot be read says nothing."""
-    try:
-        return read(body)
-    except RecursionError:
-        return None
-    except ValueError:
-        # Also taken: half a character, which a JavaScript upstream writes where it cuts a text, and a number too large
-        # for us. Neither is a reason to hide that an invoice was created.
-        try:
-            return _mended(json.loads(body.decode(), parse_constant=_refused))
-        except (ValueError, RecursionError):
-            return None
-
-
-def _mended(value: Any) -> Any:
-    match value:
-        case str():
-            return value.encode("utf-8", "replace").decode()
-        case dict():
-            return {_mended(name): _mended(inner) for name, inner in value.items()}
-        case list():
-            return [_mended(inner) for inner in value]
-    return value
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(constant)

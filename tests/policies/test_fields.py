@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.fields import tree_of, trim
+from policies.fields import OWN, read, tree_of, trim
 from policies.model import Shape
 from policies.operations.invoices_create import FIELDS
 from sandbox.invoice import EXAMPLE
+from tests.policies.conftest import entitlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -127,3 +128,44 @@ def test_nothing_comes_out_but_what_stands_at_a_granted_place(answer: object, gr
         if value is not None:
             assert comes_in[value] == place
             assert allowed(place, granted)
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["data", "amount", "x"]), inner),
+    max_leaves=6,
+)
+SCALARS = ANY.filter(lambda value: not isinstance(value, list | dict))
+#: Answers that are mostly as the catalogue has them.
+ANSWERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "object": SCALARS,
+        "id": SCALARS | ANY,
+        "customer": SCALARS | ANY,
+        "amount_due": SCALARS,
+        "discounts": st.lists(SCALARS, max_size=3) | ANY,
+        "metadata": st.dictionaries(st.text("ab", max_size=2), SCALARS, max_size=3) | ANY,
+        "lines": st.fixed_dictionaries(
+            {"has_more": SCALARS}, optional={"data": st.lists(st.fixed_dictionaries({"amount": SCALARS})) | ANY}
+        )
+        | ANY,
+        "total": ANY,
+    },
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(answer=ANSWERS, granted=st.lists(st.sampled_from(GRANTED), unique=True, min_size=1))
+def test_answer_of_which_only_what_is_granted_is_built_is_the_whole_one_trimmed(
+    answer: dict[str, object], granted: list[str]
+) -> None:
+    grant = entitlement(response=", ".join(granted))
+    members, out = read(json.dumps(answer).encode(), grant)
+    assert repr(out) == repr(trim(answer, grant.response))
+    assert repr([members.get(name) for name in OWN]) == repr([answer.get(name) for name in OWN])
