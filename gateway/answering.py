@@ -56,12 +56,12 @@ def respond(record: Record) -> Response:
         **record.headers,
         **told,
     }
-    if record.standings:
+    standings = record.standings
+    if standings:
         # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, and in t seconds there are more.
-        headers["RateLimit-Policy"] = ", ".join(
-            f'"{s.limit.text}";q={s.limit.calls};w={s.limit.seconds}' for s in record.standings
-        )
-        headers["RateLimit"] = ", ".join(f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in record.standings)
+        policies = [f'"{s.limit.text}";q={s.limit.calls};w={s.limit.seconds}' for s in standings]
+        headers["RateLimit-Policy"] = ", ".join(policies)
+        headers["RateLimit"] = ", ".join([f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in standings])
     return Response(status, headers, body)
 
 

@@ -97,11 +97,12 @@ class Sink(Protocol):
         """Write one line. Raises OSError if it is not written."""
 
 
-#: Calls of the C library that keep the interpreter. One call at a time writes its line, and giving the interpreter away
-#: for the few microseconds that a write takes lets others run into the lock, who then wait for both.
+#: The C library's poll(2) and write(2), called without giving the interpreter away. One call at a time writes its line,
+#: and giving it away for the few microseconds that takes lets others run into the lock, who then wait for both.
 _C: Final = ctypes.PyDLL(None, use_errno=True)
-_C.write.argtypes, _C.write.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t), ctypes.c_ssize_t
-_C.poll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)
+_poll, _write = _C.poll, _C.write
+_poll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)
+_write.argtypes, _write.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t), ctypes.c_ssize_t
 #: poll(2)'s struct pollfd.
 _POLLFD: Final = struct.Struct("@ihh")
 
@@ -113,6 +114,7 @@ class Descriptor:
         self._descriptor = descriptor
         self._torn = self._stuck = False
         self._asked = ctypes.create_string_buffer(_POLLFD.pack(descriptor, select.POLLOUT, 0), _POLLFD.size)
+        self._address = ctypes.addressof(self._asked)
         self._waited = select.poll()
         self._waited.register(descriptor, select.POLLOUT)
 
@@ -121,17 +123,21 @@ class Descriptor:
         if self._torn:
             line = b"\n" + line
         while line:
-            # Calls write one after the other, so of those that meet a log that takes nothing only the first waits.
-            ready = _C.poll(self._asked, 1, 0) or (not self._stuck and self._waited.poll(WRITE_SECONDS * 1000))
-            self._stuck = not ready
-            if self._stuck:
-                raise TimeoutError("nobody takes the record")
+            if not _poll(self._address, 1, 0):
+                self._wait()
+            self._stuck = False
             # At most what a pipe that is ready is sure to take, so that the write cannot block.
-            written = _C.write(self._descriptor, line, min(len(line), select.PIPE_BUF))
+            written = _write(self._descriptor, line, min(len(line), select.PIPE_BUF))
             if written < 0:
                 raise OSError(ctypes.get_errno(), "the record cannot be written")
             line = line[written:]
-            self._torn = bool(line)
+            self._torn = line != b""
+
+    def _wait(self) -> None:
+        # Calls write one after the other, so of those that meet a log that takes nothing only the first waits.
+        if self._stuck or not self._waited.poll(WRITE_SECONDS * 1000):
+            self._stuck = True
+            raise TimeoutError("nobody takes the record")
 
 
 def standard_output() -> Sink:
@@ -190,7 +196,8 @@ class Audit:
         """
         with self._lock:
             self._begin()
-            self._report(int(self.monotonic()))
+            if self._counted:
+                self._report(int(self.monotonic()))
             return self._line(kind, content, severity, message, extra)
 
     def refuse(self, content: dict[str, Any], reason: str, severity: str, message: str, extra: str) -> str | None:

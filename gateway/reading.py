@@ -49,6 +49,7 @@ _ID: Final = r"[A-Za-z0-9_-]{1,255}"
 #: RFC 9110, 7.2, as far as any client writes it. Nothing here is made of it, but what is in front of us may differ.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
+_WEBHOOK: Final = frozenset({"HTTP_WEBHOOK_ID", "HTTP_WEBHOOK_TIMESTAMP", "HTTP_WEBHOOK_SIGNATURE"})
 _MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
 
 
@@ -177,12 +178,14 @@ def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
 
 
 def _webhook(environ: Mapping[str, Any]) -> Webhook | None:
+    if environ.keys().isdisjoint(_WEBHOOK):
+        return None
     headers = (
         _header(environ, "HTTP_WEBHOOK_ID", "webhook-id"),
         _header(environ, "HTTP_WEBHOOK_TIMESTAMP", "webhook-timestamp"),
         _header(environ, "HTTP_WEBHOOK_SIGNATURE", "webhook-signature"),
     )
-    return None if headers == (None, None, None) else Webhook(*(header or "" for header in headers))
+    return Webhook(*(header or "" for header in headers))
 
 
 def _media(environ: Mapping[str, Any]) -> str:

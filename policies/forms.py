@@ -11,12 +11,12 @@ import json
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote_plus
 
 from policies.refusals import BodyMalformed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 #: The whole catalogue, every list at a sensible length and 50 metadata entries, stays below this.
 MAX_FIELDS: Final = 512
@@ -51,13 +51,17 @@ def parse(body: bytes, media: str) -> dict[str, str]:
 
 def canonical(parameters: Mapping[str, str]) -> dict[str, str]:
     """Put parameters in the one order that they are sent and compared in: by name, list entries by index."""
-    nested = any("[" in path for path in parameters)
-    return dict(sorted(parameters.items(), key=_place if nested else None))
+    return dict(sorted(parameters.items(), key=_place if nested(parameters) else None))
+
+
+def nested(parameters: Iterable[str]) -> bool:
+    """Whether any of these paths leads into an object or a list."""
+    return "[" in "".join(parameters)
 
 
 def encode(parameters: Mapping[str, str]) -> bytes:
     """Write parameters as the form that goes upstream, in UTF-8, percent-encoded."""
-    return urlencode(list(parameters.items())).encode("ascii")
+    return "&".join([f"{quote_plus(path)}={quote_plus(value)}" for path, value in parameters.items()]).encode("ascii")
 
 
 def split(path: str) -> tuple[str, ...]:
@@ -191,7 +195,7 @@ def _checked(path: str, value: str) -> str:
 
 
 def _refuse_conflicts(given: Mapping[str, str]) -> None:
-    for path in given:
+    for path in given if nested(given) else ():
         parent = path
         while "[" in parent:
             parent = parent[: parent.rindex("[")]

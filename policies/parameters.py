@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from policies.forms import canonical, shown, split
+from policies.forms import canonical, nested, shown, split
 from policies.model import Kind, Rule
 from policies.refusals import ParameterInvalid, ParameterMissing, ParameterNotGranted
 
@@ -49,7 +49,7 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> dict[str, str
         if problem is not None:
             raise ParameterInvalid(f"{shown(path)} {problem}", parameter=shown(path))
     approved = canonical({**given, **entitlement.fixed}) if entitlement.fixed else dict(given)
-    if any("[" in path for path in approved):
+    if nested(approved):
         _check_shape(operation, approved)
     for path in entitlement.required:
         if not given.get(path) and not any(name.startswith(path + "[") for name in given):

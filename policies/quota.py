@@ -56,7 +56,11 @@ class Window:
 
     def remaining(self, now: float) -> int:
         """How many more calls may be admitted at ``now``."""
-        self._forget(now)
+        # A call at t lies in bucket floor(t / width), which ends before t + width. It may be forgotten once that end
+        # lies a whole window back.
+        first, buckets = int(now / self._width) - BUCKETS, self._buckets
+        while buckets and buckets[0][0] < first:
+            self._total -= buckets.popleft()[1]
         return self.limit.calls - self._total
 
     def take(self, now: float, amount: int = 1) -> None:
@@ -80,8 +84,7 @@ class Window:
 
     def wait(self, now: float) -> float:
         """Seconds from ``now`` until a call would be admitted; 0 if one would be now."""
-        self._forget(now)
-        if self._total < self.limit.calls:
+        if self.remaining(now) > 0:
             return 0.0
         # Of calls the oldest one has to leave. A budget may be well past its amount, and then more has to.
         left = self._total
@@ -94,16 +97,10 @@ class Window:
     def standing(self, now: float) -> Standing:
         """Say how much is left and when more will be, as the RateLimit header wants it."""
         remaining = self.remaining(now)
-        oldest = next((number for number, calls in self._buckets if calls), None)
-        reset = 1 if oldest is None else whole_seconds((oldest + BUCKETS + 1) * self._width - now)
-        return Standing(self.limit, remaining, reset)
-
-    def _forget(self, now: float) -> None:
-        # A call at t lies in bucket floor(t / width), which ends before t + width. It may be forgotten once that end
-        # lies a whole window back.
-        first = int(now / self._width) - BUCKETS
-        while self._buckets and self._buckets[0][0] < first:
-            self._total -= self._buckets.popleft()[1]
+        for number, calls in self._buckets:
+            if calls:
+                return Standing(self.limit, remaining, whole_seconds((number + BUCKETS + 1) * self._width - now))
+        return Standing(self.limit, remaining, 1)
 
 
 def shares(limit: Limit, most: int) -> tuple[Limit, ...]:

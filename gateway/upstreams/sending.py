@@ -112,17 +112,13 @@ class Upstreams:
 
 def _without(secret: Secret, reply: Reply) -> Reply:
     """Return ``reply`` with the key nowhere in it."""
-    answer, created, named = reply.answer, reply.created, reply.upstream_request
-    cleaned = None if answer is None else secret.redacted(answer)
-    leaks = [text for text in (created, named) if text is not None and secret.occurs_in(text)]
-    if cleaned is answer and not leaks:
+    told = [reply.answer, reply.created, reply.upstream_request]
+    redacted = secret.redacted(told)
+    if redacted is told:
         return reply
-    return replace(
-        reply,
-        answer=cleaned,
-        created=None if created in leaks else created,
-        upstream_request=None if named in leaks else named,
-    )
+    answer, *named = redacted
+    created, request = (text if text in told else None for text in named)
+    return replace(reply, answer=answer, created=created, upstream_request=request)
 
 
 def _worth_another(received: Received) -> bool:
