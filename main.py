@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,15 @@ if TYPE_CHECKING:
 os.environ.setdefault("THREADS", DEFAULT_THREADS)
 gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
 gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
+# All that is made now stays for good. To look for garbage meanwhile takes a seventh of the start, and finds none.
+gc.disable()
 try:
     gate = load(os.environ)
 except SettingError as error:
     raise SystemExit(f"countersign cannot start: {error}") from None
+finally:
+    gc.enable()
+gc.freeze()
 
 
 def countersign(request: Request) -> Response:

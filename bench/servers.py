@@ -124,7 +124,7 @@ class World:
         port = free_port()
         # gunicorn keeps a socket in the home folder, and two of one home get in each other's way.
         home = self.folder / f"home-{port}"
-        home.mkdir()
+        home.mkdir(exist_ok=True)  # a port may come round again
         environ["HOME"] = str(home)
         with process(command(port, target=target, source=source), environ) as started:
             yield Server(port, started.pid, request())

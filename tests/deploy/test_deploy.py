@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -383,10 +384,11 @@ class Cloud:
     def __init__(self, folder: Path) -> None:
         self.notes = folder / "notes"
         self.notes.touch()
-        (folder / "bin").mkdir()
-        self.path = f"{folder / 'bin'}:{os.environ['PATH']}"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.path = f"{self.bin}:{os.environ['PATH']}"
         program(
-            folder / "bin/gcloud",
+            self.bin / "gcloud",
             f'echo "gcloud $*" >> {shlex.quote(str(self.notes))}\n'
             'case "$*" in\n'
             '  ${FAILS:-nothing}*) echo "denied" >&2; exit 1 ;;\n'
@@ -462,6 +464,37 @@ def test_what_expires_is_told_to_firestore_once(house: Path, cloud: Cloud) -> No
     assert not any("--enable-ttl" in line for line in cloud.notes.read_text().splitlines())
 
 
+def test_the_function_goes_compiled_by_its_runtimes_python_and_by_content(house: Path, cloud: Cloud) -> None:
+    stale = house / "gateway/__pycache__/gone.cpython-311.pyc"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    for name in ("main.py", "policies/model.py", "gateway/audit.py"):
+        (house / name).write_text("answer = 42\n")
+    program(cloud.bin / "python3.14", f'exec {shlex.quote(sys.executable)} "$@"')
+    run = deploy(house, *usual("--runtime=python314"), PATH=cloud.path)
+    assert run.returncode == 0, run.stderr
+    assert "compiles the function" not in run.stderr
+    compiled = sorted(house.rglob("*.pyc"))
+    assert [path.parent.parent.relative_to(house).as_posix() for path in compiled] == [".", "gateway", "policies"]
+    # PEP 552: bit 0 says that the source's hash follows, bit 1 that it is compared with the source.
+    assert {path.read_bytes()[4:8] for path in compiled} == {b"\x03\0\0\0"}
+    assert not stale.exists()
+
+
+def test_without_the_runtimes_python_it_says_what_that_costs_and_goes_on(house: Path, cloud: Cloud) -> None:
+    program(cloud.bin / "python3.14", "exit 127")
+    run = deploy(house, *usual("--runtime=python314"), PATH=cloud.path)
+    assert run.returncode == 0
+    assert "deploy: python3.14 is not here" in run.stderr
+    assert "functions deploy countersign" in cloud.asked()
+
+
+def test_dry_run_compiles_nothing(house: Path) -> None:
+    (house / "main.py").write_text("answer = 42\n")
+    dry_run(house, *usual())
+    assert not list(house.rglob("*.pyc"))
+
+
 @pytest.mark.parametrize("last", range(len(STEPS)))
 def test_the_first_failure_stops_it(house: Path, cloud: Cloud, last: int) -> None:
     run = deploy(house, *usual(FOR_ANN), PATH=cloud.path, FAILS=STEPS[last])
@@ -477,9 +510,12 @@ def test_a_wrong_policy_is_not_deployed(house: Path, cloud: Cloud) -> None:
 
 
 def test_only_what_the_function_needs_is_uploaded(house: Path, isolated: dict[str, str]) -> None:
-    needed = {"main.py", "requirements.txt", "policies/documents/acme.yaml", "gateway/stores/memory.py"}
+    needed = {
+        "main.py", "requirements.txt", "policies/documents/acme.yaml", "gateway/stores/memory.py",
+        "__pycache__/main.cpython-313.pyc", "gateway/__pycache__/x.cpython-313.pyc",
+    }  # fmt: skip
     others = {
-        ".git/config", ".venv/run", ".env", ".ruff_cache/x", "gateway/__pycache__/x.pyc", "policies/.secret",
+        ".git/config", ".venv/run", ".env", ".ruff_cache/x", "__pycache__/conftest.cpython-313.pyc", "policies/.secret",
         "tests/test_x.py", "bench/x.py", "sandbox/x.py", "console/x.py", "docs/x.md", "requirements-dev.txt",
         "notes.txt",
     }  # fmt: skip
