@@ -22,15 +22,11 @@ if TYPE_CHECKING:
 os.environ.setdefault("THREADS", DEFAULT_THREADS)
 gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
 gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
-# All that is made now stays for good. To look for garbage meanwhile takes a seventh of the start, and finds none.
-gc.disable()
 try:
     gate = load(os.environ)
 except SettingError as error:
     raise SystemExit(f"countersign cannot start: {error}") from None
-finally:
-    gc.enable()
-gc.freeze()
+gc.freeze()  # all of it stays for good, and to look through it for garbage would hold a call up
 
 
 def countersign(request: Request) -> Response:

@@ -74,7 +74,7 @@ def throughput(world: World, effort: Effort, left_out: dict[str, str]) -> Sectio
         for name in (HAND, OURS):
             while seen[name].calls < effort.calls:
                 print(f"  {seen[name].calls} of {effort.calls} calls: {name:<30}", end="\r", flush=True)
-                took = load.run(servers[name].port, servers[name].call, connections=CONNECTIONS, seconds=5)
+                took = load.run(servers[name].port, servers[name].call, connections=CONNECTIONS, seconds=effort.seconds)
                 seen[name].calls += len(took)
             seen[name].memory.append((seen[name].calls, servers[name].megabytes))
     return {name: each.row(seen) for name, each in seen.items()}
