@@ -386,7 +386,9 @@ class Record:
 
     def intent(self, admission: Admission) -> None:
         """Put on record what is about to be sent. Raises :class:`RecordUnavailable`, and then it must not be."""
-        self.audit_id = self._write("intent", {**self._decision(), "owner": admission.owner[:12]}, "NOTICE", "intent")
+        decision = self._decision()
+        decision["owner"] = admission.owner[:12]
+        self.audit_id = self._write("intent", decision, "NOTICE", "intent")
         self._intent = self.audit_id.rpartition("-")[2]
 
     def answer_to(self, reply: Reply) -> Answer:
@@ -465,19 +467,23 @@ class Record:
         assert caller is not None  # noqa: S101 - a decision has been made, so both are known
         assert grant is not None  # noqa: S101
         entitlement = grant.entitlement
-        return {
+        decision: dict[str, Any] = {
             "caller": caller.id,
             "credential": caller.credential,
             "connection": entitlement.connection.id,
             "operation": entitlement.operation.id,
             "policy": grant.policy[:16],
             "parameters": {path: self._audit.keyed_digest(value) for path, value in grant.parameters.items()},
-            **_present(
-                values={p: v[:MAX_VALUE] for p, v in grant.parameters.items() if p in entitlement.record} or None,
-                ledger=grant.ledger_key and grant.ledger_key[:SHORT],
-                secret=self.secret and self.secret.version,
-            ),
         }
+        if entitlement.record:
+            values = {p: v[:MAX_VALUE] for p, v in grant.parameters.items() if p in entitlement.record}
+            if values:
+                decision["values"] = values
+        if grant.ledger_key is not None:
+            decision["ledger"] = grant.ledger_key[:SHORT]
+        if self.secret is not None:
+            decision["secret"] = self.secret.version
+        return decision
 
     def _write(self, kind: str, content: dict[str, Any], severity: str, message: str) -> str:
         if self.caller is not None:

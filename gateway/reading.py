@@ -1,4 +1,4 @@
-"""Flask request -> Call: nothing a caller wrote goes further than this unread, unbounded or unsplit."""
+"""WSGI environment -> Call: nothing a caller wrote goes further than this unread, unbounded or unsplit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flask request -> Call: what is read of a request, and how long its body is waited for."""
+"""WSGI environment -> Call: what is read of a request, and how long its body is waited for."""
 
 from __future__ import annotations
 

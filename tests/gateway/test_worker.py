@@ -102,3 +102,53 @@ def test_instance_stops_at_once_though_a_connection_was_just_used(server: Callab
     assert not [end for end in ends if isinstance(end, AssertionError)]
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", running.port), timeout=2)
+
+
+def test_answer_arrives_in_one_piece(server: Callable[..., Server]) -> None:
+    """Head and body in two would wake up whoever waits for them twice."""
+    running = server()
+    body = CUSTOMER.encode()
+    head = f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+        for _ in range(3):
+            sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            received = sock.recv(65536)
+            assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert received.endswith(b"}")
+
+
+def test_connection_goes_on_behind_a_refusal_whose_body_nobody_read(server: Callable[..., Server]) -> None:
+    running = server()
+    with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
+        for _ in range(3):
+            connection.request("POST", "/elsewhere", "x" * 5000, HEADERS)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 404
+            assert call(connection) == 200
+
+
+def test_calls_in_chunks_are_answered_one_after_the_other(server: Callable[..., Server]) -> None:
+    running = server()
+    with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
+        for _ in range(3):
+            connection.request(
+                "POST", TARGET, iter([b"customer=", CUSTOMER.encode()[9:]]), HEADERS, encode_chunked=True
+            )
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200
+
+
+def test_call_that_comes_in_bits_on_a_kept_connection_is_answered(server: Callable[..., Server]) -> None:
+    """The moment that a thread waits for a call's first bytes is no limit for the rest of it."""
+    running = server()
+    body = CUSTOMER.encode()
+    head = f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
+    whole = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+        for cut in (1, 40, len(whole) - len(body), len(whole) - 3):
+            sock.sendall(whole[:cut])
+            time.sleep(5 * MOMENT_MILLISECONDS / 1000)
+            sock.sendall(whole[cut:])
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
