@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import gc
+
+gc.disable()  # while what stays for good is loaded: to look through it for garbage takes a seventh of the start
 import os
 from typing import TYPE_CHECKING
 
-import gunicorn.config
 from flask import Request, current_app
 
 from gateway.answering import respond
 from gateway.reading import read
-from gateway.settings import DEFAULT_THREADS, GRACE_SECONDS, SettingError, load
+from gateway.settings import SettingError, load
 from gateway.upstreams.sending import preview
+from gateway.worker import configure
 from policies.access import decide
 
 if TYPE_CHECKING:
     from gateway.answering import Response
 
-# The framework loads this file before it configures its server, and reads these.
-os.environ.setdefault("THREADS", DEFAULT_THREADS)
-gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
-gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
 try:
     gate = load(os.environ)
 except SettingError as error:
     raise SystemExit(f"countersign cannot start: {error}") from None
-gc.freeze()  # all of it stays for good, and to look through it for garbage would hold a call up
+finally:
+    gc.enable()
+gc.freeze()
+configure(gate)
 
 
 def countersign(request: Request) -> Response:

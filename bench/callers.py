@@ -75,21 +75,11 @@ def _key(number: int) -> str:
     return f"csk_bench_{number:06}_xxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 
 
-def _compiled(document: Path) -> Path | None:
-    """Return the compiled form of a document, or None where there is no such thing yet."""
-    form = document.with_suffix(".compiled")
-    command = [sys.executable, "-m", "console", "check", str(document), "--compile", str(form)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return form if done.returncode == 0 else None
-
-
 def _main(count: int, *, compiled: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        document: Path | None = stages.a_policy(Path(folder), policy(count))
-        if compiled and document is not None:
-            document = _compiled(document)
-        if document is None:
-            return
+        document = stages.a_policy(Path(folder), policy(count))
+        if compiled:
+            document = stages.compiled(document)
         began = time.perf_counter()
         gate = stages.a_gate(document)
         print(time.perf_counter() - began, flush=True)

@@ -6,9 +6,10 @@ import contextlib
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bench import load
+from bench import load, stages
 from bench.peers import PEERS, MissingError
 from bench.servers import SLOW_CUSTOMER, SLOW_SECONDS, request
 from sandbox.__main__ import UPSTREAM_KEY
@@ -151,15 +152,19 @@ class _Seen:
 
 
 def start(world: World, effort: Effort) -> Section:
-    """Return the milliseconds from a process's start to its first invoice, and its memory then."""
+    """Return the milliseconds from a process's start to its first invoice, and its memory then.
+
+    Ours reads its policy as ``deploy/deploy`` sends it, compiled.
+    """
     (world.folder / "key").write_text(UPSTREAM_KEY)
-    mounted = world.policy("mounted.yaml", f"file:{world.folder / 'key'}")
+    mounted = stages.compiled(Path(world.policy("mounted.yaml", f"file:{world.folder / 'key'}")))
+    managed = stages.compiled(Path(world.policy("managed.yaml")))
     kinds: dict[str, tuple[str, dict[str, str]]] = {
         EMPTY: ("empty", {}),
         HAND: ("handwritten", {}),
         HAND_SECRET: ("handwritten_secret", {}),
-        MOUNTED: ("countersign", {"POLICY": mounted}),
-        MANAGED: ("countersign", {}),
+        MOUNTED: ("countersign", {"POLICY": str(mounted)}),
+        MANAGED: ("countersign", {"POLICY": str(managed)}),
     }
     took: dict[str, list[float]] = {name: [] for name in kinds}
     memory: dict[str, list[float]] = {name: [] for name in kinds}

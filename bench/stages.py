@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -62,6 +64,14 @@ def a_policy(folder: Path, policy: str) -> Path:
     key.write_text("sandbox-upstream-key")
     document.write_text(roomy(policy).replace(f"{SECRET}/versions/latest", f"file:{key}"))
     return document
+
+
+def compiled(document: Path) -> Path:
+    """Compile a policy document beside itself, as ``deploy/deploy`` does, and return where."""
+    form = document.with_suffix(".compiled")
+    command = [sys.executable, "-m", "console", "check", str(document), "--compile", str(form)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return form
 
 
 def a_gate(document: Path) -> Gate:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.audit import Audit, standard_output, to_file
 from gateway.google import CERTIFICATES, Certificates, Google
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
     from gateway.stores.firestore import Firestore
     from gateway.stores.redis import Redis
     from policies.model import PolicySet
-
-#: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
-DEFAULT_THREADS: Final = "80"
-#: An instance has ten seconds between SIGTERM and SIGKILL: calls that end by then are still recorded.
-GRACE_SECONDS: Final = 9
 
 #: An https address without query or fragment; or an OAuth client of one's own, which people's tokens are made for. Not
 #: gcloud's own client, for which everybody's tokens are, whatever service they were shown to.
@@ -59,20 +53,14 @@ class Gate:
     upstreams: Upstreams
     audit: Audit
 
+    def read_ahead(self) -> None:
+        """Have the keys of the policy's connections in hand before the first call needs one."""
+        connections = self.policies.current(deadline=0).connections.values()
+        self.secrets.read_ahead(dict.fromkeys(connection.secret for connection in connections))
+
 
 def load(environ: Mapping[str, str]) -> Gate:
     """Build all of it. Raises :class:`SettingError`."""
-    # To look for garbage meanwhile takes a seventh of the start, and finds none.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _load(environ)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _load(environ: Mapping[str, str]) -> Gate:
     on_cloud = "K_SERVICE" in environ
     if on_cloud and environ.get("DEBUG"):
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")

@@ -11,20 +11,37 @@ answer goes out whole, in one, and the wait for a call is the read of it.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections import deque
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import gunicorn.config
 from gunicorn.http import wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
+if TYPE_CHECKING:
+    from gateway.settings import Gate
+
+#: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
+DEFAULT_THREADS: Final = "80"
+#: An instance has ten seconds between SIGTERM and SIGKILL: calls that end by then are still recorded.
+GRACE_SECONDS: Final = 9
 #: Long enough for a busy client's next call, short enough that a thread is hardly ever missed.
 MOMENT_MILLISECONDS: Final = 5
 _MOMENT: Final = struct.pack("@ll", 0, MOMENT_MILLISECONDS * 1000)
 _FOREVER: Final = struct.pack("@ll", 0, 0)
 #: As much of a call as gunicorn reads at once.
 _READ: Final = 8192
+
+
+def configure(gate: Gate) -> None:
+    """Have the framework's server work this way. It is configured after ``main.py`` is loaded, and reads these."""
+    os.environ.setdefault("THREADS", DEFAULT_THREADS)
+    gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
+    gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
+    gunicorn.config.PostWorkerInit.default = staticmethod(lambda _worker: gate.read_ahead())
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types

@@ -256,7 +256,7 @@ def test_every_refusal_is_explained() -> None:
 
 
 def test_every_setting_is_in_the_readme() -> None:
-    code = "".join((ROOT / name).read_text("utf-8") for name in ("gateway/settings.py", "main.py"))
+    code = "".join((ROOT / name).read_text("utf-8") for name in ("gateway/settings.py", "gateway/worker.py"))
     read = set(re.findall(r'environ(?:\.get\(|\.setdefault\(|\[)"([A-Z_]+)"', code))
     table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE))
     # The platform sets K_SERVICE; WORKERS and DEBUG are the framework's, and only ever refused.

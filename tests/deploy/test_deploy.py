@@ -217,7 +217,7 @@ def test_every_call_finds_a_thread_in_the_one_instance(house: Path, concurrency:
     command = words(dry_run(house, *usual(concurrency=concurrency)), "functions", "deploy")
     (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
     assert dict(pair.split("=") for pair in settings.removeprefix("--set-env-vars=").split(",")) == {
-        "POLICY": "policies/documents/acme.yaml",
+        "POLICY": "policies/documents/acme.compiled",
         "STORE": "memory",
         "AUDIT": "stdout",
         "THREADS": concurrency,
@@ -422,9 +422,9 @@ def cloud(tmp_path: Path) -> Cloud:
 def test_compiled_policy_is_made_by_the_check_and_is_what_the_function_goes_by(house: Path, cloud: Cloud) -> None:
     program(house / "countersign", 'echo "checked: $*"; [[ $# -lt 4 ]] || echo compiled >"$4"')
     compiled = house / "policies/documents/acme.compiled"
-    printed = dry_run(house, *usual("--compile"))
+    printed = dry_run(house, *usual())
     assert not compiled.exists()
-    run = deploy(house, *usual("--compile"), PATH=cloud.path)
+    run = deploy(house, *usual(), PATH=cloud.path)
     assert "checked: check policies/documents/acme.yaml --compile policies/documents/acme.compiled" in run.stderr
     assert compiled.exists()
     assert cloud.notes.read_text().splitlines() == [" ".join(shlex.split(line)) for line in printed]
