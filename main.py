@@ -27,7 +27,7 @@ except SettingError as error:
 finally:
     gc.enable()
 gc.freeze()
-configure(gate)
+configure()
 
 
 def countersign(request: Request) -> Response:

@@ -95,8 +95,7 @@ def _everybody(
         left_out[OURS_REDIS] = str(error)
     else:
         opened.callback(redis.stop)
-        record = f"file:{world.folder / 'audit-redis.jsonl'}"
-        servers[OURS_REDIS] = opened.enter_context(function("countersign", {"STORE": redis.url, "AUDIT": record}))
+        servers[OURS_REDIS] = opened.enter_context(function("countersign", {"STORE": redis.url}))
     for name, peer in PEERS.items() if effort.peers else ():
         try:
             servers[name] = opened.enter_context(peer(world))

@@ -120,13 +120,15 @@ class World:
             environ["PYTHONPATH"] = str(ROOT)  # it imports its neighbour
         if name == "countersign":
             environ = {"POLICY": str(self.folder / "policy.yaml"), "STORE": "memory", **environ}
-            environ.setdefault("AUDIT", f"file:{self.folder / 'audit.jsonl'}")
         port = free_port()
         # gunicorn keeps a socket in the home folder, and two of one home get in each other's way.
         home = self.folder / f"home-{port}"
         home.mkdir(exist_ok=True)  # a port may come round again
         environ["HOME"] = str(home)
-        with process(command(port, target=target, source=source), environ) as started:
+        with (
+            log() as standard_output,
+            process(command(port, target=target, source=source), environ, stdout=standard_output) as started,
+        ):
             yield Server(port, started.pid, request())
 
     def policy(self, name: str, secret: str = f"{SECRET}/versions/latest") -> str:
@@ -151,6 +153,15 @@ def world() -> Iterator[World]:
         made = World(folder, Server(port, upstream.pid, direct), secret_manager.address)
         made.policy("policy.yaml")
         yield made
+
+
+@contextlib.contextmanager
+def log() -> Iterator[int]:
+    """Yield a pipe that somebody reads, as the platform reads standard output."""
+    command = [sys.executable, "-c", "import os\nwhile os.read(0, 65536): pass"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as reader:
+        assert reader.stdin is not None
+        yield reader.stdin.fileno()
 
 
 @contextlib.contextmanager

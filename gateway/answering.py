@@ -27,10 +27,10 @@ class Response(msgspec.Struct, frozen=True):
     headers: dict[str, str]
     body: bytes
 
-    def __call__(self, _environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer."""
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer; a HEAD without the body (RFC 9110, 9.3.2)."""
         start_response(_LINES[self.status], [*self.headers.items()])
-        return (self.body,)
+        return () if environ["REQUEST_METHOD"] == "HEAD" else (self.body,)
 
 
 def respond(record: Record) -> Response:

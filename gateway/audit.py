@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
 import select
-import struct
+import stat
 import sys
 import threading
 import time
@@ -97,14 +98,11 @@ class Sink(Protocol):
         """Write one line. Raises OSError if it is not written."""
 
 
-#: The C library's poll(2) and write(2), called without giving the interpreter away. One call at a time writes its line,
-#: and giving it away for the few microseconds that takes lets others run into the lock, who then wait for both.
+#: The C library's write(2), called without giving the interpreter away. One call at a time writes its line, and to give
+#: it away for the few microseconds that takes lets others run into the lock, who then wait for both.
 _C: Final = ctypes.PyDLL(None, use_errno=True)
-_poll, _write = _C.poll, _C.write
-_poll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)
+_write = _C.write
 _write.argtypes, _write.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t), ctypes.c_ssize_t
-#: poll(2)'s struct pollfd.
-_POLLFD: Final = struct.Struct("@ihh")
 
 
 class Descriptor:
@@ -113,31 +111,50 @@ class Descriptor:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._torn = self._stuck = False
-        self._asked = ctypes.create_string_buffer(_POLLFD.pack(descriptor, select.POLLOUT, 0), _POLLFD.size)
-        self._address = ctypes.addressof(self._asked)
-        self._waited = select.poll()
-        self._waited.register(descriptor, select.POLLOUT)
+        self._ready = select.poll()
+        self._ready.register(descriptor, select.POLLOUT)
+        self._pipe = _never_blocking(descriptor)
 
     def write(self, line: bytes) -> None:
         """See :class:`Sink`. A line that was cut short is ended before the next, which stays readable."""
         if self._torn:
             line = b"\n" + line
         while line:
-            if not _poll(self._address, 1, 0):
-                self._wait()
-            self._stuck = False
-            # At most what a pipe that is ready is sure to take, so that the write cannot block.
-            written = _write(self._descriptor, line, min(len(line), select.PIPE_BUF))
+            written = self._write(line) if self._pipe is None else _write(self._pipe, line, len(line))
             if written < 0:
-                raise OSError(ctypes.get_errno(), "the record cannot be written")
+                self._wait(ctypes.get_errno())
+                continue
+            self._stuck = False
             line = line[written:]
             self._torn = line != b""
 
-    def _wait(self) -> None:
+    def _write(self, line: bytes) -> int:
+        """Write what is sure to be taken at once. What no pipe is may be slow, and only the call that writes waits."""
+        if not self._ready.poll(0):
+            self._wait(errno.EAGAIN)
+        # At most what a pipe that is ready is sure to take, so that the write cannot block.
+        return os.write(self._descriptor, line[: select.PIPE_BUF])
+
+    def _wait(self, reason: int) -> None:
+        if reason not in {errno.EAGAIN, errno.EINTR}:
+            raise OSError(reason, "the record cannot be written")
         # Calls write one after the other, so of those that meet a log that takes nothing only the first waits.
-        if self._stuck or not self._waited.poll(WRITE_SECONDS * 1000):
+        if self._stuck or not self._ready.poll(WRITE_SECONDS * 1000):
             self._stuck = True
             raise TimeoutError("nobody takes the record")
+
+
+def _never_blocking(descriptor: int) -> int | None:
+    """Open a pipe once more, so that writes to it never block and whoever shares it is left alone. None if it is none.
+
+    Standard output is a pipe on the platform.
+    """
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # no /proc, or a pipe that nobody reads yet
+        return None
 
 
 def standard_output() -> Sink:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -216,6 +217,10 @@ def _body(environ: Mapping[str, Any]) -> bytes:
     except (OSError, ParseException):
         body, length = b"", -1
     late = watched is not None and _WATCH.done(watched)
+    if late or (length is not None and len(body) != length):
+        # What comes on this connection now is the rest of this body, and no call; gunicorn then closes it.
+        with suppress(AttributeError):
+            environ["wsgi.input"].failed = True
     if late:
         raise BodyTimeout
     if len(body) > MAX_BODY:

@@ -8,12 +8,10 @@ A version that is disabled, destroyed or no longer ours to read is not "down": i
 from __future__ import annotations
 
 import base64
-import itertools
 import os
 import re
 import threading
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -25,7 +23,7 @@ from cachetools import TTLCache
 from policies.refusals import SecretUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from policies.model import Grant
 
@@ -36,8 +34,6 @@ FRESH_SECONDS: Final = 60.0
 LAST_GOOD_SECONDS: Final = 3600.0
 #: After a failed read, and after a renewal that brought nothing new, the next one waits so long.
 PAUSE_SECONDS: Final = 5.0
-#: How many a new instance reads before it is asked: all that most policies have, and no more than a second's work.
-MOST_AHEAD: Final = 16
 #: Whatever is shorter is no key, and would be found in innocent text when answers are searched for it.
 MIN_LENGTH: Final = 8
 MAX_LENGTH: Final = 4096
@@ -247,16 +243,6 @@ class Secrets:
         self._last_good: TTLCache[str, Secret] = TTLCache(most, LAST_GOOD_SECONDS, timer=clock)
         self._paused: TTLCache[str, bool] = TTLCache(most, PAUSE_SECONDS, timer=clock)
         self._reading: dict[str, Future[Secret]] = {}
-
-    def read_ahead(self, names: Iterable[str]) -> None:
-        """Read secrets before a call has to wait for them, in a thread. What fails, the call that asks is told."""
-
-        def read() -> None:
-            for name in itertools.islice(names, MOST_AHEAD):
-                with suppress(Exception):
-                    self.named(name, self._clock() + SecretManager.TOTAL)
-
-        threading.Thread(target=read, name="read-ahead", daemon=True).start()
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""

@@ -53,11 +53,6 @@ class Gate:
     upstreams: Upstreams
     audit: Audit
 
-    def read_ahead(self) -> None:
-        """Have the keys of the policy's connections in hand before the first call needs one."""
-        connections = self.policies.current(deadline=0).connections.values()
-        self.secrets.read_ahead(dict.fromkeys(connection.secret for connection in connections))
-
 
 def load(environ: Mapping[str, str]) -> Gate:
     """Build all of it. Raises :class:`SettingError`."""

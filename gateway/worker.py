@@ -15,14 +15,11 @@ import os
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import gunicorn.config
 from gunicorn.http import wsgi
 from gunicorn.workers.gthread import ThreadWorker
-
-if TYPE_CHECKING:
-    from gateway.settings import Gate
 
 #: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
 DEFAULT_THREADS: Final = "80"
@@ -36,12 +33,11 @@ _FOREVER: Final = struct.pack("@ll", 0, 0)
 _READ: Final = 8192
 
 
-def configure(gate: Gate) -> None:
+def configure() -> None:
     """Have the framework's server work this way. It is configured after ``main.py`` is loaded, and reads these."""
     os.environ.setdefault("THREADS", DEFAULT_THREADS)
     gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
     gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
-    gunicorn.config.PostWorkerInit.default = staticmethod(lambda _worker: gate.read_ahead())
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -72,12 +68,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             req = next(conn.parser)
 
     def _answer(self, req: Any, conn: Any) -> bool:
+        """Do what gunicorn's own does, but for its hooks and its access log, which nothing here sets."""
         answer, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg)
         environ["wsgi.multithread"] = True
         if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
             answer.force_close()
         answer.sock = pieces = _Pieces()
-        for part in self.wsgi(environ, answer.start_response):
+        parts = self.wsgi(environ, answer.start_response)
+        if req.body.failed:  # where the next call would begin is not known
+            answer.force_close()
+        for part in parts:
             answer.write(part)
         answer.close()
         conn.sock.sendall(b"".join(pieces))

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -516,6 +517,47 @@ def test_log_that_is_taken_again_is_written_again(full_pipe: tuple[int, int]) ->
     assert not found(os.read(reader, 65536).decode().splitlines())
 
 
+def test_whoever_shares_the_pipe_still_waits_for_room(full_pipe: tuple[int, int]) -> None:
+    """Its other writers expect a write to wait, and a flag on what they share would have theirs fail."""
+    _, writer = full_pipe
+    sink = Descriptor(writer)
+    with pytest.raises(TimeoutError):
+        sink.write(b"x")
+    assert os.get_blocking(writer)
+
+
+@pytest.mark.parametrize("kind", ["socket", "pipe without /proc"])
+def test_log_that_is_no_pipe_of_ours_is_written_and_given_up_the_same_way(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "socket":
+        left, right = socket.socketpair()
+        reader, writer = left.detach(), right.detach()
+    else:
+        monkeypatch.setattr("gateway.audit._never_blocking", lambda _: None)
+        reader, writer = os.pipe()
+    sink = Descriptor(writer)
+    assert sink._pipe is None
+    sink.write(b"a line\n")
+    assert os.read(reader, 100) == b"a line\n"
+    filled = iter(lambda: sink.write(b"x" * 4000), "never")
+    with pytest.raises(TimeoutError):
+        list(filled)
+    os.close(reader)
+    with pytest.raises(OSError, match=r"pipe|reset"):
+        sink.write(b"x")
+    os.close(writer)
+
+
+def test_pipe_whose_reader_is_gone_is_refused() -> None:
+    reader, writer = os.pipe()
+    sink = Descriptor(writer)
+    os.close(reader)
+    with pytest.raises(OSError, match="cannot be written"):
+        sink.write(b"x")
+    os.close(writer)
+
+
 def test_line_longer_than_a_pipe_arrives_whole_while_somebody_reads() -> None:
     reader, writer = os.pipe()
     received = b""
@@ -527,11 +569,14 @@ def test_line_longer_than_a_pipe_arrives_whole_while_somebody_reads() -> None:
 
     thread = threading.Thread(target=read)
     thread.start()
-    audit = Audit(Descriptor(writer), policy="p" * 64)
+    sink = Descriptor(writer)
+    audit = Audit(sink, policy="p" * 64)
     audit.write("intent", {"long": "x" * 300_000}, "INFO", "intent")
     audit.close()
-    os.close(writer)
-    thread.join()
+    for end in (writer, sink._pipe):
+        if end is not None:
+            os.close(end)
+    thread.join(timeout=30)
     os.close(reader)
     assert verify(received.decode().splitlines()).faults == []
     assert len(received) > 300_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import socket
-import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from gateway.secrets import (
     FRESH_SECONDS,
     LAST_GOOD_SECONDS,
     MAX_LENGTH,
-    MOST_AHEAD,
     PAUSE_SECONDS,
     REDACTED,
     Mounted,
@@ -35,12 +33,11 @@ from tests.conftest import policy
 from tests.gateway.conftest import Clock, at_once, granted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from policies.model import Grant
     from sandbox.secret_manager import SecretManager as Sandbox
-    from tests.conftest import Server
 
 LATEST = f"{SECRET}/versions/latest"
 ROTATED = "another-upstream-key"
@@ -74,41 +71,6 @@ def grant() -> Grant:
 def test_key_is_read_with_its_own_version_number(secrets: Secrets, grant: Grant, clock: Clock) -> None:
     secret = secrets.access(grant, clock() + 25)
     assert (secret.name, secret.version, secret.value) == (LATEST, "1", UPSTREAM_KEY)
-
-
-def test_keys_are_read_before_a_call_asks_and_what_fails_is_told_to_the_call_alone(
-    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox, capsys: pytest.CaptureFixture[str]
-) -> None:
-    secrets.read_ahead([f"{SECRET}-none/versions/latest", LATEST])
-    wait_for(lambda: len(secret_manager.accesses) == 2)
-    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
-    assert len(secret_manager.accesses) == 2
-    with pytest.raises(SecretUnavailable):
-        secrets.named(f"{SECRET}-none/versions/latest", clock() + 25)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_no_more_keys_are_read_ahead_than_a_moment_allows(secrets: Secrets, secret_manager: Sandbox) -> None:
-    secrets.read_ahead(f"{SECRET}-{number}/versions/latest" for number in range(MOST_AHEAD + 5))
-    wait_for(lambda: len(secret_manager.accesses) == MOST_AHEAD)
-    wait_for(lambda: "read-ahead" not in {thread.name for thread in threading.enumerate()})
-    assert len(secret_manager.accesses) == MOST_AHEAD
-
-
-def test_instance_has_its_key_in_hand_before_the_first_call(
-    server: Callable[..., Server], secret_manager: Sandbox
-) -> None:
-    running = server()
-    wait_for(lambda: secret_manager.accesses == (LATEST,))
-    assert running.call()[0] == 200
-    assert secret_manager.accesses == (LATEST,)
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_wrong_checksum_is_refused_and_a_right_one_taken_next(

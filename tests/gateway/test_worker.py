@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
@@ -152,3 +152,52 @@ def test_call_that_comes_in_bits_on_a_kept_connection_is_answered(server: Callab
             time.sleep(5 * MOMENT_MILLISECONDS / 1000)
             sock.sendall(whole[cut:])
             assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("held_back", ["Expect: 100-continue\r\n", ""])
+def test_second_call_is_told_to_go_on_as_the_first_is(server: Callable[..., Server], held_back: str) -> None:
+    running = server()
+    body = CUSTOMER.encode()
+    head = (
+        f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n{held_back}"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+        for _ in range(3):
+            sock.sendall(head)
+            if held_back:
+                assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            sock.sendall(body)
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_second_call_that_is_no_http_ends_the_connection(server: Callable[..., Server]) -> None:
+    running = server()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+        for sent, status in ((b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", b"404"), (b"\0\r\n\r\n", b"400")):
+            sock.sendall(sent)
+            assert sock.recv(65536).startswith(b"HTTP/1.1 " + status)
+        assert sock.recv(65536) == b""
+
+
+def test_rest_of_a_body_that_came_too_late_is_no_call(server: Callable[..., Server], upstream: Appgregator) -> None:
+    running = server()
+    late = f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\nContent-Length: "
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as sock:
+        sock.sendall(f"{late}300\r\n\r\nabc".encode())
+        received = sock.recv(65536)
+        assert received.startswith(b"HTTP/1.1 408 ")
+        assert b"Connection: close\r\n" in received
+        with suppress(OSError):
+            sock.sendall(f"{late}{len(CUSTOMER)}\r\n\r\n{CUSTOMER}".encode())
+            assert sock.recv(65536) == b""
+    assert not upstream.calls
+
+
+def test_head_is_answered_without_a_body_and_without_a_word_in_the_log(server: Callable[..., Server]) -> None:
+    running = server()
+    with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
+        for _ in range(2):
+            connection.request("HEAD", TARGET)
+            assert connection.getresponse().read() == b""
+    assert running.errors.read_text() == ""

@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.fields import OWN, read, tree_of, trim
+from policies.fields import OWN, decoded, read, tree_of, trim
 from policies.model import Shape
+from policies.operations import OPERATIONS
 from policies.operations.invoices_create import FIELDS
 from sandbox.invoice import EXAMPLE
 from tests.policies.conftest import entitlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from policies.model import Operation
 
 
 def trimmed(answer: object, *paths: str) -> dict[str, object]:
@@ -169,3 +172,34 @@ def test_answer_of_which_only_what_is_granted_is_built_is_the_whole_one_trimmed(
     members, out = read(json.dumps(answer).encode(), grant)
     assert repr(out) == repr(trim(answer, grant.response))
     assert repr([members.get(name) for name in OWN]) == repr([answer.get(name) for name in OWN])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.id)
+def test_every_field_of_a_real_invoice_is_read_as_it_is_trimmed(operation: Operation) -> None:
+    grant = entitlement(response=", ".join(operation.fields))
+    _, out = read(json.dumps(dict(EXAMPLE)).encode(), grant)
+    assert repr(out) == repr(trim(dict(EXAMPLE), grant.response))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": "a", "id": "b", "customer": 1, "customer": {"x": 1}}',
+        b'{"i\\u0064": "a", "\\u0063ustomer": "c"}',
+        b'{"id": 1e999, "customer": -1e999}',
+        b'{"id": "\\ud83d", "customer": "a"}',
+        b'{"id": 1.0, "customer": 1E2, "lines": [{"data": {"amount": -0.0}}]}',
+        b'{"id": "\xff"}',
+        b'{"id": NaN}',
+        b'{"lines": {"data": [[{"amount": 1}], {"amount": [1]}]}}',
+        b' {"id": true} ',
+        b"[]",
+        b"",
+    ],
+)
+def test_bytes_that_no_encoder_of_ours_writes_are_read_as_they_are_trimmed(body: bytes) -> None:
+    grant = entitlement(response="id, customer, lines.data.amount")
+    members, out = read(body, grant)
+    assert repr(out) == repr(trim(decoded(body), grant.response))
+    whole = decoded(body)
+    assert members.get("id") == (whole.get("id") if isinstance(whole, dict) else None)
