@@ -20,7 +20,7 @@ check: .venv/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# About five minutes; BENCH=--full makes 100,000 calls before it looks at the memory again, a quarter of an hour.
+# About five minutes; BENCH=--full makes 100,000 calls before it looks at the memory again, ten minutes.
 bench: .venv/dev
 	@$(BIN)/python -m bench $(BENCH)
 	@$(BIN)/python -m pytest -m timed tests/bench
