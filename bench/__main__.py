@@ -42,15 +42,21 @@ def main(effort: Effort) -> None:
         "python": platform.python_version(),
         "left_out": left_out,
     }
+    looks = [stages.measure()]
     with world() as around:
         _say("Throughput: everybody in turn")
         results["throughput"] = rows.throughput(around, effort, left_out)
         _say("Start to first invoice")
         results["start"] = rows.start(around, effort)
+        looks.append(stages.measure())
         _say(f"{rows.CROWD} calls at once")
         results["crowd"] = rows.crowd(around, effort)
     _say("The policy layer alone")
-    results["policy_microseconds"] = {name: round(took, 1) for name, took in stages.measure().items()}
+    looks.append(stages.measure())
+    # What a call takes does not change from look to look, but a machine that others use does.
+    quietest = min(looks, key=lambda look: look["all"])
+    results["policy_microseconds"] = {name: round(took, 1) for name, took in quietest.items()}
+    results["policy_microseconds_looks"] = [round(look["all"], 1) for look in looks]
     _say("Many callers in the policy; 10,000 take some time to read")
     results["callers"] = callers.measure()
     _say("What each store adds")

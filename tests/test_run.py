@@ -73,6 +73,15 @@ def descendants(process: int) -> set[int]:
     return found
 
 
+def served(process: int) -> set[int]:
+    """Return them once the function's worker is among them; its port is open before that is forked."""
+    deadline = time.monotonic() + 20
+    while len(children := descendants(process)) < 2:  # the master and its worker
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return children
+
+
 def alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -112,8 +121,7 @@ ON_LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only
 def test_stopping_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) -> None:
     port = free_port()
     with running(tmp_path, port) as (process, told):
-        children = descendants(process.pid)
-        assert len(children) >= 2  # the function's master and its worker
+        children = served(process.pid)
         process.send_signal(stop)
         assert process.wait(timeout=20) == 0
         assert "Traceback" not in told.read_text()
@@ -128,7 +136,7 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) ->
 def test_second_ctrl_c_does_not_leave_the_function_behind(tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path, port) as (process, _):
-        children = descendants(process.pid)
+        children = served(process.pid)
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
