@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import msgspec
@@ -179,6 +180,10 @@ class _Flood:
         self.second, self.written, self.counted = 0, 0, 0
 
 
+#: Most lines say one of the same few messages.
+_quoted = lru_cache(1024)(json.dumps)
+
+
 class Audit:
     """Writes the record of this process, as one chain."""
 
@@ -324,7 +329,7 @@ class Audit:
         digest = hashlib.sha256(body).hexdigest()
         audit_id = audit_id_of(self.instance, content.get("intent") or digest)
         line = (
-            f'{{"severity":"{severity}","time":"{now}","message":{json.dumps(message)}{extra},'
+            f'{{"severity":"{severity}","time":"{now}","message":{_quoted(message)}{extra},'
             f'"countersign":{body[:-1].decode("ascii")},"hash":"{digest}","audit_id":"{audit_id}"}}}}\n'
         )
         try:

@@ -75,7 +75,9 @@ def read(environ: Mapping[str, Any]) -> Call:
     looks = environ["REQUEST_METHOD"] == "GET"
     names, validate_only, rest = _query(query, named_in_path=route.account is not None, looks=looks)
     name, connection_name = route.account or names
-    media = "form" if looks else _media(environ)
+    media = (
+        "form" if looks else _media(environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "identity"))
+    )
     body = _body(environ)
     if looks and body:
         raise BodyMalformed("A GET has no body: write parameters in the address.")
@@ -189,10 +191,11 @@ def _webhook(environ: Mapping[str, Any]) -> Webhook | None:
     return Webhook(*(header or "" for header in headers))
 
 
-def _media(environ: Mapping[str, Any]) -> str:
-    if environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
+@lru_cache(64)  # the same, and these may be longer
+def _media(content_type: str, encoding: str) -> str:
+    if encoding.strip().lower() != "identity":
         raise MediaTypeUnsupported
-    kind, _, rest = environ.get("CONTENT_TYPE", "").partition(";")
+    kind, _, rest = content_type.partition(";")
     media = _MEDIA.get(kind.strip().lower())
     if media is None:
         raise MediaTypeUnsupported
