@@ -16,7 +16,8 @@ from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
 from policies import document
 from policies.access import decide
-from policies.model import Answer, Call, Outcome, Reply
+from policies.model import Answer, Call, Outcome
+from policies.outcomes import Reply
 from sandbox.__main__ import POLICY
 from sandbox.firestore import FirestoreEmulator
 from sandbox.redis_server import RedisServer
@@ -78,6 +79,6 @@ def _median(store: Store, calls: int | None = None) -> float:
 
 def _grant() -> Grant:
     policies = document.read(stages.roomy(POLICY.read_text("utf-8")), "sandbox.yaml")
-    (caller,) = policies.keys.values()
+    (caller,) = policies.callers.values()
     call = Call("invoices.create", "ft-4", "stripe-1", None, None, "form", stages.BODY, "key", validate_only=False)
     return decide(policies, caller, call)

@@ -81,7 +81,7 @@ def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1
-    print(f"It was compiled to {out}: {len(policy_set.callers)} callers in {len(made)} bytes.")
+    print(f"It was compiled to {out}: {len(policy_set.names)} callers in {len(made)} bytes.")
     if len(made) > MAX_SECRET:
         print("That is more than the 64 KiB of a Secret Manager version: deploy it as a file.")
     return 0
@@ -90,8 +90,7 @@ def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
 def _told(policy_set: PolicySet) -> list[str]:
     told = [f"The policy is in order (digest {policy_set.digest[:16]})."]
     seen: set[str] = set()
-    signers = (caller for signers in policy_set.webhooks.values() for caller in signers.values())
-    for caller in (*policy_set.keys.values(), *policy_set.google.values(), *signers):
+    for caller in policy_set.callers.values():
         if caller.id in seen:
             continue
         seen.add(caller.id)

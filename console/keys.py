@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from console import rewriting
 from gateway.policies import PROMISED_SECONDS, VERSION
 from policies import compiled, document
-from policies.model import NAME, DocumentError
+from policies.model import NAME, DocumentError, Proof
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -75,7 +75,11 @@ def _checksum(text: str) -> str:
 
 def digest_of(key: str) -> str:
     """Return what a policy says of a key."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return _proof(key).value.hex()
+
+
+def _proof(key: str) -> Proof:
+    return Proof("key", hashlib.sha256(key.encode("utf-8", "replace")).digest())
 
 
 # ---------------------------------------------------------------- the commands
@@ -151,7 +155,7 @@ def _new(asked: argparse.Namespace) -> int:
         raise NotDoneError(f"{asked.expires} has begun, so the key would never work. Write a later date.")
     if policy is None:
         print("No policy was named, so nothing was looked up. Is the id free? See --policy.", file=sys.stderr)
-    elif asked.caller not in policy.read.callers:
+    elif asked.caller not in policy.read.names:
         print(f"{policy.stranger(asked.caller)} The key is made all the same.", file=sys.stderr)
     key = mint()
     said = rewriting.entry(asked.id or _next_id("k1", taken), digest_of(key), asked.expires)
@@ -188,7 +192,7 @@ def _whose(asked: argparse.Namespace) -> int:
         raise NotDoneError("There was no key on standard input.")
     if whole(key):
         print("It is whole: its checksum is right.")
-    caller = policy.read.keys.get(hashlib.sha256(key.encode("utf-8", "replace")).digest())
+    caller = policy.read.callers.get(_proof(key))
     if caller is None:
         if not whole(key):
             print("Its checksum is not right: if `countersign key` made it, then it was mistyped or cut off.")
@@ -299,19 +303,19 @@ class _Policy:
             raise NotDoneError(f"{file}: it cannot be read as UTF-8 text ({type(error).__name__}).") from None
 
     def stranger(self, caller: str) -> str:
-        close = get_close_matches(caller, self.read.callers, 3)
+        close = get_close_matches(caller, self.read.names, 3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         return f"There is no caller {caller} in {self.file}.{hint}"
 
     def ids(self, caller: str) -> set[str]:
-        return {one.credential for one in self.read.keys.values() if one.id == caller}
+        return {one.credential for proof, one in self.read.callers.items() if _is_key_of(proof, one, caller)}
 
-    def _key(self, caller: str, key_id: str) -> tuple[bytes, Caller]:
-        if caller not in self.read.callers:
+    def _key(self, caller: str, key_id: str) -> tuple[Proof, Caller]:
+        if caller not in self.read.names:
             raise NotDoneError(self.stranger(caller))
-        for digest, one in self.read.keys.items():
-            if (one.id, one.credential) == (caller, key_id):
-                return digest, one
+        for proof, one in self.read.callers.items():
+            if _is_key_of(proof, one, caller) and one.credential == key_id:
+                return proof, one
         keys = ", ".join(sorted(self.ids(caller))) or "none"
         raise NotDoneError(f"{caller} has no key {key_id} in {self.file}. Its keys: {keys}.")
 
@@ -320,27 +324,27 @@ class _Policy:
 
         Returns the new key's id, and when the old one ends. Raises :class:`NotDoneError`.
         """
-        digest, old = self._key(caller, old_id)
+        proof, old = self._key(caller, old_id)
         taken, ends = self.ids(caller), _begins(until)
         if new_id in taken:
             raise NotDoneError(f"{caller} has a key {new_id} already. Write another --id.")
         new_id = new_id or _next_id(old_id, taken)
         said, by_hand = rewriting.entry(new_id, digest_of(key), None), f"make a key with `key new {caller}`"
-        keys = {**self.read.keys, bytes.fromhex(digest_of(key)): replace(old, credential=new_id, expires=None)}
+        callers = {**self.read.callers, _proof(key): replace(old, credential=new_id, expires=None)}
         date = None
         if old.expires is None or old.expires > ends:
-            keys[digest], date = replace(old, expires=ends), until
+            callers[proof], date = replace(old, expires=ends), until
             by_hand += f", and write `expires: {until}` into {old_id}"
         try:
             text = rewriting.rotated(self.text, caller, old_id, said, date)
         except rewriting.LayoutError as error:
             raise self._by_hand(by_hand, str(error)) from None
-        self._write(text, keys, by_hand)
-        return new_id, _moment(keys[digest].expires or ends)
+        self._write(text, callers, by_hand)
+        return new_id, _moment(callers[proof].expires or ends)
 
     def revoke(self, caller: str, key_id: str) -> None:
         """Take a key out. Raises :class:`NotDoneError`."""
-        digest, _ = self._key(caller, key_id)
+        proof, _ = self._key(caller, key_id)
         by_hand = f"remove {key_id} from the credentials of {caller}"
         if rewriting.credentials_of(self.text, caller) == 1:
             raise NotDoneError(
@@ -352,7 +356,7 @@ class _Policy:
             text = rewriting.without(self.text, caller, key_id)
         except rewriting.LayoutError as error:
             raise self._by_hand(by_hand, str(error)) from None
-        self._write(text, {other: one for other, one in self.read.keys.items() if other != digest}, by_hand)
+        self._write(text, {other: one for other, one in self.read.callers.items() if other != proof}, by_hand)
 
     def _by_hand(self, what: str, where: str = "") -> NotDoneError:
         place = f"{self.file} ({where})" if where else str(self.file)
@@ -360,13 +364,14 @@ class _Policy:
             f"{place} is laid out in a way that cannot be changed here. Nothing was changed. By hand: {what}."
         )
 
-    def _write(self, text: str, keys: dict[bytes, Caller], by_hand: str) -> None:
+    def _write(self, text: str, callers: dict[Proof, Caller], by_hand: str) -> None:
         """Write the document, if it says what is meant and nothing else."""
         try:
             after = document.read(text, str(self.file))
         except DocumentError:
             raise self._by_hand(by_hand) from None
-        if after != replace(self.read, digest=after.digest, keys=keys):
+        kinds = frozenset(proof.kind for proof in callers)
+        if after != replace(self.read, digest=after.digest, callers=callers, kinds=kinds):
             raise self._by_hand(by_hand)
         try:
             _replace(self.file.resolve(), self.data, text.encode())
@@ -374,6 +379,10 @@ class _Policy:
             raise NotDoneError(
                 f"{self.file} cannot be written ({type(error).__name__}). Nothing was changed."
             ) from None
+
+
+def _is_key_of(proof: Proof, one: Caller, caller: str) -> bool:
+    return proof.kind == "key" and one.id == caller
 
 
 def _still(file: Path, before: bytes) -> None:

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.secrets import Secret
-    from policies.model import Admission, Caller, Grant, Reply, Standing
+    from policies.model import Admission, Caller, Grant, Standing
+    from policies.outcomes import Reply
 
 #: The whole call, from the first byte read to the last written: below every no-code tool's own limit of 30 s.
 CALL_SECONDS: Final = 25.0

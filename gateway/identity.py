@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.google import Token, looks_like_token, stripped
+from policies.model import Proof
 from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown, TokenNotAccepted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gateway.google import Google
     from gateway.webhooks import Webhooks
     from policies.model import Call, Caller, PolicySet
@@ -65,25 +64,27 @@ class Identity:
         if not shown:
             return self._by_token(policy_set, passed, now, deadline)
         if call.webhook is not None:
-            candidates = policy_set.webhooks.get((call.name, call.connection_name), {})
-            caller = self.webhooks.signer(candidates, call.webhook, call.body, now, deadline)
+            proofs = policy_set.signers.get((call.name, call.connection_name), ())
+            caller = policy_set.callers[self.webhooks.signer(proofs, call.webhook, call.body, now, deadline)]
         elif call.api_key is not None:
-            caller = _by_key(policy_set.keys, call.api_key, now)
+            caller = _by_key(policy_set, call.api_key.reveal(), now)
         else:
             caller = self._by_authorization(policy_set, authorization or "", now, deadline)
         if passed is not None:
-            other = _claimed(policy_set.google, passed)
+            other = _claimed(policy_set, passed)
             if other is not None and other.id != caller.id:
                 raise CredentialsConflict(note=f"{caller.credential} of {caller.id} beside a token of {other.id}")
         return caller
 
     def _passed(self, call: Call) -> tuple[str | None, str | None]:
         """Return the header that Google's door has looked at, and ``Authorization`` where that is another."""
-        if not self.behind_iam or call.serverless_authorization is not None or call.authorization is None:
-            return call.serverless_authorization, call.authorization
-        if stripped(_bearer(call.authorization) or ""):
-            return call.authorization, None
-        return None, call.authorization
+        passed = call.serverless_authorization and call.serverless_authorization.reveal()
+        authorization = call.authorization and call.authorization.reveal()
+        if not self.behind_iam or passed is not None or authorization is None:
+            return passed, authorization
+        if stripped(_bearer(authorization) or ""):
+            return authorization, None
+        return None, authorization
 
     def _by_token(self, policy_set: PolicySet, passed: str | None, now: float, deadline: float) -> Caller:
         """Return the caller that nothing says but the token at Google's door."""
@@ -91,21 +92,21 @@ class Identity:
             raise CredentialMissing
         token = Token.of(_bearer(passed) or "")
         if token.signed:  # not by way of IAM, whatever the setting says
-            return _known(policy_set.google, self.google.verified(token, now, deadline))
-        return _known(policy_set.google, self.google.vouched(token, now))
+            return _known(policy_set, self.google.verified(token, now, deadline))
+        return _known(policy_set, self.google.vouched(token, now))
 
     def _by_authorization(self, policy_set: PolicySet, authorization: str, now: float, deadline: float) -> Caller:
         key = _bearer(authorization)
         if key is None:
-            return _by_key(policy_set.keys, _basic(authorization), now)
-        if looks_like_token(key) and _digest(key) not in policy_set.keys:
-            if not policy_set.google:
+            return _by_key(policy_set, _basic(authorization), now)
+        if looks_like_token(key) and _proof(key) not in policy_set.callers:
+            if "google" not in policy_set.kinds:
                 raise TokenNotAccepted(note="the policy names no Google identity")
-            return _known(policy_set.google, self.google.verified(Token.of(key), now, deadline))
-        return _by_key(policy_set.keys, key, now)
+            return _known(policy_set, self.google.verified(Token.of(key), now, deadline))
+        return _by_key(policy_set, key, now)
 
 
-def _by_key(keys: Mapping[bytes, Caller], key: str, now: float) -> Caller:
+def _by_key(policy_set: PolicySet, key: str, now: float) -> Caller:
     """Look a key up.
 
     It is done by digest, so that finding one takes the same time whatever the key is, and its time says nothing of any
@@ -113,7 +114,7 @@ def _by_key(keys: Mapping[bytes, Caller], key: str, now: float) -> Caller:
     """
     if not key:
         raise CredentialMissing
-    caller = keys.get(_digest(key))
+    caller = policy_set.callers.get(_proof(key))
     if caller is None:
         if "," in key:  # how a key sent twice arrives
             raise CredentialsConflict
@@ -123,22 +124,22 @@ def _by_key(keys: Mapping[bytes, Caller], key: str, now: float) -> Caller:
     return caller
 
 
-def _digest(key: str) -> bytes:
+def _proof(key: str) -> Proof:
     # A header arrives as latin-1 text; its bytes are what was sent.
-    return hashlib.sha256(key.encode("latin-1", "replace")).digest()
+    return Proof("key", hashlib.sha256(key.encode("latin-1", "replace")).digest())
 
 
-def _known(google: Mapping[str, Caller], email: str) -> Caller:
-    caller = google.get(email)
+def _known(policy_set: PolicySet, email: str) -> Caller:
+    caller = policy_set.callers.get(Proof("google", email.encode()))
     if caller is None:
         raise TokenNotAccepted(note="the policy does not name its e-mail address")
     return caller
 
 
-def _claimed(google: Mapping[str, Caller], passed: str) -> Caller | None:
+def _claimed(policy_set: PolicySet, passed: str) -> Caller | None:
     """Return the caller that a token claims to be of. That is good enough to refuse by, and for nothing else."""
     try:
-        return google.get(Token.of(_bearer(passed) or "").claims.email)
+        return _known(policy_set, Token.of(_bearer(passed) or "").claims.email)
     except TokenNotAccepted:
         return None
 

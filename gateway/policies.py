@@ -131,7 +131,7 @@ def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet
     policies = read(data, where)
     if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
         raise DocumentError("POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own.")
-    if policies.google and not google:
+    if "google" in policies.kinds and not google:
         raise DocumentError(
             "POLICY names a Google identity, and nothing says whom its tokens must be made for. Write AUDIENCE and "
             "the function's own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
+from policies.concealed import Concealed
 from policies.model import NAME, Call, Webhook
 from policies.operations import OPERATIONS
 from policies.refusals import (
@@ -72,7 +73,7 @@ def read(environ: Mapping[str, Any]) -> Call:
     operation = route.operations.get(environ["REQUEST_METHOD"])
     if operation is None:
         raise MethodNotAllowed(", ".join(route.operations))
-    looks = environ["REQUEST_METHOD"] == "GET"
+    looks = OPERATIONS[operation].repeatable
     names, validate_only, rest = _query(query, named_in_path=route.account is not None, looks=looks)
     name, connection_name = route.account or names
     media = (
@@ -86,13 +87,13 @@ def read(environ: Mapping[str, Any]) -> Call:
         name=name,
         connection_name=connection_name,
         path_parameters=route.parameters,
-        api_key=_header(environ, "HTTP_X_API_KEY", "x-api-key"),
-        authorization=_header(environ, "HTTP_AUTHORIZATION", "Authorization"),
+        api_key=_concealed(environ, "HTTP_X_API_KEY", "x-api-key"),
+        authorization=_concealed(environ, "HTTP_AUTHORIZATION", "Authorization"),
         idempotency_key=_header(environ, "HTTP_IDEMPOTENCY_KEY", "Idempotency-Key"),
         media=media,
         body=rest if looks else body,
         validate_only=validate_only,
-        serverless_authorization=_header(environ, "HTTP_X_SERVERLESS_AUTHORIZATION", "X-Serverless-Authorization"),
+        serverless_authorization=_concealed(environ, "HTTP_X_SERVERLESS_AUTHORIZATION", "X-Serverless-Authorization"),
         webhook=_webhook(environ),
     )
 
@@ -180,15 +181,19 @@ def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
     return value
 
 
+def _concealed(environ: Mapping[str, Any], key: str, name: str) -> Concealed[str] | None:
+    value = _header(environ, key, name)
+    return None if value is None else Concealed(value)
+
+
 def _webhook(environ: Mapping[str, Any]) -> Webhook | None:
     if environ.keys().isdisjoint(_WEBHOOK):
         return None
-    headers = (
-        _header(environ, "HTTP_WEBHOOK_ID", "webhook-id"),
-        _header(environ, "HTTP_WEBHOOK_TIMESTAMP", "webhook-timestamp"),
-        _header(environ, "HTTP_WEBHOOK_SIGNATURE", "webhook-signature"),
+    return Webhook(
+        _header(environ, "HTTP_WEBHOOK_ID", "webhook-id") or "",
+        _header(environ, "HTTP_WEBHOOK_TIMESTAMP", "webhook-timestamp") or "",
+        Concealed(_header(environ, "HTTP_WEBHOOK_SIGNATURE", "webhook-signature") or ""),
     )
-    return Webhook(*(header or "" for header in headers))
 
 
 @lru_cache(64)  # the same, and these may be longer

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ from urllib.parse import unquote
 import msgspec
 from cachetools import TTLCache
 
+from policies.concealed import Concealed
 from policies.refusals import SecretUnavailable
 
 if TYPE_CHECKING:
@@ -58,12 +59,12 @@ class SecretDownError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """The upstream's key. Its ``repr`` shows where it came from, never what it is."""
+    """The upstream's key, and where it came from."""
 
     name: str
     version: str
-    value: str = field(repr=False)
-    _needles: tuple[str, ...] = field(repr=False, compare=False)
+    value: Concealed[str]
+    _needles: Concealed[tuple[str, ...]]
 
     @classmethod
     def of(cls, name: str, version: str, data: bytes) -> Secret:
@@ -77,13 +78,13 @@ class Secret:
             raise SecretGoneError(
                 f"the value is not a key: {MIN_LENGTH} to {MAX_LENGTH} printable ASCII characters without a space"
             )
-        return cls(name, version, value, _encodings(value))
+        return cls(name, version, Concealed(value), Concealed(_encodings(value)))
 
     def occurs_in(self, text: str) -> bool:
         """Whether the key stands in ``text``, as it is or in a common encoding."""
         for _ in range(PERCENT_ROUNDS):
             lowered = text.lower()
-            for needle in self._needles:
+            for needle in self._needles.reveal():
                 if needle in lowered:
                     return True
             if "%" not in text:

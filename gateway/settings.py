@@ -90,7 +90,9 @@ def load(environ: Mapping[str, str]) -> Gate:
             source, judged, first, digest=digest_of(data), read_at=began, audit=audit, clock=time.monotonic
         ),
         identity=Identity(
-            _google(environ, audiences, prepare=bool(first.google)), Webhooks(secrets, time.monotonic), behind_iam=iam
+            _google(environ, audiences, prepare="google" in first.kinds),
+            Webhooks(secrets, time.monotonic),
+            behind_iam=iam,
         ),
         secrets=secrets,
         store=store,

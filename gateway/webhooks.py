@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 from policies.refusals import IdentityUnavailable, SecretUnavailable, WebhookNotVerified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
 
     from gateway.secrets import Secret, Secrets
-    from policies.model import Caller, Webhook
+    from policies.model import Proof, Webhook
 
 #: How far the sender's clock may be from ours, either way; the library's own.
 TOLERANCE_SECONDS: Final = 300
@@ -45,24 +45,22 @@ class Webhooks:
         self._secrets, self._clock = secrets, clock
         self._again: dict[str, float] = {}
 
-    def signer(
-        self, candidates: Mapping[str, Caller], webhook: Webhook, body: bytes, now: float, deadline: float
-    ) -> Caller:
-        """Return the caller whose secret has signed; ``candidates`` are by where their secrets lie.
+    def signer(self, proofs: Iterable[Proof], webhook: Webhook, body: bytes, now: float, deadline: float) -> Proof:
+        """Return the proof whose secret has signed. Each says where its secret lies.
 
         ``now`` is in unix seconds, ``deadline`` on the secrets' clock. Raises :class:`WebhookNotVerified`, and
         :class:`IdentityUnavailable` if none has signed that could be read, but not all could.
         """
         headers = _checked(webhook, now)
         unread: IdentityUnavailable | None = None
-        for name, caller in candidates.items():
+        for proof in proofs:
             try:
-                secret = self._secret(name, deadline)
+                secret = self._secret(proof.value.decode(), deadline)
             except IdentityUnavailable as refusal:
                 unread = refusal
                 continue
             if _signed(secret, headers, body):
-                return caller
+                return proof
         raise unread or WebhookNotVerified(note="no secret of a caller of this connection has signed it")
 
     def _secret(self, name: str, deadline: float) -> Secret:
@@ -70,7 +68,7 @@ class Webhooks:
             raise IdentityUnavailable(note=f"{name} could not be read a moment ago", retry_after=int(PAUSE_SECONDS))
         try:
             secret = self._secrets.named(name, deadline)
-            problem = None if usable(secret.value) else "it is not whsec_ and the base64 of 24 to 64 bytes"
+            problem = None if usable(secret.value.reveal()) else "it is not whsec_ and the base64 of 24 to 64 bytes"
         except SecretUnavailable as refusal:
             problem = refusal.note
         if problem is not None:
@@ -81,7 +79,7 @@ class Webhooks:
 
 def _checked(webhook: Webhook, now: float) -> dict[str, str]:
     """Return the headers as the library takes them, with only the signatures that it can check."""
-    signatures = webhook.signature.split(" ")
+    signatures = webhook.signature.reveal().split(" ")
     ours = [signature for signature in signatures if _SIGNATURE.fullmatch(signature)]
     if (
         not _ID.fullmatch(webhook.id)
@@ -115,7 +113,7 @@ def _signed(secret: Secret, headers: dict[str, str], body: bytes) -> bool:
     from standardwebhooks import Webhook, WebhookVerificationError  # noqa: PLC0415 - only paid for where it is used
 
     try:
-        Webhook(secret.value).verify(body, headers, json_parse=False)
+        Webhook(secret.value.reveal()).verify(body, headers, json_parse=False)
     except (WebhookVerificationError, ValueError):  # the latter for a body that is not UTF-8, which we never take
         return False
     return True

@@ -15,6 +15,7 @@ from policies.refusals import (
     IdempotencyKeyMissing,
     ParameterNotGranted,
 )
+from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +59,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         ).hexdigest(),
         policy=policy_set.digest,
         validate_only=call.validate_only,
+        resend_seconds=UPSTREAMS[entitlement.connection.upstream].deduplicates,
     )
 
 
@@ -86,7 +88,7 @@ def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> di
 def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
     """Return what tells this call from the caller's others: a parameter, the webhook's id, or the header."""
     source = entitlement.idempotency
-    if not entitlement.operation.creates:
+    if entitlement.operation.repeatable:
         return None
     if source.parameter is not None:
         # The header is not looked at: SDKs send a fresh one by themselves, and would undo what the policy is for.

@@ -11,13 +11,15 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 import yaml
+from msgspec.structs import replace
 
-from policies import fields, forms, parameters, quota
+from policies import forms, parameters, quota
+from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
     NAME,
@@ -31,11 +33,12 @@ from policies.model import (
     Kind,
     Limit,
     PolicySet,
+    Proof,
     Risk,
     Rule,
 )
 from policies.operations import OPERATIONS
-from policies.upstreams import STRIPE, UPSTREAMS
+from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -58,7 +61,7 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _EMPTY_KEY: Final = hashlib.sha256(b"").digest()
 
 #: A signed webhook does not name its caller, so every secret that could have signed it is tried.
-MAX_WEBHOOKS: Final = 16
+MAX_SIGNERS: Final = 16
 
 #: The format needs 8; far beyond it, libyaml's reader ends the process.
 _MAX_DEPTH: Final = 16
@@ -197,10 +200,10 @@ def read(text: str, file: str) -> PolicySet:
     return PolicySet(
         digest=hashlib.sha256(text.encode()).hexdigest(),
         connections=connections,
-        callers=frozenset(callers),
-        keys=known.keys,
-        google=known.google,
-        webhooks=known.webhooks,
+        callers=known.callers,
+        names=frozenset(callers),
+        kinds=frozenset(proof.kind for proof in known.callers),
+        signers={place: tuple(proofs) for place, proofs in known.signers.items()},
     )
 
 
@@ -260,12 +263,6 @@ def _name(value: _Value, name: str) -> str:
 
 # ---------------------------------------------------------------- connections
 
-#: The version that the catalogue of ``policies.operations`` was made from.
-_STRIPE_VERSION: Final = "2026-05-27.dahlia"
-_STRIPE_ORIGIN: Final = "https://api.stripe.com"
-_VERSION = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}(\.[a-z]{1,32})?")
-_ACCOUNT = re.compile(r"acct_[A-Za-z0-9]{1,64}")
-
 
 def _connections(value: _Value) -> dict[str, Connection]:
     connections: dict[str, Connection] = {}
@@ -283,32 +280,31 @@ def _connections(value: _Value) -> dict[str, Connection]:
 
 def _connection(name: str, entry: _Value) -> Connection:
     required = ("name", "connection_name", "upstream", "secret")
-    keys = entry.mapping(known=(*required, "origin", "ceiling", "version", "account"), required=required)
+    particular = {key for dialect in UPSTREAMS.values() for key in dialect.settings}
+    keys = entry.mapping(known=(*required, "origin", "ceiling", "private", *particular), required=required)
     hint = "write the name that callers send: letters, digits, dots, dashes and underscores"
-    upstream = UPSTREAMS[keys["upstream"].one_of(UPSTREAMS)]
-    stripe = upstream is STRIPE
-    if "origin" not in keys and not stripe:
+    dialect = UPSTREAMS[keys["upstream"].one_of(UPSTREAMS)]
+    if "origin" not in keys and dialect.origin is None:
         raise entry.fail("origin is missing")
-    for key in ("version", "account"):
-        if key in keys and not stripe:
-            raise keys[key].fail(f"{key} means something at Stripe only. Remove it")
-    version = _STRIPE_VERSION if stripe else None
-    if "version" in keys:
-        version = keys["version"].text(_VERSION, f"write one of Stripe's API versions, such as {_STRIPE_VERSION}")
-    account = None
-    if "account" in keys:
-        account = keys["account"].text(_ACCOUNT, "write a connected account, such as acct_1032D82eZvKYlo2C")
-    return Connection(
+    for key in sorted(particular & keys.keys() - dialect.settings.keys()):
+        where = " and ".join(other.title for other in UPSTREAMS.values() if key in other.settings)
+        raise keys[key].fail(f"{key} means something at {where} only. Remove it")
+    settings = {
+        key: keys[key].text(re.compile(setting.pattern), setting.hint) if key in keys else setting.default
+        for key, setting in dialect.settings.items()
+    }
+    connection = Connection(
         id=name,
         name=keys["name"].text(NAME, hint),
         connection_name=keys["connection_name"].text(NAME, hint),
-        upstream=upstream,
-        origin=_origin(keys["origin"]) if "origin" in keys else _STRIPE_ORIGIN,
+        upstream=dialect.id,
+        origin=_origin(keys["origin"]) if "origin" in keys else dialect.origin or "",
         secret=_secret(keys["secret"]),
         ceiling=keys["ceiling"].limit() if "ceiling" in keys else None,
-        version=version,
-        account=account,
+        private=keys["private"].boolean() if "private" in keys else False,
+        settings={key: value for key, value in settings.items() if value is not None},
     )
+    return replace(connection, place=dialect.place(connection))
 
 
 def _origin(value: _Value) -> str:
@@ -341,38 +337,50 @@ def _secret(value: _Value) -> str:
 # ---------------------------------------------------------------- callers
 
 
+class _Written(NamedTuple):
+    """A credential as a document writes it."""
+
+    proof: bytes
+    name: str
+    """What the record calls it."""
+    expires: float | None = None
+    alone: bytes | None = None
+    """What no other caller may have, where that is not the whole proof."""
+
+
+class _Kind(NamedTuple):
+    """How a kind of credential is written."""
+
+    read: Callable[[_Value], _Written]
+    taken: str
+    """What is wrong with one that another caller has."""
+    signs: bool = False
+    """It does not name its caller: all that could have signed are tried."""
+
+
 class _Credentials:
     """The credentials of all callers as they are read. Each belongs to one caller, once."""
 
     def __init__(self) -> None:
-        self.keys: dict[bytes, Caller] = {}
-        self.google: dict[str, Caller] = {}
-        self.webhooks: dict[tuple[str, str], dict[str, Caller]] = {}
-        self._signers: dict[str, str] = {}
+        self.callers: dict[Proof, Caller] = {}
+        self.signers: dict[tuple[str, str], list[Proof]] = {}
+        self._owners: dict[Proof, Caller] = {}
 
-    def add_key(self, value: _Value, digest: bytes, caller: Caller) -> None:
-        other = self.keys.setdefault(digest, caller)
-        if other is not caller:
-            raise value.fail(f"this key is also a key of {other.id}; every key belongs to one caller, once")
-
-    def add_google(self, value: _Value, email: str, caller: Caller) -> None:
-        other = self.google.setdefault(email, caller)
-        if other is not caller:
-            raise value.fail(f"{email} is also an identity of {other.id}; every identity belongs to one caller, once")
-
-    def add_webhook(self, value: _Value, secret: str, caller: Caller) -> None:
-        # Whatever its version: two callers with one secret could not be told apart.
-        other = self._signers.setdefault(secret.partition("/versions/")[0], caller.id)
-        if other != caller.id:
-            raise value.fail(f"this is also a secret of {other}; make one for each caller")
-        for place in {(connection, account) for connection, account, _ in caller.entitlements}:
-            signers = self.webhooks.setdefault(place, {})
-            if secret in signers:
-                raise value.fail("this secret is written twice")
-            signers[secret] = caller
-            if len(signers) > MAX_WEBHOOKS:
+    def add(self, value: _Value, kind: str, written: _Written, caller: Caller) -> None:
+        taken, signs = _KINDS[kind].taken, _KINDS[kind].signs
+        proof = Proof(kind, written.proof)
+        owner = self._owners.setdefault(Proof(kind, written.alone or written.proof), caller)
+        if owner.id != caller.id or (owner is not caller and not signs):
+            raise value.fail(taken.format(proof=written.proof.decode("latin-1"), owner=owner.id))
+        if proof in self.callers:
+            raise value.fail("this secret is written twice")
+        self.callers[proof] = caller
+        for place in {(name, account) for name, account, _ in caller.entitlements} if signs else ():
+            signers = self.signers.setdefault(place, [])
+            signers.append(proof)
+            if len(signers) > MAX_SIGNERS:
                 raise value.fail(
-                    f"more than {MAX_WEBHOOKS} secrets could sign for one connection, and each is tried. Remove those "
+                    f"more than {MAX_SIGNERS} secrets could sign for one connection, and each is tried. Remove those "
                     "that are no longer used, or give some of these callers a key instead"
                 )
 
@@ -389,41 +397,36 @@ def _caller(
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
-        entitlement = grants.read(grant)
-        connection = entitlement.connection
-        place = (connection.name, connection.connection_name, entitlement.operation.id)
+        granted = grants.read(grant)
+        connection = granted.connection
+        place = (connection.name, connection.connection_name, granted.operation.id)
         if place in entitlements:
-            raise grant.fail(f"{connection.id} and {entitlement.operation.id} are granted twice; write one grant")
-        entitlements[place] = entitlement
+            raise grant.fail(f"{connection.id} and {granted.operation.id} are granted twice; write one grant")
+        entitlements[place] = granted
         used.add(connection.id)
-    limits = _limits(entry["limits"], {entitlement.connection for entitlement in entitlements.values()})
+    limits = _limits(entry["limits"], {one.connection.id: one.connection for one in entitlements.values()}.values())
     budget = _budget(entry["budget"]) if "budget" in entry else None
 
-    def by(credential: str, expires: float | None = None) -> Caller:
-        return Caller(name, owner, credential, expires, limits, budget, entitlements)
-
-    ids: set[str] = set()
+    names: set[str] = set()
     for credential in entry["credentials"].items():
-        kinds = credential.mapping(known=("key", "google", "webhook"))
+        kinds = credential.mapping(known=_KINDS)
         if len(kinds) != 1:
-            raise credential.fail("write one kind of credential in each entry: key, google or webhook")
-        if "google" in kinds:
-            email = kinds["google"].text(
-                _EMAIL, "write the e-mail address of a service account or a person, in small letters as Google does"
-            )
-            known.add_google(kinds["google"], email, by(f"google:{email}"))
-        elif "webhook" in kinds:
-            secret = _secret(kinds["webhook"])
-            known.add_webhook(kinds["webhook"], secret, by(f"webhook:{secret}"))
-        else:
-            digest, key_id, expires = _key(kinds["key"])
-            if key_id in ids:
-                raise credential.fail(f"the id {key_id} is used twice")
-            ids.add(key_id)
-            known.add_key(credential, digest, by(key_id, expires))
+            raise credential.fail(f"write one kind of credential in each entry: {_either(_KINDS)}")
+        [(kind, said)] = kinds.items()
+        written = _KINDS[kind].read(said)
+        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements)
+        known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
+        if written.name in names:
+            raise credential.fail(f"the id {written.name} is used twice")
+        names.add(written.name)
 
 
-def _key(value: _Value) -> tuple[bytes, str, float | None]:
+def _either(words: Collection[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}"
+
+
+def _key(value: _Value) -> _Written:
     entry = value.mapping(known=("id", "sha256", "expires"), required=("id", "sha256"))
     digest = bytes.fromhex(
         entry["sha256"].text(_SHA256, "write the key's SHA-256, 64 small hexadecimal digits; never the key itself")
@@ -431,7 +434,27 @@ def _key(value: _Value) -> tuple[bytes, str, float | None]:
     if digest == _EMPTY_KEY:
         raise entry["sha256"].fail("this is the digest of an empty text, so the key got lost on the way")
     expires = _expiry(entry["expires"]) if "expires" in entry else None
-    return digest, _name(entry["id"], entry["id"].text()), expires
+    return _Written(digest, _name(entry["id"], entry["id"].text()), expires)
+
+
+def _google(value: _Value) -> _Written:
+    email = value.text(
+        _EMAIL, "write the e-mail address of a service account or a person, in small letters as Google does"
+    )
+    return _Written(email.encode(), f"google:{email}")
+
+
+def _webhook(value: _Value) -> _Written:
+    secret = _secret(value)
+    # Whatever its version: two callers with one secret could not be told apart.
+    return _Written(secret.encode(), f"webhook:{secret}", alone=secret.partition("/versions/")[0].encode())
+
+
+_KINDS: Final = {
+    "key": _Kind(_key, "this key is also a key of {owner}; every key belongs to one caller, once"),
+    "google": _Kind(_google, "{proof} is also an identity of {owner}; every identity belongs to one caller, once"),
+    "webhook": _Kind(_webhook, "this is also a secret of {owner}; make one for each caller", signs=True),
+}
 
 
 def _expiry(value: _Value) -> float:
@@ -522,18 +545,13 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
             raise value.fail(
                 f"every call names {part[1:-1]} in its path, so none could pass. Grant it under parameters"
             )
-    response = _response(entry["response"], operation)
-    paths = tuple(path for path in response if path != "audit_id")
-    return Entitlement(
+    return entitlement(
         connection=connection,
         operation=operation,
         idempotency=_idempotency(entry.get("idempotency"), rules, operation),
-        rules=rules,
+        rules=rules.values(),
         required=tuple(required_paths),
-        fixed={path: rule.fixed for path, rule in rules.items() if rule.fixed is not None},
-        response=fields.tree_of(paths, operation.fields),
-        response_fields=response,
-        audit_id_in_answer="audit_id" in response,
+        response=_response(entry["response"], operation),
         stamp=_stamp(entry["stamp"], rules, operation) if "stamp" in entry else None,
         record=_record(entry.get("record"), rules, operation),
     )
@@ -541,11 +559,12 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
 
 def _operation(entry: Mapping[str, _Value], connection: Connection) -> Operation:
     operation = OPERATIONS[entry["operation"].one_of(OPERATIONS)]
-    if operation.id not in connection.upstream.operations:
-        offered = ", ".join(sorted(connection.upstream.operations))
-        raise entry["operation"].fail(f"{connection.upstream.id} does not offer this. Write one of: {offered}")
+    upstream = connection.upstream
+    if upstream not in operation.upstreams:
+        offered = ", ".join(sorted(one.id for one in OPERATIONS.values() if upstream in one.upstreams))
+        raise entry["operation"].fail(f"{upstream} does not offer this. Write one of: {offered}")
     for key in ("idempotency", "stamp"):
-        if key in entry and not operation.creates:
+        if key in entry and operation.repeatable:
             raise entry[key].fail(f"{operation.id} creates nothing, so this means nothing here. Remove it")
     return operation
 
@@ -729,7 +748,7 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
 
 def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Idempotency:
     if value is None:
-        return Idempotency(required=operation.creates, parameter=None, seconds=RETENTION)
+        return Idempotency(required=not operation.repeatable, parameter=None, seconds=RETENTION)
     if isinstance(value.node, _Scalar):
         mode = value.one_of(("required", "optional"))
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from policies.model import Outcome
+from policies.model import Answer, Outcome
 from policies.refusals import KeyInUse, KeyReused, OutcomeStillUnknown
 
 if TYPE_CHECKING:
-    from policies.model import Answer, Grant
+    from policies.model import Grant
 
 #: No-code tools repeat a call up to 40 hours later; a record is kept for longer than that.
 RETENTION: Final = 72 * 3600
@@ -141,7 +141,7 @@ def claim_for(grant: Grant, entry: Entry | None, *, owner: str, now: float) -> E
         entry,
         owner=owner,
         fingerprint=grant.fingerprint,
-        place=grant.place,
+        place=grant.entitlement.connection.place,
         retention=grant.entitlement.idempotency.seconds,
         resend=grant.resend_seconds,
         now=now,

@@ -1,20 +1,18 @@
 """The nouns. Every value is frozen, and each stage of a call hands its own to the next:
 
-``Call`` + ``Caller`` -> ``Grant`` -> ``Secret``, ``Admission`` -> ``Reply``.
+``Call`` + ``Caller`` -> ``Grant`` -> ``Secret``, ``Admission`` -> ``Reply`` (which ``outcomes`` makes).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from policies.refusals import Refusal
+from policies.concealed import Concealed
 
 #: What names and identifiers look like, in a policy document and in a call alike.
 NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
@@ -74,31 +72,45 @@ class Shape(StrEnum):
     MAP = "object of scalars"
 
 
+class Effect(StrEnum):
+    """What a call of an operation does to the upstream's data. RFC 9110, 9.2.1 calls the last one safe."""
+
+    CREATES = "creates"
+    CHANGES = "changes"
+    LOOKS = "looks"
+
+
+class Spending(msgspec.Struct, frozen=True):
+    """Which members of the answer say what a call has spent: an amount in minor units, and its currency."""
+
+    amount: str
+    currency: str
+
+
 class Operation(msgspec.Struct, frozen=True):
     """What may be asked of an upstream: its parameters, and the fields of its answer by dotted path."""
 
     id: str
+    effect: Effect
     method: str
     path: str
     """Below ``/v1`` at Stripe and below ``/stripe`` here; a parameter's name in braces stands for its value."""
+    upstreams: tuple[str, ...]
+    """The upstreams that offer it, by the ids of their dialects."""
     parameters: Mapping[str, Parameter]
     fields: Mapping[str, Shape]
     answers: str
     """The ``object`` that every answer of this operation names itself to be."""
+    noun: str
+    """What it is about, in sentences: "invoice"."""
+    ids: str
+    """The pattern of the ids of what it is about. An id that does not match stays out of the record."""
+    spends: Spending | None = None
 
     @property
-    def creates(self) -> bool:
-        """Whether a call of it makes something, and so must not be made twice. A GET only looks (RFC 9110, 9.2.1)."""
-        return self.method == "POST"
-
-
-class Upstream(msgspec.Struct, frozen=True):
-    """What somebody who raises invoices is known to do."""
-
-    id: str
-    operations: frozenset[str]
-    deduplicates: int
-    """For how many seconds after a call it answers the same key with the same answer; 0 if it never does."""
+    def repeatable(self) -> bool:
+        """Whether a call may be sent twice without harm. Any other has an idempotency key and a ledger entry."""
+        return self.effect is Effect.LOOKS
 
 
 # ---------------------------------------------------------------- the policy document, read
@@ -108,7 +120,7 @@ class DocumentError(Exception):
     """What is wrong with a document: ``FILE:LINE: KEY: what to do about it``."""
 
 
-class Limit(msgspec.Struct, frozen=True):
+class Limit(msgspec.Struct, frozen=True, array_like=True):
     """Never more than ``calls`` admitted in any ``seconds``, however they are spread."""
 
     calls: int
@@ -116,30 +128,33 @@ class Limit(msgspec.Struct, frozen=True):
     text: str
 
 
-class Budget(msgspec.Struct, frozen=True):
+class Budget(msgspec.Struct, frozen=True, array_like=True):
     """No more calls once the invoices created in the last ``limit.seconds`` come to ``limit.calls`` minor units."""
 
     currency: str
     limit: Limit
 
 
-class Connection(msgspec.Struct, frozen=True):
+class Connection(msgspec.Struct, frozen=True, array_like=True):
     """A named upstream account. ``secret`` names where its key lies; it is never the key."""
 
     id: str
     name: str
     connection_name: str
-    upstream: Upstream
+    upstream: str
+    """The id of the dialect that is spoken there."""
     origin: str
     secret: str
-    ceiling: Limit | None
-    version: str | None = None
-    """The version of the upstream's API that is asked for, where it has several."""
-    account: str | None = None
-    """The connected account that is acted for, where the upstream knows such."""
+    ceiling: Limit | None = None
+    private: bool = False
+    """Whether the origin's host may resolve to a private address."""
+    settings: Mapping[str, str] = {}
+    """What its dialect takes beyond these, such as Stripe's ``version``."""
+    place: str = ""
+    """Whose data it opens, as far as the policy tells. A new version of the same secret opens the same."""
 
 
-class Rule(msgspec.Struct, frozen=True):
+class Rule(msgspec.Struct, frozen=True, array_like=True):
     """What one parameter may be under one grant: the catalogue's bounds narrowed by the policy's."""
 
     path: str
@@ -154,7 +169,7 @@ class Rule(msgspec.Struct, frozen=True):
     unsets: bool = False
 
 
-class Idempotency(msgspec.Struct, frozen=True):
+class Idempotency(msgspec.Struct, frozen=True, array_like=True):
     """Where a call's idempotency key comes from, and for how many seconds its answer is kept.
 
     ``parameter`` names the parameter whose value is the key; without one it is the Idempotency-Key header. A call that
@@ -202,18 +217,25 @@ class Caller(msgspec.Struct, frozen=True):
     """By (name, connection_name, operation)."""
 
 
+class Proof(NamedTuple):
+    """What proves who calls: the kind of credential, and what the policy document knows of it."""
+
+    kind: str
+    value: bytes
+
+
 class PolicySet(msgspec.Struct, frozen=True):
     """A whole policy document, checked. ``digest`` names exactly this document in the record."""
 
     digest: str
     connections: Mapping[str, Connection]
-    callers: frozenset[str]
-    keys: Mapping[bytes, Caller]
-    """By SHA-256 digest of the caller key."""
-    google: Mapping[str, Caller]
-    """By the e-mail address of the Google identity."""
-    webhooks: Mapping[tuple[str, str], Mapping[str, Caller]]
-    """By (name, connection_name) of what the caller may use, then by where the signing secret lies."""
+    callers: Mapping[Proof, Caller]
+    names: frozenset[str]
+    """The ids of all callers."""
+    kinds: frozenset[str]
+    """The kinds of all credentials."""
+    signers: Mapping[tuple[str, str], tuple[Proof, ...]]
+    """By (name, connection_name): the proofs of those who may use it and whose credential does not name them."""
 
 
 # ---------------------------------------------------------------- one call
@@ -224,11 +246,7 @@ class Webhook(msgspec.Struct, frozen=True):
 
     id: str
     timestamp: str
-    signature: str
-
-    def __repr__(self) -> str:
-        """Leave out the signature, by which a webhook could be sent again."""
-        return f"Webhook({self.id!r}, {self.timestamp!r})"
+    signature: Concealed[str]
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -237,9 +255,9 @@ class Call(msgspec.Struct, frozen=True):
     operation: str
     name: str
     connection_name: str
-    api_key: str | None
+    api_key: Concealed[str] | None
     """The ``x-api-key`` header as it came."""
-    authorization: str | None
+    authorization: Concealed[str] | None
     """The ``Authorization`` header as it came."""
     media: str
     """``form`` or ``json``."""
@@ -249,13 +267,13 @@ class Call(msgspec.Struct, frozen=True):
     validate_only: bool
     path_parameters: Mapping[str, str] = {}
     """The parameters that the path holds."""
-    serverless_authorization: str | None = None
+    serverless_authorization: Concealed[str] | None = None
     """The ``X-Serverless-Authorization`` header as it came."""
     webhook: Webhook | None = None
     """Where there is one, no other credential is taken: once the caller is known, its signature holds."""
 
     def __repr__(self) -> str:
-        """Leave out credentials and body."""
+        """Leave out what a customer's data may stand in."""
         return f"Call({self.operation!r}, {self.name!r}, {self.connection_name!r})"
 
 
@@ -275,22 +293,13 @@ class Grant(msgspec.Struct, frozen=True):
     policy: str
     validate_only: bool
 
+    resend_seconds: int
+    """For how long a call with this key may be sent again, should nobody know what came of it."""
+
     @property
     def budget(self) -> Budget | None:
         """The budget that this call may spend of."""
-        return self.caller.budget if self.entitlement.operation.creates else None
-
-    @property
-    def place(self) -> str:
-        """Whose invoices the call is about, as far as the policy tells: a new version of a secret opens the same."""
-        connection = self.entitlement.connection
-        secret = connection.secret.partition("/versions/")[0]
-        return f"{connection.upstream.id} {connection.origin} {secret} {connection.account or ''}"
-
-    @property
-    def resend_seconds(self) -> int:
-        """For how long a call with this key may be sent again, should nobody know what came of it."""
-        return self.entitlement.connection.upstream.deduplicates
+        return self.caller.budget if self.entitlement.operation.spends is not None else None
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -332,24 +341,3 @@ class Outcome(StrEnum):
     """Nothing was created, and the same call may be sent again."""
     UNKNOWN = "unknown"
     """An invoice may exist. Sent again only to an upstream that then answers with the same invoice."""
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What came of a send: a trimmed answer, or the refusal that stands for it."""
-
-    outcome: Outcome
-    answer: Mapping[str, object] | None = None
-    """The granted fields of a success."""
-    refusal: Refusal | None = None
-    reached: bool = True
-    """Whether a byte of the call may have reached the upstream; if so it counts against the limits."""
-    upstream_status: int | None = None
-    created: str | None = None
-    """The id of what was created, for the record."""
-    spent: int = 0
-    """What was created counts so much, in minor units, against the caller's budget."""
-    upstream_request: str | None = None
-    """The upstream's own name for the request, for the record."""
-    attempts: int = 1
-    alarm: str | None = None
-    """What an operator must look at."""

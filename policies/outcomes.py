@@ -1,101 +1,127 @@
 """What an upstream's answer means: section "exactly once" of the design, row by row.
 
 The rule beneath the rows: only an answer that says plainly that nothing was created sets the key free. Everything else
-that is not a whole, readable invoice is unknown, and an unknown call is sent again only to an upstream that would
-answer it with the same invoice.
+that is not a whole, readable answer is unknown, and an unknown call is sent again only to an upstream that would
+answer it with the same invoice. What only one upstream says is read by its dialect.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from msgspec.structs import replace
 
 from policies import fields
-from policies.model import Outcome, Reply
+from policies.model import Effect, Outcome
 from policies.refusals import (
     OutcomePending,
     OutcomeUnknown,
+    Refusal,
     UpstreamBusy,
     UpstreamFailed,
     UpstreamKeyRefused,
     UpstreamRejected,
+    UpstreamUnreachable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
-    from policies.model import Budget, Grant
-    from policies.refusals import Refusal
+    from policies.dialect import Step
+    from policies.model import Grant
 
-#: What Stripe's ids look like. An id that does not is no reason to hide a success, but it stays out of the record.
-_ID = re.compile(r"[a-z]{2,12}_[A-Za-z0-9]{1,64}")
-
-#: Stripe's error codes that a create-invoice call can meet, with words for whoever made it. A code that is not here
-#: is not passed on: an upstream's text may hold anything, the key included.
-_CODES: Final = {
-    "resource_missing": "The upstream does not know something that the call names",
-    "parameter_missing": "The upstream misses a parameter",
-    "parameter_unknown": "The upstream does not know a parameter",
-    "parameter_invalid_empty": "The upstream takes no empty value here",
-    "parameter_invalid_integer": "The upstream wants a whole number here",
-    "parameter_invalid_string_blank": "The upstream takes no blank value here",
-    "parameter_invalid_string_empty": "The upstream takes no empty value here",
-    "parameters_exclusive": "The upstream does not take these parameters together",
-    "invoice_no_customer_line_items": "This customer has nothing to be invoiced",
-    "invoice_no_subscription_line_items": "This subscription has nothing to be invoiced",
-    "invoice_not_editable": "The invoice can no longer be changed",
-    "customer_max_subscriptions": "This customer has too many subscriptions",
-    "customer_tax_location_invalid": "The customer's address is not enough to work out tax",
-    "email_invalid": "The customer's e-mail address is not valid",
-    "amount_too_large": "The amount is too large",
-    "amount_too_small": "The amount is too small",
-    "coupon_expired": "The coupon has expired",
-    "country_unsupported": "The country is not supported",
-    "card_declined": "The card was declined",
-    "expired_card": "The card has expired",
-    "payment_method_invalid_parameter": "The payment method does not take this",
-    "taxes_calculation_failed": "Tax could not be worked out",
-}
 #: Ten times any real invoice; more is a slip or an attack, and would only overflow a counter.
 MAX_SPENT: Final = 10**12
+#: Seconds to wait where an upstream is busy and does not say for how long, and the most that it may say.
+BUSY_SECONDS: Final = 5
+MAX_BUSY_SECONDS: Final = 3600
 
+#: Where the upstream gives no reason that may be passed on.
 _REJECTED: Final = {
-    400: "The upstream refused the invoice as written",
-    402: "The upstream refused the invoice, although the call was in order",
+    400: "The upstream refused the {noun} as written",
+    402: "The upstream refused the {noun}, although the call was in order",
     404: "The upstream does not know something that the call names",
 }
+#: What is sure once a call was refused.
+_NOTHING: Final = {Effect.CREATES: " Nothing was created.", Effect.CHANGES: " Nothing was changed.", Effect.LOOKS: ""}
 
 
-def judge(grant: Grant, status: int, body: bytes, retry_after: int | None) -> Reply:
-    """Say what came of a call that the upstream answered with ``status`` and ``body``."""
+class Reply(msgspec.Struct, frozen=True):
+    """What came of a send: a trimmed answer, or the refusal that stands for it."""
+
+    outcome: Outcome
+    answer: Mapping[str, object] | None = None
+    """The granted fields of a success."""
+    refusal: Refusal | None = None
+    reached: bool = True
+    """Whether a byte of the call may have reached the upstream; if so it counts against the limits."""
+    again: bool = False
+    """Whether another try within the call is of use, where it does no harm."""
+    upstream_status: int | None = None
+    created: str | None = None
+    """The id of what was created, for the record."""
+    spent: int = 0
+    """What was created counts so much, in minor units, against the caller's budget."""
+    upstream_request: str | None = None
+    """The upstream's own name for the request, for the record."""
+    attempts: int = 1
+    alarm: str | None = None
+    """What an operator must look at."""
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What a dialect understood of a refusal. Nothing of it is the upstream's own text, but for ``parameter``."""
+
+    code: str | None = None
+    words: str | None = None
+    """The code in words for the caller."""
+    parameter: str | None = None
+    """Passed on only if it is one that the caller sent."""
+    sent_before: bool = False
+    """The upstream knows the key with another form: an earlier send arrived."""
+
+
+def judge(  # noqa: PLR0913, PLR0917 - an answer has its parts, and each upstream its words
+    grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes, said: Callable[[bytes], Said]
+) -> Reply:
+    """Say what came of a call that the upstream answered; ``said`` reads a refusal in the upstream's own words."""
     if 200 <= status < 300:
         return _success(grant, status, body)
     if status in _REJECTED:
-        return _rejected(grant, status, body)
+        return _rejected(grant, status, said(body))
     if status in {401, 403}:
-        return Reply(
-            Outcome.RELEASED,
-            refusal=UpstreamKeyRefused(note=f"the upstream answered {status}"),
-            upstream_status=status,
-            alarm="the upstream refuses the key of this connection",
-        )
+        refusal: Refusal = UpstreamKeyRefused(note=f"the upstream answered {status}")
+        alarm = "the upstream refuses the key of this connection"
+        return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, upstream_status=status, alarm=alarm))
     if status == 429:
-        wait = 5 if retry_after is None else min(max(retry_after, 1), 3600)
-        return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=wait), upstream_status=status)
+        wait = min(max(int(headers.get("retry-after", BUSY_SECONDS)), 1), MAX_BUSY_SECONDS)
+        refusal = UpstreamBusy(retry_after=wait)
+        return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, upstream_status=status))
     return unknown(grant, f"the upstream answered {status}", status)
 
 
+def unsent(grant: Grant, step: Step, note: str) -> Reply:
+    """Say that no byte of a call was written."""
+    refusal = UpstreamUnreachable(retry_after=5, note=note)
+    return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, reached=False, again=True))
+
+
 def unknown(grant: Grant, note: str, status: int | None = None) -> Reply:
-    """Say that nobody knows what came of a call that was sent, or that it brought nothing if it was only to look."""
-    outcome = Outcome.UNKNOWN if grant.entitlement.operation.creates else Outcome.RELEASED
-    return Reply(outcome, refusal=lost(grant, note), upstream_status=status)
+    """Say that the outcome of a call is unknown; a read-only call had no effect.
+
+    Without a status no answer came. A conflict or a failure of the upstream's own may be over by the next try.
+    """
+    outcome = Outcome.RELEASED if grant.entitlement.operation.repeatable else Outcome.UNKNOWN
+    again = status is None or status == 409 or status >= 500
+    return Reply(outcome, refusal=lost(grant, note), upstream_status=status, again=again)
 
 
 def lost(grant: Grant, note: str) -> Refusal:
     """Return what a caller is told of such a call: whether to try again, and what may come of it."""
-    if not grant.entitlement.operation.creates:
+    if grant.entitlement.operation.repeatable:
         return UpstreamFailed(note=note, retry_after=5)
     # Without a key nobody could send the same call again.
     if grant.resend_seconds and grant.ledger_key is not None:
@@ -103,63 +129,55 @@ def lost(grant: Grant, note: str) -> Refusal:
     return OutcomeUnknown(note=note)
 
 
-def in_doubt(grant: Grant, reply: Reply) -> Reply:
-    """Say what ``reply`` means of a call that was sent before, whose outcome is not known.
-
-    That this send created nothing says nothing of the earlier one.
-    """
-    if reply.outcome is not Outcome.RELEASED or not grant.entitlement.operation.creates:
+def _released(grant: Grant, step: Step, reply: Reply) -> Reply:
+    """Return ``reply``; under doubt an unknown one, since an earlier send may have created what this one did not."""
+    if not step.doubt or grant.entitlement.operation.repeatable:
         return reply
-    note = reply.refusal.reason if reply.refusal is not None else None
-    return replace(
-        unknown(grant, f"sent before, and now {note}", reply.upstream_status), reached=reply.reached, alarm=reply.alarm
-    )
+    refusal = lost(grant, f"sent before, and now {reply.refusal.reason if reply.refusal is not None else None}")
+    return replace(reply, outcome=Outcome.UNKNOWN, refusal=refusal)
 
 
 def _success(grant: Grant, status: int, body: bytes) -> Reply:
     entitlement = grant.entitlement
+    operation = entitlement.operation
     answer, trimmed = fields.read(body, entitlement)
-    if answer.get("object") != entitlement.operation.answers:
-        return unknown(grant, f"the upstream answered {status} without {entitlement.operation.answers} in JSON", status)
+    if answer.get("object") != operation.answers:
+        return unknown(grant, f"the upstream answered {status} without {operation.answers} in JSON", status)
     created = answer.get("id")
     if not isinstance(created, str) or not created:
         return unknown(grant, f"the upstream answered {status} without an id", status)
-    spent, alarm = _spent(grant.budget, answer)
+    spent, alarm = _spent(grant, answer)
     return Reply(
         Outcome.SUCCEEDED,
         answer=trimmed,
         upstream_status=status,
-        created=created if entitlement.operation.creates and _ID.fullmatch(created) else None,
+        created=created if operation.effect is Effect.CREATES and re.fullmatch(operation.ids, created) else None,
         spent=spent,
         alarm=alarm,
     )
 
 
-def _spent(budget: Budget | None, answer: Mapping[str, Any]) -> tuple[int, str | None]:
-    """Return what an invoice counts against a budget, and what an operator must know of one that cannot be counted."""
-    if budget is None:
+def _spent(grant: Grant, answer: Mapping[str, Any]) -> tuple[int, str | None]:
+    """Return what an answer counts against a budget, and what an operator must know of one that cannot be counted."""
+    budget, spends = grant.budget, grant.entitlement.operation.spends
+    if budget is None or spends is None:
         return 0, None
-    amount = answer.get("amount_due")
-    if answer.get("currency") != budget.currency or not isinstance(amount, int) or isinstance(amount, bool):
+    amount = answer.get(spends.amount)
+    if answer.get(spends.currency) != budget.currency or not isinstance(amount, int) or isinstance(amount, bool):
         return 0, "an invoice was created that the caller's budget does not count: another currency, or no amount"
     return min(max(amount, 0), MAX_SPENT), None
 
 
-def _rejected(grant: Grant, status: int, body: bytes) -> Reply:
-    answer = fields.decoded(body)
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if isinstance(error, dict) and error.get("type") == "idempotency_error":
+def _rejected(grant: Grant, status: int, said: Said) -> Reply:
+    if said.sent_before:
         # The key went out before with another form, as it does where the policy's fixed values have changed since.
         return unknown(grant, "the upstream knows the key with another form", status)
-    code = error.get("code") if isinstance(error, dict) else None
-    param = error.get("param") if isinstance(error, dict) else None
-    code = code if isinstance(code, str) and code in _CODES else None
-    param = param if isinstance(param, str) and param in grant.parameters else None
-    said = _CODES[code] if code else _REJECTED[status]
-    nothing = " Nothing was created." if grant.entitlement.operation.creates else ""
-    detail = f"{said}{f' ({param})' if param else ''}.{nothing}"
+    operation = grant.entitlement.operation
+    parameter = said.parameter if said.parameter in grant.parameters else None
+    words = said.words or _REJECTED[status].format(noun=operation.noun)
+    detail = f"{words}{f' ({parameter})' if parameter else ''}.{_NOTHING[operation.effect]}"
     return Reply(
         Outcome.REJECTED,
-        refusal=UpstreamRejected(status, detail, code=code, parameter=param),
+        refusal=UpstreamRejected(status, detail, code=said.code, parameter=parameter),
         upstream_status=status,
     )

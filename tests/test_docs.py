@@ -46,7 +46,7 @@ def test_readme_shows_the_calls_that_make_run_prints() -> None:
 
 def test_readme_shows_an_answer_with_the_fields_of_the_sandbox_policy() -> None:
     policy_set = document.read(POLICY.read_text("utf-8"), "sandbox.yaml")
-    (caller,) = policy_set.keys.values()
+    (caller,) = policy_set.callers.values()
     (entitlement,) = caller.entitlements.values()
     granted = [path.partition(".")[0] for path in entitlement.response_fields]
     answer, refusal = (json.loads(block.split("\n\n", 1)[1]) for block in blocks(ROOT / "README.md", "http"))

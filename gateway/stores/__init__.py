@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from policies.idempotency import Held, Verdict
-    from policies.model import Admission, Answer, Grant, Reply
+    from policies.model import Admission, Answer, Grant
+    from policies.outcomes import Reply
 
 
 class Store(Protocol):

@@ -34,7 +34,8 @@ from msgspec.structs import asdict, replace
 
 from policies import idempotency
 from policies.idempotency import Entry, Held, State, Verdict
-from policies.model import Admission, Answer, Outcome, Reply
+from policies.model import Admission, Answer, Outcome
+from policies.outcomes import Reply
 from policies.quota import BUCKETS, Window, refuse_if_full, shares, standings, together
 from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from policies import idempotency
 from policies.idempotency import Entry, State
-from policies.model import Admission, Outcome, Reply
+from policies.model import Admission, Outcome
+from policies.outcomes import Reply
 from policies.quota import Window, refuse_if_full, standings
 from policies.refusals import LedgerRefusal, StoreUnavailable
 

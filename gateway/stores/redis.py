@@ -19,7 +19,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from policies.idempotency import LEASE, Held, State, Verdict
-from policies.model import Admission, Answer, Outcome, Reply, Standing
+from policies.model import Admission, Answer, Outcome, Standing
+from policies.outcomes import Reply
 from policies.quota import BUCKETS, budget_spent, ceiling_reached, limit_reached, whole_seconds
 from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUnknown, StoreUnavailable
 
@@ -245,7 +246,7 @@ class Redis:
         lease, keyed = LEASE * 1_000_000, _keyed(grant)
         resend = grant.resend_seconds * 1_000_000
         arguments: list[str | int] = [now, owner, grant.fingerprint, lease, retention, keyed, _about(grant), resend]
-        arguments.append(grant.place)
+        arguments.append(grant.entitlement.connection.place)
         for _, limit, counts in windows:
             arguments += [limit.calls, limit.seconds, counts]
         verdict, first, second, *standing = self._run(self._admit, grant, windows, arguments)

@@ -1,7 +1,7 @@
 """Grant -> Reply: what was granted goes out, and whatever happens is a reply.
 
 A call is sent once. It is tried again only where that cannot raise a second invoice: when no byte of it went out, when
-a refused key has changed meanwhile, when it is only to look, and at an upstream that deduplicates.
+a refused key has changed meanwhile, when it is read-only, and at an upstream that deduplicates.
 """
 
 from __future__ import annotations
@@ -10,44 +10,45 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from gateway.upstreams import appgregator, stripe
 from gateway.upstreams.transport import LostError, NotSentError
-from policies.model import Outcome, Reply
-from policies.outcomes import in_doubt, judge, unknown
-from policies.refusals import UpstreamUnreachable
+from policies.concealed import HIDDEN
+from policies.dialect import Step
+from policies.model import Outcome
+from policies.outcomes import unknown, unsent
+from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.secrets import Secret, Secrets
-    from gateway.upstreams.transport import Received, Transport
+    from gateway.upstreams.transport import Transport
+    from policies.dialect import Dialect
     from policies.model import Admission, Grant
+    from policies.outcomes import Reply
 
-REQUESTS: Final = {"appgregator": appgregator.request, "stripe": stripe.request}
-
-#: Seconds before the second and the third try: what is over in a moment is over by then, and a caller who has 30 s
+#: Seconds before the second and the third try: long enough for a transient failure to pass, and a caller who has 30 s
 #: still gets the answer.
 PAUSES: Final = (0.3, 1.2)
 #: The least time that is worth a try.
 LEAST_SECONDS: Final = 1.0
 
-HIDDEN: Final = "(hidden)"
 OF_THIS_CALL: Final = "(one of this call alone)"
 
 
 def preview(grant: Grant) -> dict[str, object]:
     """Return what :meth:`Upstreams.send` would send, with the key masked."""
-    request = REQUESTS[grant.entitlement.connection.upstream.id](grant, HIDDEN, "")
-    headers = dict(header.split(": ", 1) for header in request.headers)
+    outgoing = _dialect(grant).request(grant, Step(grant.ledger_key or ""))
+    name, _, scheme = outgoing.key.partition(": ")
+    headers = {name: scheme + HIDDEN, **outgoing.headers}
     if grant.ledger_key is None and "Idempotency-Key" in headers:
         headers["Idempotency-Key"] = OF_THIS_CALL
     return {
         "validate_only": True,
         "would_send": {
-            "method": request.method,
-            "url": request.url,
+            "method": outgoing.method,
+            "url": outgoing.url,
             "headers": headers,
-            "body": request.body.decode("ascii"),
+            "body": (outgoing.body or b"").decode("ascii"),
         },
         "would_answer": list(grant.entitlement.response_fields),
     }
@@ -67,22 +68,21 @@ class Upstreams:
 
     def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
         """Send, and say what came of it; whatever happens is a reply. ``deadline`` bounds all tries together."""
-        again = bool(grant.resend_seconds) or not grant.entitlement.operation.creates
-        doubt, reached, attempts, first = admission.doubt, False, 0, secret
-        pauses = iter(PAUSES if again else ())
+        dialect, step = _dialect(grant), Step(grant.ledger_key or admission.owner, admission.doubt)
+        reached, attempts, first = False, 0, secret
+        pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
         while True:
-            reply, worth_another = self._attempt(grant, admission, secret, deadline)
+            reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached = attempts + 1, reached or reply.reached
-            if doubt:
-                reply = in_doubt(grant, reply)
             if reply.upstream_status in {401, 403} and secret is first:
                 # A refused key is fetched afresh, and if it has changed the call is sent once more.
                 fresh = self._secrets.renew(secret, deadline)
                 if fresh is not None:
                     secret = fresh
                     continue
-            doubt = doubt or reply.outcome is Outcome.UNKNOWN
-            pause = next(pauses, None) if worth_another else None
+            if reply.outcome is Outcome.UNKNOWN:
+                step = replace(step, doubt=True)
+            pause = next(pauses, None) if reply.again else None
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
@@ -93,21 +93,18 @@ class Upstreams:
         # Whatever became of the last try, an earlier one that reached the upstream counts.
         return replace(reply, attempts=attempts, reached=reached)
 
-    def _attempt(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> tuple[Reply, bool]:
-        """Return what came of one try, and whether another would be of use where it does no harm."""
-        request = REQUESTS[grant.entitlement.connection.upstream.id](grant, secret.value, admission.owner)
+    def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:
-            received = self._transport.send(request, deadline - self._clock())
+            received = self._transport.send(dialect.request(grant, step), secret.value, deadline - self._clock())
         except NotSentError as error:
-            refusal = UpstreamUnreachable(retry_after=5, note=str(error))
-            return Reply(Outcome.RELEASED, refusal=refusal, reached=False), True
+            return unsent(grant, step, str(error))
         except LostError as error:
-            return unknown(grant, str(error)), True
-        reply = judge(grant, received.status, received.body, received.retry_after)
-        if received.request_id is not None:
-            reply = replace(reply, upstream_request=received.request_id)
-        reply = _without(secret, reply)
-        return reply, reply.outcome is not Outcome.SUCCEEDED and _worth_another(received)
+            return unknown(grant, str(error))
+        return _without(secret, dialect.judge(grant, step, received.status, received.headers, received.body))
+
+
+def _dialect(grant: Grant) -> Dialect:
+    return UPSTREAMS[grant.entitlement.connection.upstream]
 
 
 def _without(secret: Secret, reply: Reply) -> Reply:
@@ -119,13 +116,3 @@ def _without(secret: Secret, reply: Reply) -> Reply:
     answer, *named = redacted
     created, request = (text if text in told else None for text in named)
     return replace(reply, answer=answer, created=created, upstream_request=request)
-
-
-def _worth_another(received: Received) -> bool:
-    """Whether the upstream would take the same call again: by its own word or, without one, by the status.
-
-    Stripe's advanced error handling: obey ``Stripe-Should-Retry``, else repeat a conflict or a failure of its own.
-    """
-    if received.should_retry is not None:
-        return received.should_retry
-    return received.status == 409 or received.status >= 500

@@ -7,15 +7,19 @@ to seek with.
 
 from __future__ import annotations
 
-import re
 import select
 import threading
+from collections.abc import Mapping
 from io import BytesIO
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import certifi
 import msgspec
 import pycurl
+
+if TYPE_CHECKING:
+    from policies.concealed import Concealed
+    from policies.dialect import Outgoing
 
 #: An invoice with a hundred lines is about 150 KB. Counted after decompression.
 MAX_ANSWER: Final = 1024 * 1024
@@ -23,12 +27,6 @@ MAX_ANSWER: Final = 1024 * 1024
 MAX_IDLE_SECONDS: Final = 30
 #: Opening takes two or three round trips; a host that needs more time than this is down.
 CONNECT_SECONDS: Final = 5.0
-
-FORM: Final = "application/x-www-form-urlencoded"
-
-_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id"})
-_WORDS: Final = {b"true": True, b"false": False}
-_REQUEST_ID = re.compile(rb"req_[A-Za-z0-9_]{1,64}")
 
 
 class NotSentError(Exception):
@@ -39,31 +37,15 @@ class LostError(Exception):
     """The request was written, wholly or in part, and no answer came that can be read."""
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What goes out: GET without a body, or POST."""
-
-    method: str
-    url: str
-    headers: list[str]
-    body: bytes
-    told_in_headers: bool = False
-    """Whether the answer's headers say what :class:`Received` holds of Stripe's; looking at them costs a little."""
-
-    def __repr__(self) -> str:
-        """Leave out the key and the body."""
-        return f"Request({self.method!r}, {self.url!r})"
-
-
 class Received(msgspec.Struct, frozen=True):
-    """An answer: any status, a body of at most ``MAX_ANSWER`` bytes, Retry-After in seconds where there was one."""
+    """An answer: any status, a body of at most ``MAX_ANSWER`` bytes, and the headers that were listened to.
+
+    ``retry-after`` is always among these where it says something, in whole seconds.
+    """
 
     status: int
     body: bytes
-    retry_after: int | None
-    should_retry: bool | None = None
-    """What ``Stripe-Should-Retry`` says."""
-    request_id: str | None = None
-    """``Request-Id``, where it looks like one of Stripe's."""
+    headers: Mapping[str, str] = {}
 
 
 class Transport:
@@ -73,8 +55,8 @@ class Transport:
         self._ca_file = ca_file or certifi.where()
         self._local = threading.local()
 
-    def send(self, request: Request, seconds: float) -> Received:
-        """Send one request, and a POST never again. ``seconds`` bounds it all, from name look-up to the last byte.
+    def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
+        """Send one request with its key, and never twice. ``seconds`` bounds it all, from name look-up to last byte.
 
         Raises :class:`NotSentError` or :class:`LostError`; neither carries a word of the other side.
         """
@@ -82,26 +64,28 @@ class Transport:
             raise NotSentError("no time was left")
         curl = self._handle()
         answer = BytesIO()
-        said: dict[bytes, bytes] = {}
+        headers: dict[str, str] = {}
 
         def hear(line: bytes) -> None:
             name, colon, value = line.partition(b":")
-            if colon and (name := name.lower()) in _HEARD:
-                said[name] = value.strip()
+            if colon and (name := name.lower()) in outgoing.heard:
+                headers[name.decode("ascii")] = value.strip().decode("latin-1")
 
         def write(chunk: bytes) -> int:
             # Fewer bytes than were given makes libcurl give up.
             return answer.write(chunk) if answer.tell() + len(chunk) <= MAX_ANSWER else 0
 
-        curl.setopt(pycurl.URL, request.url)
-        curl.setopt(pycurl.HTTPHEADER, [*request.headers, "Expect:"])  # no round trip to ask whether a body is welcome
-        if request.method == "POST":
+        lines = [f"{name}: {value}" for name, value in outgoing.headers.items()]
+        # "Expect:" so that no round trip asks whether a body is welcome.
+        curl.setopt(pycurl.URL, outgoing.url)
+        curl.setopt(pycurl.HTTPHEADER, [outgoing.key + key.reveal(), *lines, "Expect:"])
+        if outgoing.body is not None:
             curl.setopt(pycurl.POST, 1)
-            curl.setopt(pycurl.POSTFIELDSIZE, len(request.body))
-            curl.setopt(pycurl.READFUNCTION, BytesIO(request.body).read)
+            curl.setopt(pycurl.POSTFIELDSIZE, len(outgoing.body))
+            curl.setopt(pycurl.READFUNCTION, BytesIO(outgoing.body).read)
         else:
             curl.setopt(pycurl.HTTPGET, 1)
-        if request.told_in_headers:
+        if outgoing.heard:
             curl.setopt(pycurl.HEADERFUNCTION, hear)
         else:
             curl.unsetopt(pycurl.HEADERFUNCTION)
@@ -117,14 +101,9 @@ class Transport:
         finally:
             curl.unsetopt(pycurl.HTTPHEADER)  # the key stays no longer than the call
         wait = curl.getinfo(pycurl.RETRY_AFTER)
-        named = said.get(b"request-id", b"")
-        return Received(
-            status=curl.getinfo(pycurl.RESPONSE_CODE),
-            body=answer.getvalue(),
-            retry_after=wait if wait > 0 else None,
-            should_retry=_WORDS.get(said.get(b"stripe-should-retry", b"")),
-            request_id=named.decode("ascii") if _REQUEST_ID.fullmatch(named) else None,
-        )
+        if wait > 0:
+            headers["retry-after"] = str(wait)
+        return Received(curl.getinfo(pycurl.RESPONSE_CODE), answer.getvalue(), headers)
 
     def _handle(self) -> Any:
         curl = getattr(self._local, "curl", None)

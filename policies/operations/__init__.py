@@ -1,11 +1,10 @@
-"""What can be asked of an upstream, as data: one module an operation, and this table of them all."""
+"""What can be asked of an upstream, as data: one module for each operation, which names it ``OPERATION``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from policies.operations.invoices_create import INVOICES_CREATE
-from policies.operations.invoices_retrieve import INVOICES_RETRIEVE
+from policies import modules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,5 +12,5 @@ if TYPE_CHECKING:
     from policies.model import Operation
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
-    operation.id: operation for operation in (INVOICES_CREATE, INVOICES_RETRIEVE)
+    module.OPERATION.id: module.OPERATION for module in modules.of(__name__, __path__)
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from policies.model import Kind, Operation, Parameter, Risk, Shape
+from policies.model import Effect, Kind, Operation, Parameter, Risk, Shape, Spending
 
 STRING, INTEGER, BOOLEAN, TIMESTAMP = Kind.STRING, Kind.INTEGER, Kind.BOOLEAN, Kind.TIMESTAMP
 CURRENCY, OBJECT, ARRAY = Kind.CURRENCY, Kind.OBJECT, Kind.ARRAY
@@ -286,11 +286,19 @@ FIELDS: Final = {
     **dict.fromkeys(_MAPS.split(), Shape.MAP),
 }
 
-INVOICES_CREATE: Final = Operation(
+#: What the ids of Stripe's invoices look like, and of whatever an upstream before Stripe calls one.
+IDS: Final = "[a-z]{2,12}_[A-Za-z0-9]{1,64}"
+
+OPERATION: Final = Operation(
     id="invoices.create",
+    effect=Effect.CREATES,
     method="POST",
     path="invoices",
+    upstreams=("appgregator", "stripe"),
     parameters={parameter.path: parameter for parameter in PARAMETERS},
     fields=FIELDS,
     answers="invoice",
+    noun="invoice",
+    ids=IDS,
+    spends=Spending(amount="amount_due", currency="currency"),
 )

@@ -1,4 +1,4 @@
-"""``invoices.retrieve``: look at an invoice, as data.
+"""``invoices.retrieve``: read an invoice, as data.
 
 Parameters are those of Stripe's ``GET /v1/invoices/{invoice}``; the answer is the same invoice as a new one's.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from policies.model import Kind, Operation, Parameter, Risk
-from policies.operations.invoices_create import FIELDS
+from policies.model import Effect, Kind, Operation, Parameter, Risk
+from policies.operations.invoices_create import FIELDS, IDS
 
-INVOICES_RETRIEVE: Final = Operation(
+OPERATION: Final = Operation(
     id="invoices.retrieve",
+    effect=Effect.LOOKS,
     method="GET",
     path="invoices/{invoice}",
+    upstreams=("stripe",),
     parameters={
         parameter.path: parameter
         for parameter in (
@@ -24,4 +26,6 @@ INVOICES_RETRIEVE: Final = Operation(
     },
     fields=FIELDS,
     answers="invoice",
+    noun="invoice",
+    ids=IDS,
 )

@@ -201,7 +201,7 @@ def test_what_would_mean_something_else_is_not_written(
     document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = compiled.write
-    monkeypatch.setattr(compiled, "write", lambda policy_set: right(replace(policy_set, keys={})))
+    monkeypatch.setattr(compiled, "write", lambda policy_set: right(replace(policy_set, callers={})))
     assert main(["check", str(document), "--compile", str(tmp_path / "acme.policy")]) == 1
     assert "means something else" in capsys.readouterr().err
     assert not (tmp_path / "acme.policy").exists()

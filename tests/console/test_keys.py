@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from console.__main__ import main
 from console.keys import NotDoneError, _after, _Policy, mint, whole
 from policies import compiled, document
+from policies.model import Proof
 from sandbox.__main__ import CALLER_KEY, ROOT
 from sandbox.__main__ import POLICY as SANDBOX
 from tests.conftest import KEY, policy, sha256
@@ -54,7 +55,8 @@ def key(*arguments: object) -> int:
 def keys_of(file: Path) -> dict[str, tuple[str, float | None]]:
     """Return what a document says of each key: whose, and until when; by caller and id."""
     read = document.read(file.read_bytes().decode(), str(file))
-    return {f"{one.id} {one.credential}": (digest.hex(), one.expires) for digest, one in read.keys.items()}
+    keys = [(proof.value.hex(), one) for proof, one in read.callers.items() if proof.kind == "key"]
+    return {f"{one.id} {one.credential}": (digest, one.expires) for digest, one in keys}
 
 
 def shown(told: str) -> str:
@@ -433,15 +435,15 @@ def test_only_what_is_meant_changes_in_any_document(tmp_path: Path, written: Wri
     _Policy.of(file).rotate("many", chosen, "new", new, "2998-01-01")
     text = file.read_bytes().decode()
     after = document.read(text, "any.yaml")
-    old = bytes.fromhex(sha256(chosen[1:]))
+    old = Proof("key", bytes.fromhex(sha256(chosen[1:])))
     ends = datetime(2998, 1, 1, tzinfo=UTC).timestamp()
     assert after == replace(
         before,
         digest=sha256(text),
-        keys={
-            **before.keys,
-            old: replace(before.keys[old], expires=ends),
-            bytes.fromhex(sha256(new)): replace(before.keys[old], credential="new", expires=None),
+        callers={
+            **before.callers,
+            old: replace(before.callers[old], expires=ends),
+            Proof("key", bytes.fromhex(sha256(new))): replace(before.callers[old], credential="new", expires=None),
         },
     )
     assert stands_in(untouched, lines_of(text))
@@ -449,13 +451,13 @@ def test_only_what_is_meant_changes_in_any_document(tmp_path: Path, written: Wri
     assert text.startswith("\ufeff") == written.text.startswith("\ufeff")
     assert text.count("\r") == (text.count("\n") if "\r" in written.text else 0)
     gone = data.draw(st.sampled_from([*written.lines, "new"]))
-    digest = bytes.fromhex(sha256(new if gone == "new" else gone[1:]))
+    revoked = Proof("key", bytes.fromhex(sha256(new if gone == "new" else gone[1:])))
     touched = written.lines[chosen] | written.lines.get(gone, set())
     untouched = [line for number, line in enumerate(lines_of(written.text)) if number not in touched]
     _Policy.of(file).revoke("many", gone)
     text = file.read_bytes().decode()
-    left = document.read(text, "any.yaml").keys
-    assert left == {other: one for other, one in after.keys.items() if other != digest}
+    left = document.read(text, "any.yaml").callers
+    assert left == {other: one for other, one in after.callers.items() if other != revoked}
     assert stands_in(untouched, lines_of(text))
     assert text.count("\r") == (text.count("\n") if "\r" in written.text else 0)
 

@@ -15,7 +15,8 @@ from console.audit import verify
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE
-from policies.model import Answer, Outcome, Reply
+from policies.model import Answer, Outcome
+from policies.outcomes import Reply
 from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
 from tests.gateway.conftest import Clock, granted
 

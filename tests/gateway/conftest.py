@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from policies import document
 from policies.access import decide
-from policies.model import Call, Webhook
+from policies.concealed import Concealed
+from policies.model import Call, Proof, Webhook
 from tests.conftest import CUSTOMER, KEY, policy
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Clock:
         self.now += seconds
 
 
+def concealed(header: str | None) -> Concealed[str] | None:
+    return None if header is None else Concealed(header)
+
+
 def call(  # every argument is a header or a part of the call
     body: str = CUSTOMER,
     *,
@@ -54,13 +59,13 @@ def call(  # every argument is a header or a part of the call
         path_parameters={} if invoice is None else {"invoice": invoice},
         name="ft-4",
         connection_name=account,
-        api_key=key,
-        authorization=authorization,
+        api_key=concealed(key),
+        authorization=concealed(authorization),
         media="form",
         body=body.encode(),
         idempotency_key=idempotency_key,
         validate_only=validate_only,
-        serverless_authorization=serverless,
+        serverless_authorization=concealed(serverless),
         webhook=webhook,
     )
 
@@ -77,7 +82,7 @@ def granted(
     """Have a policy document grant a call."""
     policies = document.read(text or policy("http://127.0.0.1:9"), "policy.yaml")
     asked = call(body, key=key, account=account, idempotency_key=idempotency_key, invoice=invoice)
-    return decide(policies, policies.keys[hashlib.sha256(key.encode()).digest()], asked)
+    return decide(policies, policies.callers[Proof("key", hashlib.sha256(key.encode()).digest())], asked)
 
 
 def at_once(threads: int, work: Callable[[int], T]) -> list[T]:

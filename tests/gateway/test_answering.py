@@ -10,7 +10,8 @@ import pytest
 from gateway.answering import respond
 from gateway.audit import Audit
 from gateway.stores.memory import Memory
-from policies.model import Answer, Outcome, Reply
+from policies.model import Answer, Outcome
+from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import CredentialMissing, LimitReached, MethodNotAllowed, PathUnknown, Refusal, UpstreamBusy
 from tests.conftest import TARGET, policy

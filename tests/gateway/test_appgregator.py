@@ -12,10 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
-from gateway.upstreams.appgregator import _address
 from gateway.upstreams.sending import Upstreams, preview
-from gateway.upstreams.transport import LostError, Received, Request, Transport
-from policies.model import Admission, Outcome, Reply
+from gateway.upstreams.transport import LostError, Received, Transport
+from policies.dialect import Step
+from policies.model import Admission, Outcome
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,
@@ -24,6 +24,7 @@ from policies.refusals import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
+from policies.upstreams import UPSTREAMS
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
 from tests.conftest import KEY, policy
@@ -32,6 +33,9 @@ from tests.gateway.conftest import Clock, granted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from policies.concealed import Concealed
+    from policies.dialect import Outgoing
+    from policies.outcomes import Reply
     from sandbox.appgregator import Appgregator as Upstream
     from sandbox.secret_manager import SecretManager as Sandbox
 
@@ -216,11 +220,11 @@ def test_second_attempt_that_is_not_sent_still_counts_as_reached(secrets: Secret
         def __init__(self) -> None:
             self.sent = 0
 
-        def send(self, request: Request, seconds: float) -> Received:
+        def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
             self.sent += 1
             if self.sent == 1:
-                return Received(401, b"", None)
-            return Transport().send(replace(request, url="http://127.0.0.1:1/"), seconds)
+                return Received(401, b"")
+            return Transport().send(replace(outgoing, url="http://127.0.0.1:1/"), key, seconds)
 
     grant = granted()
     secret = secrets.access(grant, time.monotonic() + 20)
@@ -241,12 +245,12 @@ def test_both_attempts_share_one_deadline(secrets: Secrets, secret_manager: Sand
         def __init__(self) -> None:
             self.given: list[float] = []
 
-        def send(self, request: Request, seconds: float) -> Received:
+        def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
             self.given.append(seconds)
             clock.tick(10)
             if len(self.given) == 2:
                 raise LostError("late")
-            return Received(401, b"", None)
+            return Received(401, b"")
 
     grant = granted()
     secret = secrets.access(grant, time.monotonic() + 20)
@@ -294,8 +298,8 @@ def test_key_as_an_id_stays_out_of_the_record(secrets: Secrets, secret_manager: 
     body = json.dumps({"object": "invoice", "id": key}).encode()
 
     class Echoing:
-        def send(self, request: Request, seconds: float) -> Received:
-            return Received(200, body, None)
+        def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
+            return Received(200, body)
 
     secret_manager.add(SECRET, key.encode())
     grant = granted()
@@ -338,8 +342,8 @@ def test_preview_is_what_is_sent_with_the_key_masked(send: Send, upstream: Upstr
 
 
 def test_address_is_made_of_the_policy_alone() -> None:
-    connection = granted(policy("https://us-central1-appgregator.cloudfunctions.net")).entitlement.connection
+    grant = granted(policy("https://us-central1-appgregator.cloudfunctions.net"))
     assert (
-        _address(connection)
+        UPSTREAMS["appgregator"].request(grant, Step("key")).url
         == "https://us-central1-appgregator.cloudfunctions.net/stripe/invoices/?name=ft-4&connection_name=stripe-1"
     )

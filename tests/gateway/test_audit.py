@@ -17,7 +17,8 @@ import pytest
 
 from console.audit import verify
 from gateway.audit import FLOOD, MAX_VALUE, Audit, Descriptor, Record, to_file
-from policies.model import Admission, Outcome, Reply
+from policies.model import Admission, Outcome
+from policies.outcomes import Reply
 from policies.refusals import (
     BodyMalformed,
     CredentialUnknown,

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from gateway.stores.firestore import LEDGER, MOST_SHARDS, WINDOWS, Firestore
 from gateway.stores.memory import Memory
 from policies.idempotency import LEASE, RETENTION
-from policies.model import Answer, Budget, Limit, Outcome, Reply
+from policies.model import Answer, Budget, Limit, Outcome
+from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import BudgetSpent, CeilingReached, KeyInUse, LimitReached, Refusal, StoreUnavailable
 from sandbox.ports import free_port

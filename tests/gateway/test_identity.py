@@ -16,6 +16,7 @@ from gateway.identity import Identity
 from gateway.secrets import Mounted, Secrets
 from gateway.webhooks import Webhooks
 from policies import document
+from policies.concealed import Concealed
 from policies.model import Webhook
 from policies.refusals import (
     CredentialMissing,
@@ -66,7 +67,7 @@ callers:
 """,
     "policy.yaml",
 )
-SIGNED = Webhook("msg_1", "1", "v1,x")
+SIGNED = Webhook("msg_1", "1", Concealed("v1,x"))
 
 
 def door(
@@ -381,7 +382,10 @@ HEADER = st.one_of(
     key=st.one_of(st.none(), st.text(max_size=40)),
     authorization=HEADER,
     serverless=HEADER,
-    webhook=st.one_of(st.none(), st.builds(Webhook, st.text(max_size=20), st.text(max_size=14), st.text(max_size=60))),
+    webhook=st.one_of(
+        st.none(),
+        st.builds(Webhook, st.text(max_size=20), st.text(max_size=14), st.text(max_size=60).map(Concealed)),
+    ),
     iam=st.booleans(),
 )
 def test_whatever_is_sent_is_401_and_nobody(

@@ -8,7 +8,8 @@ import pytest
 
 from gateway.stores.memory import Memory
 from policies.idempotency import RETENTION
-from policies.model import Answer, Outcome, Reply
+from policies.model import Answer, Outcome
+from policies.outcomes import Reply
 from policies.refusals import KeyInUse, StoreUnavailable
 from tests.conftest import policy
 from tests.gateway.conftest import Clock, granted

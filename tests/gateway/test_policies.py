@@ -32,7 +32,7 @@ from gateway.policies import (
 )
 from gateway.settings import SettingError, load
 from policies import compiled, document
-from policies.model import DocumentError
+from policies.model import DocumentError, Proof
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.conftest import KEY, OTHER_KEY, TARGET, policy, sha256
 from tests.gateway.conftest import at_once
@@ -253,8 +253,8 @@ def test_crowd_at_an_idle_instance_costs_one_read_and_all_wait_for_it(
     found = at_once(50, lambda _: one.policies.current(clock() + 25))
     assert secret_manager.accesses == (LATEST,)
     assert len(found) == 50
-    assert all(set(policies.keys) == set(found[0].keys) for policies in found)
-    assert bytes.fromhex(sha256(NEW_KEY)) in found[0].keys
+    assert all(set(policies.callers) == set(found[0].callers) for policies in found)
+    assert Proof("key", bytes.fromhex(sha256(NEW_KEY))) in found[0].callers
 
 
 def test_revoked_key_is_refused_by_the_server_that_forks(
@@ -455,7 +455,7 @@ class Slow:
         return self.real(data)
 
     def has(self, key: str, patience: float = 25) -> bool:
-        return bytes.fromhex(sha256(key)) in self.policies.current(self.clock() + patience).keys
+        return Proof("key", bytes.fromhex(sha256(key))) in self.policies.current(self.clock() + patience).callers
 
 
 @pytest.fixture
@@ -674,7 +674,7 @@ def test_document_and_its_compiled_form_take_turns(
 def test_compiled_policy_is_judged_as_its_document_is(text: str, problem: str) -> None:
     with pytest.raises(DocumentError, match=problem):
         judge(compiled_of(text), "acme.policy", on_cloud=True, google=False)
-    assert judge(compiled_of(text), "acme.policy", on_cloud=False, google=True).callers == {"app", "other"}
+    assert judge(compiled_of(text), "acme.policy", on_cloud=False, google=True).names == {"app", "other"}
 
 
 @pytest.mark.parametrize("damage", [slice(-1), slice(20)])

@@ -13,6 +13,7 @@ from werkzeug.test import EnvironBuilder
 
 from gateway import reading
 from gateway.reading import MAX_BODY, MAX_TARGET, read
+from policies.concealed import Concealed
 from policies.refusals import (
     BodyIncomplete,
     BodyTimeout,
@@ -49,7 +50,8 @@ def test_call_is_read_as_it_was_written() -> None:
         )
     )
     assert (call.operation, call.name, call.connection_name) == ("invoices.create", "ft-4", "stripe-1")
-    assert (call.api_key, call.authorization, call.idempotency_key) == ("key", "Bearer token", "order-1")
+    assert (call.api_key, call.authorization) == (Concealed("key"), Concealed("Bearer token"))
+    assert call.idempotency_key == "order-1"
     assert (call.media, call.body, call.validate_only) == ("form", CUSTOMER.encode(), True)
     for secret in ("key'", "token", CUSTOMER):
         assert secret not in repr(call)

@@ -17,7 +17,8 @@ from redis.crc import key_slot
 
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from policies.model import Answer, Budget, Limit, Outcome, Reply
+from policies.model import Answer, Budget, Limit, Outcome
+from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
 from sandbox.ports import free_port

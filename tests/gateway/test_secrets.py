@@ -70,7 +70,7 @@ def grant() -> Grant:
 
 def test_key_is_read_with_its_own_version_number(secrets: Secrets, grant: Grant, clock: Clock) -> None:
     secret = secrets.access(grant, clock() + 25)
-    assert (secret.name, secret.version, secret.value) == (LATEST, "1", UPSTREAM_KEY)
+    assert (secret.name, secret.version, secret.value.reveal()) == (LATEST, "1", UPSTREAM_KEY)
 
 
 def test_wrong_checksum_is_refused_and_a_right_one_taken_next(
@@ -81,7 +81,7 @@ def test_wrong_checksum_is_refused_and_a_right_one_taken_next(
         secrets.access(grant, clock() + 25)
     assert caught.value.note == "the checksum does not match"
     secret_manager.corrupt = False
-    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
 
 
 def test_omitted_checksum_is_refused(secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox) -> None:
@@ -94,7 +94,7 @@ def test_fifty_calls_that_wait_cost_one_access(
     secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
 ) -> None:
     secret_manager.delay = 0.3
-    found = at_once(50, lambda _: secrets.access(grant, clock() + 25).value)
+    found = at_once(50, lambda _: secrets.access(grant, clock() + 25).value.reveal())
     assert found == [UPSTREAM_KEY] * 50
     assert secret_manager.accesses == (LATEST,)
 
@@ -116,7 +116,7 @@ def test_failure_is_shared_by_those_who_wait_and_by_nobody_else(
     assert at_once(20, access) == [SecretUnavailable] * 20
     assert len(secret_manager.accesses) == 1
     secret_manager.up()
-    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
 
 
 def test_waiting_for_another_calls_read_ends_at_the_deadline(
@@ -130,7 +130,7 @@ def test_waiting_for_another_calls_read_ends_at_the_deadline(
         with pytest.raises(SecretUnavailable) as caught:
             secrets.access(grant, clock() + 0.1)
         assert caught.value.note == "another call's read took too long"
-        assert first.result().value == UPSTREAM_KEY
+        assert first.result().value.reveal() == UPSTREAM_KEY
     assert secret_manager.accesses == (LATEST,)
 
 
@@ -140,11 +140,11 @@ def test_key_is_fresh_for_a_minute_and_then_read_again(
     secrets.access(grant, clock() + 25)
     secret_manager.add(SECRET, ROTATED.encode())
     clock.tick(FRESH_SECONDS - 0.001)
-    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
     assert len(secret_manager.accesses) == 1
     clock.tick(0.001)
     secret = secrets.access(grant, clock() + 25)
-    assert (secret.value, secret.version) == (ROTATED, "2")
+    assert (secret.value.reveal(), secret.version) == (ROTATED, "2")
     assert len(secret_manager.accesses) == 2
 
 
@@ -156,10 +156,10 @@ def test_last_good_key_is_used_while_secret_manager_is_down_with_one_attempt_in_
     secret_manager.down(ONCE)
     clock.tick(FRESH_SECONDS)
     for _ in range(100):
-        assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+        assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
         clock.tick(PAUSE_SECONDS / 100)
     assert len(secret_manager.accesses) == 1
-    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
     assert len(secret_manager.accesses) == 2
 
 
@@ -169,7 +169,7 @@ def test_last_good_key_is_used_for_an_hour_and_not_longer(
     secrets.access(grant, clock() + 25)
     secret_manager.down(ONCE)
     clock.tick(LAST_GOOD_SECONDS - 0.001)
-    assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+    assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
     clock.tick(0.001)
     with pytest.raises(SecretUnavailable) as caught:
         secrets.access(grant, clock() + 25)
@@ -186,7 +186,7 @@ def test_key_is_read_again_as_soon_as_secret_manager_is_back(
     secret_manager.up()
     secret_manager.add(SECRET, ROTATED.encode())
     clock.tick(PAUSE_SECONDS)
-    assert secrets.access(grant, clock() + 25).value == ROTATED
+    assert secrets.access(grant, clock() + 25).value.reveal() == ROTATED
 
 
 @pytest.mark.parametrize("how", ["disabled", "destroyed", "forbidden", "absent", "malformed"])
@@ -244,7 +244,7 @@ def test_closed_client_leaves_no_connection_for_a_fork_to_inherit_and_is_made_an
     assert manager.read_document("projects/sandbox/secrets/policy/versions/1") == "callers: é".encode()
     manager.close()
     assert manager._client is None
-    assert manager.read(LATEST).value == UPSTREAM_KEY
+    assert manager.read(LATEST).value.reveal() == UPSTREAM_KEY
 
 
 # ---------------------------------------------------------------- a key the upstream refused
@@ -255,7 +255,7 @@ def test_renewal_brings_the_changed_key(secrets: Secrets, grant: Grant, clock: C
     secret_manager.add(SECRET, ROTATED.encode())
     fresh = secrets.renew(refused, clock() + 25)
     assert fresh is not None
-    assert fresh.value == ROTATED
+    assert fresh.value.reveal() == ROTATED
     assert secrets.access(grant, clock() + 25) is fresh
     assert len(secret_manager.accesses) == 2
 
@@ -267,14 +267,14 @@ def test_renewal_of_an_unchanged_key_brings_nothing_and_reads_once_in_five_secon
     secret_manager.forget()
     for _ in range(100):
         assert secrets.renew(refused, clock() + 25) is None
-        assert secrets.access(grant, clock() + 25).value == UPSTREAM_KEY
+        assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
         clock.tick(PAUSE_SECONDS / 100 - 0.001)
     assert len(secret_manager.accesses) == 1
     secret_manager.add(SECRET, ROTATED.encode())
     clock.tick(0.2)
     fresh = secrets.renew(refused, clock() + 25)
     assert fresh is not None
-    assert fresh.value == ROTATED
+    assert fresh.value.reveal() == ROTATED
 
 
 def test_renewal_reads_nothing_where_another_call_has_renewed(
@@ -296,7 +296,7 @@ def test_fifty_renewals_at_once_cost_one_read(
     secret_manager.forget()
     secret_manager.delay = 0.2
     fresh = at_once(50, lambda _: secrets.renew(refused, clock() + 25))
-    assert [secret and secret.value for secret in fresh] == [ROTATED] * 50
+    assert [secret and secret.value.reveal() for secret in fresh] == [ROTATED] * 50
     assert len(secret_manager.accesses) == 1
 
 
@@ -317,10 +317,10 @@ def test_mounted_key_is_read_and_its_rotation_seen(secrets: Secrets, clock: Cloc
     path.write_text(f"{UPSTREAM_KEY}\n")
     grant = granted(policy("http://127.0.0.1:9", secret=f"file:{path}"))
     secret = secrets.access(grant, clock() + 25)
-    assert (secret.value, secret.version) == (UPSTREAM_KEY, "mounted")
+    assert (secret.value.reveal(), secret.version) == (UPSTREAM_KEY, "mounted")
     path.write_text(ROTATED)
     clock.tick(FRESH_SECONDS)
-    assert secrets.access(grant, clock() + 25).value == ROTATED
+    assert secrets.access(grant, clock() + 25).value.reveal() == ROTATED
 
 
 def test_mounted_key_that_is_missing_stops_at_once(secrets: Secrets, clock: Clock, tmp_path: Path) -> None:
@@ -345,12 +345,12 @@ def test_mounted_key_that_cannot_be_read_is_down(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", ""])
 def test_line_break_at_the_end_is_not_part_of_a_key(end: str) -> None:
-    assert Secret.of("s", "1", (UPSTREAM_KEY + end).encode()).value == UPSTREAM_KEY
+    assert Secret.of("s", "1", (UPSTREAM_KEY + end).encode()).value.reveal() == UPSTREAM_KEY
 
 
 @pytest.mark.parametrize("key", ["12345678", "!~" * 4, "k" * MAX_LENGTH])
 def test_key_may_be_8_to_4096_printable_characters(key: str) -> None:
-    assert Secret.of("s", "1", key.encode()).value == key
+    assert Secret.of("s", "1", key.encode()).value.reveal() == key
 
 
 @pytest.mark.parametrize(
@@ -522,4 +522,4 @@ def test_source_is_chosen_by_the_name(secrets: Secrets, clock: Clock, tmp_path: 
     only_files = Secrets(manager=Refusing(), mounted=Mounted(), clock=clock)
     assert only_files.access(granted(policy("http://127.0.0.1:9", secret=f"file:{path}")), clock() + 25).value
     only_versions = Secrets(manager=secrets._manager, mounted=Refusing(), clock=clock)
-    assert only_versions.access(granted(), clock() + 25).value == UPSTREAM_KEY
+    assert only_versions.access(granted(), clock() + 25).value.reveal() == UPSTREAM_KEY

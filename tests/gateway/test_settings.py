@@ -37,7 +37,7 @@ def document(tmp_path: Path) -> Path:
 
 
 def callers(gate: Gate) -> frozenset[str]:
-    return gate.policies.current(math.inf).callers
+    return gate.policies.current(math.inf).names
 
 
 def error_of(**environ: str) -> str:

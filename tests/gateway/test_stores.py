@@ -12,7 +12,8 @@ from gateway.stores.firestore import Firestore
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION, State, Verdict
-from policies.model import Admission, Answer, Budget, Limit, Outcome, Reply
+from policies.model import Admission, Answer, Budget, Limit, Outcome
+from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import (
     BudgetSpent,

@@ -23,7 +23,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway.upstreams.transport import MAX_ANSWER, LostError, NotSentError, Received, Request, Transport
+from gateway.upstreams.transport import MAX_ANSWER, LostError, NotSentError, Received, Transport
+from policies.concealed import Concealed
+from policies.dialect import FORM, KeyPlace, Outgoing
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.gateway.conftest import at_once
 
@@ -34,11 +36,9 @@ if TYPE_CHECKING:
     from sandbox.appgregator import Appgregator
 
 PATH = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
-HEADERS = [
-    f"x-api-key: {UPSTREAM_KEY}",
-    "Content-Type: application/x-www-form-urlencoded",
-    "Accept: application/json",
-]
+HEADERS = {"Content-Type": FORM, "Accept": "application/json"}
+#: The same for who speaks to libcurl directly.
+LINES = [f"x-api-key: {UPSTREAM_KEY}", *(f"{name}: {value}" for name, value in HEADERS.items())]
 BODY = b"customer=cus_1"
 
 
@@ -47,15 +47,19 @@ def transport() -> Transport:
     return Transport()
 
 
+def outgoing(url: str, body: bytes = BODY) -> Outgoing:
+    return Outgoing("POST", url, KeyPlace.X_API_KEY, HEADERS, body)
+
+
 def post(transport: Transport, origin: str, *, seconds: float = 10, body: bytes = BODY) -> Received:
-    return transport.send(Request("POST", origin + PATH, HEADERS, body), seconds)
+    return transport.send(outgoing(origin + PATH, body), Concealed(UPSTREAM_KEY), seconds)
 
 
 def test_answer_comes_with_status_and_body(transport: Transport, upstream: Appgregator) -> None:
     received = post(transport, upstream.origin)
     assert received.status == 200
     assert json.loads(received.body)["object"] == "invoice"
-    assert received.retry_after is None
+    assert received.headers == {}
     assert upstream.calls[0].body == BODY
 
 
@@ -63,7 +67,7 @@ def test_answer_comes_with_status_and_body(transport: Transport, upstream: Appgr
 def test_every_status_is_an_answer(transport: Transport, upstream: Appgregator, status: int) -> None:
     upstream.fail_next(f"error_{status}")
     received = post(transport, upstream.origin)
-    assert (received.status, received.retry_after) == (status, 7 if status == 429 else None)
+    assert (received.status, received.headers) == (status, {"retry-after": "7"} if status == 429 else {})
 
 
 def test_only_our_own_headers_go_out(transport: Transport, upstream: Appgregator) -> None:
@@ -143,12 +147,15 @@ def test_gzip_bomb_costs_little_memory(upstream: Appgregator) -> None:
     """200 MB when inflated; measured in a process of its own, whose peak is its own."""
     program = f"""
 import resource
-from gateway.upstreams.transport import LostError, Request, Transport
+from gateway.upstreams.transport import LostError, Transport
+from policies.concealed import Concealed
+from policies.dialect import KeyPlace, Outgoing
 transport = Transport()
+outgoing = Outgoing("POST", {upstream.origin + PATH!r}, KeyPlace.X_API_KEY, {HEADERS!r}, {BODY!r})
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 def post():
-    return transport.send(Request("POST", {upstream.origin + PATH!r}, {HEADERS!r}, {BODY!r}), 20)
+    return transport.send(outgoing, Concealed({UPSTREAM_KEY!r}), 20)
 assert post().status == 200
 before = peak()
 try:
@@ -219,7 +226,7 @@ def test_answer_that_cannot_be_read_whole_is_lost(transport: Transport, answer: 
 
 def test_interim_answers_are_not_the_answer(transport: Transport) -> None:
     with served(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}") as origin:
-        assert post(transport, origin) == Received(201, b"{}", None)
+        assert post(transport, origin) == Received(201, b"{}")
 
 
 # ---------------------------------------------------------------- time
@@ -265,7 +272,7 @@ def test_nothing_is_sent_where_nothing_listens(transport: Transport) -> None:
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1:9/", "file:///etc/hostname", "gopher://127.0.0.1:9/"])
 def test_only_http_is_spoken(transport: Transport, url: str) -> None:
     with pytest.raises(NotSentError):
-        transport.send(Request("POST", url, HEADERS, BODY), 5)
+        transport.send(outgoing(url), Concealed(UPSTREAM_KEY), 5)
 
 
 def test_handle_works_on_after_every_failure(transport: Transport, upstream: Appgregator) -> None:
@@ -300,7 +307,7 @@ def test_libcurl_left_to_itself_would_repeat_the_call(upstream: Appgregator, fau
     """What the test above guards against does happen, with the same libcurl and the usual way to hand a body over."""
     curl = pycurl.Curl()
     curl.setopt(pycurl.URL, upstream.origin + PATH)
-    curl.setopt(pycurl.HTTPHEADER, HEADERS)
+    curl.setopt(pycurl.HTTPHEADER, LINES)
     curl.setopt(pycurl.POSTFIELDS, BODY)
     curl.setopt(pycurl.PROXY, "")
     curl.setopt(pycurl.WRITEFUNCTION, BytesIO().write)
@@ -327,10 +334,14 @@ def test_connection_closed_while_idle_is_replaced_before_anything_is_sent(
 
 PROGRAM = """
 import sys, json, pycurl, os
-from gateway.upstreams.transport import Request, Transport
+from gateway.upstreams.transport import Transport
+from policies.concealed import Concealed
+from policies.dialect import KeyPlace, Outgoing
 url, headers = sys.argv[1], json.loads(sys.argv[2])
 if sys.argv[3] == "ours":
-    print(Transport().send(Request("POST", url, headers, b"customer=cus_1"), 5).status)
+    key = Concealed(headers[0].removeprefix(KeyPlace.X_API_KEY))
+    named = dict(header.split(": ") for header in headers[1:])
+    print(Transport().send(Outgoing("POST", url, KeyPlace.X_API_KEY, named, b"customer=cus_1"), key, 5).status)
 else:
     curl = pycurl.Curl()
     curl.setopt(pycurl.URL, url)
@@ -379,7 +390,7 @@ def proxy() -> Iterator[CountingProxy]:
 
 
 def run_with(environ: dict[str, str], origin: str, whose: str) -> str:
-    command = [sys.executable, "-c", PROGRAM, origin + PATH, json.dumps(HEADERS), whose]
+    command = [sys.executable, "-c", PROGRAM, origin + PATH, json.dumps(LINES), whose]
     inherited = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     run = subprocess.run(command, cwd=ROOT, env=inherited | environ, capture_output=True, text=True, check=True)
     return run.stdout.strip()

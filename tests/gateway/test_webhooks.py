@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets
 from gateway.webhooks import MAX_SIGNATURES, PAUSE_SECONDS, TOLERANCE_SECONDS, Webhooks
-from policies.model import Caller, Webhook
+from policies.concealed import Concealed
+from policies.model import Caller, Proof, Webhook
 from policies.refusals import IdentityUnavailable, Refusal, WebhookNotVerified
 from sandbox.secret_manager import SecretManager as Sandbox
 from tests.gateway.conftest import SIGNING, Clock
@@ -47,7 +48,7 @@ def signed(
 ) -> Webhook:
     moment = datetime.fromtimestamp(int(time.time() if at is None else at), UTC)
     signature = standardwebhooks.Webhook(secret).sign(name, moment, body.decode())
-    return Webhook(name, str(int(moment.timestamp())), signature)
+    return Webhook(name, str(int(moment.timestamp())), Concealed(signature))
 
 
 @pytest.fixture
@@ -74,7 +75,10 @@ def webhooks(manager: Sandbox, clock: Clock) -> Iterator[Webhooks]:
 def caller_of(
     webhooks: Webhooks, webhook: Webhook, body: bytes = BODY, candidates: dict[str, Caller] = CANDIDATES
 ) -> Caller:
-    return webhooks.signer(candidates, webhook, body, time.time(), 1e12)
+    proof = webhooks.signer(
+        [Proof("webhook", secret.encode()) for secret in candidates], webhook, body, time.time(), 1e12
+    )
+    return candidates[proof.value.decode()]
 
 
 def refused(
@@ -102,17 +106,19 @@ def test_either_of_two_secrets_will_do_while_they_change_and_secrets_are_read_on
 
 
 def test_one_of_several_signatures_is_enough(webhooks: Webhooks) -> None:
-    right, wrong = signed(), signed(secret="whsec_" + base64.b64encode(b"x" * 32).decode())
+    webhook = signed()
+    right = webhook.signature.reveal()
+    wrong = signed(secret="whsec_" + base64.b64encode(b"x" * 32).decode()).signature.reveal()
     for signatures in (
-        [wrong.signature, right.signature],
-        [right.signature, wrong.signature],
+        [wrong, right],
+        [right, wrong],
         [
             "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg==",
-            right.signature,
+            right,
         ],
-        [*[wrong.signature] * (MAX_SIGNATURES - 1), right.signature],
+        [*[wrong] * (MAX_SIGNATURES - 1), right],
     ):
-        assert caller_of(webhooks, replace(right, signature=" ".join(signatures))).id == "app"
+        assert caller_of(webhooks, replace(webhook, signature=Concealed(" ".join(signatures)))).id == "app"
 
 
 @pytest.mark.parametrize(
@@ -169,8 +175,9 @@ def test_header_of_any_other_form_is_refused_before_any_secret_is_read(
     webhooks: Webhooks, manager: Sandbox, header: str, value: str
 ) -> None:
     right = signed()
-    written = {header: value.replace("{}", right.signature)}
-    refusal = refused(webhooks, replace(right, **written))
+    written = value.replace("{}", right.signature.reveal())
+    changed = Concealed(written) if header == "signature" else written
+    refusal = refused(webhooks, replace(right, **{header: changed}))
     assert isinstance(refusal, WebhookNotVerified)
     assert manager.accesses == ()
 
@@ -257,7 +264,7 @@ def test_whatever_is_sent_without_the_secret_is_not_verified(
     signature: str,
     body: bytes,
 ) -> None:
-    webhook = Webhook(name, str(int(time.time())) if timestamp == "now" else timestamp, signature)
+    webhook = Webhook(name, str(int(time.time())) if timestamp == "now" else timestamp, Concealed(signature))
     assert isinstance(refused(WITH_A_SECRET, webhook, body, {"file:it": a_caller("app")}), WebhookNotVerified)
 
 

@@ -136,13 +136,17 @@ def read(text: str) -> PolicySet:
 
 
 def everybody(policy_set: PolicySet) -> list[Caller]:
-    """Return every caller, once for each credential and, for a webhook's, each connection."""
-    signers = [caller for signers in policy_set.webhooks.values() for caller in signers.values()]
-    return [*policy_set.keys.values(), *policy_set.google.values(), *signers]
+    """Return every caller, once for each credential, in the order of these."""
+    return [policy_set.callers[proof] for proof in sorted(policy_set.callers)]
+
+
+def by_kind(policy_set: PolicySet, kind: str = "key") -> dict[bytes, Caller]:
+    """Return the callers that a kind of credential proves, by what proves them."""
+    return {proof.value: caller for proof, caller in policy_set.callers.items() if proof.kind == kind}
 
 
 def only_caller(policy_set: PolicySet) -> Caller:
-    [caller] = policy_set.keys.values()
+    [caller] = policy_set.callers.values()
     return caller
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -16,22 +16,20 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from policies import access, compiled
-from policies.model import DocumentError
+from policies.model import DocumentError, Proof
 from policies.operations import OPERATIONS
 from policies.refusals import Refusal
 from sandbox.__main__ import ROOT
 from tests.policies.conftest import BOUNDS, call, documents, everybody, read, written
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from policies.model import Call, Caller, PolicySet
 
 EXAMPLE = (ROOT / "policies" / "documents" / "example.yaml").read_text("utf-8")
 WHOLE = compiled.write(read(EXAMPLE))
 HEAD = len(compiled.MARK) + 2 * 32
 #: The edition, and what the documents below come to in it.
-MEANS = (1, "5b1e04241c125080cc7f23edbfac21852b7019dcadbc41f9dae03ee905d58bd3")
+MEANS = (2, "61e9462d255902ca416d4efb3e6fbf2520b93bf782bd01040576e46f99f37548")
 
 
 def sealed(body: bytes) -> bytes:
@@ -56,23 +54,18 @@ DAMAGED = (
 
 def differences(one: PolicySet, other: PolicySet) -> list[str]:
     """Compare by hand and by every credential, so that nothing hangs on how mappings compare."""
-    found = [name for name in ("digest", "callers", "connections") if getattr(one, name) != getattr(other, name)]
-    assert list(one.webhooks) == list(other.webhooks)
-    pairs: list[tuple[Mapping[Any, Caller], Mapping[Any, Caller]]] = [
-        (one.keys, other.keys),
-        (one.google, other.google),
-        *((one.webhooks[place], other.webhooks[place]) for place in one.webhooks),
-    ]
-    for ours, theirs in pairs:
-        assert list(ours) == list(theirs)
-        for credential in ours:
-            a, b = ours[credential], theirs.get(credential)
-            assert b is not None
-            found += [f"{credential!r}.{f}" for f in a.__struct_fields__ if getattr(a, f) != getattr(b, f)]
-            for place, granted in a.entitlements.items():
-                assert list(granted.rules) == list(b.entitlements[place].rules)
-                assert list(granted.response) == list(b.entitlements[place].response)
-                assert granted.operation is b.entitlements[place].operation
+    names = ("digest", "names", "kinds", "connections", "signers")
+    found = [name for name in names if getattr(one, name) != getattr(other, name)]
+    assert list(one.signers) == list(other.signers)
+    assert sorted(one.callers) == sorted(other.callers)
+    for proof, a in one.callers.items():
+        b = other.callers.get(proof)
+        assert b is not None
+        found += [f"{proof.value!r}.{f}" for f in a.__struct_fields__ if getattr(a, f) != getattr(b, f)]
+        for place, granted in a.entitlements.items():
+            assert list(granted.rules) == list(b.entitlements[place].rules)
+            assert list(granted.response) == list(b.entitlements[place].response)
+            assert granted.operation is b.entitlements[place].operation
     return found
 
 
@@ -113,23 +106,25 @@ def decided(policy_set: PolicySet, caller: Caller, made: Call) -> object:
 
 def test_comparison_sees_a_difference() -> None:
     policy_set = read(EXAMPLE)
-    digest, caller = next(iter(policy_set.keys.items()))
-    other = replace(policy_set, keys={**policy_set.keys, digest: replace(caller, expires=1.0)})
-    assert differences(policy_set, compiled.read(compiled.write(other), "x")) == [f"{digest!r}.expires"]
+    proof, caller = next(iter(policy_set.callers.items()))
+    other = replace(policy_set, callers={**policy_set.callers, proof: replace(caller, expires=1.0)})
+    assert differences(policy_set, compiled.read(compiled.write(other), "x")) == [f"{proof.value!r}.expires"]
 
 
 def test_stranger_is_nobody() -> None:
     again = compiled.read(WHOLE, "acme.policy")
-    assert again.keys.get(bytes(32)) is None
-    assert bytes(32) not in again.keys
-    assert again.google.get("eve@acme.example") is None
-    assert ("ft-4", "nowhere") not in again.webhooks
+    nobody, eve = Proof("key", bytes(32)), Proof("google", b"eve@acme.example")
+    assert again.callers.get(nobody) is None
+    assert nobody not in again.callers
+    assert again.callers.get(eve) is None
+    assert Proof("another kind", bytes(32)) not in again.callers
+    assert ("ft-4", "nowhere") not in again.signers
     with pytest.raises(KeyError):
-        again.keys[bytes(32)]
+        again.callers[nobody]
 
 
 def test_policy_without_google_identities_says_so_unread() -> None:
-    assert not compiled.read(compiled.write(read(written())), "acme.policy").google
+    assert compiled.read(compiled.write(read(written())), "acme.policy").kinds == {"key"}
 
 
 def test_it_carries_the_digest_of_its_document_and_is_the_same_bytes_wherever_it_is_made() -> None:
@@ -146,6 +141,10 @@ def test_it_carries_the_digest_of_its_document_and_is_the_same_bytes_wherever_it
         assert run.stdout == WHOLE
 
 
+def numbered(number: int) -> Proof:
+    return Proof("key", number.to_bytes(32))
+
+
 def many(callers: int) -> str:
     head, caller = written().split("  app:")
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -157,11 +156,11 @@ def test_grants_that_say_the_same_are_there_once_and_callers_stay_bytes() -> Non
     data = compiled.write(read(text))
     assert len(data) < 80 * 500 < len(text) / 4
     again = compiled.read(data, "acme.policy")
-    one, other = again.keys[(7).to_bytes(32)], again.keys[(8).to_bytes(32)]
+    one, other = again.callers[numbered(7)], again.callers[numbered(8)]
     assert (one.id, other.id) == ("app-7", "app-8")
     assert next(iter(one.entitlements.values())) is next(iter(other.entitlements.values()))
-    assert again.keys[(7).to_bytes(32)] is one
-    assert len(again.keys._read) == 2  # type: ignore[attr-defined]  # the compiled form's own mapping
+    assert again.callers[numbered(7)] is one
+    assert len(again.callers._read) == 2  # type: ignore[attr-defined]  # the compiled form's own mapping
 
 
 def test_threads_that_ask_for_one_caller_at_once_all_get_it() -> None:
@@ -170,7 +169,7 @@ def test_threads_that_ask_for_one_caller_at_once_all_get_it() -> None:
 
     def ask() -> None:
         start.wait(10)
-        found.append([again.keys[n.to_bytes(32)].id for n in range(50)])
+        found.append([again.callers[numbered(n)].id for n in range(50)])
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -207,24 +206,24 @@ def test_random_bytes_are_refused(noise: bytes) -> None:
 
 
 HUGE = b"\xff\xff\xff\xff"
-EMPTY = {"digest": b"\xa1a", "connections": b"\x90", "grants": b"\x90", "callers": b"\x80", "keys": b"\x80"}
-EMPTY |= {"google": b"\x80", "webhooks": b"\x90"}
+EMPTY = {"digest": b"\xa1a", "connections": b"\x90", "grants": b"\x90", "callers": b"\x80", "proofs": b"\x80"}
+EMPTY |= {"signers": b"\x90"}
 
 
 def body(**parts: bytes) -> bytes:
-    return b"\x97" + b"".join({**EMPTY, **parts}.values())
+    return b"\x96" + b"".join({**EMPTY, **parts}.values())
 
 
 GRANT = msgspec.msgpack.encode(["a", "invoices.create", [True, None, 1], [], [], ["id"], None, []])
 CALLER = msgspec.msgpack.encode(["ann", [], None, [0]])
-KEY = b"\x81\xc4\x01k\x93\x00\xa1k\xc0"
-CONNECTION = msgspec.msgpack.encode(["a", "n", "c", "stripe", "o", "s", None, None, None])
+KEY = b"\x81\xa3key\x81\xc4\x01k\x93\x00\xa1k\xc0"
+CONNECTION = msgspec.msgpack.encode(["a", "n", "c", "stripe", "o", "s", None, False, {}, "p"])
 
 
 def test_smallest_sealed_policy_is_read() -> None:
     """So that the next test fails for its own reasons."""
     parts = {"connections": b"\x91" + CONNECTION, "grants": b"\x91" + GRANT, "callers": b"\x81\xa1c" + CALLER}
-    assert compiled.read(sealed(body(**parts, keys=KEY)), "x").keys[b"k"].entitlements
+    assert compiled.read(sealed(body(**parts, proofs=KEY)), "x").callers[Proof("key", b"k")].entitlements
 
 
 @pytest.mark.parametrize(
@@ -233,16 +232,16 @@ def test_smallest_sealed_policy_is_read() -> None:
         {"grants": b"\xdd" + HUGE},
         {"connections": b"\xdd" + HUGE},
         {"callers": b"\xdf" + HUGE},
-        {"keys": b"\xdf" + HUGE},
-        {"webhooks": b"\xdd" + HUGE},
+        {"proofs": b"\xdf" + HUGE},
+        {"signers": b"\xdd" + HUGE},
         {"digest": b"\xdb" + HUGE},
         {"digest": b"\xa1\xff"},
         {"grants": b"\x91" * 1_000_000},
         {"grants": b"\x91" + b"\x81\xa1a" * 1_000_000},
-        {"webhooks": b"\x90\x90"},
-        {"google": b"\xc0"},
-        {"keys": KEY},
-        {"keys": KEY, "callers": b"\x81\xa1c" + CALLER},
+        {"signers": b"\x90\x90"},
+        {"proofs": b"\x81\xa3key\xc0"},
+        {"proofs": KEY},
+        {"proofs": KEY, "callers": b"\x81\xa1c" + CALLER},
         {"callers": b"\x81\xa1c" + CALLER, "grants": b"\x91" + GRANT},
         {"callers": b"\x81\xa1c\x90"},
         {"grants": b"\x91\xc0", "connections": b"\x91" + CONNECTION},
@@ -250,7 +249,7 @@ def test_smallest_sealed_policy_is_read() -> None:
         {"grants": b"\x91" + GRANT.replace(b"\xa2id", b"\xa2ix"), "connections": b"\x91" + CONNECTION},
         {"connections": b"\x91" + CONNECTION.replace(b"stripe", b"strypi")},
         {"callers": b"\x81\xa1c" + msgspec.msgpack.encode(["ann", [], None, [-1]])},
-        {"keys": KEY.replace(b"\x93\x00", b"\x93\xff"), "callers": b"\x81\xa1c" + CALLER},
+        {"proofs": KEY.replace(b"\x93\x00", b"\x93\xff"), "callers": b"\x81\xa1c" + CALLER},
     ],
 )
 def test_body_that_a_hostile_hand_has_sealed_is_read_whole_or_not_at_all(parts: dict[str, bytes]) -> None:
@@ -270,7 +269,7 @@ def test_sealed_body_with_a_slip_in_it_is_refused_or_read_to_the_last_caller(at:
     except DocumentError as error:
         assert str(error) == DAMAGED  # noqa: PT017 - it may be read as well
     else:
-        assert all(caller.id in policy_set.callers for caller in everybody(policy_set))
+        assert all(caller.id in policy_set.names for caller in everybody(policy_set))
 
 
 def test_text_is_never_taken_for_a_compiled_policy() -> None:

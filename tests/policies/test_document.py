@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from policies import document
-from policies.document import MAX_WEBHOOKS
+from policies.document import MAX_SIGNERS
 from policies.idempotency import RETENTION
-from policies.model import DocumentError, Idempotency, Kind, PolicySet, Shape
-from policies.operations.invoices_create import INVOICES_CREATE
-from policies.upstreams import UPSTREAMS
+from policies.model import DocumentError, Idempotency, Kind, PolicySet, Proof, Shape
+from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
 from tests.conftest import policy
-from tests.policies.conftest import documents, entitlement, everybody, only_caller, read, written
+from tests.policies.conftest import by_kind, documents, entitlement, everybody, only_caller, read, written
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ROOT / "policies" / "documents"
@@ -83,7 +82,7 @@ def test_shipped_document_is_read(path: Path) -> None:
     policy_set = document.read(path.read_text(), path.name)
     assert policy_set.callers
     assert policy_set.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert {caller.id for caller in policy_set.keys.values()} == policy_set.callers
+    assert {caller.id for caller in by_kind(policy_set).values()} == policy_set.names
 
 
 def test_there_are_two_shipped_documents() -> None:
@@ -92,7 +91,7 @@ def test_there_are_two_shipped_documents() -> None:
 
 def test_document_is_read_into_what_it_says() -> None:
     policy_set = document.read(RIGHT, "acme.yaml")
-    caller = policy_set.keys[bytes.fromhex(SHA)]
+    caller = policy_set.callers[Proof("key", bytes.fromhex(SHA))]
     assert (caller.id, caller.owner, caller.credential) == ("app", "payments@acme.example", "k1")
     assert caller.expires == datetime(2027, 3, 1, tzinfo=UTC).timestamp()
     assert [limit.text for limit in caller.limits] == ["30/minute", "2000/day"]
@@ -114,14 +113,15 @@ def test_every_kind_of_credential_leads_to_its_caller_and_is_named_on_record() -
     webhooks = [f"- webhook: {secret}" for secret in secrets]
     google = ["- google: billing-app@acme.iam.gserviceaccount.com", "- google: ann@acme.example"]
     policy_set = read(changed(13, *google, *webhooks, LINES[12].strip()))
-    assert {email: caller.credential for email, caller in policy_set.google.items()} == {
+    assert {email.decode(): caller.credential for email, caller in by_kind(policy_set, "google").items()} == {
         "billing-app@acme.iam.gserviceaccount.com": "google:billing-app@acme.iam.gserviceaccount.com",
         "ann@acme.example": "google:ann@acme.example",
     }
-    assert policy_set.webhooks.keys() == {("ft-4", "stripe-1")}
-    signers = policy_set.webhooks["ft-4", "stripe-1"]
+    assert policy_set.signers.keys() == {("ft-4", "stripe-1")}
+    signers = {proof.value.decode(): policy_set.callers[proof] for proof in policy_set.signers["ft-4", "stripe-1"]}
     assert {secret: caller.credential for secret, caller in signers.items()} == {s: f"webhook:{s}" for s in secrets}
-    callers = [*policy_set.keys.values(), *policy_set.google.values(), *signers.values()]
+    callers = everybody(policy_set)
+    assert len(callers) == 1 + len(google) + len(secrets)
     assert {(caller.id, caller.owner, len(caller.limits)) for caller in callers} == {
         ("app", "payments@acme.example", 2)
     }
@@ -220,7 +220,7 @@ def test_text_that_yaml_would_read_otherwise_is_taken_as_written(said: str) -> N
 
 @pytest.mark.parametrize("name", ["no", "1e3", "2027-03-01", "0x10"])
 def test_name_that_yaml_would_read_otherwise_is_taken_as_written(name: str) -> None:
-    assert read(RIGHT.replace("  app:", f"  {name}:").replace("billing", name)).callers == {name}
+    assert read(RIGHT.replace("  app:", f"  {name}:").replace("billing", name)).names == {name}
 
 
 def test_metadata_granted_whole_bounds_every_value() -> None:
@@ -269,14 +269,14 @@ def test_connection_of_no_ceiling_leaves_every_limit_reachable() -> None:
 def test_two_callers_share_a_connection_and_each_has_its_own_keys() -> None:
     second = RIGHT[RIGHT.index("  app:") :].replace("  app:", "  other:").replace(SHA, "ab" * 32)
     policy_set = read(RIGHT + second)
-    assert policy_set.callers == {"app", "other"}
-    assert policy_set.keys[bytes.fromhex("ab" * 32)].id == "other"
+    assert policy_set.names == {"app", "other"}
+    assert policy_set.callers[Proof("key", bytes.fromhex("ab" * 32))].id == "other"
 
 
 def test_rotated_key_has_two_credentials_of_one_caller() -> None:
     text = changed(13, LINES[12].strip(), f"- key: {{id: k2, sha256: {'ab' * 32}}}")
     policy_set = read(text)
-    first, second = policy_set.keys.values()
+    first, second = policy_set.callers.values()
     assert second == replace(first, credential="k2", expires=None)
 
 
@@ -445,10 +445,10 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (13, ["- webhook: file:w", "- webhook: file:w"], 14, "callers.app.credentials[1].webhook", "written twice"),
     (
         13,
-        [f"- webhook: projects/a/secrets/w/versions/{number}" for number in range(1, MAX_WEBHOOKS + 2)],
-        13 + MAX_WEBHOOKS,
-        f"callers.app.credentials[{MAX_WEBHOOKS}].webhook",
-        f"more than {MAX_WEBHOOKS} secrets could sign",
+        [f"- webhook: projects/a/secrets/w/versions/{number}" for number in range(1, MAX_SIGNERS + 2)],
+        13 + MAX_SIGNERS,
+        f"callers.app.credentials[{MAX_SIGNERS}].webhook",
+        f"more than {MAX_SIGNERS} secrets could sign",
     ),
     *(
         (13, [f"- key: {{id: k1, sha256: {digest}}}"], 13, "callers.app.credentials[0].key.sha256", words)
@@ -787,7 +787,7 @@ def test_grant_means_the_same_whoever_else_has_one_like_it(text: str) -> None:
 
 def test_grant_that_differs_in_one_place_is_another() -> None:
     second = RIGHT[RIGHT.index("  app:") :].replace("  app:", "  other:").replace(SHA, "ab" * 32)
-    one, other = read(RIGHT + second.replace("[id, status, audit_id]", "[id, audit_id, status]")).keys.values()
+    one, other = read(RIGHT + second.replace("[id, status, audit_id]", "[id, audit_id, status]")).callers.values()
     assert [e.response_fields for e in one.entitlements.values()] == [("id", "status", "audit_id")]
     assert [e.response_fields for e in other.entitlements.values()] == [("id", "audit_id", "status")]
 
@@ -842,19 +842,19 @@ LOOK = """\
 
 def test_stripe_is_at_its_own_address_in_the_catalogues_version_unless_it_is_said_otherwise() -> None:
     connection = read(STRIPE.replace("    origin: https://upstream.example\n", "")).connections["billing"]
-    assert connection.upstream is UPSTREAMS["stripe"]
+    assert connection.upstream == "stripe"
     assert connection.origin == "https://api.stripe.com"
-    assert (connection.version, connection.account) == ("2026-05-27.dahlia", None)
+    assert connection.settings == {"version": "2026-05-27.dahlia"}
     assert read(STRIPE).connections["billing"].origin == "https://upstream.example"
     appgregator = read(RIGHT).connections["billing"]
-    assert (appgregator.upstream, appgregator.version, appgregator.account) == (UPSTREAMS["appgregator"], None, None)
+    assert (appgregator.upstream, appgregator.settings) == ("appgregator", {})
 
 
 @pytest.mark.parametrize("version", ["2026-05-27.dahlia", "2022-11-15", '"2024-06-20"'])
 def test_version_and_account_are_read_as_written(version: str) -> None:
     text = STRIPE.replace("    ceiling", f"    version: {version}\n    account: acct_1032D82eZvKYlo2C\n    ceiling")
     connection = read(text).connections["billing"]
-    assert (connection.version, connection.account) == (version.strip('"'), "acct_1032D82eZvKYlo2C")
+    assert connection.settings == {"version": version.strip('"'), "account": "acct_1032D82eZvKYlo2C"}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from policies.forms import MAX_DEPTH, MAX_PATH, MAX_SHOWN, split
 from policies.model import Kind, Risk, Shape
 from policies.operations import OPERATIONS
-from policies.operations.invoices_create import FIELDS, INVOICES_CREATE, PARAMETERS
-from policies.operations.invoices_retrieve import INVOICES_RETRIEVE
+from policies.operations.invoices_create import FIELDS, PARAMETERS
+from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
+from policies.operations.invoices_retrieve import OPERATION as INVOICES_RETRIEVE
 from sandbox.invoice import EXAMPLE
 
 CATALOGUE = INVOICES_CREATE.parameters
@@ -150,5 +151,5 @@ def test_only_free_keyed_fields_are_granted_as_objects() -> None:
 
 def test_operations_go_by_their_names_and_answer_with_an_invoice() -> None:
     assert dict(OPERATIONS) == {"invoices.create": INVOICES_CREATE, "invoices.retrieve": INVOICES_RETRIEVE}
-    assert [operation.creates for operation in OPERATIONS.values()] == [True, False]
+    assert [operation.repeatable for operation in OPERATIONS.values()] == [False, True]
     assert INVOICES_CREATE.answers == INVOICES_RETRIEVE.answers == EXAMPLE["object"] == "invoice"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from policies.dialect import Step
 from policies.model import Outcome
-from policies.outcomes import _CODES, judge
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,
@@ -18,10 +18,13 @@ from policies.refusals import (
     UpstreamKeyRefused,
     UpstreamRejected,
 )
+from policies.upstreams import UPSTREAMS
+from policies.upstreams.stripe import CODES
 from sandbox.invoice import EXAMPLE, encode
 
 if TYPE_CHECKING:
-    from policies.model import Grant, Reply
+    from policies.model import Grant
+    from policies.outcomes import Reply
 
 INVOICE = encode(dict(EXAMPLE))
 CANARY = "sk_live_canary4242"
@@ -49,6 +52,12 @@ BODIES = [
 ]
 
 
+def judge(grant: Grant, status: int, body: bytes, wait: int | None = None) -> Reply:
+    """Have the dialect of the grant's upstream judge an answer."""
+    headers = {} if wait is None else {"retry-after": str(wait)}
+    return UPSTREAMS[grant.entitlement.connection.upstream].judge(grant, Step("key"), status, headers, body)
+
+
 def said(reply: Reply) -> dict[str, Any]:
     assert reply.refusal is not None
     return reply.refusal.problem("id")
@@ -69,7 +78,7 @@ def said(reply: Reply) -> dict[str, Any]:
 def test_every_status_but_success_means_the_same_whatever_the_body(
     grant: Grant, *, body: bytes, status: int, outcome: Outcome, kind: type[Refusal], answered: int
 ) -> None:
-    reply = judge(grant, status, body, None)
+    reply = judge(grant, status, body)
     assert reply.outcome is outcome
     assert type(reply.refusal) is kind
     assert said(reply)["status"] == answered
@@ -83,7 +92,7 @@ def test_every_status_but_success_means_the_same_whatever_the_body(
 
 @pytest.mark.parametrize("status", [200, 201, 202, 299])
 def test_whole_invoice_is_a_success_and_trimmed(grant: Grant, status: int) -> None:
-    reply = judge(grant, status, INVOICE, None)
+    reply = judge(grant, status, INVOICE)
     assert reply.outcome is Outcome.SUCCEEDED
     assert reply.refusal is None
     assert reply.answer == {
@@ -101,7 +110,7 @@ def test_whole_invoice_is_a_success_and_trimmed(grant: Grant, status: int) -> No
 def test_text_cut_within_a_character_or_too_large_a_number_hides_no_success(
     grant: Grant, field: str, answered: str | None
 ) -> None:
-    reply = judge(grant, 200, f'{{"object": "invoice", "id": "in_1", {field}}}'.encode(), None)
+    reply = judge(grant, 200, f'{{"object": "invoice", "id": "in_1", {field}}}'.encode())
     assert reply.outcome is Outcome.SUCCEEDED
     assert reply.answer is not None
     assert reply.answer["status"] == answered
@@ -109,7 +118,7 @@ def test_text_cut_within_a_character_or_too_large_a_number_hides_no_success(
 
 @pytest.mark.parametrize("value", [b'"\xff"', b"9" * 5000, b"1e999", b'"\\ud83d"'])
 def test_what_cannot_be_read_hides_no_success_where_it_is_not_granted(grant: Grant, value: bytes) -> None:
-    reply = judge(grant, 200, b'{"object": "invoice", "id": "in_1", "tax": %b}' % value, None)
+    reply = judge(grant, 200, b'{"object": "invoice", "id": "in_1", "tax": %b}' % value)
     assert (reply.outcome, reply.created) == (Outcome.SUCCEEDED, "in_1")
     assert "tax" not in (reply.answer or {})
 
@@ -117,7 +126,7 @@ def test_what_cannot_be_read_hides_no_success_where_it_is_not_granted(grant: Gra
 @pytest.mark.parametrize("created", ["in_1\n", "x", "in_" + "a" * 65, "IN_1", "in_é", "sk-live canary"])
 def test_success_with_a_strange_id_stays_a_success_and_out_of_the_record(grant: Grant, created: str) -> None:
     """Hiding a success invites a second invoice."""
-    reply = judge(grant, 200, json.dumps({"object": "invoice", "id": created}).encode(), None)
+    reply = judge(grant, 200, json.dumps({"object": "invoice", "id": created}).encode())
     assert reply.outcome is Outcome.SUCCEEDED
     assert reply.created is None
 
@@ -146,7 +155,7 @@ def test_success_with_a_strange_id_stays_a_success_and_out_of_the_record(grant: 
     ],
 )
 def test_success_that_is_no_whole_invoice_is_unknown(grant: Grant, body: bytes) -> None:
-    reply = judge(grant, 200, body, None)
+    reply = judge(grant, 200, body)
     assert reply.outcome is Outcome.UNKNOWN
     assert type(reply.refusal) is OutcomeUnknown
     assert "canary" not in repr((said(reply), reply.refusal.note))
@@ -162,7 +171,7 @@ VALUES = st.recursive(
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=80) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_nothing_is_a_success_but_an_invoice_with_an_id(grant: Grant, body: bytes) -> None:
-    reply = judge(grant, 200, body, None)
+    reply = judge(grant, 200, body)
     try:
         answer = json.loads(body)
     except ValueError:
@@ -178,14 +187,14 @@ def test_nothing_is_a_success_but_an_invoice_with_an_id(grant: Grant, body: byte
 
 
 def rejected(grant: Grant, status: int = 400, **error: object) -> dict[str, Any]:
-    return said(judge(grant, status, json.dumps({"error": error}).encode(), None))
+    return said(judge(grant, status, json.dumps({"error": error}).encode()))
 
 
-@pytest.mark.parametrize("code", sorted(_CODES))
+@pytest.mark.parametrize("code", sorted(CODES))
 def test_known_code_is_passed_on_in_our_own_words(grant: Grant, code: str) -> None:
     problem = rejected(grant, code=code, message=CANARY)
     assert problem["upstream_code"] == code
-    assert problem["detail"] == f"{_CODES[code]}. Nothing was created."
+    assert problem["detail"] == f"{CODES[code]}. Nothing was created."
 
 
 @pytest.mark.parametrize(
@@ -217,7 +226,7 @@ def test_parameter_that_was_not_sent_is_not_named(grant: Grant, param: object) -
 
 @pytest.mark.parametrize("error", [None, [], "text", 7, {"error": {}}])
 def test_error_of_no_known_shape_still_is_a_refusal(grant: Grant, error: object) -> None:
-    reply = judge(grant, 400, json.dumps({"error": error}).encode(), None)
+    reply = judge(grant, 400, json.dumps({"error": error}).encode())
     assert reply.outcome is Outcome.REJECTED
     assert set(said(reply)) == {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
 
@@ -231,7 +240,7 @@ def test_no_text_of_the_upstream_is_in_a_refusal(grant: Grant, status: int, data
         st.recursive(canary, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5))
     )
     body = data.draw(st.sampled_from([json.dumps(value).encode(), repr(value).encode("utf-8", "replace")]))
-    reply = judge(grant, status, body, None)
+    reply = judge(grant, status, body)
     assert reply.refusal is not None
     assert "canary" not in repr((reply.refusal.problem("id"), reply.refusal.headers, reply.refusal.note, reply.alarm))
 
@@ -248,6 +257,6 @@ def test_wait_of_a_busy_upstream_is_passed_on_within_bounds(grant: Grant, given_
 
 
 def test_refused_key_of_ours_alarms_the_operator(grant: Grant) -> None:
-    assert {status: judge(grant, status, b"", None).alarm is not None for status in (200, 400, 401, 403, 429, 500)} == {
+    assert {status: judge(grant, status, b"").alarm is not None for status in (200, 400, 401, 403, 429, 500)} == {
         200: False, 400: False, 401: True, 403: True, 429: False, 500: False,
     }  # fmt: skip

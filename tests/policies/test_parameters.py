@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.model import WHOLESALE, Kind
-from policies.operations.invoices_create import INVOICES_CREATE, PARAMETERS
+from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
+from policies.operations.invoices_create import PARAMETERS
 from policies.parameters import approve, fits
 from policies.refusals import ParameterInvalid, ParameterMissing, ParameterNotGranted, Refusal
 from tests.policies.conftest import entitlement

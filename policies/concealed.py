@@ -1,0 +1,58 @@
+"""The type of whatever must not be shown."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+HIDDEN: Final = "(hidden)"
+
+
+@dataclass(init=False, repr=False, eq=False)
+class Concealed(str, Generic[T]):
+    """A secret, a text or a tuple of texts, that is its own redacted twin.
+
+    To ``repr``, ``str``, ``json``, ``pickle`` and a format string it is the text :data:`HIDDEN`, and to msgspec, which
+    takes it for a dataclass without fields, an empty object. So a value that holds one can be logged or sent without
+    remembering what is secret in it. Only :meth:`reveal` returns the secret.
+    """
+
+    __slots__ = ("_secret",)
+    if TYPE_CHECKING:  # an annotation that runs would make it a field, which msgspec writes
+        _secret: T
+
+    def __new__(cls, secret: T) -> Self:
+        """Conceal ``secret``."""
+        concealed = str.__new__(cls, HIDDEN)
+        concealed._secret = secret  # noqa: SLF001 - our own
+        return concealed
+
+    def reveal(self) -> T:
+        """Return the secret."""
+        return self._secret
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both conceal the same, in constant time. A plain text is never equal."""
+        if not isinstance(other, Concealed):
+            return False
+        return hmac.compare_digest(_bytes(self), _bytes(other))
+
+    def __ne__(self, other: object) -> bool:
+        """Whether they do not; a text has its own."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Agree with ``==`` and say nothing of the secret."""
+        return hash(hashlib.sha256(_bytes(self)).digest())
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Copy and pickle the twin alone."""
+        return str, (str(self),)
+
+
+def _bytes(concealed: Concealed[Any]) -> bytes:
+    return ascii(concealed.reveal()).encode("ascii")

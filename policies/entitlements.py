@@ -1,0 +1,46 @@
+"""What a caller may ask of a connection, put together with all that follows from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policies.fields import tree_of
+from policies.model import Entitlement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policies.model import Connection, Idempotency, Operation, Rule
+
+
+def entitlement(  # noqa: PLR0913 - a grant says so much
+    *,
+    connection: Connection,
+    operation: Operation,
+    idempotency: Idempotency,
+    rules: Iterable[Rule],
+    required: tuple[str, ...],
+    response: tuple[str, ...],
+    stamp: str | None,
+    record: frozenset[str],
+) -> Entitlement:
+    """Return an entitlement; ``response`` are the granted fields in the order of the grant, ``audit_id`` among them."""
+    by_path = {rule.path: rule for rule in rules}
+    return Entitlement(
+        connection=connection,
+        operation=operation,
+        idempotency=idempotency,
+        rules=by_path,
+        required=required,
+        fixed={path: rule.fixed for path, rule in by_path.items() if rule.fixed is not None},
+        response=tree_of((path for path in response if path != "audit_id"), operation.fields),
+        response_fields=response,
+        audit_id_in_answer="audit_id" in response,
+        stamp=stamp,
+        record=record,
+    )
+
+
+def by_place(entitlements: Iterable[Entitlement]) -> dict[tuple[str, str, str], Entitlement]:
+    """Return entitlements by (name, connection_name, operation), as calls name them."""
+    return {(one.connection.name, one.connection.connection_name, one.operation.id): one for one in entitlements}
