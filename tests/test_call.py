@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from console import audit
-from gateway.audit import Descriptor
+from gateway.sinks import Descriptor
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PARAMETERS, RESPONSE, TARGET, policy, sha256
 from tests.problems import plain, refused, stripe_refused, without_id
