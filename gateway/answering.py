@@ -102,9 +102,9 @@ def respond(record: Record) -> Response:
 
 
 def _typed(grant: Grant | None, body: bytes) -> bytes:
-    """Say what an answer is where the policy does not list ``object``: Stripe's clients choose its class by that.
+    """Add ``object`` where the policy does not list it: Stripe's clients choose the answer's class by it.
 
-    It tells nothing, being the same in every answer. The rest stays as it is, byte for byte.
+    It is the same in every answer, so it reveals nothing. The rest stays byte for byte.
     """
     if grant is None or grant.validate_only or "object" in grant.entitlement.response:
         return body
