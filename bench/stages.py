@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.answering import respond
+from gateway.answering import answer_to, respond
 from gateway.reading import read
+from gateway.record import Record
 from gateway.settings import load
 from gateway.upstreams.transport import Received
 from policies.access import decide
@@ -97,24 +98,24 @@ def one(gate: Any, laps: dict[str, list[float]], key: str = CALLER_KEY) -> None:
     """Make one call, as ``main.py`` does, and note the seconds of each stage. Raises RuntimeError for any refusal."""
     asked = environ(key)
     lap = _Laps(laps)
-    with gate.audit.open(asked) as record:
+    with Record(gate.audit, asked) as record:
         call = lap("read", lambda: read(asked))
         policies = lap("policies", lambda: gate.policies.current(record.deadline))
         identify = gate.identity.identify
-        record.caller = lap("identify", lambda: identify(policies, call, record.now, record.deadline))
-        grant: Grant = lap("decide", lambda: decide(policies, record.caller, call))
+        caller = record.caller = lap("identify", lambda: identify(policies, call, record.now, record.deadline))
+        grant: Grant = lap("decide", lambda: decide(policies, caller, call))
         record.grant = grant
-        record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))
-        record.admission = lap("admit", lambda: gate.store.admit(grant))
-        lap("intent", lambda: record.intent(record.admission))
+        secret = record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))
+        admission = record.admission = lap("admit", lambda: gate.store.admit(grant))
+        lap("intent", lambda: record.intent(admission))
         send = gate.upstreams.send
-        reply = lap("judge and trim", lambda: send(grant, record.admission, record.secret, record.deadline))
-        answer = lap("answer", lambda: record.answer_to(reply))
-        settled = lap("settle", lambda: gate.store.settle(grant, record.admission, reply, answer))
-        lap("outcome", lambda: record.close(reply, answer, settled=settled))
-    lap("respond", lambda: respond(record))
-    if record.answer.status != 200:
-        raise RuntimeError(f"refused: {record.answer.body!r}")
+        reply = lap("judge and trim", lambda: send(grant, admission, secret, record.deadline))
+        answer = record.answer = lap("answer", lambda: answer_to(reply, grant, record.audit_id))
+        settled = lap("settle", lambda: gate.store.settle(grant, admission, reply, answer))
+        lap("outcome", lambda: record.close(reply, settled=settled))
+    response = lap("respond", lambda: respond(record))
+    if response.status != 200:
+        raise RuntimeError(f"refused: {response.body!r}")
     laps.setdefault("all", []).append(lap.total)
 
 

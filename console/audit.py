@@ -1,6 +1,6 @@
 """Verifies an export of the record: finds any edit, deletion, reordering and truncation.
 
-Each process writes one chain (see ``gateway.audit``). A chain whose last lines were cut off still hangs together, so
+Each process writes one chain (see ``gateway.chain``). A chain whose last lines were cut off still hangs together, so
 cutting is found by what is left standing: an intent without its outcome, no ``stop`` line, or an audit id in
 somebody's hands whose line is not there.
 """
@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gateway.audit import GENESIS, audit_id_of, line_hash
+from gateway.chain import GENESIS, audit_id_of, line_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

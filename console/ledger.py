@@ -14,8 +14,9 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from gateway.audit import Audit, standard_output
+from gateway.chain import Audit
 from gateway.settings import SettingError, ledger_of
+from gateway.sinks import standard_output
 from policies.idempotency import SHORT, Verdict
 from policies.model import Answer
 from policies.refusals import RecordUnavailable, StoreUnavailable

@@ -1,23 +1,29 @@
-"""What a caller is told -> WSGI response."""
+"""What a caller is told: the outcome of its call -> Answer -> WSGI response."""
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from gateway.reading import speaks_stripe
+from policies.fields import narrow
+from policies.model import Answer
 from policies.refusals import as_stripe_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-    from gateway.audit import Record
+    from gateway.record import Record
     from policies.model import Grant
+    from policies.outcomes import Reply
+    from policies.refusals import Refusal
 
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_JSON: Final = msgspec.json.Encoder()
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -33,10 +39,43 @@ class Response(msgspec.Struct, frozen=True):
         return () if environ["REQUEST_METHOD"] == "HEAD" else (self.body,)
 
 
+def answer_to(reply: Reply, grant: Grant, audit_id: str) -> Answer:
+    """Return the answer to a call that was sent, which is also what the ledger keeps."""
+    if reply.refusal is not None:
+        return _problem(reply.refusal, audit_id)
+    answer = dict(reply.answer or {})
+    if grant.entitlement.audit_id_in_answer:
+        answer["audit_id"] = audit_id
+    return Answer(200, _json(answer))
+
+
+def previewed(would_send: Mapping[str, object], audit_id: str) -> Answer:
+    """Return the answer to ``validate_only``."""
+    return Answer(200, _json({**would_send, "audit_id": audit_id}))
+
+
+def replayed(kept: Answer, grant: Grant) -> Answer:
+    """Return a kept answer byte for byte, or what the policy still grants of it if that is less by now."""
+    if kept.status != 200:
+        return kept
+    entitlement = grant.entitlement
+    tree = {**entitlement.response, **({"audit_id": None} if entitlement.audit_id_in_answer else {})}
+    answer = msgspec.json.decode(kept.body)
+    narrowed = narrow(answer, tree)
+    return kept if narrowed == answer else Answer(kept.status, _json(narrowed))
+
+
 def respond(record: Record) -> Response:
-    """Write the answer that ``record`` holds. Every header is ours; none of the upstream's is passed on."""
-    status, body, media = record.answer.status, record.answer.body, "application/json"
+    """Return the refusal or else the answer that ``record`` holds. No header of the upstream's is passed on."""
+    answer, admission, refusal = record.answer, record.admission, record.refusal
+    standings = admission.standings if admission is not None else ()
     told: dict[str, str] = {}
+    if refusal is not None:
+        answer, standings = _problem(refusal, record.audit_id), standings or refusal.standings
+        told |= refusal.headers
+    elif admission is not None and admission.replay is not None:
+        told["Idempotent-Replayed"] = "true"
+    status, body, media = answer.status, answer.body, "application/json"
     if speaks_stripe(record.environ):
         told["Request-Id"] = record.audit_id  # which Stripe's clients show with an error
         if status >= 400:
@@ -53,10 +92,8 @@ def respond(record: Record) -> Response:
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
         "Countersign-Audit-Id": record.audit_id,
-        **record.headers,
         **told,
     }
-    standings = record.standings
     if standings:
         # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, and in t seconds there are more.
         policies = [f'"{s.limit.text}";q={s.limit.calls};w={s.limit.seconds}' for s in standings]
@@ -66,11 +103,23 @@ def respond(record: Record) -> Response:
 
 
 def _typed(grant: Grant | None, body: bytes) -> bytes:
-    """Say what an answer is where the policy does not list ``object``: Stripe's clients choose its class by that.
+    """Add ``object`` where the policy does not list it: Stripe's clients choose the answer's class by it.
 
-    It tells nothing, being the same in every answer. The rest stays as it is, byte for byte.
+    It is the same in every answer, so it reveals nothing. The rest stays byte for byte.
     """
     if grant is None or grant.validate_only or "object" in grant.entitlement.response:
         return body
     more = b"" if body == b"{}" else b","
     return b'{"object":"%b"%b%b' % (grant.entitlement.operation.answers.encode("ascii"), more, body[1:])
+
+
+def _problem(refusal: Refusal, audit_id: str) -> Answer:
+    """Return a refusal as RFC 9457 has it."""
+    return Answer(refusal.status, _json(refusal.problem(audit_id)))
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    try:
+        return _JSON.encode(value)
+    except UnicodeEncodeError:  # a lone surrogate: JSON can name it, UTF-8 cannot encode it
+        return json.dumps(value, separators=(",", ":")).encode("ascii")

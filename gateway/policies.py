@@ -25,7 +25,7 @@ from policies.model import DocumentError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.audit import Audit
+    from gateway.chain import Audit
     from gateway.secrets import SecretManager
     from policies.model import PolicySet
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.audit import Audit, standard_output, to_file
+from gateway.chain import Audit
 from gateway.google import CERTIFICATES, Certificates, Google
 from gateway.identity import Identity
 from gateway.policies import Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
+from gateway.sinks import standard_output, to_file
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from console import audit
-from gateway.audit import Descriptor
+from gateway.sinks import Descriptor
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PARAMETERS, RESPONSE, TARGET, policy, sha256
 from tests.problems import plain, refused, stripe_refused, without_id
@@ -757,7 +757,7 @@ def test_unforeseen_error_after_the_send_leaves_the_outcome_unknown(
         raise ZeroDivisionError("canary")
 
     gate = function()
-    monkeypatch.setattr("gateway.upstreams.sending.judge", broken)
+    monkeypatch.setattr("policies.outcomes.judge", broken)
     response = gate.post(Idempotency_Key="a")
     refused(response, 424, "outcome-unknown")
     intent, refusal = gate.record.entries()

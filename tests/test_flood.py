@@ -9,7 +9,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
 from console import audit
-from gateway.audit import FLOOD
+from gateway.chain import FLOOD
 from tests.conftest import CUSTOMER, FORM, TARGET, policy
 
 if TYPE_CHECKING:

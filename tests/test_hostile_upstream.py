@@ -96,7 +96,7 @@ def hostile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Function:
     """The function with little time, an awkward upstream key, and an upstream that is about to fail."""
-    monkeypatch.setattr("gateway.audit.CALL_SECONDS", SECONDS)
+    monkeypatch.setattr("gateway.record.CALL_SECONDS", SECONDS)
     secret_manager.add(SECRET, HOSTILE_KEY.encode())
     upstream.accept(HOSTILE_KEY)
     upstream.delay = 5.0

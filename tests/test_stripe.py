@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from console import audit
-from gateway.audit import Descriptor
+from gateway.sinks import Descriptor
 from gateway.stores.memory import Memory
 from policies.idempotency import LEASE
 from sandbox import faults
@@ -146,7 +146,7 @@ NOTHING_KEPT = ["error_409", "error_503", "html_502", "redirect_302", "retry_409
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call has little time, so that what never answers is soon given up."""
-    monkeypatch.setattr("gateway.audit.CALL_SECONDS", SECONDS)
+    monkeypatch.setattr("gateway.record.CALL_SECONDS", SECONDS)
     monkeypatch.setattr("gateway.upstreams.sending.LEAST_SECONDS", 0.1)
     faults.bomb()
 
@@ -321,7 +321,7 @@ def test_error_of_ours_after_the_send_is_settled_by_the_same_key(
     loaded = gate()
     created = (loaded.post().json or {})["id"]
     with monkeypatch.context() as fault:
-        fault.setattr("gateway.upstreams.sending.judge", broken)
+        fault.setattr("policies.outcomes.judge", broken)
         refused(loaded.post(Idempotency_Key="order-1"), 504, UNKNOWN)
         refused(loaded.post(), 424, UNKNOWN)
         refused(look(loaded, created), 502, "upstream-failed")

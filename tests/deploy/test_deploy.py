@@ -468,7 +468,7 @@ def test_the_function_goes_compiled_by_its_runtimes_python_and_by_content(house:
     stale = house / "gateway/__pycache__/gone.cpython-311.pyc"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    for name in ("main.py", "policies/model.py", "gateway/audit.py"):
+    for name in ("main.py", "policies/model.py", "gateway/chain.py"):
         (house / name).write_text("answer = 42\n")
     program(cloud.bin / "python3.14", f'exec {shlex.quote(sys.executable)} "$@"')
     run = deploy(house, *usual("--runtime=python314"), PATH=cloud.path)

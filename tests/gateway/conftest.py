@@ -1,17 +1,25 @@
-"""What the gateway's tests share: a clock that only moves when told to, and grants made the way calls make them."""
+"""What the gateway's tests share: a clock that only moves when told to, grants, and a record in memory."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
+
+from console.audit import verify
+from gateway.answering import answer_to
+from gateway.chain import Audit
+from gateway.record import Record
 from policies import document
 from policies.access import decide
 from policies.concealed import Concealed
-from policies.model import Call, Proof, Webhook
-from tests.conftest import CUSTOMER, KEY, policy
+from policies.model import Admission, Call, Outcome, Proof, Webhook
+from policies.outcomes import Reply
+from tests.conftest import CUSTOMER, KEY, TARGET, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,3 +103,68 @@ def at_once(threads: int, work: Callable[[int], T]) -> list[T]:
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(run, range(threads)))
+
+
+# ---------------------------------------------------------------- the record
+
+
+ADMISSION = Admission((), "0123456789abcdef", 0)
+
+
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"}, created="in_1", upstream_status=200)
+
+
+class Lines:
+    """A sink in memory, which can be told to fail."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.failing = False
+        self.tries = 0
+
+    def write(self, line: bytes) -> None:
+        self.tries += 1
+        if self.failing:
+            raise OSError("no space left")
+        self.lines.append(line.decode("ascii"))
+
+    def ours(self, *kinds: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = [json.loads(line)["countersign"] for line in self.lines]
+        return [entry for entry in entries if not kinds or entry["kind"] in kinds]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sink() -> Lines:
+    return Lines()
+
+
+@pytest.fixture
+def audit(sink: Lines, clock: Clock) -> Audit:
+    return Audit(sink, policy="p" * 64, clock=clock, monotonic=clock)
+
+
+def sent(audit: Audit, grant: Grant | None = None, reply: Reply = SUCCEEDED, **environ: str) -> Record:
+    """Record a call that is sent."""
+    grant = grant or granted()
+    with Record(audit, {"RAW_URI": TARGET, **environ}) as record:
+        record.caller, record.grant, record.admission = grant.caller, grant, ADMISSION
+        record.intent(ADMISSION)
+        record.answer = answer_to(reply, grant, record.audit_id)
+        record.close(reply, settled=True)
+    return record
+
+
+def refused(audit: Audit, refusal: Exception, **environ: str) -> Record:
+    with Record(audit, {"RAW_URI": TARGET, **environ}) as record:
+        raise refusal
+    return record
+
+
+def found(lines: list[str], *anchors: str) -> bool:
+    report = verify(lines, anchors)
+    return bool(report.faults or report.doubts)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.answering import respond
-from gateway.audit import Audit
+from gateway.answering import answer_to, respond
+from gateway.chain import Audit
+from gateway.record import Record
 from gateway.stores.memory import Memory
 from policies.model import Answer, Outcome
 from policies.outcomes import Reply
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.answering import Response
-    from gateway.audit import Record
     from sandbox.appgregator import Appgregator
     from tests.conftest import Function
 
@@ -41,16 +41,17 @@ def audit() -> Audit:
 def answered(audit: Audit, reply: Reply, limits: str = "30/minute") -> tuple[Record, Response]:
     """Take a call through a store and the record to its answer."""
     grant = granted(policy("http://127.0.0.1:9", limits=limits))
-    with audit.open({"RAW_URI": TARGET}) as record:
+    with Record(audit, {"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
         record.admission = Memory(Clock()).admit(grant)
         record.intent(record.admission)
-        record.close(reply, record.answer_to(reply), settled=True)
+        record.answer = answer_to(reply, grant, record.audit_id)
+        record.close(reply, settled=True)
     return record, respond(record)
 
 
 def refused(audit: Audit, refusal: Refusal) -> tuple[Record, Response]:
-    with audit.open({"RAW_URI": TARGET}) as record:
+    with Record(audit, {"RAW_URI": TARGET}) as record:
         raise refusal
     return record, respond(record)
 
@@ -79,9 +80,9 @@ def test_success_is_json_with_exactly_these_headers(audit: Audit) -> None:
 
 def test_audit_id_is_in_the_answer_only_where_the_policy_lists_it(audit: Audit) -> None:
     grant = granted(policy("http://127.0.0.1:9", response="id"))
-    with audit.open({"RAW_URI": TARGET}) as record:
+    with Record(audit, {"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
-        answer = record.answer_to(SUCCEEDED)
+        answer = answer_to(SUCCEEDED, grant, record.audit_id)
     assert "audit_id" not in json.loads(answer.body)
 
 
@@ -126,7 +127,7 @@ def test_every_limit_stands_in_the_headers(audit: Audit) -> None:
 def test_refusal_by_a_limit_shows_how_the_limits_stand(audit: Audit) -> None:
     store, grant = Memory(Clock()), granted(policy("http://127.0.0.1:9", limits="1/minute"))
     store.admit(grant)
-    with audit.open({"RAW_URI": TARGET}) as record:
+    with Record(audit, {"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
         store.admit(grant)
     response = respond(record)
@@ -141,6 +142,14 @@ def test_refusal_before_the_store_shows_no_limits(audit: Audit) -> None:
     assert "RateLimit-Policy" not in response.headers
 
 
+def test_refusal_that_comes_after_an_answer_was_made_is_what_is_told(audit: Audit) -> None:
+    with Record(audit, {"RAW_URI": TARGET}) as record:
+        record.answer = Answer(200, b'{"id":"in_1"}')
+        raise PathUnknown
+    response = respond(record)
+    assert (response.status, json.loads(response.body)["reason"]) == (404, "path-unknown")
+
+
 def test_lone_surrogate_does_not_break_an_answer(audit: Audit) -> None:
     """JSON can name half a character, which has no UTF-8."""
     _, response = answered(audit, Reply(Outcome.SUCCEEDED, answer={"description": "a\ud83db"}))
@@ -151,7 +160,7 @@ def test_lone_surrogate_does_not_break_an_answer(audit: Audit) -> None:
 
 def test_answer_is_passed_on_byte_for_byte(audit: Audit) -> None:
     body = '{"kept":  "as it was, é"}'.encode()
-    with audit.open({"RAW_URI": TARGET}) as record:
+    with Record(audit, {"RAW_URI": TARGET}) as record:
         record.answer = Answer(402, body)
     response = respond(record)
     assert (response.body, response.headers["Content-Length"]) == (body, str(len(body)))

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from console.audit import verify
-from gateway.audit import Audit
+from gateway.chain import Audit
 from gateway.policies import (
     CHECK_SECONDS,
     MAX_DOCUMENT,
@@ -35,8 +35,7 @@ from policies import compiled, document
 from policies.model import DocumentError, Proof
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.conftest import KEY, OTHER_KEY, TARGET, policy, sha256
-from tests.gateway.conftest import at_once
-from tests.gateway.test_audit import Lines
+from tests.gateway.conftest import Lines, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable

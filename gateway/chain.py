@@ -1,0 +1,231 @@
+"""The record of one process: a chain of lines, each of which carries the hash of the one before it.
+
+Lines are JSON in Cloud Logging's structure; what is ours stands under ``countersign``. ``prev`` is the hash of the line
+before, ``hash`` the line's own: SHA-256 of its canonical JSON without ``hash`` and ``audit_id``. The audit id that a
+caller gets is made of the hash of the call's first line, so it proves that this line and all lines before it are
+unchanged. Each process writes one chain, which begins with a ``start`` line; ``console.audit`` verifies an export.
+
+Refusals past ten a second with one reason are counted, not written, so that nobody can flood the record.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from policies.idempotency import SHORT
+from policies.refusals import RecordUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gateway.sinks import Sink
+
+#: Refusals of one reason that are written in any one second.
+FLOOD: Final = 10
+#: What is said of a policy document is cut here: it may quote names of any length.
+MAX_PROBLEM: Final = 400
+
+GENESIS: Final = "0" * 64
+_HASHED_APART: Final = ("hash", "audit_id")
+#: How keys begin: ours, a webhook's, Stripe's.
+_PASTED_KEY = re.compile(r"\b(?:csk|whsec|sk|rk)_[^\s,:]+")
+
+_SORTED = msgspec.json.Encoder(order="sorted")
+#: Most lines carry one of a few messages.
+_quoted = lru_cache(1024)(json.dumps)
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes that are hashed: JSON with sorted keys, no spaces, ASCII."""
+    try:
+        text = _SORTED.encode(content)
+    except (UnicodeEncodeError, OverflowError):  # only a forged line, while it is verified, holds such a value
+        text = b"\xff"
+    if text.isascii():
+        return text
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def line_hash(content: Mapping[str, Any]) -> str:
+    """Return the hash that a line must carry."""
+    return hashlib.sha256(canonical({k: v for k, v in content.items() if k not in _HASHED_APART})).hexdigest()
+
+
+def audit_id_of(instance: str, digest: str) -> str:
+    """Return the audit id of a call whose first line has this hash."""
+    return f"{instance}-{digest[:24]}"
+
+
+@dataclass(slots=True)
+class _Chain:
+    """The state of one process's chain."""
+
+    pid: int = field(default_factory=os.getpid)
+    instance: str = field(default_factory=lambda: os.urandom(6).hex())
+    sequence: int = 0
+    head: str = GENESIS
+    #: The second of ``written``, and how many refusals of each reason were written in it.
+    second: int = -1
+    written: Counter[str] = field(default_factory=Counter)
+    #: How many refusals of each reason were counted and are not reported yet.
+    counted: Counter[str] = field(default_factory=Counter)
+
+
+class Audit:
+    """Writes the record of this process."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        policy: str,
+        project: str | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``policy`` is the digest of the document in force; ``project`` the Google Cloud project that keeps traces."""
+        self._sink, self._policy = sink, policy
+        self.clock, self.monotonic = clock, monotonic
+        self.trace_prefix = f"projects/{project}/traces/" if project else ""
+        self._key = os.urandom(32)
+        self._second, self._second_written = -1, ""
+        self._lock = threading.Lock()
+        self._chain = _Chain()
+
+    @property
+    def instance(self) -> str:
+        """The name of this process's chain, with which its audit ids begin."""
+        return self._chain.instance
+
+    def write(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
+        """Write one line and return the call's audit id. ``extra`` is JSON members for beside ours, or empty.
+
+        Raises :class:`RecordUnavailable` if the line is not out.
+        """
+        with self._lock:
+            if self._begun().counted:
+                self._next_second()
+            return self._line(kind, content, severity, message, extra)
+
+    def refuse(self, content: dict[str, Any], reason: str, severity: str, message: str, extra: str) -> str | None:
+        """Write a refusal and return its audit id, or count it past :data:`FLOOD` and return None."""
+        with self._lock:
+            chain = self._begun()
+            self._next_second()
+            if chain.written[reason] >= FLOOD:
+                chain.counted[reason] += 1
+                return None
+            chain.written[reason] += 1
+            return self._line("refusal", content, severity, message, extra)
+
+    def policy_taken(self, digest: str) -> None:
+        """Put on record that another policy document is in force from here on."""
+        self._policy_line({"result": "taken", "policy": digest}, "NOTICE", f"policy taken {digest[:SHORT]}")
+        self._policy = digest
+
+    def policy_refused(self, kept: str, problem: str, *, document: str | None = None) -> None:
+        """Put on record why what ``POLICY`` names changed nothing: ``kept`` is still in force.
+
+        ``problem`` may quote the document, in which somebody may have pasted a key by mistake. ``document`` is the
+        digest of what was read, None if nothing could be.
+        """
+        problem = _PASTED_KEY.sub("[redacted]", problem)[:MAX_PROBLEM]
+        content = {"result": "unread", "policy": kept, "problem": problem}
+        if document is not None:
+            content |= {"result": "refused", "document": document}
+        self._policy_line(content, "ERROR", f"policy {content['result']}: {problem}")
+
+    def _policy_line(self, content: dict[str, Any], severity: str, message: str) -> None:
+        try:
+            self.write("policy", content, severity, message)
+        except RecordUnavailable as error:  # a revoked key must not stay valid because the log is full
+            alert(f"{message}; this could not be recorded: {error.note}")
+
+    def keyed_digest(self, value: str) -> str:
+        """Return a digest that tells equal values of this process's record apart, and says nothing else of them."""
+        return hashlib.blake2b(value.encode(), key=self._key, digest_size=12).hexdigest()
+
+    def close(self) -> None:
+        """Report what was counted and end the chain with a ``stop`` line, so that a later cut is seen."""
+        with self._lock:
+            if self._chain.pid != os.getpid() or not self._chain.sequence:
+                return
+            self._report()
+            with suppress(RecordUnavailable):
+                self._line("stop", {}, "INFO", "the record of this instance ends here")
+                self._chain = _Chain()
+
+    def _begun(self) -> _Chain:
+        """Return this process's chain, whose ``start`` line is out."""
+        chain = self._chain
+        if chain.pid != os.getpid():  # after a fork: two processes must not continue one chain
+            chain = self._chain = _Chain()
+        if not chain.sequence:
+            self._line("start", {"policy": self._policy}, "INFO", "the record of this instance begins here")
+            atexit.register(self.close)
+        return chain
+
+    def _next_second(self) -> None:
+        """Once a second, report what was counted before it and count anew."""
+        second = int(self.monotonic())
+        if second != self._chain.second:
+            self._chain.second = second
+            self._chain.written.clear()
+            self._report()
+
+    def _report(self) -> None:
+        counted = self._chain.counted
+        with suppress(RecordUnavailable):  # what is left is reported later
+            for reason, count in list(counted.items()):
+                content = {"reason": reason, "count": count}
+                self._line("refusals", content, "WARNING", f"{count} more refusals: {reason}")
+                del counted[reason]
+
+    def _timestamp(self, now: float) -> str:
+        """Format unix seconds as RFC 3339. All but the fraction is kept for a second."""
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_written = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._second_written}.{int((now - second) * 1e6):06d}Z"
+
+    def _line(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
+        chain, now = self._chain, self._timestamp(self.clock())
+        place = {"kind": kind, "instance": chain.instance, "sequence": chain.sequence, "prev": chain.head, "time": now}
+        body = canonical(content | place)
+        digest = hashlib.sha256(body).hexdigest()
+        audit_id = audit_id_of(chain.instance, content.get("intent") or digest)
+        line = (
+            f'{{"severity":"{severity}","time":"{now}","message":{_quoted(message)}{extra},'
+            f'"countersign":{body[:-1].decode("ascii")},"hash":"{digest}","audit_id":"{audit_id}"}}}}\n'
+        )
+        try:
+            self._sink.write(line.encode("ascii"))
+        except (OSError, ValueError) as error:
+            raise RecordUnavailable(note=type(error).__name__, retry_after=1) from None
+        chain.sequence += 1
+        chain.head = digest
+        return audit_id
+
+
+def alert(message: str) -> None:
+    """Say on standard error, as a last resort, that the record could not be kept."""
+    line = json.dumps({"severity": "ALERT", "message": f"countersign: {message}"})
+    with suppress(OSError, ValueError):
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()

@@ -1,0 +1,89 @@
+"""Where the record's lines go: standard output, or a file."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import stat
+from typing import Final, Protocol
+
+#: A log that takes nothing for so long is down, and the call is refused.
+WRITE_SECONDS: Final = 0.5
+
+
+class Sink(Protocol):
+    """Takes whole lines."""
+
+    def write(self, line: bytes) -> None:
+        """Write one line. Raises OSError if it is not written."""
+
+
+#: The C library's write(2), called while holding the GIL: lines are written one at a time, and releasing the GIL for
+#: these few microseconds would only let other threads run into the lock.
+_C: Final = ctypes.PyDLL(None, use_errno=True)
+_write = _C.write
+_write.argtypes, _write.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t), ctypes.c_ssize_t
+
+
+class Descriptor:
+    """Standard output, or any open file. Unbuffered, so that a line is out when the call goes on."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._torn = self._stuck = False
+        self._ready = select.poll()
+        self._ready.register(descriptor, select.POLLOUT)
+        self._pipe = _non_blocking(descriptor)
+
+    def write(self, line: bytes) -> None:
+        """See :class:`Sink`. A truncated line is ended before the next one, which stays readable."""
+        if self._torn:
+            line = b"\n" + line
+        while line:
+            written = self._write(line) if self._pipe is None else _write(self._pipe, line, len(line))
+            if written < 0:
+                self._wait(ctypes.get_errno())
+                continue
+            self._stuck = False
+            line = line[written:]
+            self._torn = line != b""
+
+    def _write(self, line: bytes) -> int:
+        """Write a part of the line. A non-pipe may block, so this path releases the GIL."""
+        if not self._ready.poll(0):
+            self._wait(errno.EAGAIN)
+        # A pipe that is ready takes this much without blocking.
+        return os.write(self._descriptor, line[: select.PIPE_BUF])
+
+    def _wait(self, reason: int) -> None:
+        if reason not in {errno.EAGAIN, errno.EINTR}:
+            raise OSError(reason, "the record cannot be written")
+        # If the log is stuck, only the first writer waits; the rest fail at once.
+        if self._stuck or not self._ready.poll(WRITE_SECONDS * 1000):
+            self._stuck = True
+            raise TimeoutError("the log takes nothing")
+
+
+def _non_blocking(descriptor: int) -> int | None:
+    """Reopen the pipe non-blocking on its own file description. Return None if fd is not a pipe.
+
+    Standard output is a pipe on the platform. Its other writers keep their blocking file description.
+    """
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # no /proc, or a pipe without a reader
+        return None
+
+
+def standard_output() -> Sink:
+    """Return the sink of ``AUDIT=stdout``."""
+    return Descriptor(1)
+
+
+def to_file(path: str) -> Sink:
+    """Return the sink of ``AUDIT=file:PATH``, appended to and readable by its owner alone. Raises OSError."""
+    return Descriptor(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
