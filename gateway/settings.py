@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.audit import Audit, standard_output, to_file
-from gateway.google import CERTIFICATES, Certificates, Google
+from gateway.certificates import CERTIFICATES, Certificates
+from gateway.google import Google
 from gateway.identity import Identity
-from gateway.policies import Policies, SourceError, digest_of, judge, source_of
+from gateway.reloading import Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
@@ -22,7 +23,7 @@ from policies.model import DocumentError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.policies import Source
+    from gateway.reloading import Source
     from gateway.stores import Ledger, Store
     from gateway.stores.firestore import Firestore
     from gateway.stores.redis import Redis
@@ -89,9 +90,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         policies=Policies(
             source, judged, first, digest=digest_of(data), read_at=began, audit=audit, clock=time.monotonic
         ),
-        identity=Identity(
-            _google(environ, audiences, prepare=bool(first.google)), Webhooks(secrets, time.monotonic), behind_iam=iam
-        ),
+        identity=Identity(_google(environ, audiences, prepare=bool(first.google)), Webhooks(secrets), behind_iam=iam),
         secrets=secrets,
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
