@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from console import audit, keys, ledger
-from gateway.policies import read
+from gateway.reloading import read
 from policies import compiled
 from policies.model import DocumentError
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from console import rewriting
-from gateway.policies import PROMISED_SECONDS, VERSION
+from gateway.reloading import PROMISED_SECONDS, VERSION
 from policies import compiled, document
 from policies.model import NAME, DocumentError, Proof
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from gateway.forks import PerProcess
 from policies.idempotency import SHORT
 from policies.refusals import RecordUnavailable
 
@@ -75,7 +76,6 @@ def audit_id_of(instance: str, digest: str) -> str:
 class _Chain:
     """The state of one process's chain."""
 
-    pid: int = field(default_factory=os.getpid)
     instance: str = field(default_factory=lambda: os.urandom(6).hex())
     sequence: int = 0
     head: str = GENESIS
@@ -105,12 +105,12 @@ class Audit:
         self._key = os.urandom(32)
         self._second, self._second_written = -1, ""
         self._lock = threading.Lock()
-        self._chain = _Chain()
+        self._chain = PerProcess(_Chain)  # two processes must not continue one chain
 
     @property
     def instance(self) -> str:
         """The name of this process's chain, with which its audit ids begin."""
-        return self._chain.instance
+        return self._chain.get().instance
 
     def write(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
         """Write one line and return the call's audit id. ``extra`` is JSON members for beside ours, or empty.
@@ -118,20 +118,21 @@ class Audit:
         Raises :class:`RecordUnavailable` if the line is not out.
         """
         with self._lock:
-            if self._begun().counted:
-                self._next_second()
-            return self._line(kind, content, severity, message, extra)
+            chain = self._begun()
+            if chain.counted:
+                self._next_second(chain)
+            return self._line(chain, kind, content, severity, message, extra)
 
     def refuse(self, content: dict[str, Any], reason: str, severity: str, message: str, extra: str) -> str | None:
         """Write a refusal and return its audit id, or count it past :data:`FLOOD` and return None."""
         with self._lock:
             chain = self._begun()
-            self._next_second()
+            self._next_second(chain)
             if chain.written[reason] >= FLOOD:
                 chain.counted[reason] += 1
                 return None
             chain.written[reason] += 1
-            return self._line("refusal", content, severity, message, extra)
+            return self._line(chain, "refusal", content, severity, message, extra)
 
     def policy_taken(self, digest: str) -> None:
         """Put on record that another policy document is in force from here on."""
@@ -163,37 +164,36 @@ class Audit:
     def close(self) -> None:
         """Report what was counted and end the chain with a ``stop`` line, so that a later cut is seen."""
         with self._lock:
-            if self._chain.pid != os.getpid() or not self._chain.sequence:
+            chain = self._chain.made()
+            if chain is None or not chain.sequence:
                 return
-            self._report()
+            self._report(chain)
             with suppress(RecordUnavailable):
-                self._line("stop", {}, "INFO", "the record of this instance ends here")
-                self._chain = _Chain()
+                self._line(chain, "stop", {}, "INFO", "the record of this instance ends here")
+                self._chain.drop()
 
     def _begun(self) -> _Chain:
         """Return this process's chain, whose ``start`` line is out."""
-        chain = self._chain
-        if chain.pid != os.getpid():  # after a fork: two processes must not continue one chain
-            chain = self._chain = _Chain()
+        chain = self._chain.get()
         if not chain.sequence:
-            self._line("start", {"policy": self._policy}, "INFO", "the record of this instance begins here")
+            self._line(chain, "start", {"policy": self._policy}, "INFO", "the record of this instance begins here")
             atexit.register(self.close)
         return chain
 
-    def _next_second(self) -> None:
+    def _next_second(self, chain: _Chain) -> None:
         """Once a second, report what was counted before it and count anew."""
         second = int(self.monotonic())
-        if second != self._chain.second:
-            self._chain.second = second
-            self._chain.written.clear()
-            self._report()
+        if second != chain.second:
+            chain.second = second
+            chain.written.clear()
+            self._report(chain)
 
-    def _report(self) -> None:
-        counted = self._chain.counted
+    def _report(self, chain: _Chain) -> None:
+        counted = chain.counted
         with suppress(RecordUnavailable):  # what is left is reported later
             for reason, count in list(counted.items()):
                 content = {"reason": reason, "count": count}
-                self._line("refusals", content, "WARNING", f"{count} more refusals: {reason}")
+                self._line(chain, "refusals", content, "WARNING", f"{count} more refusals: {reason}")
                 del counted[reason]
 
     def _timestamp(self, now: float) -> str:
@@ -204,8 +204,10 @@ class Audit:
             self._second_written = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         return f"{self._second_written}.{int((now - second) * 1e6):06d}Z"
 
-    def _line(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
-        chain, now = self._chain, self._timestamp(self.clock())
+    def _line(  # noqa: PLR0913, PLR0917 - a line has its parts
+        self, chain: _Chain, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = ""
+    ) -> str:
+        now = self._timestamp(self.clock())
         place = {"kind": kind, "instance": chain.instance, "sequence": chain.sequence, "prev": chain.head, "time": now}
         body = canonical(content | place)
         digest = hashlib.sha256(body).hexdigest()

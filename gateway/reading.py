@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
+from gateway.forks import PerProcess
 from policies.concealed import Concealed
 from policies.model import NAME, Call, Webhook
 from policies.operations import OPERATIONS
@@ -249,23 +250,23 @@ class _Watch:
     def __init__(self, seconds: float, tick: float) -> None:
         self._seconds, self._tick = seconds, tick
         self._waiting: dict[int, tuple[float, socket.socket]] = {}
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = PerProcess(self._start)
 
     def over(self, sock: socket.socket) -> int:
         """Watch the body that ``sock`` is about to bring; return what :meth:`done` takes."""
         token = threading.get_ident()
         self._waiting[token] = (time.monotonic() + self._seconds, sock)
-        if self._thread is None or not self._thread.is_alive():  # also after a fork, which threads do not survive
-            with self._lock:
-                if self._thread is None or not self._thread.is_alive():
-                    self._thread = threading.Thread(target=self._run, name="body-watch", daemon=True)
-                    self._thread.start()
+        self._thread.get()
         return token
 
     def done(self, token: int) -> bool:
         """Stop watching. Return whether the body was overdue and the socket closed to it."""
         return self._waiting.pop(token, None) is None
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="body-watch", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
         while True:

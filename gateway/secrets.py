@@ -8,23 +8,23 @@ A version that is disabled, destroyed or no longer ours to read is not "down": i
 from __future__ import annotations
 
 import base64
-import os
 import re
-import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
 import msgspec
-from cachetools import TTLCache
 
+from gateway.edges import meaning
+from gateway.forks import PerProcess
+from gateway.kept import DownError, GoneError, Kept, Lifetime
 from policies.concealed import Concealed
 from policies.refusals import SecretUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from policies.model import Grant
 
@@ -33,9 +33,10 @@ FRESH_SECONDS: Final = 60.0
 #: How long the last good key is used while Secret Manager cannot be reached: longer than its outages have been,
 #: shorter than a working day in which somebody believes that a key is no longer in use.
 LAST_GOOD_SECONDS: Final = 3600.0
-#: After a failed read, and after a renewal that brought nothing new, the next one waits so long.
+#: No read for so long after a failed one, or after a renewal that brought nothing new: strangers can cause reads by
+#: sending webhooks.
 PAUSE_SECONDS: Final = 5.0
-#: Whatever is shorter is no key, and would be found in innocent text when answers are searched for it.
+#: Shorter values are not keys, and redacting them would corrupt normal text.
 MIN_LENGTH: Final = 8
 MAX_LENGTH: Final = 4096
 
@@ -49,14 +50,6 @@ _JSON: Final = msgspec.json.Encoder()
 _VALUE = re.compile(rf"[!-~]{{{MIN_LENGTH},{MAX_LENGTH}}}")
 
 
-class SecretGoneError(Exception):
-    """There is no such secret for us: absent, disabled, destroyed, or not ours to read."""
-
-
-class SecretDownError(Exception):
-    """It could not be read just now."""
-
-
 @dataclass(frozen=True, slots=True)
 class Secret:
     """The upstream's key, and where it came from."""
@@ -68,14 +61,14 @@ class Secret:
 
     @classmethod
     def of(cls, name: str, version: str, data: bytes) -> Secret:
-        """Make a secret of what was read. Raises :class:`SecretGoneError` for bytes that cannot be a key."""
+        """Make a secret of what was read. Raises :class:`GoneError` for bytes that cannot be a key."""
         try:
             # A line break at the end comes from `echo KEY | gcloud secrets create`, and is not part of any key.
             value = data.decode("ascii").rstrip("\r\n")
         except UnicodeDecodeError:
             value = ""
         if not _VALUE.fullmatch(value):
-            raise SecretGoneError(
+            raise GoneError(
                 f"the value is not a key: {MIN_LENGTH} to {MAX_LENGTH} printable ASCII characters without a space"
             )
         return cls(name, version, Concealed(value), Concealed(_encodings(value)))
@@ -132,7 +125,7 @@ class Source(Protocol):
     """Where secrets are read."""
 
     def read(self, name: str) -> Secret:
-        """Read ``name``. Raises :class:`SecretGoneError` or :class:`SecretDownError`."""
+        """Read ``name``. Raises :class:`GoneError` or :class:`DownError`."""
 
 
 class Mounted:
@@ -145,9 +138,9 @@ class Mounted:
             with path.open("rb") as file:
                 data = file.read(MAX_LENGTH + 3)
         except FileNotFoundError:
-            raise SecretGoneError("the file does not exist") from None
+            raise GoneError("the file does not exist") from None
         except OSError as error:
-            raise SecretDownError(type(error).__name__) from None
+            raise DownError(type(error).__name__) from None
         return Secret.of(name, "mounted", data)
 
 
@@ -164,9 +157,7 @@ class SecretManager:
 
     def __init__(self, endpoint: str | None = None) -> None:
         self._endpoint = endpoint
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._pid = 0
+        self._client: PerProcess[Any] = PerProcess(self._connect)
 
     @staticmethod
     def prepare() -> None:
@@ -185,65 +176,67 @@ class SecretManager:
 
     def close(self) -> None:
         """Leave no connection open, as gunicorn's worker must not inherit one when it is forked."""
-        with self._lock:
-            if self._client is not None:
-                self._client.transport.close()
-            self._client = None
+        client = self._client.drop()
+        if client is not None:
+            client.transport.close()
 
     def _access(self, name: str) -> tuple[str, bytes]:
         """Return a version's own number and its payload, which is checked against its checksum."""
         import google_crc32c  # noqa: PLC0415 - heavy, and only needed with Secret Manager
-        from google.api_core import exceptions  # noqa: PLC0415
         from google.api_core.retry import Retry  # noqa: PLC0415
-        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
-        gone = (
-            exceptions.NotFound,
-            exceptions.PermissionDenied,
-            exceptions.FailedPrecondition,
-            exceptions.InvalidArgument,
-        )
         try:
-            response = self._connected().access_secret_version(
+            response = self._client.get().access_secret_version(
                 name=name, timeout=self.ATTEMPT, retry=Retry(initial=0.1, maximum=0.5, timeout=self.TOTAL)
             )
-        except gone as error:
-            raise SecretGoneError(type(error).__name__) from None
-        except (exceptions.GoogleAPIError, GoogleAuthError) as error:
-            raise SecretDownError(type(error).__name__) from None
+        except Exception as error:  # noqa: BLE001 - what is foreseen is in the table, and all else is down as well
+            raise (meaning(meanings(), error) or DownError)(type(error).__name__) from None
         data: bytes = response.payload.data
         if "data_crc32c" not in response.payload or response.payload.data_crc32c != google_crc32c.value(data):
-            raise SecretDownError("the checksum does not match")
+            raise DownError("the checksum does not match")
         return response.name.rpartition("/")[2], data
 
-    def _connected(self) -> Any:
-        with self._lock:
-            if self._client is None or self._pid != os.getpid():
-                from google.cloud.secretmanager_v1 import SecretManagerServiceClient  # noqa: PLC0415
+    def _connect(self) -> Any:
+        from google.cloud.secretmanager_v1 import SecretManagerServiceClient  # noqa: PLC0415
 
-                transport: Any = None
-                if self._endpoint is not None:
-                    import grpc  # noqa: PLC0415
-                    from google.cloud.secretmanager_v1.services.secret_manager_service.transports import (  # noqa: PLC0415
-                        SecretManagerServiceGrpcTransport,
-                    )
+        transport: Any = None
+        if self._endpoint is not None:
+            import grpc  # noqa: PLC0415
+            from google.cloud.secretmanager_v1.services.secret_manager_service.transports import (  # noqa: PLC0415
+                SecretManagerServiceGrpcTransport,
+            )
 
-                    transport = SecretManagerServiceGrpcTransport(channel=grpc.insecure_channel(self._endpoint))
-                self._client = SecretManagerServiceClient(transport=transport)
-                self._pid = os.getpid()
-            return self._client
+            transport = SecretManagerServiceGrpcTransport(channel=grpc.insecure_channel(self._endpoint))
+        return SecretManagerServiceClient(transport=transport)
+
+
+@cache
+def meanings() -> Mapping[type[BaseException], type[DownError]]:
+    """Return what each exception of Google's client means: no such secret for us, or not readable just now."""
+    import grpc  # noqa: PLC0415 - heavy, and only needed with Secret Manager
+    from google.api_core import exceptions  # noqa: PLC0415
+    from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
+
+    return {
+        exceptions.NotFound: GoneError,
+        exceptions.PermissionDenied: GoneError,
+        exceptions.FailedPrecondition: GoneError,  # disabled or destroyed
+        exceptions.InvalidArgument: GoneError,
+        exceptions.GoogleAPIError: DownError,
+        GoogleAuthError: DownError,
+        grpc.RpcError: DownError,
+        grpc.FutureTimeoutError: DownError,
+        grpc.FutureCancelledError: DownError,
+    }
 
 
 class Secrets:
     """The keys in hand."""
 
-    def __init__(self, *, manager: Source, mounted: Source, clock: Callable[[], float], most: int = 1024) -> None:
-        self._manager, self._mounted, self._clock = manager, mounted, clock
-        self._lock = threading.Lock()
-        self._fresh: TTLCache[str, Secret] = TTLCache(most, FRESH_SECONDS, timer=clock)
-        self._last_good: TTLCache[str, Secret] = TTLCache(most, LAST_GOOD_SECONDS, timer=clock)
-        self._paused: TTLCache[str, bool] = TTLCache(most, PAUSE_SECONDS, timer=clock)
-        self._reading: dict[str, Future[Secret]] = {}
+    def __init__(self, *, manager: Source, mounted: Source, clock: Callable[[], float]) -> None:
+        self._manager, self._mounted = manager, mounted
+        lifetime = Lifetime(renew=FRESH_SECONDS, stale=FRESH_SECONDS, good=LAST_GOOD_SECONDS)
+        self._kept = Kept(self._read, lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock)
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
@@ -251,70 +244,22 @@ class Secrets:
 
     def named(self, name: str, deadline: float) -> Secret:
         """Return the secret that lies at ``name``. Raises :class:`SecretUnavailable`."""
-        with self._lock:
-            try:
-                return self._fresh[name]  # a fifth of what TTLCache.get takes
-            except KeyError:
-                kept = self._last_good.get(name)
-            if kept is not None and name in self._paused:
-                return kept
         try:
-            return self._read_once(name, deadline)
-        except SecretDownError as error:
-            with self._lock:
-                kept = self._last_good.get(name)
-                self._paused[name] = True
-            if kept is not None:
-                return kept
-            raise SecretUnavailable(note=str(error), retry_after=5) from None
-        except SecretGoneError as error:
+            return self._kept.get(name, deadline)
+        except GoneError as error:
             raise SecretUnavailable(note=str(error)) from None
+        except DownError as error:
+            raise SecretUnavailable(note=str(error), retry_after=int(PAUSE_SECONDS)) from None
 
     def renew(self, refused: Secret, deadline: float) -> Secret | None:
         """Drop a key that the upstream refused and return one that differs, or None where there is none."""
-        name = refused.name
-        with self._lock:
-            current = self._fresh.get(name)
-            if current is not None and current.value != refused.value:
-                return current  # another call has renewed it meanwhile
-            self._fresh.pop(name, None)
-            if name in self._paused:
-                return None
+        self._kept.drop(refused.name, refused)
         try:
-            secret = self._read_once(name, deadline)
-        except (SecretDownError, SecretGoneError):
+            secret = self._kept.renew(refused.name, refused, deadline)
+        except DownError:
             return None
-        if secret.value != refused.value:
-            return secret
-        with self._lock:
-            self._paused[name] = True  # so that a refused key does not cost a read a call
-        return None
+        return secret if secret.value != refused.value else None  # another version may hold the same key
 
-    def _read_once(self, name: str, deadline: float) -> Secret:
-        """Read ``name``, or wait for whoever is reading it; those who wait share a failure, and nobody else does."""
-        with self._lock:
-            running = self._reading.get(name)
-            if running is None:
-                mine = self._reading[name] = Future()
-        if running is not None:
-            try:
-                return running.result(timeout=max(0.0, deadline - self._clock()))
-            except TimeoutError:
-                raise SecretDownError("another call's read took too long") from None
-        try:
-            source = self._mounted if name.startswith("file:") else self._manager
-            secret = source.read(name)
-        except BaseException as error:
-            with self._lock:
-                del self._reading[name]
-                if isinstance(error, SecretGoneError):
-                    self._fresh.pop(name, None)
-                    self._last_good.pop(name, None)
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._reading[name]
-            self._fresh[name] = self._last_good[name] = secret
-            self._paused.pop(name, None)
-        mine.set_result(secret)
-        return secret
+    def _read(self, name: str, _deadline: float) -> Secret:
+        source = self._mounted if name.startswith("file:") else self._manager
+        return source.read(name)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
-from gateway.google import CERTIFICATES, Certificates, Google
+from gateway.google import Google
 from gateway.identity import Identity
-from gateway.policies import Policies, SourceError, digest_of, judge, source_of
+from gateway.reloading import Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
 from gateway.stores.memory import Memory
@@ -23,7 +24,7 @@ from policies.model import DocumentError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.policies import Source
+    from gateway.reloading import Source
     from gateway.stores import Ledger, Store
     from gateway.stores.firestore import Firestore
     from gateway.stores.redis import Redis
@@ -91,9 +92,7 @@ def load(environ: Mapping[str, str]) -> Gate:
             source, judged, first, digest=digest_of(data), read_at=began, audit=audit, clock=time.monotonic
         ),
         identity=Identity(
-            _google(environ, audiences, prepare="google" in first.kinds),
-            Webhooks(secrets, time.monotonic),
-            behind_iam=iam,
+            _google(environ, audiences, prepare="google" in first.kinds), Webhooks(secrets), behind_iam=iam
         ),
         secrets=secrets,
         store=store,

@@ -12,10 +12,11 @@ import binascii
 import re
 from typing import TYPE_CHECKING, Final
 
+from gateway.secrets import PAUSE_SECONDS
 from policies.refusals import IdentityUnavailable, SecretUnavailable, WebhookNotVerified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from gateway.secrets import Secret, Secrets
     from policies.model import Proof, Webhook
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 TOLERANCE_SECONDS: Final = 300
 #: Signatures in one header: one for each secret that the sender is rotating.
 MAX_SIGNATURES: Final = 8
-#: After a secret could not be read, the next webhook does not try for so long: strangers can send them.
-PAUSE_SECONDS: Final = 5.0
 #: What the specification says a secret is, in bytes.
 SECRET_BYTES: Final = range(24, 65)
 
@@ -41,9 +40,8 @@ _SECRET = re.compile(r"whsec_([A-Za-z0-9+/]+)={0,2}")
 class Webhooks:
     """Says whose secret has signed a webhook."""
 
-    def __init__(self, secrets: Secrets, clock: Callable[[], float]) -> None:
-        self._secrets, self._clock = secrets, clock
-        self._again: dict[str, float] = {}
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
 
     def signer(self, proofs: Iterable[Proof], webhook: Webhook, body: bytes, now: float, deadline: float) -> Proof:
         """Return the proof whose secret has signed. Each says where its secret lies.
@@ -64,15 +62,12 @@ class Webhooks:
         raise unread or WebhookNotVerified(note="no secret of a caller of this connection has signed it")
 
     def _secret(self, name: str, deadline: float) -> Secret:
-        if self._clock() < self._again.get(name, float("-inf")):
-            raise IdentityUnavailable(note=f"{name} could not be read a moment ago", retry_after=int(PAUSE_SECONDS))
         try:
             secret = self._secrets.named(name, deadline)
             problem = None if usable(secret.value.reveal()) else "it is not whsec_ and the base64 of 24 to 64 bytes"
         except SecretUnavailable as refusal:
             problem = refusal.note
         if problem is not None:
-            self._again[name] = self._clock() + PAUSE_SECONDS
             raise IdentityUnavailable(note=f"{name}: {problem}", retry_after=int(PAUSE_SECONDS))
         return secret
 

@@ -523,8 +523,12 @@ def test_last_good_key_serves_while_secret_manager_is_down(
 
 
 def test_secret_manager_that_was_never_up_means_that_nothing_is_sent(
-    function: Callable[..., Function], upstream: Appgregator, secret_manager: SecretManager
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    secret_manager: SecretManager,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("gateway.secrets.PAUSE_SECONDS", 1.0)
     secret_manager.down()
     gate = function(policy(upstream.origin, limits="1/minute"))
     response = gate.post(Idempotency_Key="a")
@@ -532,6 +536,7 @@ def test_secret_manager_that_was_never_up_means_that_nothing_is_sent(
     assert int(response.headers["Retry-After"]) >= 1
     assert not upstream.calls
     secret_manager.up()
+    time.sleep(int(response.headers["Retry-After"]))
     assert gate.post(Idempotency_Key="a").status_code == 200  # nothing was used up, and it is asked again
 
 

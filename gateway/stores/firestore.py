@@ -32,6 +32,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import Document, Precondition, Value, Write
 from msgspec.structs import asdict, replace
 
+from gateway.forks import PerProcess
 from policies import idempotency
 from policies.idempotency import Entry, Held, State, Verdict
 from policies.model import Admission, Answer, Outcome
@@ -166,8 +167,7 @@ class Firestore:
         self._database = f"projects/{project}/databases/{database or '(default)'}"
         self._clock, self._seconds = clock, seconds
         self._lock = threading.Lock()
-        self._client: Any = None
-        self._pid = 0
+        self._client = PerProcess(_connect)
         self._turns: dict[tuple[str, tuple[Limit, ...]], threading.Semaphore] = {}
 
     def admit(self, grant: Grant) -> Admission:
@@ -401,17 +401,16 @@ class Firestore:
         return seconds
 
     def _connected(self) -> Any:
-        """Return a client of this process: gunicorn forks after the function is loaded, and connections do not fork."""
-        with self._lock:
-            if self._client is None or self._pid != os.getpid():
-                emulator = os.environ.get(EMULATOR)
-                if emulator:
-                    channel = grpc.insecure_channel(emulator, options=_OPTIONS)
-                else:
-                    channel = FirestoreGrpcTransport.create_channel(options=_OPTIONS)
-                self._client = FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
-                self._pid = os.getpid()
-            return self._client
+        return self._client.get()
+
+
+def _connect() -> Any:
+    emulator = os.environ.get(EMULATOR)
+    if emulator:
+        channel = grpc.insecure_channel(emulator, options=_OPTIONS)
+    else:
+        channel = FirestoreGrpcTransport.create_channel(options=_OPTIONS)
+    return FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
 
 
 # ---------------------------------------------------------------- an entry and its document

@@ -236,8 +236,8 @@ def test_rotation_and_revocation_take_over_in_the_running_function(
     function: Callable[..., Function], file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``POLICY`` is the file, as the function has it. It is looked at a thousand times as often as otherwise."""
-    monkeypatch.setattr("gateway.policies.CHECK_SECONDS", 0.02)
-    monkeypatch.setattr("gateway.policies.MUST_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.reloading.CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.reloading.MUST_SECONDS", 0.05)
     running = function()
     assert key("rotate", "app", "k1") == 0
     new = shown(capsys.readouterr().out)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-from gateway import policies
+from gateway import reloading
 
 for name in ("CHECK_SECONDS", "MUST_SECONDS"):
-    patch.object(policies, name, getattr(policies, name) / 100).start()
+    patch.object(reloading, name, getattr(reloading, name) / 100).start()
 
 from main import countersign  # noqa: E402 - its gate is built with what stands above
 

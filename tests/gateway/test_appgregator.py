@@ -49,8 +49,7 @@ ADMISSION = Admission((), "owner", 0.0)
 def secrets(secret_manager: Sandbox) -> Iterator[Secrets]:
     manager = SecretManager(secret_manager.address)
     yield Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
-    if manager._client is not None:
-        manager._client.transport.close()
+    manager.close()
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.google import Certificates, Google
+from gateway.certificates import Certificates
+from gateway.google import Google
 from gateway.identity import Identity
 from gateway.secrets import Mounted, Secrets
 from gateway.webhooks import Webhooks
@@ -75,7 +76,7 @@ def door(
 ) -> Identity:
     secrets = Secrets(manager=Mounted(), mounted=Mounted(), clock=time.monotonic)
     google = Google(Certificates(address, time.monotonic), audiences)
-    return Identity(google, Webhooks(secrets, time.monotonic), behind_iam=iam)
+    return Identity(google, Webhooks(secrets), behind_iam=iam)
 
 
 DOOR, GUARDED = door(), door(iam=True)

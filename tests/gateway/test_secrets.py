@@ -13,7 +13,12 @@ from urllib.parse import quote, quote_plus
 
 import grpc
 import pytest
+from google.api_core import exceptions as api_exceptions
+from google.auth import exceptions as auth_exceptions
 
+from gateway.edges import meaning
+from gateway.forks import PerProcess
+from gateway.kept import DownError, GoneError
 from gateway.secrets import (
     FRESH_SECONDS,
     LAST_GOOD_SECONDS,
@@ -22,10 +27,9 @@ from gateway.secrets import (
     REDACTED,
     Mounted,
     Secret,
-    SecretDownError,
-    SecretGoneError,
     SecretManager,
     Secrets,
+    meanings,
 )
 from policies.refusals import SecretUnavailable
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
@@ -35,6 +39,7 @@ from tests.gateway.conftest import Clock, at_once, granted
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import ModuleType
 
     from policies.model import Grant
     from sandbox.secret_manager import SecretManager as Sandbox
@@ -54,8 +59,7 @@ def clock() -> Clock:
 def manager(secret_manager: Sandbox) -> Iterator[SecretManager]:
     source = SecretManager(secret_manager.address)
     yield source
-    if source._client is not None:
-        source._client.transport.close()
+    source.close()
 
 
 @pytest.fixture
@@ -81,6 +85,7 @@ def test_wrong_checksum_is_refused_and_a_right_one_taken_next(
         secrets.access(grant, clock() + 25)
     assert caught.value.note == "the checksum does not match"
     secret_manager.corrupt = False
+    clock.tick(PAUSE_SECONDS)
     assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
 
 
@@ -100,7 +105,7 @@ def test_fifty_calls_that_wait_cost_one_access(
 
 
 @pytest.mark.parametrize("code", [ONCE, grpc.StatusCode.NOT_FOUND], ids=["down", "gone"])
-def test_failure_is_shared_by_those_who_wait_and_by_nobody_else(
+def test_failure_is_shared_by_those_who_wait_and_by_nobody_after_the_pause(
     secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox, code: grpc.StatusCode
 ) -> None:
     secret_manager.delay = 0.3
@@ -116,6 +121,7 @@ def test_failure_is_shared_by_those_who_wait_and_by_nobody_else(
     assert at_once(20, access) == [SecretUnavailable] * 20
     assert len(secret_manager.accesses) == 1
     secret_manager.up()
+    clock.tick(PAUSE_SECONDS)
     assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
 
 
@@ -209,8 +215,38 @@ def test_key_that_is_taken_away_stops_at_once(
     with pytest.raises(SecretUnavailable):
         secrets.access(grant, clock() + 25)
     secret_manager.down(ONCE)
+    clock.tick(PAUSE_SECONDS)
     with pytest.raises(SecretUnavailable):  # no last good value comes back either
         secrets.access(grant, clock() + 25)
+
+
+@pytest.mark.parametrize("code", [ONCE, grpc.StatusCode.NOT_FOUND], ids=["down", "gone"])
+def test_secret_that_cannot_be_had_costs_one_read_in_five_seconds_however_many_ask(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox, code: grpc.StatusCode
+) -> None:
+    secret_manager.down(code)
+    for reads in (1, 2):
+        for _ in range(20):
+            with pytest.raises(SecretUnavailable):
+                secrets.access(grant, clock() + 25)
+        assert len(secret_manager.accesses) == reads
+        clock.tick(PAUSE_SECONDS)
+
+
+def test_secret_beyond_the_first_thousand_is_read_once_as_all_others(clock: Clock) -> None:
+    class Counting:
+        reads = 0
+
+        def read(self, name: str) -> Secret:
+            self.reads += 1
+            return Secret.of(name, "1", UPSTREAM_KEY.encode())
+
+    source, most = Counting(), 3000
+    secrets = Secrets(manager=source, mounted=source, clock=clock)
+    for _ in range(2):
+        for number in range(most):
+            assert secrets.named(f"projects/acme/secrets/s{number}/versions/1", clock() + 25).value.reveal() == UPSTREAM_KEY
+    assert source.reads == most
 
 
 def test_secret_that_is_not_ours_or_not_there_is_unavailable(clock: Clock, secrets: Secrets) -> None:
@@ -229,12 +265,12 @@ def test_secret_manager_that_is_down_is_answered_within_three_seconds(
             listener.listen()
         manager = SecretManager(f"127.0.0.1:{listener.getsockname()[1]}")
         secrets = Secrets(manager=manager, mounted=Mounted(), clock=clock)
-        manager._connected()  # Google's client is imported once a process, and that is not counted
+        manager._client.get()  # Google's client is imported once a process, and that is not counted
         began = time.monotonic()
         with pytest.raises(SecretUnavailable):
             secrets.access(grant, clock() + 25)
         assert time.monotonic() - began < 3
-        manager._client.transport.close()
+        manager.close()
 
 
 def test_closed_client_leaves_no_connection_for_a_fork_to_inherit_and_is_made_anew(
@@ -243,8 +279,57 @@ def test_closed_client_leaves_no_connection_for_a_fork_to_inherit_and_is_made_an
     secret_manager.add("projects/sandbox/secrets/policy", "callers: é".encode())
     assert manager.read_document("projects/sandbox/secrets/policy/versions/1") == "callers: é".encode()
     manager.close()
-    assert manager._client is None
+    assert manager._client.made() is None
     assert manager.read(LATEST).value.reveal() == UPSTREAM_KEY
+
+
+# ---------------------------------------------------------------- what Google's client raises
+
+#: Raised by asynchronous clients alone, which we have none of.
+OF_ASYNCHRONOUS_CLIENTS = {"AsyncRestUnsupportedParameterError"}
+
+
+@pytest.mark.parametrize("library", [api_exceptions, auth_exceptions, grpc], ids=lambda library: library.__name__)
+def test_every_exception_of_googles_client_has_a_meaning(library: ModuleType) -> None:
+    classes = {
+        each
+        for name, each in vars(library).items()
+        if isinstance(each, type) and issubclass(each, BaseException) and name not in OF_ASYNCHRONOUS_CLIENTS
+    }
+    assert len(classes) >= 3
+    unmapped = [each for each in classes if meaning(meanings(), each.__new__(each)) is None]
+    assert unmapped == []
+
+
+def test_only_what_says_that_there_is_no_such_secret_for_us_means_that_it_is_gone() -> None:
+    gone = {each.__name__ for each, means in meanings().items() if means is GoneError}
+    assert gone == {"NotFound", "PermissionDenied", "FailedPrecondition", "InvalidArgument"}
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        grpc.RpcError("injected"),
+        auth_exceptions.RefreshError("injected"),  # type: ignore[no-untyped-call]
+        ValueError("injected"),
+        OSError("injected"),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)
+def test_whatever_googles_client_raises_is_down_and_its_text_stays_inside(
+    grant: Grant, clock: Clock, raised: Exception
+) -> None:
+    class Client:
+        def access_secret_version(self, **_: object) -> None:
+            raise raised
+
+    manager = SecretManager()
+    manager._client = PerProcess(Client)
+    with pytest.raises(SecretUnavailable) as caught:
+        Secrets(manager=manager, mounted=Mounted(), clock=clock).access(grant, clock() + 25)
+    assert (caught.value.note, caught.value.retry_after) == (type(raised).__name__, PAUSE_SECONDS)
+    with pytest.raises(DownError):
+        manager.read_document(LATEST)
 
 
 # ---------------------------------------------------------------- a key the upstream refused
@@ -300,6 +385,32 @@ def test_fifty_renewals_at_once_cost_one_read(
     assert len(secret_manager.accesses) == 1
 
 
+def test_fifty_renewals_at_once_of_an_unchanged_key_cost_one_read(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.forget()
+    secret_manager.delay = 0.2
+    assert at_once(50, lambda _: secrets.renew(refused, clock() + 25)) == [None] * 50
+    assert len(secret_manager.accesses) == 1
+
+
+def test_refused_key_is_not_handed_out_while_it_is_renewed(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.add(SECRET, ROTATED.encode())
+    secret_manager.forget()
+    secret_manager.delay = 0.3
+    with ThreadPoolExecutor(1) as pool:
+        renewing = pool.submit(secrets.renew, refused, clock() + 25)
+        while not secret_manager.accesses:
+            time.sleep(0.01)
+        assert secrets.access(grant, clock() + 25).value.reveal() == ROTATED
+        assert renewing.result() is secrets.access(grant, clock() + 25)
+    assert len(secret_manager.accesses) == 1
+
+
 @pytest.mark.parametrize("code", [ONCE, grpc.StatusCode.NOT_FOUND], ids=["down", "gone"])
 def test_renewal_brings_nothing_where_nothing_can_be_read(
     secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox, code: grpc.StatusCode
@@ -336,7 +447,7 @@ def test_mounted_key_that_is_missing_stops_at_once(secrets: Secrets, clock: Cloc
 
 
 def test_mounted_key_that_cannot_be_read_is_down(tmp_path: Path) -> None:
-    with pytest.raises(SecretDownError, match="IsADirectoryError"):
+    with pytest.raises(DownError, match="IsADirectoryError"):
         Mounted().read(f"file:{tmp_path}")
 
 
@@ -373,7 +484,7 @@ def test_key_may_be_8_to_4096_printable_characters(key: str) -> None:
     ],
 )
 def test_value_that_cannot_be_a_key_is_refused_without_being_shown(data: bytes) -> None:
-    with pytest.raises(SecretGoneError) as caught:
+    with pytest.raises(GoneError) as caught:
         Secret.of("s", "1", data)
     shown = "".join(traceback.format_exception(caught.value))
     for word in ("injected", "Admin", "1234567", "somebody", "inside", "with spaces"):

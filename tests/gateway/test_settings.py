@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.policies import MAX_DOCUMENT
+from gateway.reloading import MAX_DOCUMENT
 from gateway.settings import SettingError, load
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
@@ -227,7 +227,7 @@ def test_firestore_is_a_store_on_the_cloud_and_connected_to_with_the_first_call(
 ) -> None:
     chosen = load({"POLICY": str(document), "STORE": store, "WORKERS": "4"} | CLOUD).store
     assert isinstance(chosen, Firestore)
-    assert (chosen._database, chosen._client) == (database, None)
+    assert (chosen._database, chosen._client.made()) == (database, None)
 
 
 def test_firestore_in_the_clear_is_refused_on_the_cloud(document: Path) -> None:

@@ -66,8 +66,7 @@ def looking(origin: str = NOWHERE, invoice: str = "in_1", query: str = "") -> Gr
 def secrets(secret_manager: Sandbox) -> Iterator[Secrets]:
     manager = SecretManager(secret_manager.address)
     yield Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
-    if manager._client is not None:
-        manager._client.transport.close()
+    manager.close()
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.secrets import Mounted, Secret, SecretManager, Secrets
-from gateway.webhooks import MAX_SIGNATURES, PAUSE_SECONDS, TOLERANCE_SECONDS, Webhooks
+from gateway.secrets import PAUSE_SECONDS, Mounted, Secret, SecretManager, Secrets
+from gateway.webhooks import MAX_SIGNATURES, TOLERANCE_SECONDS, Webhooks
 from policies.concealed import Concealed
 from policies.model import Caller, Proof, Webhook
 from policies.refusals import IdentityUnavailable, Refusal, WebhookNotVerified
@@ -67,9 +67,8 @@ def manager() -> Iterator[Sandbox]:
 @pytest.fixture
 def webhooks(manager: Sandbox, clock: Clock) -> Iterator[Webhooks]:
     source = SecretManager(manager.address)
-    yield Webhooks(Secrets(manager=source, mounted=Mounted(), clock=clock), clock)
-    if source._client is not None:
-        source._client.transport.close()
+    yield Webhooks(Secrets(manager=source, mounted=Mounted(), clock=clock))
+    source.close()
 
 
 def caller_of(
@@ -244,7 +243,7 @@ class _One:
         return Secret.of(name, "1", SIGNING.encode())
 
 
-WITH_A_SECRET = Webhooks(Secrets(manager=_One(), mounted=_One(), clock=time.monotonic), time.monotonic)
+WITH_A_SECRET = Webhooks(Secrets(manager=_One(), mounted=_One(), clock=time.monotonic))
 
 
 @given(
@@ -270,5 +269,5 @@ def test_whatever_is_sent_without_the_secret_is_not_verified(
 
 def test_mounted_secret_does_as_well(tmp_path: Path) -> None:
     (tmp_path / "signing").write_text(f"{SIGNING}\n")
-    webhooks = Webhooks(Secrets(manager=Mounted(), mounted=Mounted(), clock=time.monotonic), time.monotonic)
+    webhooks = Webhooks(Secrets(manager=Mounted(), mounted=Mounted(), clock=time.monotonic))
     assert caller_of(webhooks, signed(), candidates={f"file:{tmp_path / 'signing'}": a_caller("app")}).id == "app"

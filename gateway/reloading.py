@@ -1,13 +1,14 @@
 """The policy document while the function runs: read again, so that a change takes over without a restart.
 
-An idle instance gets no CPU, so nothing here runs by itself: calls bring checks about. A check is a thread that reads
-the document and, if it changed, judges it as at the start. How old the last check is says what a call does:
+An idle instance gets no CPU, so nothing here runs by itself: calls start checks. A check is a thread that reads the
+document and, if it changed, judges it as at the start. What a call does depends on the age of the last check:
 
-- up to ``CHECK_SECONDS``: it goes on with the policies in hand;
-- up to ``MUST_SECONDS``: it goes on with them too, and begins a check if none runs;
-- past that, as after a quiet hour: it waits for the check, ``WAIT_SECONDS`` at most for each.
+- up to ``CHECK_SECONDS``: it goes on with the policies at hand;
+- up to ``MUST_SECONDS``: the same, and it starts a check if none runs;
+- past that, as after a quiet hour: it waits for the check, ``WAIT_SECONDS`` at most for each. On a CPU-throttled
+  instance the checking thread may have been frozen since it read; then one more check follows.
 
-A document that cannot be read or is not in order changes nothing, and is on record.
+A document that cannot be read or is not in order changes nothing, and is on record. The last good one stays for ever.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.secrets import SecretDownError, SecretGoneError
+from gateway.kept import DownError, Kept, Lifetime
 from policies import compiled
 from policies.model import DocumentError
 
@@ -97,7 +99,7 @@ class Version:
         """See :class:`Source`."""
         try:
             return self._manager.read_document(self.where)
-        except (SecretGoneError, SecretDownError) as error:
+        except DownError as error:
             raise SourceError(f"cannot be read from Secret Manager: {error}.") from None
 
 
@@ -139,18 +141,6 @@ def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet
     return policies
 
 
-class _Check:
-    """One reading of the document."""
-
-    __slots__ = ("began", "done", "patience")
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.done = threading.Event()
-        #: Until when calls wait for it, once one of them had to.
-        self.patience: float | None = None
-
-
 class Policies:
     """The policies in force."""
 
@@ -167,58 +157,33 @@ class Policies:
     ) -> None:
         """``first`` was judged at the start, of bytes of that ``digest``, read not before ``read_at`` on ``clock``."""
         self._source, self._judge, self._audit, self._clock = source, judge, audit, clock
-        self._policies, self._as_of = first, read_at
-        self._digest = digest
-        self._lock = threading.Lock()
-        self._check: _Check | None = None
-        self._paused_until = read_at
+        # Written by the checking thread alone, of which there is one at a time.
+        self._policies, self._digest, self._as_of = first, digest, read_at
         self._refused = ""
         self._report_at = read_at
+        lifetime = Lifetime(CHECK_SECONDS, MUST_SECONDS, inf) if source.changes else Lifetime(inf, inf, inf)
+        self._kept = Kept(
+            self._check, lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock, run=_on_a_thread, patience=WAIT_SECONDS
+        )
+        self._kept.put(source.where, first, read_at)
 
     def current(self, deadline: float) -> PolicySet:
         """Return the policies for one whole call, which must end by ``deadline``."""
-        while self._source.changes and self._clock() - self._as_of >= CHECK_SECONDS:
-            with self._lock:
-                now = self._clock()
-                if now - self._as_of < CHECK_SECONDS or now < self._paused_until:
-                    break
-                check = self._check or self._begin(now)
-                if now - self._as_of < MUST_SECONDS:
-                    break
-                if check.patience is None:
-                    check.patience = now + WAIT_SECONDS
-            # A thread of an instance that was idle may have stood still since it read; then another look is needed.
-            if not check.done.wait(max(0.0, min(check.patience, deadline) - now)):
-                break
-        return self._policies
+        return self._kept.get(self._source.where, deadline)
 
-    def _begin(self, now: float) -> _Check:
-        check = self._check = _Check(now)
-        try:
-            threading.Thread(target=self._run, args=(check,), name="policy").start()
-        except RuntimeError:  # no more threads, as at the end of the process
-            self._paused_until = now + PAUSE_SECONDS
-            self._check = None
-            check.done.set()
-        return check
-
-    def _run(self, check: _Check) -> None:
-        problem = None
+    def _check(self, _where: str, _deadline: float) -> PolicySet:
+        began = self._clock()
         try:
             self._look()
         except SourceError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the last good policies stay
             problem = f"cannot be read ({type(error).__name__})."
-        if problem is not None:
-            self._report(problem)
-        with self._lock:
-            if problem is None:
-                self._as_of = check.began
-            else:
-                self._paused_until = self._clock() + PAUSE_SECONDS
-            self._check = None
-        check.done.set()
+        else:
+            self._as_of = began
+            return self._policies
+        self._report(problem)
+        raise DownError(problem)
 
     def _look(self) -> None:
         data = self._source.read()
@@ -241,3 +206,7 @@ class Policies:
         if now - self._as_of >= MUST_SECONDS and now >= self._report_at:
             self._report_at = now + REPORT_SECONDS
             self._audit.policy_refused(self._policies.digest, f"POLICY: {self._source.where} {problem}")
+
+
+def _on_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="policy").start()

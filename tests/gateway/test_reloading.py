@@ -18,7 +18,7 @@ import pytest
 
 from console.audit import verify
 from gateway.chain import Audit
-from gateway.policies import (
+from gateway.reloading import (
     CHECK_SECONDS,
     MAX_DOCUMENT,
     MUST_SECONDS,
@@ -73,8 +73,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Moved:
 
 def ended(policies: Policies) -> None:
     """Wait for a check that runs beside the calls."""
-    check = policies._check
-    assert check is None or check.done.wait(10)
+    reading = policies._kept._reading.get(policies._source.where)
+    assert reading is None or reading.done.wait(10)
 
 
 @dataclass
@@ -172,7 +172,7 @@ def test_busy_instance_goes_on_while_it_looks(
     one = instance(POLICY=place.setting)
     place.write(changed(policy(upstream.origin)))
     assert one.status() == 200
-    assert one.policies._check is None
+    assert not one.policies._kept._reading
     clock.tick(CHECK_SECONDS)
     one.status()  # as it was or as it is now, whichever comes first
     ended(one.policies)
