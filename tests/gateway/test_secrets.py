@@ -245,7 +245,8 @@ def test_secret_beyond_the_first_thousand_is_read_once_as_all_others(clock: Cloc
     secrets = Secrets(manager=source, mounted=source, clock=clock)
     for _ in range(2):
         for number in range(most):
-            assert secrets.named(f"projects/acme/secrets/s{number}/versions/1", clock() + 25).value.reveal() == UPSTREAM_KEY
+            secret = secrets.named(f"projects/acme/secrets/s{number}/versions/1", clock() + 25)
+            assert secret.value.reveal() == UPSTREAM_KEY
     assert source.reads == most
 
 
