@@ -32,6 +32,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import Document, Precondition, Value, Write
 from msgspec.structs import asdict, replace
 
+from gateway.edges import meaning
 from policies import idempotency
 from policies.idempotency import Entry, Held, State, Verdict
 from policies.model import Admission, Answer, Outcome, Reply
@@ -75,14 +76,30 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 2_000),
 )
 
-#: What a commit says when somebody else has written meanwhile.
-_OVERTAKEN: Final = (
-    exceptions.Aborted,
-    exceptions.AlreadyExists,
-    exceptions.FailedPrecondition,
-    exceptions.NotFound,
-)
-_FAILED: Final = (exceptions.GoogleAPIError, GoogleAuthError)
+
+class _FailedError(Exception):
+    """A call to Firestore failed, and a commit may have been carried out all the same. Names the library's class."""
+
+
+class _OvertakenError(_FailedError):
+    """A commit was refused, since somebody else has written meanwhile."""
+
+
+#: What the client's exceptions mean, of a commit; a read is never overtaken.
+ERRORS: Final[dict[type[BaseException], type[_FailedError]]] = {
+    exceptions.Aborted: _OvertakenError,
+    exceptions.AlreadyExists: _OvertakenError,
+    exceptions.FailedPrecondition: _OvertakenError,
+    exceptions.NotFound: _OvertakenError,
+    exceptions.GoogleAPIError: _FailedError,
+    exceptions.AsyncRestUnsupportedParameterError: _FailedError,
+    GoogleAuthError: _FailedError,
+    grpc.RpcError: _FailedError,
+    grpc.FutureCancelledError: _FailedError,
+    grpc.FutureTimeoutError: _FailedError,
+    ValueError: _FailedError,  # a closed channel, a universe domain that is empty
+    OSError: _FailedError,  # credentials that cannot be read
+}
 
 #: How Firestore names what a document's field may hold.
 _KINDS: Final[dict[type, str]] = {
@@ -236,9 +253,10 @@ class Firestore:
                     "limit": PAGE,
                 }
                 request = {"parent": f"{self._database}/documents", "structured_query": query}
-                client = self._connected()
-                replies = client.run_query(request, retry=None, timeout=OPERATOR_SECONDS, metadata=_metadata())
-                page = [reply for reply in map(_raw, replies) if reply.HasField("document")]
+                with _translated():
+                    client = self._connected()
+                    replies = client.run_query(request, retry=None, timeout=OPERATOR_SECONDS, metadata=_metadata())
+                    page = [reply for reply in map(_raw, replies) if reply.HasField("document")]
                 for reply in page:
                     start, before = reply.document.name.removeprefix(self._name("")), False
                     one = _held(start.removeprefix(f"{LEDGER}/"), _fields(reply.document), self._now(reply.read_time))
@@ -246,8 +264,8 @@ class Firestore:
                         yield one
                 if len(page) < PAGE:
                     return
-        except _FAILED as error:
-            raise StoreUnavailable(note=type(error).__name__) from None
+        except _FailedError as error:
+            raise StoreUnavailable(note=str(error)) from None
 
     def resolve(self, key: str, answer: Answer | None) -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
@@ -317,14 +335,14 @@ class Firestore:
                 result, writes = judge(seen)
                 if writes:
                     self._commit(writes, times, deadline)
-            except _FAILED as error:
-                if writes and isinstance(error, _OVERTAKEN):
-                    # Those who met take different times to come back.
+            except _FailedError as error:
+                if writes and isinstance(error, _OvertakenError):
+                    # Back off with jitter.
                     time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
                     continue
                 lost += 1
                 if lost > 1 or (writes and not again):
-                    raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
+                    raise StoreUnavailable(note=str(error), retry_after=1) from None
             else:
                 return result
         raise StoreUnavailable(note="Contention", retry_after=1)
@@ -351,10 +369,12 @@ class Firestore:
         times: dict[str, Any] = {}
         now = 0.0
         request = {"database": self._database, "documents": [self._name(path) for path in paths]}
-        replies = self._connected().batch_get_documents(
-            request, retry=None, timeout=self._attempt(deadline), metadata=_metadata()
-        )
-        for reply in map(_raw, replies):
+        with _translated():
+            replies = self._connected().batch_get_documents(
+                request, retry=None, timeout=self._attempt(deadline), metadata=_metadata()
+            )
+            found = [*map(_raw, replies)]
+        for reply in found:
             now = max(now, self._now(reply.read_time))
             if reply.HasField("found"):
                 path = reply.found.name.removeprefix(self._name(""))
@@ -375,7 +395,8 @@ class Firestore:
                 whole = Document(name=self._name(path), fields=values)
                 commands.append(Write(update=whole, current_document=condition))
         request = {"database": self._database, "writes": commands}
-        self._connected().commit(request, retry=None, timeout=self._attempt(deadline), metadata=_metadata())
+        with _translated():
+            self._connected().commit(request, retry=None, timeout=self._attempt(deadline), metadata=_metadata())
 
     def _deadline(self) -> float:
         return time.monotonic() + self._seconds
@@ -457,6 +478,15 @@ def _held(key: str, found: Fields, now: float) -> Held | None:
         since=entry.sent,
         running=entry.state is State.SENT and now < entry.lease_until,
     )
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Raise what :data:`ERRORS` says of whatever the client raises."""
+    try:
+        yield
+    except tuple(ERRORS) as error:
+        raise (meaning(ERRORS, error) or _FailedError)(type(error).__name__) from None
 
 
 def _raw(message: Any) -> Any:

@@ -1,0 +1,15 @@
+"""What a library's exceptions mean to us: each edge has one table, and this reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+
+def meaning(table: Mapping[type[BaseException], T], error: BaseException) -> T | None:
+    """Return the entry of the error's class or of its nearest base, None where there is none."""
+    return next((table[kind] for kind in type(error).__mro__ if kind in table), None)
