@@ -1,4 +1,4 @@
-"""What a library's exceptions mean to us: each edge has one table, and this reads it."""
+"""What a library's exceptions mean to us. Each edge has one table of them; this looks one up."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Limits and the ledger in Firestore, shared by every instance. ``firestore://PROJECT/DATABASE``.
 
 Every step reads what it needs in one call, has the policies judge it, and writes in one atomic commit on the condition
-that nothing it overwrites has changed since. So no lock is held in Firestore while we think, an instance that dies half
-way leaves nothing behind, and a commit that arrives twice is refused the second time. A step that was overtaken begins
+that nothing it overwrites has changed since. So no lock is held in Firestore meanwhile, an instance that dies half way
+leaves nothing behind, and a commit that arrives twice is refused the second time. A step that was overtaken starts
 again, a bounded number of times within a bounded time.
 
 Firestore takes about one write a second to a document. A limit of more calls a second is shared out to several
@@ -44,21 +44,21 @@ if TYPE_CHECKING:
 
     from policies.model import Grant, Limit
 
-#: A step with all its attempts, and still a refusal within a second.
+#: A step with all its attempts, so that a refusal takes less than a second.
 TOTAL_SECONDS: Final = 0.9
-#: No commit is sent with less than this part of it left: a claim whose answer is not waited for would hold its key.
+#: No commit is sent with less than this part of it left: a claim whose answer comes too late would block its key.
 HEARING: Final = 0.3
-#: How often a step that others overtook begins, at the most.
+#: How often a step starts at most, when others overtake it.
 ATTEMPTS: Final = 20
-#: One limit's documents at the most: a call reads all of them.
+#: Documents of one limit at most: a call reads all of them.
 MOST_SHARDS: Final = 32
 #: How many documents of a ceiling a call reads; where they are full, it reads all.
 PROBES: Final = 4
-#: What a budget is kept in. Fixed, since money that was spent must be found however the limits change.
+#: Documents of a budget. Fixed, so that money that was spent is found however the limits change.
 BUDGET_SHARDS: Final = 8
-#: Seconds that a document is kept beyond its use, so that a late one is not forgotten early.
+#: Seconds that a document is kept beyond its use.
 SLACK: Final = 60
-#: How many keys an operator's listing reads at once, and how many seconds that, or a word on a key, may take.
+#: How many keys an operator's listing reads at once, and how many seconds that, or resolving a key, may take.
 PAGE: Final = 300
 OPERATOR_SECONDS: Final = 5.0
 
@@ -78,14 +78,14 @@ _OPTIONS: Final = (
 
 
 class _FailedError(Exception):
-    """A call to Firestore failed, and a commit may have been carried out all the same. Names the library's class."""
+    """A call to Firestore failed; a commit may have been carried out. The text is the library's class."""
 
 
 class _OvertakenError(_FailedError):
-    """A commit was refused, since somebody else has written meanwhile."""
+    """A commit was refused because another step wrote first."""
 
 
-#: What the client's exceptions mean, of a commit; a read is never overtaken.
+#: What the client's exceptions mean for a commit. A read is never overtaken.
 ERRORS: Final[dict[type[BaseException], type[_FailedError]]] = {
     exceptions.Aborted: _OvertakenError,
     exceptions.AlreadyExists: _OvertakenError,
@@ -97,7 +97,7 @@ ERRORS: Final[dict[type[BaseException], type[_FailedError]]] = {
     grpc.RpcError: _FailedError,
     grpc.FutureCancelledError: _FailedError,
     grpc.FutureTimeoutError: _FailedError,
-    ValueError: _FailedError,  # a closed channel, a universe domain that is empty
+    ValueError: _FailedError,  # a closed channel, an invalid universe domain
     OSError: _FailedError,  # credentials that cannot be read
 }
 
@@ -161,7 +161,7 @@ class _Sight:
         return {path: self._kept(window)}
 
     def given_back(self, counter: _Counter, taken: float) -> Writes:
-        """Return what uncounts a call. Those of one bucket are all alike, so any document that has one will do."""
+        """Return what uncounts a call. Only the count of its bucket matters, so any document that has one will do."""
         windows = [*self.windows(counter).items()]
         _RANDOM.shuffle(windows)
         return next(({path: self._kept(window)} for path, window in windows if window.give_back(taken)), {})
@@ -192,7 +192,7 @@ class Firestore:
         ceiling = _ceiling(grant)
         with self._turn(grant, deadline):
             try:
-                # What is left of a ceiling is told to nobody, so a few of its documents will do while they have room.
+                # No caller is told what is left of a ceiling, so a few documents are enough while they have room.
                 return self._admit(grant, [counter.some(PROBES) for counter in ceiling], owner, deadline)
             except CeilingReached:
                 return self._admit(grant, ceiling, owner, deadline)
@@ -240,7 +240,7 @@ class Firestore:
 
     def held(self, prefix: str = "") -> Iterator[Held]:
         """See :class:`gateway.stores.Ledger`."""
-        # A key is hexadecimal digits: all that begin with the prefix stand from its zeros to before its "g".
+        # Keys are hexadecimal, so those with this prefix sort before the prefix with a "g" behind it.
         start, before = f"{LEDGER}/{prefix or '0'}", True
         end = {"values": [{"reference_value": self._name(f"{LEDGER}/{prefix}g")}], "before": True}
         try:
@@ -289,7 +289,7 @@ class Firestore:
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
-            return True  # nothing is kept of such a call, so there is nothing to say
+            return True  # nothing is kept of such a call
         key = _path(grant)
         returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
         spent = [counter.some(1) for counter in _budget(grant) if reply.spent]
@@ -325,7 +325,7 @@ class Firestore:
     ) -> T:
         """Read the documents, have them judged, and write what the judge says: all of it or nothing.
 
-        ``again``: it may be repeated when the answer to its commit was lost, since its judge sees whether it is done.
+        ``again``: it may be repeated when the answer to its commit was lost, since its judge sees that it is done.
         """
         lost = 0
         for attempt in range(ATTEMPTS):
@@ -349,7 +349,7 @@ class Firestore:
 
     @contextlib.contextmanager
     def _turn(self, grant: Grant, deadline: float) -> Iterator[None]:
-        """Let only so many steps of a caller through at once that they seldom meet at one document."""
+        """Bound how many steps of a caller run at once, so that they seldom contend for a document."""
         with self._lock:
             place = grant.caller.id, grant.caller.limits
             turn = self._turns.get(place)
@@ -364,7 +364,7 @@ class Firestore:
             turn.release()
 
     def _read(self, paths: list[str], deadline: float) -> tuple[_Sight, dict[str, Any]]:
-        """Read documents as they are at one moment. Return them, and when each was written last."""
+        """Read documents as of one moment. Return them, and when each was last written."""
         documents: dict[str, Fields | None] = dict.fromkeys(paths)
         times: dict[str, Any] = {}
         now = 0.0
@@ -382,7 +382,7 @@ class Firestore:
         return _Sight(now, documents), times
 
     def _commit(self, writes: Writes, times: Mapping[str, Any], deadline: float) -> None:
-        """Write all or nothing, on the condition that nothing of it was written since."""
+        """Write all or nothing, provided that none of it was written since it was read."""
         if self._left(deadline) < HEARING * self._seconds:
             raise StoreUnavailable(note="Timeout", retry_after=1)
         commands = []
@@ -408,7 +408,7 @@ class Firestore:
         return left
 
     def _attempt(self, deadline: float) -> float:
-        """Return how long one call to Firestore may take: half of what is left, so that it can be made again."""
+        """Return how long one call to Firestore may take: half of what is left, so that it can be repeated."""
         return self._left(deadline) / 2
 
     def _name(self, path: str) -> str:
@@ -482,7 +482,7 @@ def _held(key: str, found: Fields, now: float) -> Held | None:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Raise what :data:`ERRORS` says of whatever the client raises."""
+    """Turn what the client raises into what :data:`ERRORS` says that it means."""
     try:
         yield
     except tuple(ERRORS) as error:
@@ -490,7 +490,7 @@ def _translated() -> Iterator[None]:
 
 
 def _raw(message: Any) -> Any:
-    """Return what lies under one of the library's messages, many times as fast to read."""
+    """Return the protobuf message inside one of the library's wrappers, which is many times as fast to read."""
     return type(message).pb(message)
 
 
@@ -503,7 +503,7 @@ def _moment(seconds: float) -> datetime:
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:
-    # The emulator takes this word for leave to do everything; Google's own client says the same.
+    # The emulator accepts this token for everything; Google's own client sends the same.
     return (("authorization", "Bearer owner"),) if os.environ.get(EMULATOR) else ()
 
 

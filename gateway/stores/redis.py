@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from policies.model import Grant, Limit
 
-#: Two attempts at the most, and still a refusal within a second.
+#: Two attempts at most, so that a refusal takes less than a second.
 TIMEOUT_SECONDS: Final = 0.4
 #: Milliseconds that a window is kept beyond its length, so that a late one is not forgotten early.
 SLACK: Final = 60_000
@@ -40,14 +40,14 @@ PREFIX: Final = "{countersign}:"
 
 
 class Meaning(Enum):
-    """What an exception of the client says of the command that raised it."""
+    """What an exception of the client says about the command."""
 
     LOST = auto()
-    """No answer came, so it may have run: it is repeated once if it carries a key, which makes that safe."""
+    """No readable answer came, so the command may have run. With an idempotency key it is safe to repeat, once."""
     DEMOTED = auto()
-    """The server is no primary any more. The address may name another by now, which only a new connection finds."""
+    """The server is now a replica. The address may name another server, which only a new connection finds."""
     REFUSED = auto()
-    """It did not run."""
+    """Repeating it at once would bring the same."""
 
 
 ERRORS: Final[dict[type[BaseException], Meaning]] = {
@@ -63,7 +63,7 @@ ERRORS: Final[dict[type[BaseException], Meaning]] = {
     exceptions.RedisClusterException: Meaning.REFUSED,
     exceptions.ChildDeadlockedError: Meaning.REFUSED,
     exceptions.IncorrectPolicyType: Meaning.REFUSED,
-    ValueError: Meaning.REFUSED,  # a host name that cannot be encoded, an error that the client cannot parse
+    ValueError: Meaning.REFUSED,  # a malformed host name, or an error reply that the client cannot parse
 }
 
 # The arithmetic of policies.quota and the moves of policies.idempotency, where the data is. The contract tests hold
@@ -337,7 +337,7 @@ class Redis:
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
-            return True  # nothing is kept of such a call, so there is nothing to say
+            return True  # nothing is kept of such a call
         windows = _windows(grant)
         status, body = (answer.status, answer.body) if answer is not None else ("", "")
         if reply.outcome is Outcome.UNKNOWN:
@@ -353,7 +353,7 @@ class Redis:
             return False
 
     def _run(self, script: Any, keys: list[str], arguments: list[Any], *, again: bool) -> Any:
-        """Run a script. ``again``: it may be repeated, since it knows the owner of its claim."""
+        """Run a script. ``again``: it is safe to repeat. Raises :class:`StoreUnavailable`."""
         try:
             return script(keys=keys, args=arguments)
         except tuple(ERRORS) as error:
@@ -396,7 +396,7 @@ def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing
     pairs = zip(standing[::2], standing[1::2], strict=True)
     return tuple(
         Standing(limit, int(remaining), whole_seconds(int(frees) / 1_000_000))
-        for limit, (remaining, frees) in zip(limits, pairs, strict=False)  # the ceiling's is nobody's business
+        for limit, (remaining, frees) in zip(limits, pairs, strict=False)  # the ceiling's stays private
     )
 
 

@@ -353,6 +353,19 @@ def test_rest_of_a_body_that_came_too_late_is_no_call(server: Callable[..., Serv
     assert not upstream.calls
 
 
+@pytest.mark.parametrize("head", ["GET /x HTTP/1.1\r\nHost: a\r\nConnection: close", "GET /x HTTP/1.0\r\nHost: a"])
+def test_connection_that_its_client_does_not_keep_is_closed_behind_the_answer(
+    server: Callable[..., Server], head: str
+) -> None:
+    running = server()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=1) as sock:  # half of what a kept one gets
+        sock.sendall(f"{head}\r\n\r\n".encode())
+        received = b""
+        while came := sock.recv(65536):
+            received += came
+    assert received.split(b" ")[1] == b"404"
+
+
 def test_head_is_answered_without_a_body_and_without_a_word_in_the_log(server: Callable[..., Server]) -> None:
     running = server()
     with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
