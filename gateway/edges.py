@@ -1,4 +1,4 @@
-"""What the exceptions of a library mean to us: one table for each edge."""
+"""What a library's exceptions mean to us. Each edge has one table of them; this looks one up."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ T = TypeVar("T")
 
 
 def meaning(table: Mapping[type[BaseException], T], error: BaseException) -> T | None:
-    """Return what ``table`` says of the nearest class that ``error`` is of, None if it names none of them."""
+    """Return the entry of the error's class or of its nearest base, None where there is none."""
     return next((table[kind] for kind in type(error).__mro__ if kind in table), None)

@@ -223,10 +223,12 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
         exceptions.FailedPrecondition: GoneError,  # disabled or destroyed
         exceptions.InvalidArgument: GoneError,
         exceptions.GoogleAPIError: DownError,
+        exceptions.AsyncRestUnsupportedParameterError: DownError,
         GoogleAuthError: DownError,
         grpc.RpcError: DownError,
         grpc.FutureTimeoutError: DownError,
         grpc.FutureCancelledError: DownError,
+        ValueError: DownError,  # a closed channel
     }
 
 

@@ -1,12 +1,11 @@
-"""The server's worker: gunicorn's threaded one, which stays with a connection for a moment after an answer.
+"""The server's worker: a gthread worker that keeps reading from the same connection for 5 ms after a response.
 
-A connection in use brings its next call right behind the last. gunicorn hands it back to its dispatcher each time,
-which costs more than the whole call does here: under load, more than half of the process's time. The thread that
-wrote an answer waits a moment for the next call instead, unless another connection waits for a thread, and only then
-lets the dispatcher wait for it.
+A busy client sends its next call right after the last. gunicorn's own worker returns the connection to its poller each
+time, which costs more than the whole call does here: under load, more than half of the process's time. Here the thread
+that wrote the response waits for the next call itself, unless another connection waits for a thread.
 
-Every system call lets another thread have the interpreter, and getting it back is what costs most under load. So an
-answer goes out whole, in one, and the wait for a call is the read of it.
+Every system call releases the GIL, and taking it back is the largest cost under load. So a response is one write, and
+waiting for a call and reading it are one read.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from gunicorn.workers.gthread import ThreadWorker
 DEFAULT_THREADS: Final = "80"
 #: An instance has ten seconds between SIGTERM and SIGKILL: calls that end by then are still recorded.
 GRACE_SECONDS: Final = 9
-#: Long enough for a busy client's next call, short enough that a thread is hardly ever missed.
+#: Long enough for a busy client's next call, short enough not to starve the pool.
 MOMENT_MILLISECONDS: Final = 5
 _MOMENT: Final = struct.pack("@ll", 0, MOMENT_MILLISECONDS * 1000)
 _FOREVER: Final = struct.pack("@ll", 0, 0)
-#: As much of a call as gunicorn reads at once.
+#: As many bytes as gunicorn reads at once.
 _READ: Final = 8192
 
 
 def configure() -> None:
-    """Have the framework's server work this way. It is configured after ``main.py`` is loaded, and reads these."""
+    """Make this the worker of the framework's server, which is configured after ``main.py`` is loaded."""
     os.environ.setdefault("THREADS", DEFAULT_THREADS)
     gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
     gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
@@ -48,34 +47,33 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._waiting: deque[Any] = deque()
 
     def enqueue_req(self, conn: Any) -> None:
-        """Have a thread answer a connection's call."""
+        """Queue a connection for a thread."""
         self._waiting.append(conn)
         super().enqueue_req(conn)
 
     def handle(self, conn: Any) -> Any:
-        """Answer a connection's call, and those that follow at once. Return what gunicorn's own does of the last."""
-        self._waiting.popleft()  # one of those that waited has a thread now; which, does not matter
+        """Serve a connection, in a thread. Return what gunicorn's own worker does."""
+        self._waiting.popleft()  # only the count matters, so pop any
         return super().handle(conn)
 
     def handle_request(self, req: Any, conn: Any) -> bool:
-        """Answer a call, and those that follow at once. Return whether the connection is kept."""
+        """Answer a call and those that follow within a moment. Return whether the connection is kept alive."""
         while True:
             if not self._answer(req, conn):
                 return False
-            if not self.alive or self._waiting or not _read_to_its_end(req) or not _more(conn):
+            if self._waiting or not _read_to_its_end(req) or not _more(conn):
                 return True
-            conn.parser.mesg = None  # it is done, and making sure takes three more system calls
+            conn.parser.mesg = None  # its body is read; for the parser to check that takes three more system calls
             req = next(conn.parser)
 
     def _answer(self, req: Any, conn: Any) -> bool:
-        """Do what gunicorn's own does, but for its hooks and its access log, which nothing here sets."""
+        """Do what gunicorn's own worker does, without its hooks and its access log, which nothing here sets."""
         answer, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg)
         environ["wsgi.multithread"] = True
-        if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
-            answer.force_close()
         answer.sock = pieces = _Pieces()
         parts = self.wsgi(environ, answer.start_response)
-        if req.body.failed:  # where the next call would begin is not known
+        # Behind a body that could not be read, nobody knows where the next call begins.
+        if req.body.failed or not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
             answer.force_close()
         for part in parts:
             answer.write(part)
@@ -85,18 +83,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 class _Pieces(list[bytes]):
-    """Takes what gunicorn writes of an answer, to go out together."""
+    """Collects what gunicorn writes of a response, to be sent at once."""
 
     sendall = list.append
 
 
 def _read_to_its_end(req: Any) -> bool:
-    """Whether a call's body was read as far as its Content-Length says; gunicorn drains what was not."""
+    """Whether a call's body was read to the end of its Content-Length; gunicorn drains any other."""
     return getattr(req.body.reader, "length", None) == 0
 
 
 def _more(conn: Any) -> bool:
-    """Whether more comes on this connection within a moment; its end counts, which the parser finds."""
+    """Whether the connection is readable within a moment; so is one that was closed, as the parser will find."""
     if conn.parser.unreader.buf.getvalue():
         return True
     conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)

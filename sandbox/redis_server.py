@@ -21,10 +21,11 @@ START_SECONDS = 10
 
 @dataclass
 class RedisServer:
-    """A Redis with its data in ``folder``. ``durable``: it writes to disk before it answers."""
+    """A Redis with its data in ``folder``. ``durable``: it writes to disk before it answers. ``options``: its own."""
 
     folder: Path
     durable: bool = False
+    options: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -36,6 +37,7 @@ class RedisServer:
     def start(self) -> None:
         """Start it, and wait until it answers. Raises FileNotFoundError where there is no redis-server."""
         options = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "loglevel": "warning"}
+        options |= self.options
         if self.durable:
             options |= {"appendonly": "yes", "appendfsync": "always"}
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]

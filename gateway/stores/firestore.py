@@ -1,8 +1,8 @@
 """Limits and the ledger in Firestore, shared by every instance. ``firestore://PROJECT/DATABASE``.
 
 Every step reads what it needs in one call, has the policies judge it, and writes in one atomic commit on the condition
-that nothing it overwrites has changed since. So no lock is held in Firestore while we think, an instance that dies half
-way leaves nothing behind, and a commit that arrives twice is refused the second time. A step that was overtaken begins
+that nothing it overwrites has changed since. So no lock is held in Firestore meanwhile, an instance that dies half way
+leaves nothing behind, and a commit that arrives twice is refused the second time. A step that was overtaken starts
 again, a bounded number of times within a bounded time.
 
 Firestore takes about one write a second to a document. A limit of more calls a second is shared out to several
@@ -32,6 +32,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from google.cloud.firestore_v1.types import Document, Precondition, Value, Write
 from msgspec.structs import asdict, replace
 
+from gateway.edges import meaning
 from gateway.forks import PerProcess
 from policies import idempotency
 from policies.idempotency import Entry, Held, State, Verdict
@@ -45,21 +46,21 @@ if TYPE_CHECKING:
 
     from policies.model import Grant, Limit
 
-#: A step with all its attempts, and still a refusal within a second.
+#: A step with all its attempts, so that a refusal takes less than a second.
 TOTAL_SECONDS: Final = 0.9
-#: No commit is sent with less than this part of it left: a claim whose answer is not waited for would hold its key.
+#: No commit is sent with less than this part of it left: a claim whose answer comes too late would block its key.
 HEARING: Final = 0.3
-#: How often a step that others overtook begins, at the most.
+#: How often a step starts at most, when others overtake it.
 ATTEMPTS: Final = 20
-#: One limit's documents at the most: a call reads all of them.
+#: Documents of one limit at most: a call reads all of them.
 MOST_SHARDS: Final = 32
 #: How many documents of a ceiling a call reads; where they are full, it reads all.
 PROBES: Final = 4
-#: What a budget is kept in. Fixed, since money that was spent must be found however the limits change.
+#: Documents of a budget. Fixed, so that money that was spent is found however the limits change.
 BUDGET_SHARDS: Final = 8
-#: Seconds that a document is kept beyond its use, so that a late one is not forgotten early.
+#: Seconds that a document is kept beyond its use.
 SLACK: Final = 60
-#: How many keys an operator's listing reads at once, and how many seconds that, or a word on a key, may take.
+#: How many keys an operator's listing reads at once, and how many seconds that, or resolving a key, may take.
 PAGE: Final = 300
 OPERATOR_SECONDS: Final = 5.0
 
@@ -77,14 +78,30 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 2_000),
 )
 
-#: What a commit says when somebody else has written meanwhile.
-_OVERTAKEN: Final = (
-    exceptions.Aborted,
-    exceptions.AlreadyExists,
-    exceptions.FailedPrecondition,
-    exceptions.NotFound,
-)
-_FAILED: Final = (exceptions.GoogleAPIError, GoogleAuthError)
+
+class _FailedError(Exception):
+    """A call to Firestore failed; a commit may have been carried out. The text is the library's class."""
+
+
+class _OvertakenError(_FailedError):
+    """A commit was refused because another step wrote first."""
+
+
+#: What the client's exceptions mean for a commit. A read is never overtaken.
+ERRORS: Final[dict[type[BaseException], type[_FailedError]]] = {
+    exceptions.Aborted: _OvertakenError,
+    exceptions.AlreadyExists: _OvertakenError,
+    exceptions.FailedPrecondition: _OvertakenError,
+    exceptions.NotFound: _OvertakenError,
+    exceptions.GoogleAPIError: _FailedError,
+    exceptions.AsyncRestUnsupportedParameterError: _FailedError,
+    GoogleAuthError: _FailedError,
+    grpc.RpcError: _FailedError,
+    grpc.FutureCancelledError: _FailedError,
+    grpc.FutureTimeoutError: _FailedError,
+    ValueError: _FailedError,  # a closed channel, an invalid universe domain
+    OSError: _FailedError,  # credentials that cannot be read
+}
 
 #: How Firestore names what a document's field may hold.
 _KINDS: Final[dict[type, str]] = {
@@ -146,7 +163,7 @@ class _Sight:
         return {path: self._kept(window)}
 
     def given_back(self, counter: _Counter, taken: float) -> Writes:
-        """Return what uncounts a call. Those of one bucket are all alike, so any document that has one will do."""
+        """Return what uncounts a call. Only the count of its bucket matters, so any document that has one will do."""
         windows = [*self.windows(counter).items()]
         _RANDOM.shuffle(windows)
         return next(({path: self._kept(window)} for path, window in windows if window.give_back(taken)), {})
@@ -176,7 +193,7 @@ class Firestore:
         ceiling = _ceiling(grant)
         with self._turn(grant, deadline):
             try:
-                # What is left of a ceiling is told to nobody, so a few of its documents will do while they have room.
+                # No caller is told what is left of a ceiling, so a few documents are enough while they have room.
                 return self._admit(grant, [counter.some(PROBES) for counter in ceiling], owner, deadline)
             except CeilingReached:
                 return self._admit(grant, ceiling, owner, deadline)
@@ -224,7 +241,7 @@ class Firestore:
 
     def held(self, prefix: str = "") -> Iterator[Held]:
         """See :class:`gateway.stores.Ledger`."""
-        # A key is hexadecimal digits: all that begin with the prefix stand from its zeros to before its "g".
+        # Keys are hexadecimal, so those with this prefix sort before the prefix with a "g" behind it.
         start, before = f"{LEDGER}/{prefix or '0'}", True
         end = {"values": [{"reference_value": self._name(f"{LEDGER}/{prefix}g")}], "before": True}
         try:
@@ -237,9 +254,10 @@ class Firestore:
                     "limit": PAGE,
                 }
                 request = {"parent": f"{self._database}/documents", "structured_query": query}
-                client = self._connected()
-                replies = client.run_query(request, retry=None, timeout=OPERATOR_SECONDS, metadata=_metadata())
-                page = [reply for reply in map(_raw, replies) if reply.HasField("document")]
+                with _translated():
+                    client = self._connected()
+                    replies = client.run_query(request, retry=None, timeout=OPERATOR_SECONDS, metadata=_metadata())
+                    page = [reply for reply in map(_raw, replies) if reply.HasField("document")]
                 for reply in page:
                     start, before = reply.document.name.removeprefix(self._name("")), False
                     one = _held(start.removeprefix(f"{LEDGER}/"), _fields(reply.document), self._now(reply.read_time))
@@ -247,8 +265,8 @@ class Firestore:
                         yield one
                 if len(page) < PAGE:
                     return
-        except _FAILED as error:
-            raise StoreUnavailable(note=type(error).__name__) from None
+        except _FailedError as error:
+            raise StoreUnavailable(note=str(error)) from None
 
     def resolve(self, key: str, answer: Answer | None) -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
@@ -272,7 +290,7 @@ class Firestore:
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
-            return True  # nothing is kept of such a call, so there is nothing to say
+            return True  # nothing is kept of such a call
         key = _path(grant)
         returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
         spent = [counter.some(1) for counter in _budget(grant) if reply.spent]
@@ -308,7 +326,7 @@ class Firestore:
     ) -> T:
         """Read the documents, have them judged, and write what the judge says: all of it or nothing.
 
-        ``again``: it may be repeated when the answer to its commit was lost, since its judge sees whether it is done.
+        ``again``: it may be repeated when the answer to its commit was lost, since its judge sees that it is done.
         """
         lost = 0
         for attempt in range(ATTEMPTS):
@@ -318,21 +336,21 @@ class Firestore:
                 result, writes = judge(seen)
                 if writes:
                     self._commit(writes, times, deadline)
-            except _FAILED as error:
-                if writes and isinstance(error, _OVERTAKEN):
-                    # Those who met take different times to come back.
+            except _FailedError as error:
+                if writes and isinstance(error, _OvertakenError):
+                    # Back off with jitter.
                     time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
                     continue
                 lost += 1
                 if lost > 1 or (writes and not again):
-                    raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
+                    raise StoreUnavailable(note=str(error), retry_after=1) from None
             else:
                 return result
         raise StoreUnavailable(note="Contention", retry_after=1)
 
     @contextlib.contextmanager
     def _turn(self, grant: Grant, deadline: float) -> Iterator[None]:
-        """Let only so many steps of a caller through at once that they seldom meet at one document."""
+        """Bound how many steps of a caller run at once, so that they seldom contend for a document."""
         with self._lock:
             place = grant.caller.id, grant.caller.limits
             turn = self._turns.get(place)
@@ -347,15 +365,17 @@ class Firestore:
             turn.release()
 
     def _read(self, paths: list[str], deadline: float) -> tuple[_Sight, dict[str, Any]]:
-        """Read documents as they are at one moment. Return them, and when each was written last."""
+        """Read documents as of one moment. Return them, and when each was last written."""
         documents: dict[str, Fields | None] = dict.fromkeys(paths)
         times: dict[str, Any] = {}
         now = 0.0
         request = {"database": self._database, "documents": [self._name(path) for path in paths]}
-        replies = self._connected().batch_get_documents(
-            request, retry=None, timeout=self._attempt(deadline), metadata=_metadata()
-        )
-        for reply in map(_raw, replies):
+        with _translated():
+            replies = self._connected().batch_get_documents(
+                request, retry=None, timeout=self._attempt(deadline), metadata=_metadata()
+            )
+            found = [*map(_raw, replies)]
+        for reply in found:
             now = max(now, self._now(reply.read_time))
             if reply.HasField("found"):
                 path = reply.found.name.removeprefix(self._name(""))
@@ -363,7 +383,7 @@ class Firestore:
         return _Sight(now, documents), times
 
     def _commit(self, writes: Writes, times: Mapping[str, Any], deadline: float) -> None:
-        """Write all or nothing, on the condition that nothing of it was written since."""
+        """Write all or nothing, provided that none of it was written since it was read."""
         if self._left(deadline) < HEARING * self._seconds:
             raise StoreUnavailable(note="Timeout", retry_after=1)
         commands = []
@@ -376,7 +396,8 @@ class Firestore:
                 whole = Document(name=self._name(path), fields=values)
                 commands.append(Write(update=whole, current_document=condition))
         request = {"database": self._database, "writes": commands}
-        self._connected().commit(request, retry=None, timeout=self._attempt(deadline), metadata=_metadata())
+        with _translated():
+            self._connected().commit(request, retry=None, timeout=self._attempt(deadline), metadata=_metadata())
 
     def _deadline(self) -> float:
         return time.monotonic() + self._seconds
@@ -388,7 +409,7 @@ class Firestore:
         return left
 
     def _attempt(self, deadline: float) -> float:
-        """Return how long one call to Firestore may take: half of what is left, so that it can be made again."""
+        """Return how long one call to Firestore may take: half of what is left, so that it can be repeated."""
         return self._left(deadline) / 2
 
     def _name(self, path: str) -> str:
@@ -459,8 +480,17 @@ def _held(key: str, found: Fields, now: float) -> Held | None:
     )
 
 
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what the client raises into what :data:`ERRORS` says that it means."""
+    try:
+        yield
+    except tuple(ERRORS) as error:
+        raise (meaning(ERRORS, error) or _FailedError)(type(error).__name__) from None
+
+
 def _raw(message: Any) -> Any:
-    """Return what lies under one of the library's messages, many times as fast to read."""
+    """Return the protobuf message inside one of the library's wrappers, which is many times as fast to read."""
     return type(message).pb(message)
 
 
@@ -473,7 +503,7 @@ def _moment(seconds: float) -> datetime:
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:
-    # The emulator takes this word for leave to do everything; Google's own client says the same.
+    # The emulator accepts this token for everything; Google's own client sends the same.
     return (("authorization", "Bearer owner"),) if os.environ.get(EMULATOR) else ()
 
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import json
 import os
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
+from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from gateway.edges import meaning
 from policies.idempotency import LEASE, Held, State, Verdict
 from policies.model import Admission, Answer, Outcome, Standing
 from policies.outcomes import Reply
@@ -29,12 +32,40 @@ if TYPE_CHECKING:
 
     from policies.model import Grant, Limit
 
-#: Two attempts at the most, and still a refusal within a second.
+#: Two attempts at most, so that a refusal takes less than a second.
 TIMEOUT_SECONDS: Final = 0.4
 #: Milliseconds that a window is kept beyond its length, so that a late one is not forgotten early.
 SLACK: Final = 60_000
 
 PREFIX: Final = "{countersign}:"
+
+
+class Meaning(Enum):
+    """What an exception of the client says about the command."""
+
+    LOST = auto()
+    """No readable answer came, so the command may have run. With an idempotency key it is safe to repeat, once."""
+    DEMOTED = auto()
+    """The server is now a replica. The address may name another server, which only a new connection finds."""
+    REFUSED = auto()
+    """Repeating it at once would bring the same."""
+
+
+ERRORS: Final[dict[type[BaseException], Meaning]] = {
+    exceptions.ConnectionError: Meaning.LOST,
+    exceptions.TimeoutError: Meaning.LOST,
+    exceptions.InvalidResponse: Meaning.LOST,
+    exceptions.AuthenticationError: Meaning.REFUSED,
+    exceptions.AuthorizationError: Meaning.REFUSED,
+    exceptions.BusyLoadingError: Meaning.REFUSED,
+    exceptions.ReadOnlyError: Meaning.DEMOTED,
+    exceptions.MasterDownError: Meaning.DEMOTED,
+    exceptions.RedisError: Meaning.REFUSED,
+    exceptions.RedisClusterException: Meaning.REFUSED,
+    exceptions.ChildDeadlockedError: Meaning.REFUSED,
+    exceptions.IncorrectPolicyType: Meaning.REFUSED,
+    ValueError: Meaning.REFUSED,  # a malformed host name, or an error reply that the client cannot parse
+}
 
 # The arithmetic of policies.quota and the moves of policies.idempotency, where the data is. The contract tests hold
 # both to the same promises. Times are microseconds, which a Lua number holds exactly.
@@ -249,7 +280,8 @@ class Redis:
         arguments.append(grant.entitlement.connection.place)
         for _, limit, counts in windows:
             arguments += [limit.calls, limit.seconds, counts]
-        verdict, first, second, *standing = self._run(self._admit, grant, windows, arguments)
+        again = grant.ledger_key is not None
+        verdict, first, second, *standing = self._run(self._admit, _keys(grant, windows), arguments, again=again)
         standings = _standings(grant.caller.limits, standing)
         if verdict == b"admitted":
             return Admission(standings, owner, int(first) / 1_000_000, doubt=second == b"1")
@@ -271,30 +303,30 @@ class Redis:
 
     def held(self, prefix: str = "") -> Iterator[Held]:
         """See :class:`gateway.stores.Ledger`."""
-        start = f"{PREFIX}ledger:"
+        for key, entry, now in self._entries(f"{PREFIX}ledger:", prefix):
+            if None not in entry:
+                state, about, sent, lease = entry
+                yield Held(
+                    key=key,
+                    state=State(state.decode()),
+                    **json.loads(about),
+                    since=int(sent) / 1_000_000,
+                    running=state == b"sent" and now < int(lease),
+                )
+
+    def _entries(self, start: str, prefix: str) -> Iterator[tuple[str, Any, int]]:
         try:
             now = int(self._now() or self._now_there())
             for key in self._client.scan_iter(match=f"{start}{prefix}*", count=1000):
-                entry: Any = self._client.hmget(key, "state", "about", "sent", "lease")
-                if None not in entry:
-                    state, about, sent, lease = entry
-                    yield Held(
-                        key=key.decode().removeprefix(start),
-                        state=State(state.decode()),
-                        **json.loads(about),
-                        since=int(sent) / 1_000_000,
-                        running=state == b"sent" and now < int(lease),
-                    )
-        except redis.RedisError as error:
-            raise StoreUnavailable(note=type(error).__name__) from None
+                entry = self._client.hmget(key, "state", "about", "sent", "lease")
+                yield key.decode().removeprefix(start), entry, now
+        except tuple(ERRORS) as error:
+            raise self._unavailable(error) from None
 
     def resolve(self, key: str, answer: Answer | None) -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
         arguments = [self._now(), *((answer.status, answer.body) if answer is not None else ("", ""))]
-        try:
-            said: bytes = self._resolve(keys=[f"{PREFIX}ledger:{key}"], args=arguments)
-        except redis.RedisError as error:
-            raise StoreUnavailable(note=type(error).__name__) from None
+        said: bytes = self._run(self._resolve, [f"{PREFIX}ledger:{key}"], arguments, again=False)
         return Verdict(said.decode())
 
     def _now(self) -> str:
@@ -306,7 +338,7 @@ class Redis:
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
-            return True  # nothing is kept of such a call, so there is nothing to say
+            return True  # nothing is kept of such a call
         windows = _windows(grant)
         status, body = (answer.status, answer.body) if answer is not None else ("", "")
         if reply.outcome is Outcome.UNKNOWN:
@@ -317,27 +349,23 @@ class Redis:
         for _, limit, counts in windows:
             arguments += [limit.seconds, counts]
         try:
-            kept = self._run(self._settle, grant, windows, arguments)
+            return bool(self._run(self._settle, _keys(grant, windows), arguments, again=grant.ledger_key is not None))
         except StoreUnavailable:
             return False
-        return bool(kept)
 
-    def _run(self, script: Any, grant: Grant, windows: list[_Window], arguments: list[Any]) -> Any:
-        keys = [f"{PREFIX}ledger:{grant.ledger_key or 'none'}", *(key for key, _, _ in windows)]
-        for attempt in range(2):
-            try:
-                return script(keys=keys, args=arguments)
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                # Whether the script ran is not known. With a key it can be asked again; without one it might count
-                # the call a second time.
-                if attempt or grant.ledger_key is None:
-                    raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
-            except redis.RedisError as error:
-                if isinstance(error, redis.ReadOnlyError):
-                    # The server of this connection is no primary any more; the address may name another by now.
-                    self._client.connection_pool.disconnect()
-                raise StoreUnavailable(note=type(error).__name__, retry_after=1) from None
-        raise AssertionError  # pragma: no cover - the second attempt returns or raises
+    def _run(self, script: Any, keys: list[str], arguments: list[Any], *, again: bool) -> Any:
+        """Run a script. ``again``: it is safe to repeat. Raises :class:`StoreUnavailable`."""
+        try:
+            return script(keys=keys, args=arguments)
+        except tuple(ERRORS) as error:
+            if not again or meaning(ERRORS, error) is not Meaning.LOST:
+                raise self._unavailable(error) from None
+        return self._run(script, keys, arguments, again=False)
+
+    def _unavailable(self, error: BaseException) -> StoreUnavailable:
+        if meaning(ERRORS, error) is Meaning.DEMOTED:
+            self._client.connection_pool.disconnect()
+        return StoreUnavailable(note=type(error).__name__, retry_after=1)
 
 
 def _about(grant: Grant) -> str:
@@ -349,6 +377,10 @@ def _about(grant: Grant) -> str:
 
 def _keyed(grant: Grant) -> int:
     return int(grant.ledger_key is not None)
+
+
+def _keys(grant: Grant, windows: list[_Window]) -> list[str]:
+    return [f"{PREFIX}ledger:{grant.ledger_key or 'none'}", *(key for key, _, _ in windows)]
 
 
 def _windows(grant: Grant) -> list[_Window]:
@@ -365,7 +397,7 @@ def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing
     pairs = zip(standing[::2], standing[1::2], strict=True)
     return tuple(
         Standing(limit, int(remaining), whole_seconds(int(frees) / 1_000_000))
-        for limit, (remaining, frees) in zip(limits, pairs, strict=False)  # the ceiling's is nobody's business
+        for limit, (remaining, frees) in zip(limits, pairs, strict=False)  # the ceiling's stays private
     )
 
 

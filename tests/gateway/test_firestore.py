@@ -213,6 +213,35 @@ def test_nobody_listening_is_a_refusal_that_names_no_address(monkeypatch: pytest
     assert str(port) not in str(caught.value.problem("id"))
 
 
+def test_channel_that_was_closed_is_a_refusal(firestore_url: str) -> None:
+    store, grant = Firestore(firestore_url, seconds=PATIENCE), limited("9/minute", key="k")
+    admission = store.admit(grant)
+    store._connected().transport.close()
+    with pytest.raises(StoreUnavailable) as caught:
+        store.admit(grant)
+    assert (caught.value.note, caught.value.retry_after) == ("ValueError", 1)
+    assert not store.settle(grant, admission, SUCCEEDED, ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "note"),
+    [
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/", "IsADirectoryError"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere", "DefaultCredentialsError"),
+        ("GOOGLE_CLOUD_UNIVERSE_DOMAIN", "", "EmptyUniverseError"),
+    ],
+)
+def test_client_that_cannot_be_made_is_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str, note: str
+) -> None:
+    if setting == "GOOGLE_CLOUD_UNIVERSE_DOMAIN":
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(StoreUnavailable) as caught:
+        Firestore("firestore://acme-prod").admit(limited("9/minute", key="k"))
+    assert caught.value.note == note
+
+
 class Between(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
     """Stands between a store and Firestore. ``faults`` says of commits to come what happens to them."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,21 +20,23 @@ from redis.crc import key_slot
 
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from policies.model import Answer, Budget, Limit, Outcome
+from policies.model import Admission, Answer, Budget, Limit, Outcome
 from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
 from sandbox.ports import free_port
-from tests.conftest import policy
+from sandbox.redis_server import RedisServer
+from tests.conftest import policy, running
 from tests.gateway.conftest import Clock, at_once, granted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Barrier
 
     from gateway.stores import Store
-    from policies.model import Admission, Grant
-    from sandbox.redis_server import RedisServer
+    from policies.model import Grant
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"}, spent=2)
@@ -117,6 +122,13 @@ def end(store: Store, grant: Grant, admission: Admission, how: str) -> None:
         store.settle(grant, admission, SUCCEEDED, ANSWER)
 
 
+def refused(store: Store, grant: Grant) -> tuple[str | None, int | None]:
+    """Have a store refuse a call since it is unavailable. Return the cause, and when to come back."""
+    with pytest.raises(StoreUnavailable) as caught:
+        store.admit(grant)
+    return caught.value.note, caught.value.retry_after
+
+
 # ---------------------------------------------------------------- Redis is not there, or slow, or back
 
 
@@ -153,6 +165,10 @@ def test_nobody_listening_is_a_refusal_that_names_no_address() -> None:
     assert "hunter2" not in str(caught.value.problem("id"))
 
 
+def test_address_that_cannot_be_looked_up_is_a_refusal() -> None:
+    assert refused(Redis("redis://a..b:6379/0"), limited("9/minute", key="k")) == ("UnicodeError", 1)
+
+
 def test_demoted_primary_refuses_and_its_connections_are_left_behind(redis_server: RedisServer) -> None:
     """After a failover the address may name another server, which only a new connection finds."""
     store = Redis(redis_server.url)
@@ -168,6 +184,145 @@ def test_demoted_primary_refuses_and_its_connections_are_left_behind(redis_serve
         assert store.admit(grant).replay == ANSWER
         newest = max(int(client["id"]) for client in operator.client_list() if client["name"] == "countersign")
     assert newest > int(before)
+
+
+@contextlib.contextmanager
+def configured(operator: redis.Redis, **options: str) -> Iterator[None]:
+    names = {name.replace("_", "-"): value for name, value in options.items()}
+    before = {name: str(operator.config_get(name)[name]) for name in names}
+    for name, value in names.items():
+        operator.config_set(name, value)
+    yield
+    for name, value in before.items():
+        operator.config_set(name, value)
+
+
+@contextlib.contextmanager
+def cut_off(operator: redis.Redis) -> Iterator[None]:
+    """A replica that has lost its primary, and was told not to answer from old data then."""
+    with configured(operator, replica_serve_stale_data="no"):
+        operator.replicaof("127.0.0.1", "1")
+        yield
+        operator.replicaof("NO", "ONE")
+
+
+@contextlib.contextmanager
+def busy(operator: redis.Redis) -> Iterator[None]:
+    """Somebody's script does not end."""
+    port = operator.get_connection_kwargs()["port"]
+    with configured(operator, busy_reply_threshold="1"), redis.Redis(port=port) as other, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(other.eval, "while true do end", 0)
+        while True:
+            try:
+                operator.ping()
+            except redis.ResponseError:
+                break
+        try:
+            yield
+        finally:
+            operator.script_kill()
+        assert isinstance(running.exception(timeout=10), redis.ResponseError)
+
+
+@contextlib.contextmanager
+def disk_gone(operator: redis.Redis) -> Iterator[None]:
+    """It cannot write its snapshots, and takes no writes then."""
+    Path(str(operator.config_get("dir")["dir"])).rmdir()
+    with configured(operator, save="3600 1"):
+        operator.bgsave()
+        while operator.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            time.sleep(0.01)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("state", "note"),
+    [
+        pytest.param(lambda operator: configured(operator, requirepass="p"), "AuthenticationError", id="NOAUTH"),
+        pytest.param(lambda operator: configured(operator, maxmemory="1"), "OutOfMemoryError", id="OOM"),
+        pytest.param(lambda operator: configured(operator, maxclients="1"), "ConnectionError", id="too many clients"),
+        pytest.param(
+            lambda operator: configured(operator, min_replicas_to_write="1"), "ResponseError", id="NOREPLICAS"
+        ),
+        pytest.param(disk_gone, "ResponseError", id="MISCONF"),
+        pytest.param(cut_off, "MasterDownError", id="MASTERDOWN"),
+        pytest.param(busy, "ResponseError", id="BUSY"),
+    ],
+)
+def test_redis_that_will_not_serve_is_a_refusal_and_claims_nothing(
+    tmp_path: Path, state: Callable[[redis.Redis], AbstractContextManager[None]], note: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    with running(RedisServer(tmp_path / "data")) as server, redis.Redis(port=server.port) as operator:
+        store, grant = Redis(server.url), limited("9/minute", key="k")
+        with state(operator):
+            assert refused(store, grant) == (note, 1)
+            assert not store.settle(grant, Admission((), "nobody", 0.0), SUCCEEDED, ANSWER)
+        assert operator.keys() == []
+        assert store.admit(grant).standings[0].remaining == 8
+
+
+@pytest.mark.parametrize(
+    ("who", "note"), [(":wrong", "AuthenticationError"), ("clerk:p", "NoPermissionError")], ids=["WRONGPASS", "NOPERM"]
+)
+def test_redis_that_does_not_know_us_or_allows_us_too_little_is_a_refusal(
+    redis_server: RedisServer, who: str, note: str
+) -> None:
+    with redis.Redis(port=redis_server.port) as operator:
+        operator.acl_setuser("clerk", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all", "-evalsha"])
+        operator.config_set("requirepass", "p")
+        store = Redis(f"redis://{who}@127.0.0.1:{redis_server.port}/0")
+        assert refused(store, limited("9/minute", key="k")) == (note, 1)
+        assert operator.keys() == []
+
+
+def test_redis_that_is_still_loading_is_a_refusal(redis_server: RedisServer) -> None:
+    store, grant = Redis(redis_server.url), limited("9/minute", key="k")
+    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    with redis.Redis(port=redis_server.port) as operator, operator.pipeline(transaction=False) as many:
+        for number in range(8 * 1024):  # it looks for clients between two times 1,024 commands
+            many.set("other", number)
+        many.execute()
+    redis_server.kill()
+    redis_server.options = {"key-load-delay": "100"}  # microseconds, for each of them
+    results: set[str | None] = set()
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(redis_server.start)
+        while not starting.done():
+            result = attempt(store, grant)
+            results.add(result.note if isinstance(result, Refusal) else None)
+        starting.result()
+    assert "BusyLoadingError" in results, results
+    assert store.admit(grant).replay == ANSWER
+
+
+def test_node_of_a_cluster_that_has_not_our_keys_is_a_refusal(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as both:
+        servers = []
+        for name in ("ours", "theirs"):
+            (tmp_path / name).mkdir()
+            options = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+            servers.append(both.enter_context(running(RedisServer(tmp_path / name, options=options))))
+        ours, theirs = (both.enter_context(redis.Redis(port=server.port)) for server in servers)
+        store, grant = Redis(servers[0].url), limited("9/minute", key="k")
+        assert refused(store, grant) == ("ClusterDownError", 1)
+        theirs.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        ours.execute_command("CLUSTER MEET", "127.0.0.1", servers[1].port, servers[1].options["cluster-port"])
+        deadline = time.monotonic() + 10
+        while refused(store, grant) != ("MovedError", 1):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert ours.keys() == theirs.keys() == []
+
+
+def test_scripts_that_redis_has_forgotten_are_given_to_it_again(redis_url: str) -> None:
+    store, grant = Redis(redis_url), limited("9/minute", key="k")
+    admission = store.admit(grant)
+    with redis.Redis.from_url(redis_url) as operator:
+        operator.script_flush()
+        assert store.settle(grant, admission, SUCCEEDED, ANSWER)
+        operator.script_flush()
+        assert store.admit(grant).replay == ANSWER
 
 
 def test_settling_while_redis_is_down_is_not_kept_and_does_not_raise(redis_server: RedisServer) -> None:

@@ -13,10 +13,8 @@ from urllib.parse import quote, quote_plus
 
 import grpc
 import pytest
-from google.api_core import exceptions as api_exceptions
 from google.auth import exceptions as auth_exceptions
 
-from gateway.edges import meaning
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError
 from gateway.secrets import (
@@ -39,7 +37,6 @@ from tests.gateway.conftest import Clock, at_once, granted
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import ModuleType
 
     from policies.model import Grant
     from sandbox.secret_manager import SecretManager as Sandbox
@@ -285,21 +282,6 @@ def test_closed_client_leaves_no_connection_for_a_fork_to_inherit_and_is_made_an
 
 
 # ---------------------------------------------------------------- what Google's client raises
-
-#: Raised by asynchronous clients alone, which we have none of.
-OF_ASYNCHRONOUS_CLIENTS = {"AsyncRestUnsupportedParameterError"}
-
-
-@pytest.mark.parametrize("library", [api_exceptions, auth_exceptions, grpc], ids=lambda library: library.__name__)
-def test_every_exception_of_googles_client_has_a_meaning(library: ModuleType) -> None:
-    classes = {
-        each
-        for name, each in vars(library).items()
-        if isinstance(each, type) and issubclass(each, BaseException) and name not in OF_ASYNCHRONOUS_CLIENTS
-    }
-    assert len(classes) >= 3
-    unmapped = [each for each in classes if meaning(meanings(), each.__new__(each)) is None]
-    assert unmapped == []
 
 
 def test_only_what_says_that_there_is_no_such_secret_for_us_means_that_it_is_gone() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from contextlib import closing, suppress
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+from gunicorn.config import Config
+from gunicorn.http import get_parser
 
-from gateway.worker import MOMENT_MILLISECONDS
+from gateway.worker import MOMENT_MILLISECONDS, _more, configure
+from sandbox.__main__ import ROOT
 from tests.conftest import CUSTOMER, FORM, KEY, TARGET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from sandbox.appgregator import Appgregator
     from tests.conftest import Server
@@ -67,6 +73,36 @@ def test_more_busy_connections_than_threads_are_all_served(server: Callable[...,
     assert statuses == [200] * 160
 
 
+def test_connection_that_is_never_idle_does_not_keep_its_thread_from_another(server: Callable[..., Server]) -> None:
+    """The one thread always finds a next call of the busy client, and must let the other client have its turn."""
+    running = server(THREADS="1")
+    one, ahead = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", 20
+    begun, over = threading.Event(), threading.Event()
+    answered = 0
+
+    def busy() -> None:
+        nonlocal answered
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+            sock.sendall(one * ahead)
+            while not over.is_set():
+                came = sock.recv(65536).count(b"HTTP/1.1 404 ")
+                answered += came
+                begun.set()
+                sock.sendall(one * came)
+
+    client = threading.Thread(target=busy)
+    client.start()
+    try:
+        assert begun.wait(10)
+        assert [running.call(timeout=5)[0] for _ in range(5)] == [200] * 5
+        before = answered
+        assert [running.call(timeout=5)[0] for _ in range(5)] == [200] * 5
+        assert answered > before, "the busy client was cut off, so this shows nothing"
+    finally:
+        over.set()
+        client.join(timeout=10)
+
+
 def test_calls_that_come_in_one_piece_are_answered_in_turn(server: Callable[..., Server]) -> None:
     running = server()
     body = CUSTOMER.encode()
@@ -104,6 +140,118 @@ def test_instance_stops_at_once_though_a_connection_was_just_used(server: Callab
         socket.create_connection(("127.0.0.1", running.port), timeout=2)
 
 
+def test_call_under_way_ends_within_the_grace_and_is_the_last_of_its_connection(
+    server: Callable[..., Server], upstream: Appgregator
+) -> None:
+    """One call ends within the platform's ten seconds, another does not."""
+    running = server()
+    upstream.delay = 4
+    with (
+        closing(HTTPConnection("127.0.0.1", running.port, timeout=20)) as ends,
+        closing(HTTPConnection("127.0.0.1", running.port, timeout=20)) as hangs,
+    ):
+        for connection, fault in ((ends, "slow"), (hangs, "hang")):
+            connection.request("POST", TARGET, f"customer=cus_fault_{fault}", HEADERS)
+        while len(upstream.calls) < 2:
+            time.sleep(0.01)
+        running.process.terminate()
+        began = time.monotonic()
+        response = ends.getresponse()
+        assert response.status == 200
+        assert response.headers["Connection"] == "close"
+        assert running.process.wait(timeout=20) == 0
+        assert 6 < time.monotonic() - began < 10
+        with pytest.raises(OSError):  # noqa: PT011 - closed or reset
+            hangs.getresponse()
+
+
+def test_connection_beyond_what_the_server_can_keep_is_closed_behind_its_answer(server: Callable[..., Server]) -> None:
+    running = server(THREADS="999")  # of gunicorn's 1,000 connections, which leaves one to be kept
+    with (
+        closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as kept,
+        closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as beyond,
+    ):
+        said = []
+        for connection in (kept, beyond):
+            connection.request("GET", "/x")
+            response = connection.getresponse()
+            response.read()
+            said.append(response.headers["Connection"])
+            time.sleep(20 * MOMENT_MILLISECONDS / 1000)
+    assert said == ["keep-alive", "close"]
+
+
+def test_server_that_was_told_nothing_has_as_many_threads_as_deploy_sends_it_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("THREADS", raising=False)
+    configure()
+    assert f"concurrency={os.environ['THREADS']} " in (ROOT / "deploy" / "deploy").read_text("utf-8")
+    monkeypatch.setenv("THREADS", "7")
+    configure()
+    assert os.environ["THREADS"] == "7"
+
+
+SERVER = """
+from gateway.worker import configure
+configure()
+def countersign(request):
+    return str(request.environ["wsgi.multithread"])
+"""
+
+
+def test_application_is_told_that_it_runs_in_threads(server: Callable[..., Server], tmp_path: Path) -> None:
+    source = tmp_path / "main.py"
+    source.write_text(SERVER)
+    assert server(source=source, PYTHONPATH=str(ROOT)).call()[2] == b"True"
+
+
+# ---------------------------------------------------------------- what a thread does between two calls
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, SimpleNamespace]]:
+    """Return a client's socket, and the server's connection to it as gunicorn makes it."""
+    client, ours = socket.socketpair()
+    with client, ours:
+        yield client, SimpleNamespace(sock=ours, parser=get_parser(Config(), ours, ("127.0.0.1", 1)))
+
+
+def test_silent_connection_is_given_back_within_a_moment_and_then_waited_for_without_limit(
+    ends: tuple[socket.socket, SimpleNamespace],
+) -> None:
+    client, connection = ends
+    late = threading.Timer(2, client.close)  # so that a wait without end ends, and fails
+    late.start()
+    began = time.monotonic()
+    assert not _more(connection)
+    took = time.monotonic() - began
+    late.cancel()
+    assert 0.002 < took < 0.1
+    assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16) == bytes(16)
+
+
+def test_what_was_read_ahead_is_the_next_call_without_a_look_at_the_socket(
+    ends: tuple[socket.socket, SimpleNamespace],
+) -> None:
+    _, connection = ends
+    connection.parser.unreader.unread(b"GET / HTTP/1.1\r\n")
+    connection.sock.close()
+    assert _more(connection)
+    assert connection.parser.unreader.take_buffered() == b"GET / HTTP/1.1\r\n"
+
+
+def test_call_that_comes_within_the_moment_and_the_end_of_a_connection_are_found(
+    ends: tuple[socket.socket, SimpleNamespace],
+) -> None:
+    client, connection = ends
+    client.sendall(b"GET / HTTP/1.1\r\n")
+    assert _more(connection)
+    assert connection.parser.unreader.take_buffered() == b"GET / HTTP/1.1\r\n"
+    client.close()
+    assert _more(connection)
+
+
 def test_answer_arrives_in_one_piece(server: Callable[..., Server]) -> None:
     """Head and body in two would wake up whoever waits for them twice."""
     running = server()
@@ -122,6 +270,17 @@ def test_connection_goes_on_behind_a_refusal_whose_body_nobody_read(server: Call
     with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
         for _ in range(3):
             connection.request("POST", "/elsewhere", "x" * 5000, HEADERS)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 404
+            assert call(connection) == 200
+
+
+def test_connection_goes_on_behind_a_refusal_whose_chunks_nobody_read(server: Callable[..., Server]) -> None:
+    running = server()
+    with closing(HTTPConnection("127.0.0.1", running.port, timeout=10)) as connection:
+        for _ in range(3):
+            connection.request("POST", "/elsewhere", iter([b"x" * 5000] * 2), HEADERS, encode_chunked=True)
             response = connection.getresponse()
             response.read()
             assert response.status == 404
@@ -192,6 +351,19 @@ def test_rest_of_a_body_that_came_too_late_is_no_call(server: Callable[..., Serv
             sock.sendall(f"{late}{len(CUSTOMER)}\r\n\r\n{CUSTOMER}".encode())
             assert sock.recv(65536) == b""
     assert not upstream.calls
+
+
+@pytest.mark.parametrize("head", ["GET /x HTTP/1.1\r\nHost: a\r\nConnection: close", "GET /x HTTP/1.0\r\nHost: a"])
+def test_connection_that_its_client_does_not_keep_is_closed_behind_the_answer(
+    server: Callable[..., Server], head: str
+) -> None:
+    running = server()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=1) as sock:  # half of what a kept one gets
+        sock.sendall(f"{head}\r\n\r\n".encode())
+        received = b""
+        while came := sock.recv(65536):
+            received += came
+    assert received.split(b" ")[1] == b"404"
 
 
 def test_head_is_answered_without_a_body_and_without_a_word_in_the_log(server: Callable[..., Server]) -> None:

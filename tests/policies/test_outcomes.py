@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from policies.dialect import Step
-from policies.model import Outcome
+from policies.model import Budget, Limit, Outcome
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,
@@ -159,6 +160,65 @@ def test_success_that_is_no_whole_invoice_is_unknown(grant: Grant, body: bytes) 
     assert reply.outcome is Outcome.UNKNOWN
     assert type(reply.refusal) is OutcomeUnknown
     assert "canary" not in repr((said(reply), reply.refusal.note))
+
+
+# ---------------------------------------------------------------- what an invoice counts against a budget
+
+
+@pytest.fixture
+def budgeted(grant: Grant) -> Grant:
+    """A call of a caller with a budget in US dollars."""
+    budget = Budget("usd", Limit(10**15, 86_400, "10 usd/day"))
+    return replace(grant, caller=replace(grant.caller, budget=budget))
+
+
+def created(grant: Grant, amount: str, currency: str = '"usd"') -> Reply:
+    """Have an invoice come back whose amount due and currency are written like this."""
+    body = f'{{"object": "invoice", "id": "in_1", "amount_due": {amount}, "currency": {currency}}}'
+    reply = judge(grant, 200, body.encode(), None)
+    assert (reply.outcome, reply.created) == (Outcome.SUCCEEDED, "in_1")  # whatever it counts, it is there
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("amount", "spent"),
+    [
+        (0, 0), (1, 1), (2000, 2000), (10**12 - 1, 10**12 - 1), (10**12, 10**12),
+        (-1, 0), (-2000, 0), (-(10**18), 0),
+        (10**12 + 1, 10**12), (10**18, 10**12), (2**63, 10**12), (10**30, 10**12),
+    ],
+)  # fmt: skip
+def test_invoice_counts_its_amount_but_never_less_than_nothing_nor_more_than_a_counter_holds(
+    budgeted: Grant, amount: int, spent: int
+) -> None:
+    reply = created(budgeted, str(amount))
+    assert (reply.spent, reply.alarm) == (spent, None)
+
+
+@pytest.mark.parametrize("amount", ["true", "false", "null", '"2000"', "2000.5", "[2000]", '{"usd": 2000}', "1e999"])
+def test_amount_that_is_no_whole_number_counts_nothing_and_alarms_the_operator(budgeted: Grant, amount: str) -> None:
+    reply = created(budgeted, amount)
+    assert type(reply.spent) is int
+    assert reply.spent == 0
+    assert "the caller's budget does not count" in (reply.alarm or "")
+
+
+@pytest.mark.parametrize("currency", ['"eur"', '"USD"', '""', "null", "7", "true", '["usd"]', '{"usd": "usd"}'])
+def test_invoice_in_another_currency_counts_nothing_and_alarms_the_operator(budgeted: Grant, currency: str) -> None:
+    reply = created(budgeted, "2000", currency)
+    assert reply.spent == 0
+    assert "another currency" in (reply.alarm or "")
+
+
+def test_invoice_that_names_neither_amount_nor_currency_alarms_the_operator(budgeted: Grant) -> None:
+    reply = judge(budgeted, 200, b'{"object": "invoice", "id": "in_1"}', None)
+    assert (reply.outcome, reply.spent, reply.alarm is None) == (Outcome.SUCCEEDED, 0, False)
+
+
+@pytest.mark.parametrize("amount", ["2000", "true", "null"])
+def test_invoice_of_a_caller_without_a_budget_counts_nothing_and_alarms_nobody(grant: Grant, amount: str) -> None:
+    reply = created(grant, amount, '"eur"')
+    assert (reply.spent, reply.alarm) == (0, None)
 
 
 VALUES = st.recursive(
