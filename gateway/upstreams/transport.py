@@ -110,8 +110,8 @@ class Transport:
         refused: list[str] = []
 
         def hear(line: bytes) -> None:
-            name, colon, value = line.partition(b":")
-            if colon and (name := name.lower()) in _HEARD:
+            name, _, value = line.partition(b":")
+            if (name := name.lower()) in _HEARD:
                 said[name] = value.strip()
 
         def write(chunk: bytes) -> int:

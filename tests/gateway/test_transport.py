@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gateway.upstreams import transport as transport_module
 from gateway.upstreams.transport import (
     _NOT_TAKEN,
-    MAX_ANSWER,
     PRIVATE,
     LostError,
     NotSentError,
@@ -231,10 +230,10 @@ def served(answer: bytes) -> Any:
     return serve()
 
 
-@pytest.mark.parametrize("size", [MAX_ANSWER, MAX_ANSWER + 1])
+@pytest.mark.parametrize("size", [1_048_576, 1_048_577])
 def test_cap_is_exact(transport: Transport, size: int) -> None:
     with served(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size) as origin:
-        if size <= MAX_ANSWER:
+        if size <= 1_048_576:
             assert len(post(transport, origin).body) == size
         else:
             with pytest.raises(LostError):
@@ -257,6 +256,32 @@ def test_answer_that_cannot_be_read_whole_is_lost(transport: Transport, answer: 
     with served(answer) as origin, pytest.raises(LostError) as caught:
         post(transport, origin)
     assert str(caught.value).startswith("libcurl error ")
+
+
+def told(transport: Transport, *headers: bytes, told_in_headers: bool = True) -> tuple[bool | None, str | None]:
+    """What an answer with these headers says of Stripe's."""
+    with served(b"\r\n".join([b"HTTP/1.1 200 OK", b"Content-Length: 2", *headers, b"", b"{}"])) as origin:
+        received = transport.send(Request("POST", origin + PATH, HEADERS, BODY, told_in_headers), 10)
+    return received.should_retry, received.request_id
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ([], (None, None)),
+        ([b"Stripe-Should-Retry: true", b"Request-Id: req_1"], (True, "req_1")),
+        ([b"STRIPE-SHOULD-RETRY:false", b"request-id:\t req_a_Z9 "], (False, "req_a_Z9")),
+        ([b"Stripe-Should-Retry: yes", b"Request-Id: evt_1"], (None, None)),
+        ([b"Stripe-Should-Retry: TRUE", b"Request-Id: req_" + b"a" * 65], (None, None)),
+        ([b"Stripe-Should-Retry:", b"Request-Id: req_\xff"], (None, None)),
+        ([b"X-Request-Id: req_1", b"Stripe-Should-Retry-: true"], (None, None)),
+    ],
+)
+def test_headers_of_stripe_are_read_where_they_are_asked_for(
+    transport: Transport, headers: list[bytes], said: tuple[bool | None, str | None]
+) -> None:
+    assert told(transport, *headers) == said
+    assert told(transport, *headers, told_in_headers=False) == (None, None)
 
 
 def test_interim_answers_are_not_the_answer(transport: Transport) -> None:
