@@ -129,6 +129,11 @@ def test_large_body_goes_out_without_asking_first(transport: Transport, upstream
     assert "expect" not in {name.lower() for name, _ in upstream.calls[0].headers}
 
 
+def test_post_without_a_body_is_a_post(transport: Transport, upstream: Appgregator) -> None:
+    post(transport, upstream.origin, body=b"")
+    assert dict(upstream.calls[0].headers)["Content-Length"] == "0"
+
+
 def test_handle_turns_from_post_to_get_and_back(transport: Transport, upstream: Appgregator) -> None:
     assert post(transport, upstream.origin).status == 200
     assert transport.send(Request("GET", upstream.origin + PATH, HEADERS, b""), 10).status == 405
@@ -284,6 +289,12 @@ def test_headers_of_stripe_are_read_where_they_are_asked_for(
     assert told(transport, *headers, told_in_headers=False) == (None, None)
 
 
+@pytest.mark.parametrize(("header", "seconds"), [(b"1", 1), (b"7", 7), (b"0", None), (b"-1", None), (b"soon", None)])
+def test_retry_after_is_in_seconds(transport: Transport, header: bytes, seconds: int | None) -> None:
+    with served(b"HTTP/1.1 503 Busy\r\nRetry-After: %b\r\nContent-Length: 2\r\n\r\n{}" % header) as origin:
+        assert post(transport, origin) == Received(503, b"{}", seconds)
+
+
 def test_interim_answers_are_not_the_answer(transport: Transport) -> None:
     with served(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}") as origin:
         assert post(transport, origin) == Received(201, b"{}", None)
@@ -398,6 +409,19 @@ def test_request_that_cannot_be_written_as_http_is_not_sent(
     assert len(upstream.calls) == 2
 
 
+@pytest.mark.parametrize("error", [pycurl.error, TypeError, ValueError, OverflowError, MemoryError])
+def test_whatever_setting_an_option_raises_nothing_is_sent(
+    transport: Transport, upstream: Appgregator, error: type[Exception]
+) -> None:
+    class Failing(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            raise error
+
+    with pytest.raises(NotSentError, match="cannot be written as HTTP"):
+        transport.send(Request("POST", upstream.origin + PATH, Failing(HEADERS), BODY), 5)
+    assert upstream.connections == 0
+
+
 def test_every_exception_class_of_pycurl_is_mapped() -> None:
     classes = {value for value in vars(pycurl).values() if isinstance(value, type) and issubclass(value, BaseException)}
     assert classes, "pycurl has some"
@@ -470,13 +494,16 @@ def test_connection_closed_while_idle_is_replaced_before_anything_is_sent(
     assert len(upstream.calls) == 2
 
 
-@pytest.mark.parametrize(("idle_seconds", "connections"), [(1, 2), (30, 1)])
+@pytest.mark.parametrize(
+    ("transport", "connections"),
+    [(Transport(idle_seconds=1), 2), (Transport(), 1)],
+    ids=["idle for too long", "idle for a while"],
+)
 def test_connection_idle_for_too_long_is_not_used_again(
-    upstream: Appgregator, idle_seconds: int, connections: int
+    transport: Transport, upstream: Appgregator, connections: int
 ) -> None:
-    transport = Transport(idle_seconds=idle_seconds)
     post(transport, upstream.origin)
-    time.sleep(2.1)  # libcurl counts in whole seconds
+    time.sleep(1.3)
     assert post(transport, upstream.origin).status == 200
     assert upstream.connections == connections
 
