@@ -1,13 +1,13 @@
-"""The one way out. HTTP over libcurl, with everything that could surprise us switched off or bounded in C.
+"""The one way out: HTTP/1.1 over libcurl, with every surprising feature off and every size and time bounded in C.
 
 libcurl repeats a POST by itself when a reused connection dies before it answers, which would raise a second invoice.
-It cannot where it has no way to rewind the body, so the body is handed over through a read callback, and without one
-to seek with.
+It cannot do so without rewinding the body, so the body comes from a read callback, and there is no seek callback.
 """
 
 from __future__ import annotations
 
 import select
+import socket
 import threading
 from collections.abc import Mapping
 from io import BytesIO
@@ -17,16 +17,25 @@ import certifi
 import msgspec
 import pycurl
 
+from policies.egress import public
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from policies.concealed import Concealed
     from policies.dialect import Outgoing
 
-#: An invoice with a hundred lines is about 150 KB. Counted after decompression.
+#: Bytes, after decompression. An invoice with a hundred lines is about 150 KB.
 MAX_ANSWER: Final = 1024 * 1024
-#: A connection idle for longer may be closed by the other side just as we use it, and then the outcome is unknown.
+#: The server may close a connection that was idle for longer just as we use it, and then the outcome is unknown.
 MAX_IDLE_SECONDS: Final = 30
-#: Opening takes two or three round trips; a host that needs more time than this is down.
+#: Connecting takes two or three round trips; a host that needs more time than this is down.
 CONNECT_SECONDS: Final = 5.0
+
+PRIVATE: Final = "the host resolves to a private address; say private: true if it is meant to"
+#: What setting a libcurl option can raise: pycurl's only exception class, and Python's own for an unusable value.
+_NOT_TAKEN: Final = (pycurl.error, TypeError, ValueError, OverflowError, MemoryError)
+_NO_SOCKET: Final[int] = pycurl.SOCKET_BAD
 
 
 class NotSentError(Exception):
@@ -49,55 +58,61 @@ class Received(msgspec.Struct, frozen=True):
 
 
 class Transport:
-    """Makes requests. Safe for threads: each has its own handle, and so its own connections."""
+    """Makes requests. Thread-safe: each thread has its own handles, and so its own connections.
 
-    def __init__(self, ca_file: str | None = None) -> None:
+    ``resolve`` holds entries of libcurl's RESOLVE (``host:port:address,address``), which are used instead of DNS.
+    ``public`` decides whether an address may be connected to without ``private``.
+    """
+
+    def __init__(
+        self,
+        ca_file: str | None = None,
+        *,
+        resolve: Sequence[str] = (),
+        idle_seconds: int = MAX_IDLE_SECONDS,
+        public: Callable[[str], bool] = public,
+    ) -> None:
         self._ca_file = ca_file or certifi.where()
+        self._resolve, self._idle_seconds, self._public = list(resolve), idle_seconds, public
         self._local = threading.local()
 
     def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
-        """Send one request with its key, and never twice. ``seconds`` bounds it all, from name look-up to last byte.
+        """Send one request with its key, and a POST never again. ``seconds`` is the total timeout, DNS included.
 
-        Raises :class:`NotSentError` or :class:`LostError`; neither carries a word of the other side.
+        Raises :class:`NotSentError` or :class:`LostError`, whose texts are all ours.
         """
         if seconds <= 0:
             raise NotSentError("no time was left")
-        curl = self._handle()
+        guarded = not outgoing.private and not outgoing.url.startswith("http:")  # the policy has http for loopback only
         answer = BytesIO()
         headers: dict[str, str] = {}
+        refused: list[str] = []
 
         def hear(line: bytes) -> None:
-            name, colon, value = line.partition(b":")
-            if colon and (name := name.lower()) in outgoing.heard:
+            name, _, value = line.partition(b":")
+            if (name := name.lower()) in outgoing.heard:
                 headers[name.decode("ascii")] = value.strip().decode("latin-1")
 
         def write(chunk: bytes) -> int:
-            # Fewer bytes than were given makes libcurl give up.
+            # libcurl aborts when fewer bytes are taken than it gave.
             return answer.write(chunk) if answer.tell() + len(chunk) <= MAX_ANSWER else 0
 
-        lines = [f"{name}: {value}" for name, value in outgoing.headers.items()]
-        # "Expect:" so that no round trip asks whether a body is welcome.
-        curl.setopt(pycurl.URL, outgoing.url)
-        curl.setopt(pycurl.HTTPHEADER, [outgoing.key + key.reveal(), *lines, "Expect:"])
-        if outgoing.body is not None:
-            curl.setopt(pycurl.POST, 1)
-            curl.setopt(pycurl.POSTFIELDSIZE, len(outgoing.body))
-            curl.setopt(pycurl.READFUNCTION, BytesIO(outgoing.body).read)
-        else:
-            curl.setopt(pycurl.HTTPGET, 1)
-        if outgoing.heard:
-            curl.setopt(pycurl.HEADERFUNCTION, hear)
-        else:
-            curl.unsetopt(pycurl.HEADERFUNCTION)
-        curl.setopt(pycurl.WRITEFUNCTION, write)
-        curl.setopt(pycurl.TIMEOUT_MS, max(1, int(seconds * 1000)))
+        try:
+            curl = self._handle(guarded=guarded)
+            curl.setopt(pycurl.WRITEFUNCTION, write)
+            if guarded:
+                curl.setopt(pycurl.OPENSOCKETFUNCTION, self._opener(refused))
+            _set(curl, outgoing, key, hear, seconds)
+        except _NOT_TAKEN:
+            raise NotSentError("the request cannot be written as HTTP") from None
         try:
             curl.perform()
         except pycurl.error as error:
             code = error.args[0]
-            if curl.getinfo(pycurl.REQUEST_SIZE) == 0:
-                raise NotSentError(f"libcurl error {code}") from None
-            raise LostError(f"libcurl error {code}") from None
+            if curl.getinfo(pycurl.REQUEST_SIZE) > 0:
+                raise LostError(f"libcurl error {code}") from None
+            private = refused and code == pycurl.E_COULDNT_CONNECT
+            raise NotSentError(PRIVATE if private else f"libcurl error {code}") from None
         finally:
             curl.unsetopt(pycurl.HTTPHEADER)  # the key stays no longer than the call
         wait = curl.getinfo(pycurl.RETRY_AFTER)
@@ -105,40 +120,83 @@ class Transport:
             headers["retry-after"] = str(wait)
         return Received(curl.getinfo(pycurl.RESPONSE_CODE), answer.getvalue(), headers)
 
-    def _handle(self) -> Any:
-        curl = getattr(self._local, "curl", None)
+    def _opener(self, refused: list[str]) -> Callable[[int, Any], int]:
+        """Return a callback that opens a socket to a public address, and adds any other to ``refused``.
+
+        libcurl calls it for each address that it tries. A reused connection was checked when it was opened.
+        """
+
+        def open_socket(_purpose: int, address: Any) -> int:
+            if not self._public(address.addr[0]):
+                refused.append(address.addr[0])
+                return _NO_SOCKET
+            try:
+                return socket.socket(address.family, address.socktype, address.protocol).detach()
+            except OSError:  # such as no file descriptors left; pycurl would print a traceback
+                return _NO_SOCKET
+
+        return open_socket
+
+    def _handle(self, *, guarded: bool) -> Any:
+        # Two handles, so that a connection opened for a private host is never reused without ``private``.
+        name = "guarded" if guarded else "unguarded"
+        curl = getattr(self._local, name, None)
         if curl is None or _closed_by_the_other_side(curl):
-            # Kept only once it is set up whole: half a handle would obey the environment's proxy.
-            curl = self._local.curl = self._new_handle()
+            curl = self._new_handle()
+            setattr(self._local, name, curl)  # only once all is set: before, it would use the environment's proxy
         return curl
 
     def _new_handle(self) -> Any:
         curl = careful_handle(self._ca_file)
-        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTPS | pycurl.PROTO_HTTP)  # which, the policy document decides
+        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTPS | pycurl.PROTO_HTTP)  # the policy document decides which
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(CONNECT_SECONDS * 1000))
-        curl.setopt(pycurl.MAXAGE_CONN, MAX_IDLE_SECONDS)
+        curl.setopt(pycurl.MAXAGE_CONN, self._idle_seconds)
+        curl.setopt(pycurl.RESOLVE, self._resolve)
         return curl
 
 
+def _set(curl: Any, outgoing: Outgoing, key: Concealed[str], hear: Callable[[bytes], None], seconds: float) -> None:
+    """Set what is particular to a request. Raises what ``_NOT_TAKEN`` lists."""
+    lines = [outgoing.key + key.reveal(), *[f"{name}: {value}" for name, value in outgoing.headers.items()]]
+    if not "".join(lines).isprintable():
+        raise ValueError("a control character")  # libcurl sends a line break as it is, and so a second header
+    curl.setopt(pycurl.URL, outgoing.url)
+    if outgoing.body is not None:
+        curl.setopt(pycurl.POST, 1)
+        curl.setopt(pycurl.POSTFIELDSIZE, len(outgoing.body))
+        curl.setopt(pycurl.READFUNCTION, BytesIO(outgoing.body).read)
+    else:
+        curl.setopt(pycurl.HTTPGET, 1)
+    if outgoing.heard:
+        curl.setopt(pycurl.HEADERFUNCTION, hear)
+    else:
+        curl.unsetopt(pycurl.HEADERFUNCTION)
+    curl.setopt(pycurl.TIMEOUT_MS, max(1, int(seconds * 1000)))  # 0 would be no timeout
+    # Last, so that no failure leaves the key in the handle. Without "Expect: 100-continue", which costs a round trip.
+    curl.setopt(pycurl.HTTPHEADER, [*lines, "Expect:"])
+
+
 def careful_handle(ca_file: str) -> Any:
-    """Return a libcurl handle with everything off that could surprise us."""
+    """Return a libcurl handle with every surprising feature off."""
     curl = pycurl.Curl()
+    # The version that "a POST is never sent twice" is tested with; libcurl would use HTTP/2 where it is offered.
+    curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     curl.setopt(pycurl.FOLLOWLOCATION, 0)
-    curl.setopt(pycurl.PROXY, "")  # "" also keeps HTTP_PROXY and its like out
+    curl.setopt(pycurl.PROXY, "")  # "" also ignores HTTP_PROXY and the like
     curl.setopt(pycurl.NETRC, pycurl.NETRC_IGNORED)
     curl.setopt(pycurl.CAINFO, ca_file)
-    curl.setopt(pycurl.NOSIGNAL, 1)  # signals and threads do not go together
-    # Asks for no compression, and undoes one that comes all the same, so that a cap is on what was meant.
+    curl.setopt(pycurl.NOSIGNAL, 1)  # signals are not thread-safe
+    # Asks for no compression, but decodes a compressed answer all the same, so that a cap counts decoded bytes.
     curl.setopt(pycurl.ACCEPT_ENCODING, "identity")
     curl.setopt(pycurl.USERAGENT, "countersign")
     return curl
 
 
 def _closed_by_the_other_side(curl: Any) -> bool:
-    """Whether the last connection has ended while idle. libcurl looks itself only after a second of idleness."""
+    """Whether the last connection was closed while idle. libcurl itself checks only after a second of idleness."""
     number = curl.getinfo(pycurl.ACTIVESOCKET)
     if number < 0:
         return False
     poll = select.poll()
     poll.register(number, select.POLLIN)
-    return bool(poll.poll(0))  # nothing is due between calls, so whatever comes is an end or not to be trusted
+    return bool(poll.poll(0))  # no data is due between calls: readable means closed, or data not to be trusted

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pycurl
@@ -22,21 +25,32 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec.structs import replace
 
-from gateway.upstreams.transport import MAX_ANSWER, LostError, NotSentError, Received, Transport
+from gateway.upstreams import transport as transport_module
+from gateway.upstreams.transport import (
+    _NOT_TAKEN,
+    PRIVATE,
+    LostError,
+    NotSentError,
+    Received,
+    Transport,
+)
 from policies.concealed import Concealed
-from policies.dialect import FORM, KeyPlace, Outgoing
+from policies.dialect import FORM, KeyPlace, Outgoing, Step
+from policies.upstreams import UPSTREAMS
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
-from tests.gateway.conftest import at_once
+from tests.conftest import policy
+from tests.gateway.conftest import at_once, granted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from sandbox.appgregator import Appgregator
 
 PATH = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
 HEADERS = {"Content-Type": FORM, "Accept": "application/json"}
+UPSTREAM = Concealed(UPSTREAM_KEY)
 #: The same for who speaks to libcurl directly.
 LINES = [f"x-api-key: {UPSTREAM_KEY}", *(f"{name}: {value}" for name, value in HEADERS.items())]
 BODY = b"customer=cus_1"
@@ -47,12 +61,14 @@ def transport() -> Transport:
     return Transport()
 
 
-def outgoing(url: str, body: bytes = BODY) -> Outgoing:
-    return Outgoing("POST", url, KeyPlace.X_API_KEY, HEADERS, body)
+def outgoing(url: str, body: bytes | None = BODY, **more: Any) -> Outgoing:
+    return Outgoing("GET" if body is None else "POST", url, KeyPlace.X_API_KEY, HEADERS, body, **more)
 
 
-def post(transport: Transport, origin: str, *, seconds: float = 10, body: bytes = BODY) -> Received:
-    return transport.send(outgoing(origin + PATH, body), Concealed(UPSTREAM_KEY), seconds)
+def post(
+    transport: Transport, origin: str, *, seconds: float = 10, body: bytes = BODY, private: bool = False
+) -> Received:
+    return transport.send(outgoing(origin + PATH, body, private=private), UPSTREAM, seconds)
 
 
 def test_answer_comes_with_status_and_body(transport: Transport, upstream: Appgregator) -> None:
@@ -86,11 +102,25 @@ def test_only_our_own_headers_go_out(transport: Transport, upstream: Appgregator
 
 def test_key_does_not_stay_in_the_handle_after_a_call(transport: Transport, upstream: Appgregator) -> None:
     post(transport, upstream.origin)
-    curl = transport._handle()
+    curl = transport._handle(guarded=False)
     curl.setopt(pycurl.POSTFIELDSIZE, 0)
     curl.perform()
     assert len(upstream.calls) == 2
     assert "x-api-key" not in dict(upstream.calls[1].headers)
+
+
+@pytest.mark.parametrize("failure", ["lost", "not sent"])
+def test_key_does_not_stay_in_the_handle_after_a_failure(
+    transport: Transport, upstream: Appgregator, failure: str
+) -> None:
+    upstream.fail_next("truncated")
+    with pytest.raises(LostError) if failure == "lost" else pytest.raises(NotSentError):
+        post(transport, upstream.origin if failure == "lost" else "http://127.0.0.1:1")
+    curl = transport._handle(guarded=False)
+    curl.setopt(pycurl.URL, upstream.origin + PATH)
+    curl.setopt(pycurl.POSTFIELDSIZE, 0)
+    curl.perform()
+    assert "x-api-key" not in dict(upstream.calls[-1].headers)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 300_000])
@@ -98,6 +128,25 @@ def test_body_of_any_size_arrives_whole(transport: Transport, upstream: Appgrega
     body = b"customer=" + b"c" * size
     post(transport, upstream.origin, body=body)
     assert upstream.calls[0].body == body
+
+
+def test_large_body_goes_out_without_asking_first(transport: Transport, upstream: Appgregator) -> None:
+    """libcurl sends ``Expect: 100-continue`` before a body of more than 1 MB, and waits."""
+    post(transport, upstream.origin, body=BODY + b"&unknown=" + b"c" * 2_000_000)
+    assert "expect" not in {name.lower() for name, _ in upstream.calls[0].headers}
+
+
+def test_post_without_a_body_is_a_post(transport: Transport, upstream: Appgregator) -> None:
+    post(transport, upstream.origin, body=b"")
+    assert dict(upstream.calls[0].headers)["Content-Length"] == "0"
+
+
+def test_handle_turns_from_post_to_get_and_back(transport: Transport, upstream: Appgregator) -> None:
+    assert post(transport, upstream.origin).status == 200
+    assert transport.send(outgoing(upstream.origin + PATH, None), UPSTREAM, 10).status == 405
+    assert post(transport, upstream.origin).status == 200
+    assert [call.body for call in upstream.calls] == [BODY, BODY]
+    assert upstream.connections == 1
 
 
 def test_connection_is_used_again_in_one_thread(transport: Transport, upstream: Appgregator) -> None:
@@ -196,10 +245,10 @@ def served(answer: bytes) -> Any:
     return serve()
 
 
-@pytest.mark.parametrize("size", [MAX_ANSWER, MAX_ANSWER + 1])
+@pytest.mark.parametrize("size", [1_048_576, 1_048_577])
 def test_cap_is_exact(transport: Transport, size: int) -> None:
     with served(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size) as origin:
-        if size <= MAX_ANSWER:
+        if size <= 1_048_576:
             assert len(post(transport, origin).body) == size
         else:
             with pytest.raises(LostError):
@@ -222,6 +271,43 @@ def test_answer_that_cannot_be_read_whole_is_lost(transport: Transport, answer: 
     with served(answer) as origin, pytest.raises(LostError) as caught:
         post(transport, origin)
     assert str(caught.value).startswith("libcurl error ")
+
+
+def heard(transport: Transport, *headers: bytes, heard: frozenset[bytes]) -> dict[str, str]:
+    """What is heard of an answer with these headers."""
+    with served(b"\r\n".join([b"HTTP/1.1 200 OK", b"Content-Length: 2", *headers, b"", b"{}"])) as origin:
+        return dict(transport.send(outgoing(origin + PATH, heard=heard), UPSTREAM, 10).headers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ([], (None, None)),
+        ([b"Stripe-Should-Retry: true", b"Request-Id: req_1"], (True, "req_1")),
+        ([b"STRIPE-SHOULD-RETRY:false", b"request-id:\t req_a_Z9 "], (False, "req_a_Z9")),
+        ([b"Stripe-Should-Retry: yes", b"Request-Id: evt_1"], (None, None)),
+        ([b"Stripe-Should-Retry: TRUE", b"Request-Id: req_" + b"a" * 65], (None, None)),
+        ([b"Stripe-Should-Retry:", b"Request-Id: req_\xff"], (None, None)),
+        ([b"X-Request-Id: req_1", b"Stripe-Should-Retry-: true"], (None, None)),
+    ],
+)
+def test_headers_of_stripe_are_read_where_they_are_asked_for(
+    transport: Transport, headers: list[bytes], said: tuple[bool | None, str | None]
+) -> None:
+    grant = granted(policy("http://127.0.0.1:9", upstream="stripe"))
+    stripe = UPSTREAMS["stripe"]
+    got = heard(transport, *headers, heard=stripe.request(grant, Step("key")).heard)
+    reply = stripe.judge(grant, Step("key"), 409, got, b"{}")
+    again, request = said
+    assert (reply.again, reply.upstream_request) == (True if again is None else again, request)
+    assert stripe.judge(grant, Step("key"), 400, got, b"{}").again == bool(again)
+    assert heard(transport, *headers, heard=frozenset()) == {}
+
+
+@pytest.mark.parametrize(("header", "seconds"), [(b"1", 1), (b"7", 7), (b"0", None), (b"-1", None), (b"soon", None)])
+def test_retry_after_is_in_seconds(transport: Transport, header: bytes, seconds: int | None) -> None:
+    with served(b"HTTP/1.1 503 Busy\r\nRetry-After: %b\r\nContent-Length: 2\r\n\r\n{}" % header) as origin:
+        assert post(transport, origin) == Received(503, b"{}", {} if seconds is None else {"retry-after": str(seconds)})
 
 
 def test_interim_answers_are_not_the_answer(transport: Transport) -> None:
@@ -255,6 +341,25 @@ def test_host_that_never_opens_a_connection_is_not_sent_to(transport: Transport)
             post(transport, f"http://127.0.0.1:{listener.getsockname()[1]}", seconds=0.5)
 
 
+def test_opening_is_bounded_apart_from_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.upstreams.transport.CONNECT_SECONDS", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections and says nothing, so TLS never begins
+        began = time.monotonic()
+        with pytest.raises(NotSentError):
+            post(Transport(), f"https://127.0.0.1:{listener.getsockname()[1]}", private=True)
+        assert 0.3 < time.monotonic() - began < 3
+
+
+def test_least_time_is_not_no_bound(transport: Transport, upstream: Appgregator) -> None:
+    """libcurl takes 0 ms for no timeout."""
+    upstream.delay = 5
+    upstream.fail_next("slow")
+    began = time.monotonic()
+    with pytest.raises((NotSentError, LostError)):
+        post(transport, upstream.origin, seconds=0.0004)
+    assert time.monotonic() - began < 3
+
+
 @pytest.mark.parametrize("seconds", [0, -1, -0.001])
 def test_nothing_is_sent_without_time(transport: Transport, upstream: Appgregator, seconds: float) -> None:
     with pytest.raises(NotSentError):
@@ -262,7 +367,10 @@ def test_nothing_is_sent_without_time(transport: Transport, upstream: Appgregato
     assert upstream.connections == 0
 
 
-def test_nothing_is_sent_where_nothing_listens(transport: Transport) -> None:
+@pytest.mark.parametrize("used", [False, True], ids=["new handle", "used handle"])
+def test_nothing_is_sent_where_nothing_listens(transport: Transport, upstream: Appgregator, *, used: bool) -> None:
+    if used:
+        post(transport, upstream.origin)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # so that nobody else listens there either
         with pytest.raises(NotSentError):
@@ -272,7 +380,79 @@ def test_nothing_is_sent_where_nothing_listens(transport: Transport) -> None:
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1:9/", "file:///etc/hostname", "gopher://127.0.0.1:9/"])
 def test_only_http_is_spoken(transport: Transport, url: str) -> None:
     with pytest.raises(NotSentError):
-        transport.send(outgoing(url), Concealed(UPSTREAM_KEY), 5)
+        transport.send(outgoing(url), UPSTREAM, 5)
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "gopher", "telnet", "dict", "ws"])
+def test_nothing_but_http_is_connected_to(transport: Transport, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(NotSentError, match=f"libcurl error {pycurl.E_UNSUPPORTED_PROTOCOL}"):
+            post(transport, f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", seconds=0.2, private=True)
+        assert accepted(listener) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://\u00fcpstream.example/", UPSTREAM_KEY),
+        ("https://upstream.example/\ud800", UPSTREAM_KEY),
+        ("https://upstream.example/\0", UPSTREAM_KEY),
+        ("https://upstream.example/\r\nx: y", UPSTREAM_KEY),
+        ("https://upstream.example/a b", UPSTREAM_KEY),
+        ("https://upstream.example/" + "a" * 9_000_000, UPSTREAM_KEY),
+        ("https://", UPSTREAM_KEY),
+        ("https://[::1/", UPSTREAM_KEY),
+        ("https://upstream.example:65536/", UPSTREAM_KEY),
+        ("", UPSTREAM_KEY),
+        ("http://127.0.0.1", "\u00fc"),
+        ("http://127.0.0.1", "\ud800"),
+        ("http://127.0.0.1", "a\0b"),
+        ("http://127.0.0.1", "a\r\nStripe-Account: acct_1"),
+        ("http://127.0.0.1", "a\nStripe-Account: acct_1"),
+    ],
+)
+def test_request_that_cannot_be_written_as_http_is_not_sent(
+    transport: Transport, upstream: Appgregator, url: str, key: str
+) -> None:
+    """Also on a handle whose call before was sent, which is what libcurl's counter still says."""
+    post(transport, upstream.origin)
+    post_to = upstream.origin + PATH if url == "http://127.0.0.1" else url
+    with pytest.raises(NotSentError) as caught:
+        transport.send(outgoing(post_to, private=True), Concealed(key), 5)
+    assert re.fullmatch("the request cannot be written as HTTP|libcurl error [0-9]+", str(caught.value))
+    assert post(transport, upstream.origin).status == 200
+    assert len(upstream.calls) == 2
+
+
+@pytest.mark.parametrize("error", [pycurl.error, TypeError, ValueError, OverflowError, MemoryError])
+def test_whatever_setting_an_option_raises_nothing_is_sent(
+    transport: Transport, upstream: Appgregator, error: type[Exception]
+) -> None:
+    class Failing(dict[str, str]):
+        def items(self) -> Any:
+            raise error
+
+    with pytest.raises(NotSentError, match="cannot be written as HTTP"):
+        transport.send(replace(outgoing(upstream.origin + PATH), headers=Failing()), UPSTREAM, 5)
+    assert upstream.connections == 0
+
+
+def test_every_exception_class_of_pycurl_is_mapped() -> None:
+    classes = {value for value in vars(pycurl).values() if isinstance(value, type) and issubclass(value, BaseException)}
+    assert classes, "pycurl has some"
+    assert {found for found in classes if not issubclass(found, _NOT_TAKEN)} == set()
+
+
+def test_every_exception_that_setting_an_option_raises_is_mapped() -> None:
+    """With values of every kind, for every option that we set."""
+    values = ["", "\u00fc", "\0", b"\xff", None, -1, 2**70, 0.5, object(), [1], ["\u00fc"], [None], {}, lambda: None]
+    options = re.findall(r"setopt\(\s*(pycurl\.[A-Z_]+)", inspect.getsource(transport_module))
+    assert len(options) > 15
+    for option in set(options):
+        for value in values:
+            curl = pycurl.Curl()
+            with suppress(*_NOT_TAKEN):
+                curl.setopt(getattr(pycurl, option.removeprefix("pycurl.")), value)
 
 
 def test_handle_works_on_after_every_failure(transport: Transport, upstream: Appgregator) -> None:
@@ -327,6 +507,20 @@ def test_connection_closed_while_idle_is_replaced_before_anything_is_sent(
     upstream.start()
     assert post(transport, upstream.origin).status == 200
     assert len(upstream.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("transport", "connections"),
+    [(Transport(idle_seconds=1), 2), (Transport(), 1)],
+    ids=["idle for too long", "idle for a while"],
+)
+def test_connection_idle_for_too_long_is_not_used_again(
+    transport: Transport, upstream: Appgregator, connections: int
+) -> None:
+    post(transport, upstream.origin)
+    time.sleep(1.3)
+    assert post(transport, upstream.origin).status == 200
+    assert upstream.connections == connections
 
 
 # ---------------------------------------------------------------- the environment has no say
@@ -475,10 +669,13 @@ class Authority:
 class TlsServer(HTTPServer):
     """Answers every POST with 200, keeps the bodies it was sent, and ends each connection after ``most`` of them."""
 
-    def __init__(self, context: ssl.SSLContext, most: int) -> None:
+    def __init__(self, context: ssl.SSLContext, most: int, host: str) -> None:
         self.bodies = bodies = list[bytes]()
         self.connections = 0
+        self.spoken = list[str | None]()
+        """What ALPN chose for each connection."""
         self._context = context
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -496,21 +693,23 @@ class TlsServer(HTTPServer):
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
 
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__((host, 0), Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         self.connections += 1
         try:
-            return self._context.wrap_socket(connection, server_side=True), address
+            wrapped = self._context.wrap_socket(connection, server_side=True)
         except OSError:  # the client hung up on our certificate
             connection.close()
             raise
+        self.spoken.append(wrapped.selected_alpn_protocol())
+        return wrapped, address
 
 
 @contextmanager
-def serving(context: ssl.SSLContext, most: int = 1) -> Iterator[TlsServer]:
-    with TlsServer(context, most) as server:
+def serving(context: ssl.SSLContext, most: int = 1, host: str = "127.0.0.1") -> Iterator[TlsServer]:
+    with TlsServer(context, most, host) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -531,7 +730,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def test_server_with_a_certificate_of_a_trusted_authority_is_sent_to(authority: Authority) -> None:
     with serving(authority.context(LOOPBACK)) as server:
         transport = Transport(ca_file=str(authority.file))
-        assert post(transport, f"https://127.0.0.1:{server.server_address[1]}").status == 200
+        assert post(transport, f"https://127.0.0.1:{server.server_address[1]}", private=True).status == 200
         assert server.bodies == [BODY]
 
 
@@ -539,7 +738,7 @@ def test_connection_over_tls_is_used_again(authority: Authority) -> None:
     with serving(authority.context(LOOPBACK), most=3) as server:
         transport = Transport(ca_file=str(authority.file))
         for _ in range(3):
-            assert post(transport, f"https://127.0.0.1:{server.server_address[1]}").status == 200
+            assert post(transport, f"https://127.0.0.1:{server.server_address[1]}", private=True).status == 200
         assert server.connections == 1
 
 
@@ -548,7 +747,7 @@ def test_server_with_a_certificate_of_another_authority_is_sent_nothing(
 ) -> None:
     with serving(authority.context(LOOPBACK)) as server:
         with pytest.raises(NotSentError):
-            post(transport, f"https://127.0.0.1:{server.server_address[1]}")
+            post(transport, f"https://127.0.0.1:{server.server_address[1]}", private=True)
         assert server.bodies == []
 
 
@@ -567,11 +766,193 @@ def test_server_with_a_certificate_that_is_not_for_it_is_sent_nothing(
     with serving(authority.context(name, days)) as server:
         transport = Transport(ca_file=str(authority.file))
         with pytest.raises(NotSentError):
-            post(transport, f"https://127.0.0.1:{server.server_address[1]}")
+            post(transport, f"https://127.0.0.1:{server.server_address[1]}", private=True)
         assert server.bodies == []
 
 
 def test_https_to_a_server_without_tls_is_sent_nothing(transport: Transport, upstream: Appgregator) -> None:
     with pytest.raises(NotSentError):
-        post(transport, upstream.origin.replace("http:", "https:"), seconds=0.5)
+        post(transport, upstream.origin.replace("http:", "https:"), seconds=0.5, private=True)
     assert upstream.calls == ()
+
+
+def test_http_2_is_never_spoken(authority: Authority) -> None:
+    context = authority.context(LOOPBACK)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with serving(context) as server:
+        origin = f"https://127.0.0.1:{server.server_address[1]}"
+        curl = pycurl.Curl()
+        curl.setopt(pycurl.URL, origin)
+        curl.setopt(pycurl.CAINFO, str(authority.file))
+        with pytest.raises(pycurl.error):
+            curl.perform()  # the server chooses HTTP/2 and cannot speak it
+        assert post(Transport(ca_file=str(authority.file)), origin, private=True).status == 200
+        assert server.spoken == ["h2", "http/1.1"]
+
+
+# ---------------------------------------------------------------- where it may go
+
+
+HOST = "upstream.example"
+
+
+def resolving(authority: Authority, port: int, *addresses: str, **more: Any) -> Transport:
+    """A transport for which ``HOST`` has these addresses."""
+    literal = ",".join(f"[{address}]" if ":" in address else address for address in addresses)
+    return Transport(str(authority.file), resolve=[f"{HOST}:{port}:{literal}"], **more)
+
+
+def accepted(listener: socket.socket) -> int:
+    """How many connections were opened to a listener that nobody serves."""
+    listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_host_with_a_private_address_is_sent_to_where_the_connection_says_private(
+    authority: Authority, address: str
+) -> None:
+    with serving(authority.context(x509.DNSName(HOST)), host=address) as server:
+        port = server.server_address[1]
+        assert post(resolving(authority, port, address), f"https://{HOST}:{port}", private=True).status == 200
+        assert server.bodies == [BODY]
+
+
+@pytest.mark.parametrize(
+    ("family", "bound", "address"),
+    [
+        (socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET, "127.0.0.1", "0.0.0.0"),
+        (socket.AF_INET, "127.0.0.1", "::ffff:127.0.0.1"),
+        (socket.AF_INET6, "::1", "::1"),
+        (socket.AF_INET6, "::1", "::"),
+    ],
+    ids=["loopback", "unspecified", "mapped", "loopback 6", "unspecified 6"],
+)
+def test_host_with_a_private_address_is_not_connected_to(
+    authority: Authority, family: socket.AddressFamily, bound: str, address: str
+) -> None:
+    with socket.create_server((bound, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        transport = resolving(authority, port, address)
+        with pytest.raises(NotSentError, match="resolves to a private address; say private: true"):
+            post(transport, f"https://{HOST}:{port}")
+        assert accepted(listener) == 0
+        with pytest.raises(NotSentError, match="libcurl error 28"):
+            post(transport, f"https://{HOST}:{port}", seconds=0.2, private=True)
+        assert accepted(listener) == 1, "this address does lead there"
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["10.0.0.1"],
+        ["192.168.1.1"],
+        ["100.64.0.1"],
+        ["169.254.169.254"],
+        ["fd00::1"],
+        ["fe80::1"],
+        ["::ffff:10.0.0.1"],
+        ["64:ff9b::10.0.0.1"],
+        ["10.0.0.1", "fd00::1", "192.168.1.1"],
+    ],
+    ids=" ".join,
+)
+def test_address_that_is_not_public_is_refused_at_once(authority: Authority, addresses: list[str]) -> None:
+    began = time.monotonic()
+    with pytest.raises(NotSentError) as caught:
+        post(resolving(authority, 443, *addresses), f"https://{HOST}")
+    assert str(caught.value) == PRIVATE
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "2130706433", "0x7f.1", "127.1"])
+def test_address_written_as_a_host_is_looked_at_too(transport: Transport, host: str) -> None:
+    with pytest.raises(NotSentError) as caught:
+        post(transport, f"https://{host}:1")
+    assert str(caught.value) == PRIVATE
+
+
+@pytest.mark.parametrize("order", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
+def test_of_several_addresses_only_the_public_ones_are_connected_to(
+    authority: Authority, order: tuple[str, str]
+) -> None:
+    """127.0.0.1 counts as public here."""
+    with serving(authority.context(x509.DNSName(HOST))) as server:
+        port = server.server_address[1]
+        with socket.create_server(("127.0.0.2", port)) as listener:
+            transport = resolving(authority, port, *order, public=lambda address: address == "127.0.0.1")
+            assert post(transport, f"https://{HOST}:{port}").status == 200
+            assert accepted(listener) == 0
+        assert server.bodies == [BODY]
+
+
+def test_private_address_is_not_named_where_a_public_one_was_connected_to(authority: Authority) -> None:
+    with serving(authority.context(LOOPBACK)) as server:  # a certificate for another name
+        port = server.server_address[1]
+        transport = resolving(authority, port, "127.0.0.2", "127.0.0.1", public=lambda address: address == "127.0.0.1")
+        with pytest.raises(NotSentError, match="libcurl error 60"):
+            post(transport, f"https://{HOST}:{port}")
+
+
+def test_connection_to_a_private_address_is_not_reused_without_private(authority: Authority) -> None:
+    with serving(authority.context(x509.DNSName(HOST)), most=2) as server:
+        port = server.server_address[1]
+        transport = resolving(authority, port, "127.0.0.1")
+        assert post(transport, f"https://{HOST}:{port}", private=True).status == 200
+        with pytest.raises(NotSentError) as caught:
+            post(transport, f"https://{HOST}:{port}")
+        assert str(caught.value) == PRIVATE
+        assert post(transport, f"https://{HOST}:{port}", private=True).status == 200
+        assert (server.connections, len(server.bodies)) == (1, 2)
+
+
+def test_connection_to_a_public_address_is_reused(authority: Authority) -> None:
+    with serving(authority.context(x509.DNSName(HOST)), most=3) as server:
+        port = server.server_address[1]
+        transport = resolving(authority, port, "127.0.0.1", public=lambda _: True)
+        for _ in range(3):
+            assert post(transport, f"https://{HOST}:{port}").status == 200
+        assert server.connections == 1
+
+
+def test_socket_is_not_inherited_and_is_closed_with_its_handle(authority: Authority) -> None:
+    with serving(authority.context(x509.DNSName(HOST)), most=2) as server:
+        port = server.server_address[1]
+        before = set(Path("/proc/self/fd").iterdir())
+        transport = resolving(authority, port, "127.0.0.1", public=lambda _: True)
+        post(transport, f"https://{HOST}:{port}")
+        curl = transport._handle(guarded=True)
+        assert not os.get_inheritable(curl.getinfo(pycurl.ACTIVESOCKET))
+        curl.close()
+    assert set(Path("/proc/self/fd").iterdir()) <= before
+
+
+def test_nothing_is_sent_or_printed_without_a_free_file_descriptor() -> None:
+    program = f"""
+import os, resource
+from gateway.upstreams.transport import NotSentError, Transport
+from policies.concealed import Concealed
+from policies.dialect import KeyPlace, Outgoing
+transport = Transport(public=lambda address: address != "127.0.0.9")
+def post(host):
+    try:
+        outgoing = Outgoing("POST", f"https://{{host}}:1/", KeyPlace.X_API_KEY, {HEADERS!r}, {BODY!r})
+        transport.send(outgoing, Concealed("key"), 5)
+    except NotSentError as error:
+        print(error)
+post("127.0.0.9")  # libcurl opens what it needs itself
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        os.open("/dev/null", os.O_RDONLY)
+except OSError:
+    post("127.0.0.1")
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == (f"{PRIVATE}\nlibcurl error 7\n", "")

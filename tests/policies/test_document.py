@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from policies import document
+from policies import access, document
+from policies.dialect import Step
 from policies.document import MAX_SIGNERS
 from policies.idempotency import RETENTION
 from policies.model import DocumentError, Idempotency, Kind, PolicySet, Proof, Shape
 from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
+from policies.upstreams import UPSTREAMS
 from tests.conftest import policy
-from tests.policies.conftest import by_kind, documents, entitlement, everybody, only_caller, read, written
+from tests.policies.conftest import by_kind, call, documents, entitlement, everybody, only_caller, read, written
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ROOT / "policies" / "documents"
@@ -915,3 +917,20 @@ def test_look_that_could_not_pass_is_refused(parameters: str, says: str) -> None
 def test_group_does_not_open_the_answer_of_a_look() -> None:
     text = STRIPE + LOOK.replace("parameters: {invoice: {prefix: in_}}", "groups: [plain]")
     assert set(only_caller(read(text)).entitlements["ft-4", "stripe-1", "invoices.retrieve"].rules) == {"invoice"}
+
+
+@pytest.mark.parametrize(
+    ("said", "private"), [("", False), ("    private: true\n", True), ("    private: false\n", False)]
+)
+@pytest.mark.parametrize("text", [RIGHT, STRIPE], ids=["appgregator", "stripe"])
+def test_private_address_is_allowed_where_the_connection_says_so(text: str, said: str, *, private: bool) -> None:
+    policy_set = read(text.replace("    ceiling", f"{said}    ceiling"))
+    assert policy_set.connections["billing"].private is private
+    grant = access.decide(policy_set, only_caller(policy_set), call({"customer": "cus_1"}, key="order-1"))
+    assert UPSTREAMS[grant.entitlement.connection.upstream].request(grant, Step("key")).private is private
+
+
+def test_private_is_true_or_false() -> None:
+    assert "connections.billing.private: Did you mean true?" in problem(
+        RIGHT.replace("    ceiling", "    private: tru\n    ceiling")
+    )
