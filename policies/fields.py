@@ -135,7 +135,10 @@ def _decoder(operation: str, paths: Iterable[str]) -> _Decode:
 
 def _type_of(tree: Mapping[str, object]) -> type[msgspec.Struct]:
     """Return the type of an object that has what ``tree`` names, and null for what it lacks."""
-    return msgspec.defstruct("Members", [(name, _type_of_member(branch), None) for name, branch in tree.items()])
+    return _struct(tuple((name, _type_of_member(branch), None) for name, branch in tree.items()))
+
+
+_struct = cache(partial(msgspec.defstruct, "Members"))  # most lists have the same branches
 
 
 def _type_of_member(branch: object) -> Any:
