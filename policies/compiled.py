@@ -249,10 +249,10 @@ class _Book:
 
     def look_through(self) -> None:
         """See that all of it can be read, without keeping it. Raises LookupError and msgspec's errors."""
+        fields_of = {operation.id: {*operation.fields, "audit_id"} for operation in OPERATIONS.values()}
         for raw in self._grants:
             grant = _grant(raw)
-            operation = OPERATIONS[grant.operation]
-            if grant.connection not in self._connections or not {*grant.response} <= {*operation.fields, "audit_id"}:
+            if grant.connection not in self._connections or not fields_of[grant.operation].issuperset(grant.response):
                 raise LookupError
         for _, raw in self._callers:
             if not all(0 <= number < len(self._grants) for number in _caller(raw).grants):
