@@ -1,8 +1,8 @@
 """What many callers in the policy cost: the start, and each call. Every size has a process of its own.
 
 Run as ``python -m bench.callers COUNT [compiled]``, it loads such a policy and says how many seconds that took; for
-each line that it is then given it makes a batch of calls and says one's median microseconds. Ten of the callers call:
-what differs is how many others there are.
+each line that it is then given it makes a batch of calls and says one's median microseconds. Every caller has a grant
+and a response list of its own, alike in size, and up to 200 of them call in turn.
 """
 
 from __future__ import annotations
@@ -20,23 +20,30 @@ from pathlib import Path
 
 from bench import stages
 from bench.servers import process, said
+from policies.model import Shape
+from policies.operations.invoices_create import FIELDS
 from sandbox.__main__ import POLICY
 
 COUNTS = (10, 1_000, 10_000)
-ACTIVE = 10
-BATCH = 400
+#: More than a cache of 128 holds, and each still calls more than once in a batch.
+ACTIVE = 200
+BATCH = 2_000
 BATCHES = 15
 _SEED = 5
 
 
 def policy(count: int) -> str:
-    """Write the sandbox's policy with this many callers, each with a key and grants of its own."""
+    """Write the sandbox's policy with this many callers, each with a key, a grant and a response list of its own."""
     head, _, caller = POLICY.read_text("utf-8").partition("  demo-app:\n")
     before, _, after = caller.partition("sha256: ")
     after = after[64:]
+    scalars = [
+        name for name, shape in FIELDS.items() if shape is Shape.SCALAR and "." not in name and name not in after
+    ]
     return head + "".join(
-        f"  app-{number}:\n{before}sha256: {hashlib.sha256(_key(number).encode()).hexdigest()}{after}"
-        for number in range(count)
+        f"  app-{number}:\n{before}sha256: {hashlib.sha256(_key(number).encode()).hexdigest()}"
+        + after.replace("max: 60", f"max: {60 + number}").replace("audit_id]", f"{', '.join(three)}, audit_id]")
+        for number, three in enumerate(itertools.islice(itertools.combinations(scalars, 3), count))
     )
 
 

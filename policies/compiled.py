@@ -193,10 +193,10 @@ class _Callers(Mapping[Proof, Caller]):
         self._read: dict[Proof, Caller] = {}
         self._entitlements: dict[int, Entitlement] = {}
         self._rules: dict[Rule, Rule] = {}
+        fields_of = {operation.id: {*operation.fields, "audit_id"} for operation in OPERATIONS.values()}
         for raw in self._grants:
             grant = _grant(raw)
-            operation = OPERATIONS[grant.operation]
-            if grant.connection not in connections or not {*grant.response} <= {*operation.fields, "audit_id"}:
+            if grant.connection not in connections or not fields_of[grant.operation].issuperset(grant.response):
                 raise LookupError
         for _, raw in self._callers:
             if not all(0 <= number < len(self._grants) for number in _caller(raw).grants):

@@ -12,6 +12,7 @@ import bench.__main__ as benchmark
 from bench import callers, load, rows, servers, stages, stores
 from bench.peers import PEERS
 from bench.rows import Effort
+from policies import document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,3 +91,10 @@ def test_peer_lets_its_caller_through_and_nobody_else(name: str) -> None:
             if type(error).__name__ != "MissingError":
                 raise
             pytest.skip(f"{name}: {error}")
+
+
+def test_every_caller_of_the_benchmark_has_a_grant_and_a_response_list_of_its_own() -> None:
+    by_proof = document.read(callers.policy(300), "policy.yaml").callers
+    entitlements = [one for caller in by_proof.values() for one in caller.entitlements.values()]
+    assert len({one.response_fields for one in entitlements}) == 300
+    assert len({one.rules["days_until_due"].maximum for one in entitlements}) == 300

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.fields import OWN, decoded, read, tree_of, trim
+from policies import fields
+from policies.fields import decoded, own, read, tree_of, trim
 from policies.model import Shape
 from policies.operations import OPERATIONS
 from policies.operations.invoices_create import FIELDS
@@ -17,9 +19,11 @@ from sandbox.invoice import EXAMPLE
 from tests.policies.conftest import entitlement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from policies.model import Operation
+    import msgspec
+
+    from policies.model import Entitlement, Operation
 
 
 def trimmed(answer: object, *paths: str) -> dict[str, object]:
@@ -163,6 +167,15 @@ ANSWERS = st.fixed_dictionaries(
 )
 
 
+@pytest.fixture(params=[8_192, 0], ids=["with a decoder of its own", "with the shared one"], scope="module")
+def _room(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Read with room for a decoder of each list, and with none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fields, "_READERS", fields._Readers(request.param))
+        yield
+
+
+@pytest.mark.usefixtures("_room")
 @settings(deadline=None, max_examples=500)
 @given(answer=ANSWERS, granted=st.lists(st.sampled_from(GRANTED), unique=True, min_size=1))
 def test_answer_of_which_only_what_is_granted_is_built_is_the_whole_one_trimmed(
@@ -171,9 +184,12 @@ def test_answer_of_which_only_what_is_granted_is_built_is_the_whole_one_trimmed(
     grant = entitlement(response=", ".join(granted))
     members, out = read(json.dumps(answer).encode(), grant)
     assert repr(out) == repr(trim(answer, grant.response))
-    assert repr([members.get(name) for name in OWN]) == repr([answer.get(name) for name in OWN])
+    assert repr([members.get(name) for name in own("invoices.create")]) == repr(
+        [answer.get(name) for name in own("invoices.create")]
+    )
 
 
+@pytest.mark.usefixtures("_room")
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.id)
 def test_every_field_of_a_real_invoice_is_read_as_it_is_trimmed(operation: Operation) -> None:
     grant = entitlement(response=", ".join(operation.fields))
@@ -181,6 +197,7 @@ def test_every_field_of_a_real_invoice_is_read_as_it_is_trimmed(operation: Opera
     assert repr(out) == repr(trim(dict(EXAMPLE), grant.response))
 
 
+@pytest.mark.usefixtures("_room")
 @pytest.mark.parametrize(
     "body",
     [
@@ -203,3 +220,80 @@ def test_bytes_that_no_encoder_of_ours_writes_are_read_as_they_are_trimmed(body:
     assert repr(out) == repr(trim(decoded(body), grant.response))
     whole = decoded(body)
     assert members.get("id") == (whole.get("id") if isinstance(whole, dict) else None)
+
+
+@pytest.mark.usefixtures("_room")
+@settings(deadline=None, max_examples=300)
+@given(
+    left_out=st.sets(st.sampled_from(sorted(EXAMPLE))),
+    other=st.dictionaries(st.sampled_from(sorted(EXAMPLE)), ANY, max_size=2),
+    granted=st.lists(st.sampled_from(sorted(FIELDS)), unique=True, min_size=1, max_size=12),
+)
+def test_any_list_of_any_invoice_is_read_as_the_whole_one_is_trimmed(
+    left_out: set[str], other: dict[str, object], granted: list[str]
+) -> None:
+    answer = {**{name: value for name, value in EXAMPLE.items() if name not in left_out}, **other}
+    grant = entitlement(response=", ".join(granted))
+    members, out = read(json.dumps(answer).encode(), grant)
+    assert repr(out) == repr(trim(answer, grant.response))
+    assert repr([members.get(name) for name in own("invoices.create")]) == repr(
+        [answer.get(name) for name in own("invoices.create")]
+    )
+
+
+@pytest.mark.usefixtures("_room")
+@pytest.mark.parametrize("value", [b'"\xff"', b"9" * 5000, b"1e999", b'"\\ud83d"'])
+def test_what_cannot_be_read_matters_only_where_it_is_granted(value: bytes) -> None:
+    body = b'{"id": "in_1", "description": VALUE, "lines": {"data": [{"amount": 5, "description": VALUE}]}}'
+    members, out = read(body.replace(b"VALUE", value), entitlement(response="lines.data.amount, customer"))
+    assert members["id"] == "in_1"
+    assert out == {"lines": {"data": [{"amount": 5}]}, "customer": None}
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, object]]:
+    """Every type that is built for a decoder."""
+    built: list[Mapping[str, object]] = []
+    build = fields._type_of
+
+    def counted(tree: Mapping[str, object]) -> type[msgspec.Struct]:
+        built.append(tree)
+        return build(tree)
+
+    monkeypatch.setattr(fields, "_type_of", counted)
+    return built
+
+
+def read_in_turn(grants: Iterable[Entitlement]) -> None:
+    body = json.dumps(dict(EXAMPLE)).encode()
+    for grant in grants:
+        assert read(body, grant)[1] == trim(dict(EXAMPLE), grant.response)
+
+
+def grants(number: int) -> list[Entitlement]:
+    """Grants that each have a response list of their own."""
+    return [entitlement(response=", ".join(three)) for three in islice(combinations(FIELDS, 3), number)]
+
+
+def test_many_response_lists_in_turn_build_each_decoder_once(
+    built: list[Mapping[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fields, "_READERS", fields._Readers(room=300 * 3))
+    many = grants(300)
+    read_in_turn(many)
+    assert len(built) >= 300
+    built.clear()
+    read_in_turn(many)
+    assert built == []
+
+
+def test_response_lists_that_no_room_is_left_for_build_nothing(
+    built: list[Mapping[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = grants(300)
+    monkeypatch.setattr(fields, "_READERS", fields._Readers(room=3))
+    read_in_turn([first, others[0]])  # the second builds what the others share, if no test has before
+    built.clear()
+    read_in_turn([first, *others])
+    assert built == []
+    assert len(fields._READERS) == 1
