@@ -22,8 +22,7 @@ _NOT_PUBLIC_V4: Final = tuple(
         "198.18.0.0/15",  # benchmarks
         "198.51.100.0/24",  # documentation
         "203.0.113.0/24",  # documentation
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
+        "224.0.0.0/3",  # multicast, reserved and broadcast
     )
 )
 #: All global unicast. The rest is private, local, multicast or unallocated.
