@@ -59,14 +59,10 @@ class _Held(Generic[T]):
     good_until: float
 
 
-class _Reading:
-    """A read in progress. Calls wait for it up to ``until``, which the first that has to wait sets."""
+class _Reading(threading.Event):
+    """A read in progress; set once it is over. Calls wait up to ``until``, which the first that has to wait sets."""
 
-    __slots__ = ("done", "until")
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.until = inf
+    until = inf
 
 
 class Kept(Generic[T]):
@@ -157,7 +153,7 @@ class Kept(Generic[T]):
                     reading.until = min(reading.until, now + self._patience)
             if mine:
                 self._begin(key, reading, deadline, refused)
-            if not reading.done.wait(max(0.0, min(deadline, reading.until) - now) if must_wait else 0.0):
+            if not reading.wait(max(0.0, min(deadline, reading.until) - now) if must_wait else 0.0):
                 late = DownError, "another call's read took too long"
 
     def _begin(self, key: str, reading: _Reading, deadline: float, refused: T | None) -> None:
@@ -187,4 +183,4 @@ class Kept(Generic[T]):
                 self._paused[key] = failure
                 if issubclass(failure[0], GoneError):
                     self._held.pop(key, None)
-        reading.done.set()
+        reading.set()

@@ -74,7 +74,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Moved:
 def ended(policies: Policies) -> None:
     """Wait for a check that runs beside the calls."""
     reading = policies._kept._reading.get(policies._source.where)
-    assert reading is None or reading.done.wait(10)
+    assert reading is None or reading.wait(10)
 
 
 @dataclass
