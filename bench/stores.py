@@ -80,5 +80,5 @@ def _median(store: Store, calls: int | None = None) -> float:
 def _grant() -> Grant:
     policies = document.read(stages.roomy(POLICY.read_text("utf-8")), "sandbox.yaml")
     (caller,) = policies.callers.values()
-    call = Call("invoices.create", "ft-4", "stripe-1", None, None, "form", stages.BODY, "key", validate_only=False)
+    call = Call("invoices.create", "ft-4", "stripe-1", {}, "form", stages.BODY, "key", validate_only=False)
     return decide(policies, caller, call)

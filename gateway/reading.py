@@ -13,9 +13,11 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
+from gateway.credentials import KINDS
+from gateway.credentials.google import SERVERLESS
 from gateway.forks import PerProcess
 from policies.concealed import Concealed
-from policies.model import NAME, Call, Webhook
+from policies.model import NAME, Call
 from policies.operations import OPERATIONS
 from policies.refusals import (
     BodyIncomplete,
@@ -52,7 +54,10 @@ _ID: Final = r"[A-Za-z0-9_-]{1,255}"
 #: RFC 9110, 7.2, as far as any client writes it. Nothing here is made of it, but what is in front of us may differ.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
-_WEBHOOK: Final = frozenset({"HTTP_WEBHOOK_ID", "HTTP_WEBHOOK_TIMESTAMP", "HTTP_WEBHOOK_SIGNATURE"})
+_CREDENTIALS: Final = {
+    f"HTTP_{name.upper().replace('-', '_')}": name
+    for name in (SERVERLESS, *(name for kind in KINDS for headers in kind.HEADERS for name in headers))
+}
 _MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
 
 
@@ -88,14 +93,14 @@ def read(environ: Mapping[str, Any]) -> Call:
         name=name,
         connection_name=connection_name,
         path_parameters=route.parameters,
-        api_key=_concealed(environ, "HTTP_X_API_KEY", "x-api-key"),
-        authorization=_concealed(environ, "HTTP_AUTHORIZATION", "Authorization"),
+        credentials={
+            (name := _CREDENTIALS[key]): Concealed(_header(environ, key, name) or "")
+            for key in environ.keys() & _CREDENTIALS.keys()
+        },
         idempotency_key=_header(environ, "HTTP_IDEMPOTENCY_KEY", "Idempotency-Key"),
         media=media,
         body=rest if looks else body,
         validate_only=validate_only,
-        serverless_authorization=_concealed(environ, "HTTP_X_SERVERLESS_AUTHORIZATION", "X-Serverless-Authorization"),
-        webhook=_webhook(environ),
     )
 
 
@@ -180,21 +185,6 @@ def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
     if value is not None and len(value) > MAX_HEADER:
         raise HeaderMalformed(f"The {name} header is too long.")
     return value
-
-
-def _concealed(environ: Mapping[str, Any], key: str, name: str) -> Concealed[str] | None:
-    value = _header(environ, key, name)
-    return None if value is None else Concealed(value)
-
-
-def _webhook(environ: Mapping[str, Any]) -> Webhook | None:
-    if environ.keys().isdisjoint(_WEBHOOK):
-        return None
-    return Webhook(
-        _header(environ, "HTTP_WEBHOOK_ID", "webhook-id") or "",
-        _header(environ, "HTTP_WEBHOOK_TIMESTAMP", "webhook-timestamp") or "",
-        Concealed(_header(environ, "HTTP_WEBHOOK_SIGNATURE", "webhook-signature") or ""),
-    )
 
 
 @lru_cache(64)  # the same, and these may be longer

@@ -49,6 +49,7 @@ class Record:
         self.now = audit.clock()
         self.deadline = self._began + CALL_SECONDS
         self.environ = environ
+        self._trace = _trace(environ, audit.trace_prefix)
         self.caller: Caller | None = None
         self.grant: Grant | None = None
         self.secret: Secret | None = None
@@ -134,9 +135,9 @@ class Record:
         try:
             message = f"refused {refusal.reason}"
             if self._intent is None:
-                audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._extra())
+                audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._trace)
             else:  # never only counted: it is the end of a call that was sent
-                self._audit.write("refusal", content, severity, message, self._extra())
+                self._audit.write("refusal", content, severity, message, self._trace)
         except RecordUnavailable as error:
             alert(f"a refusal could not be recorded: {error.note}")
         # A refusal that was counted or could not be written has an id too, of the same instance.
@@ -168,21 +169,19 @@ class Record:
     def _write(self, kind: str, content: dict[str, Any], severity: str, message: str) -> str:
         if self.caller is not None:
             message = f"{message} {self.caller.id}"
-        return self._audit.write(kind, content, severity, message, self._extra())
+        return self._audit.write(kind, content, severity, message, self._trace)
 
-    def _extra(self) -> str:
-        """Return the trace that the platform's own lines of this request carry, so that they are found together."""
-        ours, googles = self.environ.get("HTTP_TRACEPARENT"), self.environ.get("HTTP_X_CLOUD_TRACE_CONTEXT")
-        if ours and (match := _TRACEPARENT.fullmatch(ours)):
-            trace, span = match[1], match[2]
-        elif googles and (match := _CLOUD_TRACE.fullmatch(googles)):
-            trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"
-        else:
-            return ""
-        return (
-            f',"logging.googleapis.com/trace":"{self._audit.trace_prefix}{trace}"'
-            f',"logging.googleapis.com/spanId":"{span}"'
-        )
+
+def _trace(environ: Mapping[str, Any], prefix: str) -> str:
+    """Return the trace that the platform's own lines of this request carry, so that they are found together."""
+    ours, googles = environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_X_CLOUD_TRACE_CONTEXT")
+    if ours and (match := _TRACEPARENT.fullmatch(ours)):
+        trace, span = match[1], match[2]
+    elif googles and (match := _CLOUD_TRACE.fullmatch(googles)):
+        trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"
+    else:
+        return ""
+    return f',"logging.googleapis.com/trace":"{prefix}{trace}","logging.googleapis.com/spanId":"{span}"'
 
 
 def _present(**members: object) -> dict[str, Any]:

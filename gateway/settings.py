@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
-from gateway.google import Google
+from gateway.credentials import Means
+from gateway.credentials.google import Google
 from gateway.identity import Identity
 from gateway.reloading import Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
@@ -18,7 +19,6 @@ from gateway.sinks import standard_output, to_file
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
-from gateway.webhooks import Webhooks
 from policies.model import DocumentError
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         policies=Policies(
             source, judged, first, digest=digest_of(data), read_at=began, audit=audit, clock=time.monotonic
         ),
-        identity=Identity(
-            _google(environ, audiences, prepare="google" in first.kinds), Webhooks(secrets), behind_iam=iam
-        ),
+        identity=Identity(Means(secrets, _google(environ, audiences, prepare="google" in first.kinds)), behind_iam=iam),
         secrets=secrets,
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),

@@ -99,9 +99,10 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
                 parameter=source.parameter,
             )
         return key
-    if call.webhook is not None:
+    signed = call.credentials.get("webhook-id")
+    if signed is not None:
         # Signed, as the header is not. The comma, which no header's key has, keeps the two apart.
-        return f"webhook,{call.webhook.id}"
+        return f"webhook,{signed.reveal()}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing

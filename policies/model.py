@@ -241,24 +241,14 @@ class PolicySet(msgspec.Struct, frozen=True):
 # ---------------------------------------------------------------- one call
 
 
-class Webhook(msgspec.Struct, frozen=True):
-    """The headers of a signed webhook as they came; a missing one is empty."""
-
-    id: str
-    timestamp: str
-    signature: Concealed[str]
-
-
 class Call(msgspec.Struct, frozen=True):
     """What arrived, bounded and split, not yet judged."""
 
     operation: str
     name: str
     connection_name: str
-    api_key: Concealed[str] | None
-    """The ``x-api-key`` header as it came."""
-    authorization: Concealed[str] | None
-    """The ``Authorization`` header as it came."""
+    credentials: Mapping[str, Concealed[str]]
+    """The headers that may prove who calls, as they came, by the names that their kinds give them."""
     media: str
     """``form`` or ``json``."""
     body: bytes
@@ -267,10 +257,6 @@ class Call(msgspec.Struct, frozen=True):
     validate_only: bool
     path_parameters: Mapping[str, str] = {}
     """The parameters that the path holds."""
-    serverless_authorization: Concealed[str] | None = None
-    """The ``X-Serverless-Authorization`` header as it came."""
-    webhook: Webhook | None = None
-    """Where there is one, no other credential is taken: once the caller is known, its signature holds."""
 
     def __repr__(self) -> str:
         """Leave out what a customer's data may stand in."""

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from policies import fields
 from policies.model import Effect, Outcome
+from policies.operations import OPERATIONS
 from policies.refusals import (
     OutcomePending,
     OutcomeUnknown,
@@ -38,6 +39,8 @@ MAX_SPENT: Final = 10**12
 #: Seconds to wait where an upstream is busy and does not say for how long, and the most that it may say.
 BUSY_SECONDS: Final = 5
 MAX_BUSY_SECONDS: Final = 3600
+
+_IDS: Final = {operation.id: re.compile(operation.ids) for operation in OPERATIONS.values()}
 
 #: Where the upstream gives no reason that may be passed on.
 _REJECTED: Final = {
@@ -146,12 +149,12 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
     created = answer.get("id")
     if not isinstance(created, str) or not created:
         return unknown(grant, f"the upstream answered {status} without an id", status)
-    spent, alarm = _spent(grant, answer)
+    spent, alarm = (0, None) if grant.caller.budget is None else _spent(grant, answer)
     return Reply(
         Outcome.SUCCEEDED,
         answer=trimmed,
         upstream_status=status,
-        created=created if operation.effect is Effect.CREATES and re.fullmatch(operation.ids, created) else None,
+        created=created if operation.effect is Effect.CREATES and _IDS[operation.id].fullmatch(created) else None,
         spent=spent,
         alarm=alarm,
     )

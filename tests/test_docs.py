@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.webhooks import usable
+from gateway.credentials.webhooks import usable
 from policies import document, refusals
+from policies.concealed import Concealed
 from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, UPSTREAM_KEY, WELCOME
 from sandbox.google import AUDIENCE, stripped
 from tests.conftest import KEY, sha256
@@ -238,7 +239,7 @@ def test_the_command_that_makes_a_signing_secret_makes_one_that_signs() -> None:
     done = subprocess.run(
         ["sh", "-c", f'{first}\nprintf %s "$SIGNING_SECRET"'], capture_output=True, text=True, check=True
     )
-    assert usable(done.stdout)
+    assert usable(Concealed(done.stdout))
 
 
 def every_refusal(base: type[refusals.Refusal] = refusals.Refusal) -> list[type[refusals.Refusal]]:

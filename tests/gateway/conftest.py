@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -17,7 +17,7 @@ from gateway.record import Record
 from policies import document
 from policies.access import decide
 from policies.concealed import Concealed
-from policies.model import Admission, Call, Outcome, Proof, Webhook
+from policies.model import Admission, Call, Outcome, Proof
 from policies.outcomes import Reply
 from tests.conftest import CUSTOMER, KEY, TARGET, policy
 
@@ -45,12 +45,20 @@ class Clock:
         self.now += seconds
 
 
-def concealed(header: str | None) -> Concealed[str] | None:
-    return None if header is None else Concealed(header)
+class Webhook(NamedTuple):
+    """The headers of a signed webhook."""
+
+    id: str
+    timestamp: str
+    signature: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {f"webhook-{name}": value for name, value in self._asdict().items()}
 
 
 def call(  # every argument is a header or a part of the call
-    body: str = CUSTOMER,
+    body: str | bytes = CUSTOMER,
     *,
     key: str | None = KEY,
     authorization: str | None = None,
@@ -62,19 +70,18 @@ def call(  # every argument is a header or a part of the call
     invoice: str | None = None,
 ) -> Call:
     """Make a call as ``read`` does: for an invoice, or to look at ``invoice``."""
+    credentials = {"x-api-key": key, "Authorization": authorization, "X-Serverless-Authorization": serverless}
+    credentials |= webhook.headers if webhook is not None else {}
     return Call(
         operation="invoices.create" if invoice is None else "invoices.retrieve",
         path_parameters={} if invoice is None else {"invoice": invoice},
         name="ft-4",
         connection_name=account,
-        api_key=concealed(key),
-        authorization=concealed(authorization),
+        credentials={name: Concealed(header) for name, header in credentials.items() if header is not None},
         media="form",
-        body=body.encode(),
+        body=body.encode() if isinstance(body, str) else body,
         idempotency_key=idempotency_key,
         validate_only=validate_only,
-        serverless_authorization=concealed(serverless),
-        webhook=webhook,
     )
 
 

@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.certificates import Certificates
-from gateway.google import Google
+from gateway.credentials import Means
+from gateway.credentials.google import Google
 from gateway.identity import Identity
 from gateway.secrets import Mounted, Secrets
-from gateway.webhooks import Webhooks
 from policies import document
-from policies.concealed import Concealed
-from policies.model import Webhook
 from policies.refusals import (
     CredentialMissing,
     CredentialsConflict,
@@ -31,7 +29,7 @@ from policies.refusals import (
 from sandbox.google import AUDIENCE, stripped
 from sandbox.google import Google as Sandbox
 from tests.conftest import sha256
-from tests.gateway.conftest import call
+from tests.gateway.conftest import Webhook, call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +66,7 @@ callers:
 """,
     "policy.yaml",
 )
-SIGNED = Webhook("msg_1", "1", Concealed("v1,x"))
+SIGNED = Webhook("msg_1", "1", "v1,x")
 
 
 def door(
@@ -76,7 +74,7 @@ def door(
 ) -> Identity:
     secrets = Secrets(manager=Mounted(), mounted=Mounted(), clock=time.monotonic)
     google = Google(Certificates(address, time.monotonic), audiences)
-    return Identity(google, Webhooks(secrets), behind_iam=iam)
+    return Identity(Means(secrets, google), behind_iam=iam)
 
 
 DOOR, GUARDED = door(), door(iam=True)
@@ -385,7 +383,7 @@ HEADER = st.one_of(
     serverless=HEADER,
     webhook=st.one_of(
         st.none(),
-        st.builds(Webhook, st.text(max_size=20), st.text(max_size=14), st.text(max_size=60).map(Concealed)),
+        st.builds(Webhook, st.text(max_size=20), st.text(max_size=14), st.text(max_size=60)),
     ),
     iam=st.booleans(),
 )

@@ -50,7 +50,7 @@ def test_call_is_read_as_it_was_written() -> None:
         )
     )
     assert (call.operation, call.name, call.connection_name) == ("invoices.create", "ft-4", "stripe-1")
-    assert (call.api_key, call.authorization) == (Concealed("key"), Concealed("Bearer token"))
+    assert call.credentials == {"x-api-key": Concealed("key"), "Authorization": Concealed("Bearer token")}
     assert call.idempotency_key == "order-1"
     assert (call.media, call.body, call.validate_only) == ("form", CUSTOMER.encode(), True)
     for secret in ("key'", "token", CUSTOMER):
@@ -59,7 +59,7 @@ def test_call_is_read_as_it_was_written() -> None:
 
 def test_headers_that_were_not_sent_are_none() -> None:
     call = read(environ())
-    assert (call.api_key, call.authorization, call.idempotency_key, call.validate_only) == (None, None, None, False)
+    assert (call.credentials, call.idempotency_key, call.validate_only) == ({}, None, False)
 
 
 def test_connection_may_be_named_in_the_path() -> None:

@@ -322,7 +322,7 @@ def test_audience_that_is_no_address_is_refused(document: Path, audience: str) -
 )  # fmt: skip
 def test_audience_may_be_several_addresses_or_a_client_of_ones_own(document: Path, audience: str) -> None:
     identity = load({"POLICY": str(document), "AUDIENCE": audience}).identity
-    assert identity.google._audiences == frozenset(audience.split(","))
+    assert identity.means.google._audiences == frozenset(audience.split(","))
     assert not identity.behind_iam
 
 

@@ -12,15 +12,17 @@ import pytest
 import standardwebhooks
 from hypothesis import example, given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
+from gateway.certificates import Certificates
+from gateway.credentials import Means
+from gateway.credentials import webhooks as kind
+from gateway.credentials.google import Google
+from gateway.credentials.webhooks import MAX_SIGNATURES, TOLERANCE_SECONDS
 from gateway.secrets import PAUSE_SECONDS, Mounted, Secret, SecretManager, Secrets
-from gateway.webhooks import MAX_SIGNATURES, TOLERANCE_SECONDS, Webhooks
-from policies.concealed import Concealed
-from policies.model import Caller, Proof, Webhook
+from policies.model import Caller, PolicySet, Proof
 from policies.refusals import IdentityUnavailable, Refusal, WebhookNotVerified
 from sandbox.secret_manager import SecretManager as Sandbox
-from tests.gateway.conftest import SIGNING, Clock
+from tests.gateway.conftest import SIGNING, Clock, Webhook, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +50,11 @@ def signed(
 ) -> Webhook:
     moment = datetime.fromtimestamp(int(time.time() if at is None else at), UTC)
     signature = standardwebhooks.Webhook(secret).sign(name, moment, body.decode())
-    return Webhook(name, str(int(moment.timestamp())), Concealed(signature))
+    return Webhook(name, str(int(moment.timestamp())), signature)
+
+
+def means(secrets: Secrets) -> Means:
+    return Means(secrets, Google(Certificates("http://127.0.0.1:9/", time.monotonic), ()))
 
 
 @pytest.fixture
@@ -65,36 +71,39 @@ def manager() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def webhooks(manager: Sandbox, clock: Clock) -> Iterator[Webhooks]:
+def webhooks(manager: Sandbox, clock: Clock) -> Iterator[Means]:
     source = SecretManager(manager.address)
-    yield Webhooks(Secrets(manager=source, mounted=Mounted(), clock=clock))
+    yield means(Secrets(manager=source, mounted=Mounted(), clock=clock))
     source.close()
 
 
 def caller_of(
-    webhooks: Webhooks, webhook: Webhook, body: bytes = BODY, candidates: dict[str, Caller] = CANDIDATES
+    webhooks: Means, webhook: Webhook, body: bytes = BODY, candidates: dict[str, Caller] = CANDIDATES
 ) -> Caller:
-    proof = webhooks.signer(
-        [Proof("webhook", secret.encode()) for secret in candidates], webhook, body, time.time(), 1e12
-    )
-    return candidates[proof.value.decode()]
+    proofs = {Proof("webhook", secret.encode()): caller for secret, caller in candidates.items()}
+    signers = {("ft-4", "stripe-1"): tuple(proofs)} if proofs else {}
+    policy_set = PolicySet("", {}, proofs, frozenset(), frozenset(), signers)
+    asked = call(body, key=None, webhook=webhook)
+    caller = kind.caller(webhooks, policy_set, asked, time.time(), 1e12)
+    assert caller is not None
+    return caller
 
 
 def refused(
-    webhooks: Webhooks, webhook: Webhook, body: bytes = BODY, candidates: dict[str, Caller] = CANDIDATES
+    webhooks: Means, webhook: Webhook, body: bytes = BODY, candidates: dict[str, Caller] = CANDIDATES
 ) -> Refusal:
     with pytest.raises(Refusal) as caught:
         caller_of(webhooks, webhook, body, candidates)
     return caught.value
 
 
-def test_signature_says_which_of_the_callers_it_is(webhooks: Webhooks) -> None:
+def test_signature_says_which_of_the_callers_it_is(webhooks: Means) -> None:
     assert caller_of(webhooks, signed()).id == "app"
     assert caller_of(webhooks, signed(secret=OTHER_SIGNING)).id == "other"
 
 
 def test_either_of_two_secrets_will_do_while_they_change_and_secrets_are_read_once(
-    webhooks: Webhooks, manager: Sandbox
+    webhooks: Means, manager: Sandbox
 ) -> None:
     manager.add(SECRET, OTHER_SIGNING.encode())
     both = {FIRST: a_caller("app"), SECOND: a_caller("app")}
@@ -104,10 +113,10 @@ def test_either_of_two_secrets_will_do_while_they_change_and_secrets_are_read_on
     assert manager.accesses == (FIRST, SECOND)
 
 
-def test_one_of_several_signatures_is_enough(webhooks: Webhooks) -> None:
+def test_one_of_several_signatures_is_enough(webhooks: Means) -> None:
     webhook = signed()
-    right = webhook.signature.reveal()
-    wrong = signed(secret="whsec_" + base64.b64encode(b"x" * 32).decode()).signature.reveal()
+    right = webhook.signature
+    wrong = signed(secret="whsec_" + base64.b64encode(b"x" * 32).decode()).signature
     for signatures in (
         [wrong, right],
         [right, wrong],
@@ -117,7 +126,7 @@ def test_one_of_several_signatures_is_enough(webhooks: Webhooks) -> None:
         ],
         [*[wrong] * (MAX_SIGNATURES - 1), right],
     ):
-        assert caller_of(webhooks, replace(webhook, signature=Concealed(" ".join(signatures)))).id == "app"
+        assert caller_of(webhooks, webhook._replace(signature=" ".join(signatures))).id == "app"
 
 
 @pytest.mark.parametrize(
@@ -126,26 +135,24 @@ def test_one_of_several_signatures_is_enough(webhooks: Webhooks) -> None:
      BODY.replace(b"cus_1", b"cus_2"), b"\xef\xbb\xbf" + BODY, b"\xff\xfe", BODY.decode().encode("latin-1")],
     ids=["re-serialised", "line break", "cut", "empty", "changed", "byte order mark", "no text", "other encoding"],
 )  # fmt: skip
-def test_any_other_body_is_refused(webhooks: Webhooks, body: bytes) -> None:
+def test_any_other_body_is_refused(webhooks: Means, body: bytes) -> None:
     assert isinstance(refused(webhooks, signed(), body), WebhookNotVerified)
 
 
-def test_other_id_or_other_time_is_refused(webhooks: Webhooks) -> None:
+def test_other_id_or_other_time_is_refused(webhooks: Means) -> None:
     webhook = signed()
-    assert isinstance(refused(webhooks, replace(webhook, id="msg_2")), WebhookNotVerified)
-    later = replace(webhook, timestamp=str(int(webhook.timestamp) + 1))
+    assert isinstance(refused(webhooks, webhook._replace(id="msg_2")), WebhookNotVerified)
+    later = webhook._replace(timestamp=str(int(webhook.timestamp) + 1))
     assert isinstance(refused(webhooks, later), WebhookNotVerified)
 
 
 @pytest.mark.parametrize("late", [-TOLERANCE_SECONDS + 5, TOLERANCE_SECONDS - 5])
-def test_clocks_may_differ_by_five_minutes(webhooks: Webhooks, late: int) -> None:
+def test_clocks_may_differ_by_five_minutes(webhooks: Means, late: int) -> None:
     assert caller_of(webhooks, signed(at=time.time() - late)).id == "app"
 
 
 @pytest.mark.parametrize("late", [-TOLERANCE_SECONDS - 5, TOLERANCE_SECONDS + 5, 86400, 1_700_000_000])
-def test_stale_or_early_one_is_refused_before_any_secret_is_read(
-    webhooks: Webhooks, manager: Sandbox, late: int
-) -> None:
+def test_stale_or_early_one_is_refused_before_any_secret_is_read(webhooks: Means, manager: Sandbox, late: int) -> None:
     refusal = refused(webhooks, signed(at=time.time() - late))
     assert isinstance(refusal, WebhookNotVerified)
     assert refusal.note == "it is not of the last five minutes"
@@ -171,17 +178,16 @@ def test_stale_or_early_one_is_refused_before_any_secret_is_read(
     ],
 )  # fmt: skip
 def test_header_of_any_other_form_is_refused_before_any_secret_is_read(
-    webhooks: Webhooks, manager: Sandbox, header: str, value: str
+    webhooks: Means, manager: Sandbox, header: str, value: str
 ) -> None:
     right = signed()
-    written = value.replace("{}", right.signature.reveal())
-    changed = Concealed(written) if header == "signature" else written
-    refusal = refused(webhooks, replace(right, **{header: changed}))
+    written = value.replace("{}", right.signature)
+    refusal = refused(webhooks, right._replace(**{header: written}))
     assert isinstance(refusal, WebhookNotVerified)
     assert manager.accesses == ()
 
 
-def test_nobody_to_ask_is_answered_like_a_wrong_signature(webhooks: Webhooks) -> None:
+def test_nobody_to_ask_is_answered_like_a_wrong_signature(webhooks: Means) -> None:
     nobody, wrong = refused(webhooks, signed(), candidates={}), refused(webhooks, signed(), b"{}")
     assert nobody.problem("id") == wrong.problem("id")
     assert nobody.headers == wrong.headers
@@ -193,7 +199,7 @@ def test_nobody_to_ask_is_answered_like_a_wrong_signature(webhooks: Webhooks) ->
      b"whsec_" + base64.b64encode(b"x" * 65), b"whsec_C2FVsBQIhrscChlQIMV-b5sSYspob7oD", b"whsec_AAAAA" * 9,
      b"WHSEC_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", b"\xff" * 40, b""],
 )  # fmt: skip
-def test_secret_that_is_none_is_unavailable_and_never_shown(webhooks: Webhooks, manager: Sandbox, value: bytes) -> None:
+def test_secret_that_is_none_is_unavailable_and_never_shown(webhooks: Means, manager: Sandbox, value: bytes) -> None:
     manager.add(SECRET, value)
     refusal = refused(webhooks, signed(), candidates={SECOND: a_caller("app")})
     assert isinstance(refusal, IdentityUnavailable)
@@ -202,7 +208,7 @@ def test_secret_that_is_none_is_unavailable_and_never_shown(webhooks: Webhooks, 
 
 @pytest.mark.parametrize("size", [24, 25, 26, 32, 64])
 def test_secret_of_every_allowed_size_signs_with_padding_or_without(
-    webhooks: Webhooks, manager: Sandbox, size: int
+    webhooks: Means, manager: Sandbox, size: int
 ) -> None:
     padded = "whsec_" + base64.b64encode(bytes(range(200, 200 + size % 50)) + b"x" * (size - size % 50)).decode()
     for value in {padded, padded.rstrip("=")}:
@@ -212,7 +218,7 @@ def test_secret_of_every_allowed_size_signs_with_padding_or_without(
 
 
 def test_secret_that_cannot_be_had_stops_nobody_who_signs_with_another(
-    webhooks: Webhooks, manager: Sandbox, clock: Clock
+    webhooks: Means, manager: Sandbox, clock: Clock
 ) -> None:
     manager.disable(SECRET, 1)
     assert caller_of(webhooks, signed(secret=OTHER_SIGNING)).id == "other"
@@ -225,7 +231,7 @@ def test_secret_that_cannot_be_had_stops_nobody_who_signs_with_another(
 
 
 def test_strangers_cost_one_read_in_five_seconds_where_a_secret_cannot_be_had(
-    webhooks: Webhooks, manager: Sandbox, clock: Clock
+    webhooks: Means, manager: Sandbox, clock: Clock
 ) -> None:
     manager.down(grpc.StatusCode.UNKNOWN)
     for _ in range(20):
@@ -243,7 +249,7 @@ class _One:
         return Secret.of(name, "1", SIGNING.encode())
 
 
-WITH_A_SECRET = Webhooks(Secrets(manager=_One(), mounted=_One(), clock=time.monotonic))
+WITH_A_SECRET = means(Secrets(manager=_One(), mounted=_One(), clock=time.monotonic))
 
 
 @given(
@@ -263,11 +269,11 @@ def test_whatever_is_sent_without_the_secret_is_not_verified(
     signature: str,
     body: bytes,
 ) -> None:
-    webhook = Webhook(name, str(int(time.time())) if timestamp == "now" else timestamp, Concealed(signature))
+    webhook = Webhook(name, str(int(time.time())) if timestamp == "now" else timestamp, signature)
     assert isinstance(refused(WITH_A_SECRET, webhook, body, {"file:it": a_caller("app")}), WebhookNotVerified)
 
 
 def test_mounted_secret_does_as_well(tmp_path: Path) -> None:
     (tmp_path / "signing").write_text(f"{SIGNING}\n")
-    webhooks = Webhooks(Secrets(manager=Mounted(), mounted=Mounted(), clock=time.monotonic))
+    webhooks = means(Secrets(manager=Mounted(), mounted=Mounted(), clock=time.monotonic))
     assert caller_of(webhooks, signed(), candidates={f"file:{tmp_path / 'signing'}": a_caller("app")}).id == "app"

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from policies import access
 from policies.concealed import Concealed
-from policies.model import Webhook
 from policies.refusals import (
     BodyMalformed,
     ConnectionNotGranted,
@@ -239,18 +238,18 @@ def key_of(text: str, asked: Call) -> str | None:
 
 @pytest.mark.parametrize("mode", ["required", "optional"])
 def test_id_of_a_webhook_is_its_key_whatever_the_header_says(mode: str) -> None:
-    signed = replace(call({"customer": "cus_1"}), webhook=Webhook("msg_1", "1", Concealed("v1,x")))
+    signed = replace(call({"customer": "cus_1"}), credentials={"webhook-id": Concealed("msg_1")})
     text = written(idempotency=mode)
     keys = {key_of(text, replace(signed, idempotency_key=header)) for header in (None, "a", "b", "not, valid")}
     assert len(keys) == 1
     assert None not in keys
-    assert key_of(text, replace(signed, webhook=Webhook("msg_2", "1", Concealed("v1,x")))) not in keys
-    assert key_of(text, replace(signed, webhook=Webhook("msg_1", "2", Concealed("v1,y")))) in keys
+    assert key_of(text, replace(signed, credentials={"webhook-id": Concealed("msg_2")})) not in keys
+    assert key_of(text, replace(signed, credentials={"webhook-id": Concealed("msg_1")})) in keys
 
 
 def test_id_of_a_webhook_is_never_the_key_of_a_header() -> None:
     asked = call({"customer": "cus_1"}, key="msg_1")
-    signed = replace(asked, webhook=Webhook("msg_1", "1", Concealed("v1,x")))
+    signed = replace(asked, credentials={"webhook-id": Concealed("msg_1")})
     assert key_of(written(), signed) != key_of(written(), asked)
     spelt = replace(asked, idempotency_key="webhook,msg_1")
     assert type(refusal_of(spelt, written(idempotency="required"))) is IdempotencyKeyInvalid
@@ -258,7 +257,7 @@ def test_id_of_a_webhook_is_never_the_key_of_a_header() -> None:
 
 def test_grant_that_takes_its_key_from_a_parameter_does_so_for_a_webhook() -> None:
     asked = call({"customer": "cus_1", "metadata[order_id]": "7"})
-    keys = {key_of(FROM, replace(asked, webhook=Webhook(name, "1", Concealed("v1,x")))) for name in ("msg_1", "msg_2")}
+    keys = {key_of(FROM, replace(asked, credentials={"webhook-id": Concealed(name)})) for name in ("msg_1", "msg_2")}
     assert keys == {key_of(FROM, asked)}
 
 

@@ -11,18 +11,26 @@ left to read. Whether that may be believed is for :mod:`gateway.identity` to say
 from __future__ import annotations
 
 import base64
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from gateway.authorization import TOKEN, bearer, looks_like_token
+from gateway.credentials.keys import proof
+from policies.model import Proof
 from policies.refusals import TokenNotAccepted
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from gateway.certificates import Certificates
+    from gateway.credentials import Means
+    from policies.model import Call, Caller, PolicySet
+
+HEADERS: Final = (("Authorization",),)
+#: Where Cloud Run looks first for the token that its IAM checks. :mod:`gateway.identity` says when it counts.
+SERVERLESS: Final = "X-Serverless-Authorization"
 
 #: Google writes its name in both ways.
 ISSUERS: Final = frozenset({"accounts.google.com", "https://accounts.google.com"})
@@ -30,8 +38,6 @@ ISSUERS: Final = frozenset({"accounts.google.com", "https://accounts.google.com"
 SKEW_SECONDS: Final = 10
 #: What Cloud Run writes where the signature of a token that it has verified was.
 REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
-
-_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -61,7 +67,7 @@ class Token:
     @classmethod
     def of(cls, text: str) -> Token:
         """Take a token apart. Raises :class:`TokenNotAccepted`."""
-        match = _TOKEN.fullmatch(text)
+        match = TOKEN.fullmatch(text)
         try:
             header = _HEADER.decode(_decoded(match[1])) if match else None
             claims = _CLAIMS.decode(_decoded(match[2])) if match else None
@@ -76,9 +82,23 @@ _HEADER = msgspec.json.Decoder(_Header)
 _CLAIMS = msgspec.json.Decoder(_Claims)
 
 
-def looks_like_token(text: str) -> bool:
-    """Whether ``text`` has the form of a JWT."""
-    return _TOKEN.fullmatch(text) is not None
+def caller(means: Means, policy_set: PolicySet, call: Call, now: float, deadline: float) -> Caller | None:
+    """See :class:`gateway.credentials.Kind`. A token is told from a caller key by its form."""
+    authorization = call.credentials.get("Authorization")
+    text = bearer(authorization.reveal()) if authorization is not None else None
+    if text is None or not looks_like_token(text) or proof(text) in policy_set.callers:
+        return None
+    if "google" not in policy_set.kinds:
+        raise TokenNotAccepted(note="the policy names no Google identity")
+    return known(policy_set, means.google.verified(Token.of(text), now, deadline))
+
+
+def known(policy_set: PolicySet, email: str) -> Caller:
+    """Return the caller with a proved e-mail address. Raises :class:`TokenNotAccepted`."""
+    found = policy_set.callers.get(Proof("google", email.encode()))
+    if found is None:
+        raise TokenNotAccepted(note="the policy does not name its e-mail address")
+    return found
 
 
 def stripped(text: str) -> bool:
@@ -125,11 +145,7 @@ class Google:
                 audience=list(self._audiences),
                 clock_skew_in_seconds=SKEW_SECONDS,
             )
-        except (
-            ValueError,
-            TypeError,
-            RecursionError,
-        ):  # it reads what a stranger wrote before it looks at the signature
+        except (ValueError, TypeError, RecursionError):  # it parses before it checks the signature
             raise TokenNotAccepted(note="bad signature, or outside its validity period") from None
         return email
 

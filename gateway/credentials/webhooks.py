@@ -16,10 +16,11 @@ from gateway.secrets import PAUSE_SECONDS
 from policies.refusals import IdentityUnavailable, SecretUnavailable, WebhookNotVerified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from gateway.credentials import Means
+    from policies.concealed import Concealed
+    from policies.model import Call, Caller, PolicySet
 
-    from gateway.secrets import Secret, Secrets
-    from policies.model import Proof, Webhook
+HEADERS: Final = (("webhook-id", "webhook-timestamp", "webhook-signature"),)
 
 #: How far the sender's clock may be from ours, either way; the library's own.
 TOLERANCE_SECONDS: Final = 300
@@ -37,64 +38,58 @@ _OTHER = re.compile(r"v(?!1,)[a-z0-9]{1,8},[A-Za-z0-9+/]{1,128}={0,2}")
 _SECRET = re.compile(r"whsec_([A-Za-z0-9+/]+)={0,2}")
 
 
-class Webhooks:
-    """Says whose secret has signed a webhook."""
+def caller(means: Means, policy_set: PolicySet, call: Call, now: float, deadline: float) -> Caller | None:
+    """See :class:`gateway.credentials.Kind`. Its secrets are those of the callers who may use the call's connection.
 
-    def __init__(self, secrets: Secrets) -> None:
-        self._secrets = secrets
-
-    def signer(self, proofs: Iterable[Proof], webhook: Webhook, body: bytes, now: float, deadline: float) -> Proof:
-        """Return the proof whose secret has signed. Each says where its secret lies.
-
-        ``now`` is in unix seconds, ``deadline`` on the secrets' clock. Raises :class:`WebhookNotVerified`, and
-        :class:`IdentityUnavailable` if none has signed that could be read, but not all could.
-        """
-        headers = _checked(webhook, now)
-        unread: IdentityUnavailable | None = None
-        for proof in proofs:
-            try:
-                secret = self._secret(proof.value.decode(), deadline)
-            except IdentityUnavailable as refusal:
-                unread = refusal
-                continue
-            if _signed(secret, headers, body):
-                return proof
-        raise unread or WebhookNotVerified(note="no secret of a caller of this connection has signed it")
-
-    def _secret(self, name: str, deadline: float) -> Secret:
+    Raises :class:`IdentityUnavailable` if none of the secrets that could be read has signed, but not all could.
+    """
+    if call.credentials.keys().isdisjoint(HEADERS[0]):
+        return None
+    headers = _checked(call, now)
+    unread: IdentityUnavailable | None = None
+    for proof in policy_set.signers.get((call.name, call.connection_name), ()):
         try:
-            secret = self._secrets.named(name, deadline)
-            problem = None if usable(secret.value.reveal()) else "it is not whsec_ and the base64 of 24 to 64 bytes"
-        except SecretUnavailable as refusal:
-            problem = refusal.note
-        if problem is not None:
-            raise IdentityUnavailable(note=f"{name}: {problem}", retry_after=int(PAUSE_SECONDS))
-        return secret
+            secret = _secret(means, proof.value.decode(), deadline)
+        except IdentityUnavailable as refusal:
+            unread = refusal
+            continue
+        if _signed(secret, headers, call.body):
+            return policy_set.callers[proof]
+    raise unread or WebhookNotVerified(note="no secret of a caller of this connection has signed it")
 
 
-def _checked(webhook: Webhook, now: float) -> dict[str, str]:
+def _secret(means: Means, name: str, deadline: float) -> Concealed[str]:
+    try:
+        secret = means.secrets.named(name, deadline).value
+        problem = None if usable(secret) else "it is not whsec_ and the base64 of 24 to 64 bytes"
+    except SecretUnavailable as refusal:
+        problem = refusal.note
+    if problem is not None:
+        raise IdentityUnavailable(note=f"{name}: {problem}", retry_after=int(PAUSE_SECONDS))
+    return secret
+
+
+def _checked(call: Call, now: float) -> dict[str, str]:
     """Return the headers as the library takes them, with only the signatures that it can check."""
-    signatures = webhook.signature.reveal().split(" ")
+    sent = [call.credentials[name].reveal() if name in call.credentials else "" for name in HEADERS[0]]
+    name, timestamp, signature = sent
+    signatures = signature.split(" ")
     ours = [signature for signature in signatures if _SIGNATURE.fullmatch(signature)]
     if (
-        not _ID.fullmatch(webhook.id)
-        or not _TIMESTAMP.fullmatch(webhook.timestamp)
+        not _ID.fullmatch(name)
+        or not _TIMESTAMP.fullmatch(timestamp)
         or not 0 < len(ours) <= len(signatures) <= MAX_SIGNATURES
         or not all(_SIGNATURE.fullmatch(signature) or _OTHER.fullmatch(signature) for signature in signatures)
     ):
         raise WebhookNotVerified(note="its headers are not as the specification has them")
-    if abs(now - int(webhook.timestamp)) > TOLERANCE_SECONDS:
+    if abs(now - int(timestamp)) > TOLERANCE_SECONDS:
         raise WebhookNotVerified(note="it is not of the last five minutes")
-    return {
-        "webhook-id": webhook.id,
-        "webhook-timestamp": webhook.timestamp,
-        "webhook-signature": " ".join(ours),
-    }
+    return dict(zip(HEADERS[0], (name, timestamp, " ".join(ours)), strict=True))
 
 
-def usable(value: str) -> bool:
-    """Whether ``value`` is a signing secret as the specification has it."""
-    match = _SECRET.fullmatch(value)
+def usable(secret: Concealed[str]) -> bool:
+    """Whether ``secret`` is a signing secret as the specification has it."""
+    match = _SECRET.fullmatch(secret.reveal())
     if match is None:
         return False
     try:
@@ -104,11 +99,11 @@ def usable(value: str) -> bool:
         return False
 
 
-def _signed(secret: Secret, headers: dict[str, str], body: bytes) -> bool:
+def _signed(secret: Concealed[str], headers: dict[str, str], body: bytes) -> bool:
     from standardwebhooks import Webhook, WebhookVerificationError  # noqa: PLC0415 - only paid for where it is used
 
     try:
-        Webhook(secret.value.reveal()).verify(body, headers, json_parse=False)
+        Webhook(secret.reveal()).verify(body, headers, json_parse=False)
     except (WebhookVerificationError, ValueError):  # the latter for a body that is not UTF-8, which we never take
         return False
     return True
