@@ -16,6 +16,7 @@ from gateway.identity import Identity
 from gateway.reloading import Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
+from gateway.stores import SHARED, shared
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from gateway.reloading import Source
     from gateway.stores import Ledger, Store
-    from gateway.stores.firestore import Firestore
-    from gateway.stores.redis import Redis
     from policies.model import PolicySet
 
 #: An https address without query or fragment; or an OAuth client of one's own, which people's tokens are made for. Not
@@ -36,8 +35,8 @@ _AUDIENCE = re.compile(
     r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 )
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
-_REDIS = re.compile(r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?")
-_FIRESTORE = re.compile(r"firestore://[a-z][a-z0-9-]{4,28}[a-z0-9](?:/(?:\(default\)|[a-z][a-z0-9-]{2,61}[a-z0-9])?)?")
+#: How a shared store is written, in sentences.
+_SHARED = " or ".join(written.shown for written in SHARED.values())
 
 
 class SettingError(Exception):
@@ -148,44 +147,28 @@ def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:
     store = environ.get("STORE", "")
     if not store and on_cloud:
         raise SettingError(
-            "STORE is not set. On the cloud it must be asked for by name: redis://HOST:PORT or "
-            "firestore://PROJECT/DATABASE, which all instances share, or memory, which counts limits and remembers "
-            "idempotency keys in one instance only."
+            f"STORE is not set. On the cloud it must be asked for by name: {_SHARED}, which all instances share, or "
+            "memory, which counts limits and remembers idempotency keys in one instance only."
         )
-    shared = _shared(store)
-    if shared is not None:
-        return shared
+    found = shared(store)
+    if found is not None:
+        return found
     if store not in {"", "memory"}:
-        raise SettingError(
-            "STORE must be memory, redis://HOST:PORT/DATABASE (rediss:// over TLS), or firestore://PROJECT/DATABASE."
-        )
+        raise SettingError(f"STORE must be memory, {_SHARED} (rediss:// is Redis over TLS).")
     if environ.get("WORKERS", "1") != "1":
         raise SettingError("WORKERS must be 1 with STORE=memory: each worker would count for itself. Raise THREADS.")
     return Memory(time.monotonic)
 
 
-def _shared(store: str) -> Redis | Firestore | None:
-    """Return the store that instances share, if ``store`` names one. Only then its client is loaded."""
-    if _REDIS.fullmatch(store):
-        from gateway.stores.redis import Redis  # noqa: PLC0415 - only paid for where it is asked for
-
-        return Redis(store)
-    if _FIRESTORE.fullmatch(store):
-        from gateway.stores.firestore import Firestore  # noqa: PLC0415 - the same
-
-        return Firestore(store)
-    return None
-
-
 def ledger_of(environ: Mapping[str, str]) -> Ledger:
     """Return the ledger that ``STORE`` names, for an operator. Raises :class:`SettingError`."""
-    shared = _shared(environ.get("STORE", ""))
-    if shared is None:
+    found = shared(environ.get("STORE", ""))
+    if found is None:
         raise SettingError(
-            "Write STORE=redis://HOST:PORT/DATABASE or STORE=firestore://PROJECT/DATABASE, as the function has it. The "
-            "ledger of the memory store lives inside its instance and cannot be reached from outside."
+            f"Write STORE={_SHARED}, as the function has it. The ledger of the memory store lives inside its instance "
+            "and cannot be reached from outside."
         )
-    return shared
+    return found
 
 
 def _audit(environ: Mapping[str, str], policies: PolicySet) -> Audit:

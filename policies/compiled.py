@@ -41,7 +41,7 @@ MARK: Final = b"\xc1countersign"
 _DIGEST: Final = hashlib.sha256().digest_size
 
 #: To be raised when a document means something else than before, or is no longer taken: what was compiled before is
-#: then refused. A change of the operations' catalogue is seen without it.
+#: then refused. A change of the operations' catalogue, or of the members of a type, is seen without it.
 EDITION: Final = 2
 
 #: A credential: whose it is, what it is on record as, and when it expires.
@@ -78,6 +78,9 @@ class _Policy(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     signers: list[tuple[str, str, list[Proof]]]
 
 
+#: The types that a compiled document holds. Another version's may have other members.
+_WRITTEN: Final = (_Policy, _Caller, _Grant, Connection, Limit, Budget, Idempotency, Rule)
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 #: Grants hold sets, which have no order of their own.
 _encode_sorted: Final = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -88,7 +91,8 @@ _caller: Final = msgspec.msgpack.Decoder(_Caller).decode
 
 def edition() -> bytes:
     """Return the fingerprint of this version's interpretation of a document."""
-    return hashlib.sha256(_encode((EDITION, list(UPSTREAMS), list(OPERATIONS.values())))).digest()
+    written = [(kind.__name__, kind.__struct_fields__) for kind in _WRITTEN]
+    return hashlib.sha256(_encode((EDITION, written, list(UPSTREAMS), list(OPERATIONS.values())))).digest()
 
 
 def recognised(data: bytes) -> bool:

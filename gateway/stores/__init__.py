@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,3 +45,41 @@ class Ledger(Protocol):
 
         Only an open key is changed. One whose invoice was not created is forgotten, and may be sent afresh.
         """
+
+
+class Shared(Store, Ledger, Protocol):
+    """A store that all instances share, and that an operator can reach."""
+
+
+class _Address(NamedTuple):
+    """How the address of a shared store is written."""
+
+    pattern: str
+    shown: str
+    kind: str
+    """The class in the module that has the store's name."""
+
+
+_NAME: Final = "[a-z][a-z0-9-]"
+#: By module. A store's client is loaded only if the store is used.
+SHARED: Final = {
+    "redis": _Address(
+        r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?",
+        "redis://HOST:PORT/DATABASE",
+        "Redis",
+    ),
+    "firestore": _Address(
+        rf"firestore://{_NAME}{{4,28}}[a-z0-9](?:/(?:\(default\)|{_NAME}{{2,61}}[a-z0-9])?)?",
+        "firestore://PROJECT/DATABASE",
+        "Firestore",
+    ),
+}
+
+
+def shared(address: str) -> Shared | None:
+    """Return the shared store with this address, None if it is the address of none."""
+    for name, written in SHARED.items():
+        if re.fullmatch(written.pattern, address):
+            store: Shared = getattr(import_module(f"{__name__}.{name}"), written.kind)(address)
+            return store
+    return None
