@@ -1,12 +1,11 @@
-"""A compiled policy document: what a document means, in a form that is read at once however many callers it has.
+"""A compiled policy document: the meaning of a document, in a form that loads quickly however many callers it has.
 
-``countersign check --compile`` makes it of a document that is in order, and it stands for that document: it carries the
-document's digest, so that the record names the document. It is :data:`MARK`, the SHA-256 of all behind it, the edition
-of Countersign that it was compiled by, and MessagePack. Callers are indexed; their grants stay encoded until first
-use; identical grants are stored once.
+``countersign check --compile`` writes it from a valid document. It carries the document's digest, so that the record
+names the document. Its bytes are :data:`MARK`, the SHA-256 of the rest, the fingerprint of the version that compiled
+it, and MessagePack. Callers are indexed; their grants stay encoded until first use; identical grants are stored once.
 
-Its checksum finds damage. It proves nothing of whoever made it: a compiled document is to be trusted as the place where
-it lies, just as the document itself.
+The checksum detects damage, not tampering. Trust a compiled document as much as the place where it is stored, just as
+the document itself.
 """
 
 from __future__ import annotations
@@ -36,20 +35,21 @@ from policies.upstreams import UPSTREAMS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: What every compiled document begins with, whatever its edition. No UTF-8 text has such a first byte.
+#: The first bytes of every compiled document, whatever its edition. No UTF-8 text contains the byte C1.
 MARK: Final = b"\xc1countersign"
 _DIGEST: Final = hashlib.sha256().digest_size
 
-#: To be raised when a document means something else than before, or is no longer taken: what was compiled before is
-#: then refused. A change of the operations' catalogue, or of the members of a type, is seen without it.
+#: Increase it when the meaning of a document changes, or when a document that was valid no longer is. Documents that
+#: were compiled before are then refused. A change of the operations' catalogue, or of the members of a
+#: type, is detected without it.
 EDITION: Final = 2
 
-#: A credential: whose it is, what it is on record as, and when it expires.
+#: A credential: its caller's number, its name in the record, and when it expires.
 _Credential = tuple[int, str, float | None]
 
 
 class _Grant(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """An entitlement, with its connection and operation by name. What follows from these is not written."""
+    """An entitlement, with its connection and operation by name. What can be derived from these is left out."""
 
     connection: str
     operation: str
@@ -82,7 +82,7 @@ class _Policy(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 _WRITTEN: Final = (_Policy, _Caller, _Grant, Connection, Limit, Budget, Idempotency, Rule)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-#: Grants hold sets, which have no order of their own.
+#: Grants contain sets, which have no fixed order.
 _encode_sorted: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode: Final = msgspec.msgpack.Decoder(_Policy).decode
 _grant: Final = msgspec.msgpack.Decoder(_Grant).decode
@@ -96,15 +96,15 @@ def edition() -> bytes:
 
 
 def recognised(data: bytes) -> bool:
-    """Say whether this is, or was meant to be, a compiled document."""
+    """Whether this is a compiled document, intact or not."""
     return data.startswith(MARK)
 
 
-# ---------------------------------------------------------------- written
+# ---------------------------------------------------------------- writing
 
 
 def write(policy_set: PolicySet) -> bytes:
-    """Compile what was read of a document. The same document is always the same bytes."""
+    """Compile a document that was read. The same document always gives the same bytes."""
     by_kind: dict[str, dict[bytes, Caller]] = {}
     for proof, caller in policy_set.callers.items():
         by_kind.setdefault(proof.kind, {})[proof.value] = caller
@@ -147,19 +147,19 @@ def _written(one: Entitlement) -> bytes:
     return _encode_sorted(grant)
 
 
-# ---------------------------------------------------------------- read
+# ---------------------------------------------------------------- reading
 
 
 def read(data: bytes, file: str) -> PolicySet:
     """Read a compiled document. ``file`` is what errors call it. Raises :class:`DocumentError`."""
     again = "Compile the document again: ./countersign check DOCUMENT --compile FILE"
     digest, content = data[len(MARK) : len(MARK) + _DIGEST], memoryview(data)[len(MARK) + _DIGEST :]
-    damaged = DocumentError(f"{file}: this compiled policy is damaged or cut off. {again}")
+    damaged = DocumentError(f"{file}: this compiled policy is damaged or truncated. {again}")
     if hashlib.sha256(content).digest() != digest:
         raise damaged
     if content[:_DIGEST] != edition():
         raise DocumentError(
-            f"{file}: this policy was compiled by another version of Countersign. {again}, with the version that is to "
+            f"{file}: this policy was compiled by another version of Countersign. {again}, with the version that will "
             "read it"
         )
     try:
@@ -184,9 +184,9 @@ def _policy_set(policy: _Policy) -> PolicySet:
 
 
 class _Callers(Mapping[Proof, Caller]):
-    """Callers by what proves them, read when they are asked for. Threads may read the same one at once.
+    """Callers by proof, decoded on first use. Safe for threads.
 
-    Raises LookupError and msgspec's errors for what cannot be read to its last caller.
+    Every caller and grant is checked at construction, which raises LookupError or msgspec's errors.
     """
 
     __slots__ = ("_callers", "_connections", "_entitlements", "_grants", "_proofs", "_read", "_rules")
@@ -232,7 +232,7 @@ class _Callers(Mapping[Proof, Caller]):
                 connection=self._connections[grant.connection],
                 operation=OPERATIONS[grant.operation],
                 idempotency=grant.idempotency,
-                # Most rules of most grants are the same: what is shared stays in the processor's cache.
+                # Most grants have the same rules: interned, they stay in the CPU's cache.
                 rules=[self._rules.setdefault(rule, rule) for rule in grant.rules],
                 required=grant.required,
                 response=grant.response,

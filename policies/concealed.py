@@ -1,4 +1,4 @@
-"""The type of whatever must not be shown."""
+"""The type of values that must not be shown."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ HIDDEN: Final = "(hidden)"
 
 @dataclass(init=False, repr=False, eq=False)
 class Concealed(str, Generic[T]):
-    """A secret, a text or a tuple of texts, that is its own redacted twin.
+    """A secret (a text or a tuple of texts) that is its own redacted twin.
 
-    To ``repr``, ``str``, ``json``, ``pickle`` and a format string it is the text :data:`HIDDEN`, and to msgspec, which
-    takes it for a dataclass without fields, an empty object. So a value that holds one can be logged or sent without
-    remembering what is secret in it. Only :meth:`reveal` returns the secret.
+    ``repr``, ``str``, ``json``, ``pickle`` and format strings see the text :data:`HIDDEN`. msgspec sees a dataclass
+    without fields, and so an empty object. Code that logs or sends a value need not know which part of it is secret.
+    Only :meth:`reveal` returns the secret.
     """
 
     __slots__ = ("_secret",)
-    if TYPE_CHECKING:  # an annotation that runs would make it a field, which msgspec writes
+    if TYPE_CHECKING:  # annotated at run time, it would be a dataclass field, which msgspec encodes
         _secret: T
 
     def __new__(cls, secret: T) -> Self:
@@ -36,21 +36,21 @@ class Concealed(str, Generic[T]):
         return self._secret
 
     def __eq__(self, other: object) -> bool:
-        """Whether both conceal the same, in constant time. A plain text is never equal."""
+        """Whether both conceal the same secret, compared in constant time. A plain text is never equal."""
         if not isinstance(other, Concealed):
             return False
         return hmac.compare_digest(_bytes(self), _bytes(other))
 
     def __ne__(self, other: object) -> bool:
-        """Whether they do not; a text has its own."""
+        """Negate ``==``. Without this method, that of ``str`` would apply."""
         return not self == other
 
     def __hash__(self) -> int:
-        """Agree with ``==`` and say nothing of the secret."""
+        """Agree with ``==`` and reveal nothing of the secret."""
         return hash(hashlib.sha256(_bytes(self)).digest())
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Copy and pickle the twin alone."""
+        """Copy and pickle only the redacted twin."""
         return str, (str(self),)
 
 

@@ -1,4 +1,4 @@
-"""What every dialect says: how its upstream is asked, and what its answers mean.
+"""The interface of a dialect: how to call its upstream, and what the answers mean.
 
 A dialect is pure. It says *where* the upstream's key belongs and never holds it; ``gateway.upstreams`` sends.
 """
@@ -20,7 +20,7 @@ FORM: Final = "application/x-www-form-urlencoded"
 
 
 class KeyPlace(StrEnum):
-    """The header line that holds the upstream's key, up to the key."""
+    """The header line for the upstream's key, up to the key."""
 
     X_API_KEY = "x-api-key: "
     BEARER = "Authorization: Bearer "
@@ -30,13 +30,13 @@ class Step(msgspec.Struct, frozen=True):
     """One send of a granted call."""
 
     name: str
-    """What names the call at an upstream that deduplicates: the ledger's name of its key, or the admission's owner."""
+    """Identifies the call to an upstream that deduplicates: the ledger's name of its key, or the admission's owner."""
     doubt: bool = False
-    """Whether an earlier send may have had an effect that nobody read."""
+    """Whether an earlier send, whose answer was lost, may have had an effect."""
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A request without the upstream's key, which only sending puts in."""
+    """A request without the upstream's key, which is added only when it is sent."""
 
     method: str
     url: str
@@ -45,13 +45,13 @@ class Outgoing(msgspec.Struct, frozen=True):
     body: bytes | None
     """None where the request has no body."""
     heard: frozenset[bytes] = frozenset()
-    """The headers of the answer that the dialect reads, in lower case. Listening costs a little."""
+    """The response headers that the dialect reads, in lower case. Collecting them takes a little time."""
     private: bool = False
     """Whether the host may resolve to a private address."""
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """A key that a connection takes at one upstream only: what it may be, and what to write instead."""
+    """A key of a connection that only this upstream has. ``hint`` says what to write if ``pattern`` does not match."""
 
     pattern: str
     hint: str
@@ -65,25 +65,25 @@ class Dialect(ABC):
     title: ClassVar[str]
     """Its name in sentences."""
     origin: ClassVar[str | None] = None
-    """Where its API is, unless a connection says otherwise."""
+    """The default origin of its API; None if every connection must name one."""
     settings: ClassVar[Mapping[str, Setting]] = {}
     account: ClassVar[str] = ""
-    """The setting that says whose account is used, if one does."""
+    """The setting that names the account; empty if none does."""
     deduplicates: ClassVar[int] = 0
-    """For how many seconds it answers the same key with the same answer; 0 if it never does.
+    """For how many seconds it repeats its answer to the same idempotency key; 0 if never.
 
-    So long an unknown outcome is proved by sending the same call again.
+    Within this time, sending the same call again settles an unknown outcome.
     """
 
     @abstractmethod
     def request(self, grant: Grant, step: Step) -> Outgoing:
-        """Return the request of one step. Every part of its address comes from the policy, or was bounded when read."""
+        """Return the request of one step. Every part of its URL comes from the policy, or was validated when read."""
 
     @abstractmethod
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Return what an answer means. ``headers`` are those that the request asked to hear, and ``retry-after``."""
+        """Return the meaning of an answer. ``headers`` are those in the request's ``heard``, and ``retry-after``."""
 
     def place(self, connection: Connection) -> str:
-        """Return whose data a connection opens: another version of a secret opens the same."""
+        """Identify the account behind a connection. Another version of the same secret is the same account."""
         secret = connection.secret.partition("/versions/")[0]
         return f"{self.id} {connection.origin} {secret} {connection.settings.get(self.account, '')}"

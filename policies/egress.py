@@ -1,4 +1,4 @@
-"""Which addresses a call may go out to, unless its connection is said to be private."""
+"""Which addresses a call may connect to, unless its connection says ``private: true``."""
 
 from __future__ import annotations
 
@@ -36,17 +36,16 @@ _NOT_PUBLIC_V6: Final = tuple(
         "3fff::/20",  # documentation
     )
 )
-#: Prefixes of 96 bits before an IPv4 address, which is where the packets go: IPv4-mapped, and NAT64.
+#: Prefixes of 96 bits that embed an IPv4 address, to which the packets go: IPv4-mapped, and NAT64.
 _EMBEDDING_V6: Final = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
 
 
 def public(address: str) -> bool:
-    """Whether an IP address is on the public internet; False also for a text that is no IP address.
+    """Whether an IP address is on the public internet; False also for a text that is not an IP address.
 
     By IANA's special-purpose address registries for IPv4 and IPv6 (RFC 6890, RFC 8190), its IPv4 multicast registry
-    (RFC 5771) and its IPv6 allocations (2000::/3, RFC 4291). An IPv4 address within an IPv6 one is judged by itself:
-    IPv4-mapped (RFC 4291) and NAT64 (RFC 6052). 6to4 (RFC 7526) and Teredo (RFC 4380) are refused with whatever they
-    embed.
+    (RFC 5771) and its IPv6 allocations (2000::/3, RFC 4291). An embedded IPv4 address is judged like a plain one:
+    IPv4-mapped (RFC 4291) and NAT64 (RFC 6052). 6to4 (RFC 7526) and Teredo (RFC 4380) are always refused.
     """
     try:
         parsed: IPv4Address | IPv6Address = ip_address(address)

@@ -1,4 +1,4 @@
-"""What a caller may ask of a connection, put together with all that follows from it."""
+"""Builds entitlements: what a caller may ask of a connection, with all derived values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from policies.model import Connection, Idempotency, Operation, Rule
 
 
-def entitlement(  # noqa: PLR0913 - a grant says so much
+def entitlement(  # noqa: PLR0913 - the parts of a grant
     *,
     connection: Connection,
     operation: Operation,
@@ -24,7 +24,7 @@ def entitlement(  # noqa: PLR0913 - a grant says so much
     stamp: str | None,
     record: frozenset[str],
 ) -> Entitlement:
-    """Return an entitlement; ``response`` are the granted fields in the order of the grant, ``audit_id`` among them."""
+    """Return an entitlement. ``response`` is the granted fields in the order of the grant, ``audit_id`` included."""
     by_path = {rule.path: rule for rule in rules}
     return Entitlement(
         connection=connection,

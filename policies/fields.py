@@ -1,7 +1,7 @@
-"""What may come out: an answer is trimmed to the fields a grant lists, and nothing else passes.
+"""Trims an answer to the fields that a grant lists. Nothing else passes.
 
-An upstream may add fields, leave some out, or put an object where a name used to be (as ``expand`` does). So a leaf
-lets only what the catalogue says it holds through; everything else, absent ones included, is answered as null.
+An upstream may add fields, leave some out, or put an object in the place of an id (as ``expand`` does). So a leaf
+passes only a value of the shape that the catalogue gives; anything else, or a missing field, is answered as null.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SCALAR: Final = str | int | float | bool | None
 _TYPES: Final[dict[object, Any]] = {
     Shape.SCALAR: _SCALAR,
-    Shape.SCALARS: list[_SCALAR] | None,  # type: ignore[valid-type]  # msgspec takes it as it is
+    Shape.SCALARS: list[_SCALAR] | None,  # type: ignore[valid-type]  # msgspec accepts it
     Shape.MAP: dict[str, _SCALAR] | None,  # type: ignore[valid-type]
 }
 
@@ -50,8 +50,8 @@ def tree_of(paths: Iterable[str], shapes: Mapping[str, Shape]) -> dict[str, Shap
 def read(body: bytes, entitlement: Entitlement) -> _Read:
     """Read an answer: the members that we read ourselves, and what the grant lets through.
 
-    A grant lists few of an invoice's hundred members, so only those are built. An answer that is not as the catalogue
-    has it is read whole and trimmed; one that is no JSON object says nothing.
+    A grant lists few of an invoice's hundred members, so only those are decoded. An answer that does not match the
+    catalogue is decoded whole and trimmed. An answer that is not a JSON object counts as an empty one.
     """
     return _READERS[entitlement.operation.id, entitlement.response_fields](body, entitlement)
 
@@ -73,7 +73,7 @@ def _shared(body: bytes, entitlement: Entitlement) -> _Read:
         every = _every(operation)(body)
     except (ValueError, RecursionError):
         answer = decoded(body)
-        if answer is None:  # perhaps only because of a field that is not granted, which must not hide the others
+        if answer is None:  # a field that is unreadable but not granted must not hide the granted ones
             return _exact(_decoder(operation, entitlement.response_fields), body, entitlement)
         return _whole(answer, entitlement.response)
     return {name: getattr(every, name) for name in own(operation)}, _picked(every, entitlement.response)
@@ -96,11 +96,11 @@ def _picked(value: Any, branch: Any) -> Any:
 
 
 class _Readers(dict[tuple[str, tuple[str, ...]], "_Reader"]):
-    """How the answers to each response list are read, by operation and list.
+    """The reader for each response list, by operation and list.
 
-    A decoder takes 0.03 to 3 ms to build and about 1 KB for each field. So none is dropped, to be built again at the
-    next call; and once ``room`` fields have one, further lists share the decoder of all fields, which takes some 6
-    microseconds more a call and no room.
+    A decoder takes 0.03 to 3 ms to build, and about 1 KB of memory for each field. So decoders are never evicted. Once
+    they have ``room`` fields in all, further lists share the decoder of all fields, which takes some 6 microseconds
+    more per call and no memory.
     """
 
     def __init__(self, room: int) -> None:
@@ -116,7 +116,7 @@ class _Readers(dict[tuple[str, tuple[str, ...]], "_Reader"]):
         return reader
 
 
-#: Some 1,000 lists of eight fields, which take 8 to 13 MB.
+#: About 1,000 lists of eight fields, or 8 to 13 MB.
 _READERS: Final = _Readers(room=8_192)
 
 
@@ -139,7 +139,7 @@ def _decoder(operation: str, paths: Iterable[str]) -> _Decode:
 
 
 def _type_of(tree: Mapping[str, object]) -> type[msgspec.Struct]:
-    """Return the type of an object that has what ``tree`` names, and null for what it lacks."""
+    """Return the type of an object with the members that ``tree`` names. A missing member is null."""
     return _struct(tuple((name, _type_of_member(branch), None) for name, branch in tree.items()))
 
 
@@ -154,15 +154,15 @@ def _type_of_member(branch: object) -> Any:
 
 
 def trim(answer: object, tree: _Tree) -> dict[str, object]:
-    """Return only what ``tree`` names, in its order, with null for what is absent or not of its shape."""
+    """Return only what ``tree`` names, in its order. A member that is missing or has another shape is null."""
     given = answer if isinstance(answer, dict) else {}
     return {name: _leaf(given.get(name), branch) for name, branch in tree.items()}
 
 
 def narrow(answer: Mapping[str, object], tree: Mapping[str, object]) -> dict[str, object]:
-    """Return what ``tree`` still names of an answer that was trimmed before, in the order it was given then.
+    """Trim an already trimmed answer again, keeping its order.
 
-    A kept answer is repeated as it was, unless the policy grants less by now.
+    A kept answer is repeated as it was, unless the policy now grants less.
     """
     return {name: _narrowed(value, tree[name]) for name, value in answer.items() if name in tree}
 
@@ -183,24 +183,24 @@ def _leaf(value: object, branch: object) -> object:
     if branch is Shape.MAP:
         return value if isinstance(value, dict) and all(map(_scalar, value.values())) else None
     if isinstance(value, list):
-        return [trim(item, branch) for item in value]  # type: ignore[arg-type]  # a branch that is no leaf
+        return [trim(item, branch) for item in value]  # type: ignore[arg-type]  # the branch is not a leaf
     return trim(value, branch) if isinstance(value, dict) else None  # type: ignore[arg-type]  # the same
 
 
 def _scalar(value: object) -> bool:
-    # A float may be infinite, since 1e999 is read as one; JSON has no way to write it.
+    # 1e999 is read as an infinite float, which JSON cannot express.
     return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and isfinite(value))
 
 
 def decoded(body: bytes) -> Any:
-    """Decode JSON, or return None: what cannot be read says nothing."""
+    """Decode JSON. Return None if it cannot be read."""
     try:
         return msgspec.json.decode(body)
     except RecursionError:
         return None
     except ValueError:
-        # Also taken: half a character, which a JavaScript upstream writes where it cuts a text, and a number too large
-        # for us. Neither is a reason to hide that an invoice was created.
+        # Tolerated here: a lone surrogate, which a JavaScript upstream writes where it truncates a text, and a number
+        # too large for msgspec. Neither is a reason to hide that an invoice was created.
         try:
             return _mended(json.loads(body.decode(), parse_constant=_refused))
         except (ValueError, RecursionError):

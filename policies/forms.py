@@ -1,8 +1,8 @@
-"""What a caller may write, form or JSON, and the one form that goes upstream.
+"""A caller's form or JSON -> parameters -> the form that goes upstream.
 
-Both are read into one flat mapping of bracket path to text, such as ``metadata[order_id]`` -> ``7``, so that every
-later stage sees one way of writing. The rules of the outgoing form are those of Stripe's own clients: null is left
-out, lists are indexed from 0, an empty list or object emits nothing, booleans are ``true`` and ``false``.
+Form and JSON are read into one flat mapping of bracket path to text, such as ``metadata[order_id]`` -> ``7``, so that
+later stages see one notation. The rules of the outgoing form are those of Stripe's own clients: null is left out, lists
+are indexed from 0, an empty list or object emits nothing, booleans are ``true`` and ``false``.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 MAX_FIELDS: Final = 512
 #: The deepest parameter of any catalogue has 7 segments.
 MAX_DEPTH: Final = 8
-#: Longer than the longest path a catalogue has, with a 40-character metadata key.
+#: Longer than the longest path of any catalogue, a 40-character metadata key included.
 MAX_PATH: Final = 256
-#: How much of a caller's own text a sentence repeats: the longest name of any catalogue, whole.
+#: How many characters of a caller's text a sentence quotes: enough for the longest name of any catalogue.
 MAX_SHOWN: Final = 140
 #: Every amount and timestamp fits; more digits are an attack on the parser.
 MAX_DIGITS: Final = 20
 
 _PATH = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-#: C0 but tab, LF and CR, and DEL: no invoice needs them, and terminals obey them.
+#: DEL, and C0 except tab, LF and CR: no invoice needs them, and terminals interpret them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def parse(body: bytes, media: str) -> dict[str, str]:
     """Read a body (``media`` is ``form`` or ``json``) into bracket paths and their texts, in canonical order.
 
-    Raises :class:`BodyMalformed` for anything that two readers could take to mean different things.
+    Raises :class:`BodyMalformed` for anything that two parsers could read differently.
     """
     try:
         text = body.decode()
@@ -50,7 +50,7 @@ def parse(body: bytes, media: str) -> dict[str, str]:
 
 
 def canonical(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Put parameters in the one order that they are sent and compared in: by name, list entries by index."""
+    """Sort parameters for sending and comparing: by name, list entries by index."""
     return dict(sorted(parameters.items(), key=_place if nested(parameters) else None))
 
 
@@ -71,7 +71,7 @@ def split(path: str) -> tuple[str, ...]:
 
 
 def shown(name: str) -> str:
-    """Write a caller's own text so that it is safe in a sentence: ASCII, short, nothing that acts."""
+    """Make a caller's text safe to quote in a sentence: ASCII, short, no control characters."""
     short = name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "…"
     return short.encode("ascii", "backslashreplace").decode() if short.isprintable() else ascii(short)[1:-1]
 
@@ -115,9 +115,7 @@ def _from_json(text: str) -> dict[str, str]:
             parse_constant=_no_constant,
         )
     except json.JSONDecodeError as error:
-        raise BodyMalformed(
-            f"The body is not valid JSON: it goes wrong at line {error.lineno}, column {error.colno}."
-        ) from None
+        raise BodyMalformed(f"The body is not valid JSON: see line {error.lineno}, column {error.colno}.") from None
     except RecursionError:
         raise BodyMalformed("The JSON is nested too deeply.") from None
     if not isinstance(value, dict):
@@ -151,7 +149,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
         raise BodyMalformed(f"{shown(twice)} is given twice. Send it once.")
     for name in result:
         if not name or "[" in name or "]" in name:
-            raise BodyMalformed("In JSON, write nested objects and lists, not brackets in a name, and no empty name.")
+            raise BodyMalformed("A name in the JSON is empty or has brackets. Nest objects and lists instead.")
     return result
 
 
@@ -188,9 +186,9 @@ def _checked(path: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BodyMalformed(f"{shown(path)} holds half a character (a lone surrogate), which is no text.") from None
+        raise BodyMalformed(f"{shown(path)} contains half a character (a lone surrogate). Send it whole.") from None
     if _CONTROL.search(value):
-        raise BodyMalformed(f"{shown(path)} holds a control character.")
+        raise BodyMalformed(f"{shown(path)} contains a control character. Remove it.")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The modules of a package, so that one more of a kind is one more file and no table."""
+"""Finds the modules of a package, so that a new operation or upstream is a new file and no table entry."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What an upstream's answer means: section "exactly once" of the design, row by row.
+"""The meaning of an upstream's answer.
 
-The rule beneath the rows: only an answer that says plainly that nothing was created sets the key free. Everything else
-that is not a whole, readable answer is unknown, and an unknown call is sent again only to an upstream that would
-answer it with the same invoice. What only one upstream says is read by its dialect.
+The rule: only an answer that says plainly that nothing was created releases the key. Any other answer that is not whole
+and readable is unknown. An unknown call is sent again only to an upstream that would answer it with the same invoice.
+What is particular to one upstream is read by its dialect.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from policies.dialect import Step
     from policies.model import Grant
 
-#: Ten times any real invoice; more is a slip or an attack, and would only overflow a counter.
+#: Minor units, ten times any real invoice. More is a mistake or an attack, and could overflow a counter.
 MAX_SPENT: Final = 10**12
-#: Seconds to wait where an upstream is busy and does not say for how long, and the most that it may say.
+#: Seconds until a retry at a busy upstream: the default without ``Retry-After``, and the cap on it.
 BUSY_SECONDS: Final = 5
 MAX_BUSY_SECONDS: Final = 3600
 
 _IDS: Final = {operation.id: re.compile(operation.ids) for operation in OPERATIONS.values()}
 
-#: Where the upstream gives no reason that may be passed on.
+#: Used if the upstream gives no reason that may be passed on.
 _REJECTED: Final = {
     400: "The upstream refused the {noun} as written",
     402: "The upstream refused the {noun}, although the call was in order",
-    404: "The upstream does not know something that the call names",
+    404: "The upstream has no such object",
 }
-#: What is sure once a call was refused.
+#: What a refused call certainly did not do.
 _NOTHING: Final = {Effect.CREATES: " Nothing was created.", Effect.CHANGES: " Nothing was changed.", Effect.LOOKS: ""}
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What came of a send: a trimmed answer, or the refusal that stands for it."""
+    """The result of a send: a trimmed answer, or the refusal to answer with."""
 
     outcome: Outcome
     answer: Mapping[str, object] | None = None
@@ -62,12 +62,12 @@ class Reply(msgspec.Struct, frozen=True):
     reached: bool = True
     """Whether a byte of the call may have reached the upstream; if so it counts against the limits."""
     again: bool = False
-    """Whether another try within the call is of use, where it does no harm."""
+    """Whether a retry within the call may help, provided that it is safe."""
     upstream_status: int | None = None
     created: str | None = None
     """The id of what was created, for the record."""
     spent: int = 0
-    """What was created counts so much, in minor units, against the caller's budget."""
+    """How much this counts against the caller's budget, in minor units."""
     upstream_request: str | None = None
     """The upstream's own name for the request, for the record."""
     attempts: int = 1
@@ -76,7 +76,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Said(msgspec.Struct, frozen=True):
-    """What a dialect understood of a refusal. Nothing of it is the upstream's own text, but for ``parameter``."""
+    """What a dialect understood of a refusal. Only ``parameter`` is the upstream's own text."""
 
     code: str | None = None
     words: str | None = None
@@ -87,10 +87,10 @@ class Said(msgspec.Struct, frozen=True):
     """The upstream knows the key with another form: an earlier send arrived."""
 
 
-def judge(  # noqa: PLR0913, PLR0917 - an answer has its parts, and each upstream its words
+def judge(  # noqa: PLR0913, PLR0917 - the parts of an answer, and how to read its refusals
     grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes, said: Callable[[bytes], Said]
 ) -> Reply:
-    """Say what came of a call that the upstream answered; ``said`` reads a refusal in the upstream's own words."""
+    """Return the result of a call that the upstream answered. ``said`` reads this upstream's refusals."""
     if 200 <= status < 300:
         return _success(grant, status, body)
     if status in _REJECTED:
@@ -107,15 +107,15 @@ def judge(  # noqa: PLR0913, PLR0917 - an answer has its parts, and each upstrea
 
 
 def unsent(grant: Grant, step: Step, note: str) -> Reply:
-    """Say that no byte of a call was written."""
+    """Return the result of a call of which no byte was written."""
     refusal = UpstreamUnreachable(retry_after=5, note=note)
     return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, reached=False, again=True))
 
 
 def unknown(grant: Grant, note: str, status: int | None = None) -> Reply:
-    """Say that the outcome of a call is unknown; a read-only call had no effect.
+    """Return an unknown outcome; for a read-only call, no effect.
 
-    Without a status no answer came. A conflict or a failure of the upstream's own may be over by the next try.
+    ``status`` is None if no answer came. A conflict (409) or a server error may be transient.
     """
     outcome = Outcome.RELEASED if grant.entitlement.operation.repeatable else Outcome.UNKNOWN
     again = status is None or status == 409 or status >= 500
@@ -123,17 +123,17 @@ def unknown(grant: Grant, note: str, status: int | None = None) -> Reply:
 
 
 def lost(grant: Grant, note: str) -> Refusal:
-    """Return what a caller is told of such a call: whether to try again, and what may come of it."""
+    """Return the refusal for an unknown outcome, which says whether to try again."""
     if grant.entitlement.operation.repeatable:
         return UpstreamFailed(note=note, retry_after=5)
-    # Without a key nobody could send the same call again.
+    # Without an idempotency key, a repeated call would be a new one.
     if grant.resend_seconds and grant.ledger_key is not None:
         return OutcomePending(note=note, retry_after=5)
     return OutcomeUnknown(note=note)
 
 
 def _released(grant: Grant, step: Step, reply: Reply) -> Reply:
-    """Return ``reply``; under doubt an unknown one, since an earlier send may have created what this one did not."""
+    """Return ``reply``, or under doubt an unknown outcome: an earlier send may have created what this one did not."""
     if not step.doubt or grant.entitlement.operation.repeatable:
         return reply
     refusal = lost(grant, f"sent before, and now {reply.refusal.reason if reply.refusal is not None else None}")
@@ -161,7 +161,7 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
 
 
 def _spent(grant: Grant, answer: Mapping[str, Any]) -> tuple[int, str | None]:
-    """Return what an answer counts against a budget, and what an operator must know of one that cannot be counted."""
+    """Return how much an answer counts against the budget, and an alarm if it cannot be counted."""
     budget, spends = grant.budget, grant.entitlement.operation.spends
     if budget is None or spends is None:
         return 0, None
@@ -173,7 +173,7 @@ def _spent(grant: Grant, answer: Mapping[str, Any]) -> tuple[int, str | None]:
 
 def _rejected(grant: Grant, status: int, said: Said) -> Reply:
     if said.sent_before:
-        # The key went out before with another form, as it does where the policy's fixed values have changed since.
+        # An earlier send used this key with another form, for example before the policy's fixed values changed.
         return unknown(grant, "the upstream knows the key with another form", status)
     operation = grant.entitlement.operation
     parameter = said.parameter if said.parameter in grant.parameters else None

@@ -1,4 +1,4 @@
-"""What may go in: the operation's catalogue bounds every policy, and the policy bounds the caller."""
+"""Checks parameters: the operation's catalogue bounds every policy, and the policy bounds the caller."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from policies.model import Entitlement, Operation, Parameter
 
-#: Whole numbers that survive every JSON reader exactly (2**53), sign aside.
+#: Whole numbers that every JSON parser reads exactly (below 2**53).
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
 #: Unix seconds up to the year 2286.
 _TIMESTAMP = re.compile(r"0|[1-9][0-9]{0,9}")
 #: ISO 4217 in lower case, as Stripe writes it.
 _CURRENCY = re.compile(r"[a-z]{3}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,2}")
-#: Where the catalogue names no length, the longest that any of its texts may have.
+#: The length of a text if the catalogue gives none: the longest that it gives for any text.
 MAX_LENGTH: Final = 5000
-#: Where the catalogue names no number of entries.
+#: The number of entries if the catalogue gives none.
 MAX_ITEMS: Final = 100
 #: How many granted names a refusal lists before it says "and more".
 MAX_LISTED: Final = 12
@@ -58,7 +58,7 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> dict[str, str
 
 
 def template_of(operation: Operation, path: str) -> str | None:
-    """Return the catalogue's way of writing ``path``, or None where the operation has no such parameter.
+    """Return ``path`` as the catalogue writes it, or None if the operation has no such parameter.
 
     ``custom_fields[0][name]`` is ``custom_fields[{i}][name]``; ``metadata[order_id]`` is ``metadata[{key}]``.
     """
@@ -75,7 +75,7 @@ def template_of(operation: Operation, path: str) -> str | None:
 
 
 def fits(kind: Kind, value: str) -> bool:
-    """Whether ``value`` is written as its kind wants it."""
+    """Whether ``value`` is a valid text of its kind."""
     match kind:
         case Kind.INTEGER:
             return _INTEGER.fullmatch(value) is not None and value != "-0"
@@ -94,7 +94,7 @@ def fits(kind: Kind, value: str) -> bool:
 _WRITTEN: Final = {
     Kind.INTEGER: "must be a whole number, such as 30.",
     Kind.TIMESTAMP: "must be a date in unix seconds, such as 1767225600.",
-    Kind.CURRENCY: "must be a currency in three small letters, such as usd.",
+    Kind.CURRENCY: "must be a currency in three lowercase letters, such as usd.",
     Kind.BOOLEAN: "must be true or false.",
     Kind.OBJECT: "is an object: send its parts, not a value.",
     Kind.ARRAY: "is a list: send its entries with their index, starting at [0].",
@@ -135,9 +135,9 @@ def _not_granted(entitlement: Entitlement, path: str) -> str:
 
 
 def _check_shape(operation: Operation, given: Mapping[str, str]) -> None:
-    """Lists run from 0 without a gap, nothing has too many entries, and an object has the parts it needs.
+    """Check that lists run from 0 without a gap, that nothing has too many entries, and that no object lacks a part.
 
-    ``given`` includes what the policy fixes: that part of an object need not, and cannot, come from the caller.
+    ``given`` includes the values that the policy fixes, which the caller need not send.
     """
     children: defaultdict[str, set[str]] = defaultdict(set)
     for path in given:

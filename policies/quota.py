@@ -5,7 +5,7 @@ in buckets of a 128th of the window, and a bucket counts until its last instant 
 for at least the window and at most a 128th longer: the limit is never exceeded, and a caller who uses it up without
 pause gets at least 99.2% of it. A window costs one entry for each bucket in use, 129 at most, whatever the limit.
 
-The caller of this module brings the clock, in seconds, never running backwards.
+Functions take the time from their caller, in seconds, of a clock that never runs backwards.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def parse_limit(text: str) -> Limit:
 
 
 class Window:
-    """The calls admitted lately under one limit."""
+    """The calls recently admitted under one limit."""
 
     __slots__ = ("_buckets", "_total", "_width", "limit")
 
@@ -51,13 +51,13 @@ class Window:
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
-        """What a store keeps of it: the number and the calls of each bucket, oldest first."""
+        """The state that a store keeps: the number and the calls of each bucket, oldest first."""
         return [(number, calls) for number, calls in self._buckets]
 
     def remaining(self, now: float) -> int:
         """How many more calls may be admitted at ``now``."""
-        # A call at t lies in bucket floor(t / width), which ends before t + width. It may be forgotten once that end
-        # lies a whole window back.
+        # A call at t lies in bucket floor(t / width), which ends before t + width. It expires once that end is a whole
+        # window ago.
         first, buckets = int(now / self._width) - BUCKETS, self._buckets
         while buckets and buckets[0][0] < first:
             self._total -= buckets.popleft()[1]
@@ -73,7 +73,7 @@ class Window:
         self._total += amount
 
     def give_back(self, taken: float) -> bool:
-        """Uncount one call that was taken at ``taken`` and used nothing, unless it has left the window already."""
+        """Uncount one call that was counted at ``taken`` and used nothing. False if it has already left the window."""
         number = int(taken / self._width)
         for bucket in reversed(self._buckets):
             if bucket[0] == number and bucket[1]:
@@ -86,13 +86,13 @@ class Window:
         """Seconds from ``now`` until a call would be admitted; 0 if one would be now."""
         if self.remaining(now) > 0:
             return 0.0
-        # Of calls the oldest one has to leave. A budget may be well past its amount, and then more has to.
+        # Under a limit, only the oldest call must leave. A budget may be exceeded by far, and then more must leave.
         left = self._total
         for number, calls in self._buckets:
             left -= calls
             if left < self.limit.calls:
                 return max(0.0, (number + BUCKETS + 1) * self._width - now)
-        raise AssertionError  # pragma: no cover - once all have left, none is in the way
+        raise AssertionError  # pragma: no cover - an empty window is never full
 
     def standing(self, now: float) -> Standing:
         """Say how much is left and when more will be, as the RateLimit header wants it."""
@@ -104,10 +104,10 @@ class Window:
 
 
 def shares(limit: Limit, most: int) -> tuple[Limit, ...]:
-    """Share a limit out to counters that each count about one call a second, ``most`` of them at the most.
+    """Split a limit into shares of about one call a second each, at most ``most`` of them.
 
-    The shares come to the limit exactly, so whoever keeps each of them keeps the limit; and while the limit has calls
-    left, so has one of them.
+    The shares add up to the limit exactly. So the limit is kept if each share is, and while the limit has calls left,
+    so has a share.
     """
     counters = min(most, math.ceil(limit.calls / limit.seconds))
     each, over = divmod(limit.calls, counters)
@@ -115,7 +115,7 @@ def shares(limit: Limit, most: int) -> tuple[Limit, ...]:
 
 
 def together(limit: Limit, windows: Iterable[Window]) -> Window:
-    """Return the window that counts what all of these do."""
+    """Merge windows into one that counts the calls of all of them."""
     calls: Counter[int] = Counter()
     for window in windows:
         calls.update(dict(window.buckets))
@@ -123,16 +123,17 @@ def together(limit: Limit, windows: Iterable[Window]) -> Window:
 
 
 def standings(limits: Iterable[Window], now: float) -> tuple[Standing, ...]:
-    """Say how each of a caller's limits stands."""
+    """Return the standing of each of a caller's limits."""
     return tuple([window.standing(now) for window in limits])
 
 
 def refuse_if_full(
     limits: list[Window], ceiling: Window | None, spent: Window | None, budget: Budget | None, now: float
 ) -> None:
-    """Raise for the caller's limits, then the connection's ceiling, then the caller's budget and what is spent of it.
+    """Refuse if a limit of the caller, the connection's ceiling or the caller's budget is full, in this order.
 
-    Raises :class:`LimitReached`, :class:`CeilingReached` and :class:`BudgetSpent`.
+    ``spent`` is the window of ``budget``. Raises :class:`LimitReached`, :class:`CeilingReached` and
+    :class:`BudgetSpent`.
     """
     full = [window for window in limits if window.remaining(now) < 1]
     if full:
@@ -144,7 +145,7 @@ def refuse_if_full(
 
 
 def limit_reached(limit: Limit, wait: float, standings: tuple[Standing, ...]) -> LimitReached:
-    """Say that a caller's limit is used up; ``wait`` is in seconds."""
+    """Return the refusal for a caller's full limit; ``wait`` is in seconds."""
     seconds = whole_seconds(wait)
     return LimitReached(
         f"You have reached your limit of {limit.text}. Nothing was sent; try again in {seconds} s.",
@@ -154,19 +155,19 @@ def limit_reached(limit: Limit, wait: float, standings: tuple[Standing, ...]) ->
 
 
 def ceiling_reached(wait: float, standings: tuple[Standing, ...]) -> CeilingReached:
-    """Say that a connection's ceiling is used up; ``wait`` is in seconds."""
+    """Return the refusal for a connection's full ceiling; ``wait`` is in seconds."""
     return CeilingReached(retry_after=whole_seconds(wait), standings=standings)
 
 
 def budget_spent(budget: Budget, wait: float, standings: tuple[Standing, ...]) -> BudgetSpent:
-    """Say that a caller's budget is spent; ``wait`` is in seconds."""
+    """Return the refusal for a caller's spent budget; ``wait`` is in seconds."""
     return BudgetSpent(
-        f"The invoices you have created come to your budget of {budget.limit.text}. Nothing was sent; try again later.",
+        f"Your invoices have used up your budget of {budget.limit.text}. Nothing was sent; try again later.",
         retry_after=whole_seconds(wait),
         standings=standings,
     )
 
 
 def whole_seconds(seconds: float) -> int:
-    """Round up, so that whoever waits as long as we say is let in; 1 at least, as Retry-After wants a wait."""
+    """Round up, so that a caller who waits that long is admitted. At least 1, since ``Retry-After: 0`` is no wait."""
     return max(1, math.ceil(seconds))

@@ -1,12 +1,12 @@
-"""Every way to say no.
+"""All refusals.
 
-One class a reason. Each has a stable ``reason``, an HTTP status, a title, and one plain sentence that the
-caller may read. What only the operator may read goes into ``note``, which reaches the record and nobody else.
+One class for each reason, with a stable ``reason``, an HTTP status, a title, and one plain sentence for the caller.
+``note`` is for the operator: it goes into the record and nowhere else.
 
 ::
 
     Refusal
-    ├── BadCall                      what arrived cannot be a call
+    ├── BadCall                      the request is not a valid call
     │   ├── PathUnknown              404
     │   ├── MethodNotAllowed         405
     │   ├── QueryMalformed           400
@@ -17,14 +17,14 @@ caller may read. What only the operator may read goes into ``note``, which reach
     │   ├── BodyIncomplete           400
     │   ├── BodyTimeout              408
     │   └── BodyMalformed            400
-    ├── Unauthenticated              who calls is not known
+    ├── Unauthenticated              the caller is not known
     │   ├── CredentialMissing        401
     │   ├── CredentialsConflict      401
-    │   ├── CredentialUnknown        401  also expired or revoked: the answers are alike
-    │   ├── TokenNotAccepted         401  whatever is wrong with it: the answers are alike
+    │   ├── CredentialUnknown        401  also an expired or revoked key: the answer is the same
+    │   ├── TokenNotAccepted         401  whatever is wrong with the token, the answer is the same
     │   └── WebhookNotVerified       401  the same
     ├── PolicyRefusal                the policy said no
-    │   ├── ConnectionNotGranted     403  also a connection that does not exist: the answers are alike
+    │   ├── ConnectionNotGranted     403  also a connection that does not exist: the answer is the same
     │   ├── ParameterNotGranted      400
     │   ├── ParameterInvalid         400
     │   ├── ParameterMissing         400
@@ -42,15 +42,15 @@ caller may read. What only the operator may read goes into ``note``, which reach
     │   ├── SecretUnavailable        503
     │   ├── StoreUnavailable         503
     │   └── RecordUnavailable        503
-    ├── UpstreamRefusal              the upstream said no, or nothing that can be trusted
+    ├── UpstreamRefusal              the upstream said no, or gave no answer that can be trusted
     │   ├── UpstreamRejected         400, 402 or 404, as the upstream answered
     │   ├── UpstreamUnreachable      502  nothing was sent
-    │   ├── UpstreamFailed           502  nothing was to be created
+    │   ├── UpstreamFailed           502  for a read-only call
     │   ├── UpstreamBusy             503
     │   ├── UpstreamKeyRefused       503
-    │   └── OutcomeUnknown           424  trying again would bring nothing
-    │       └── OutcomePending       504  trying again with the same key is safe, and settles it
-    └── Unforeseen                   500  an error of ours; before the send, so nothing was sent
+    │   └── OutcomeUnknown           424  a retry would not help
+    │       └── OutcomePending       504  a retry with the same key is safe, and settles it
+    └── Unforeseen                   500  an internal error before the send, so nothing was sent
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ TYPE_PREFIX: Final = "urn:countersign:refusal:"
 
 
 class Refusal(Exception):
-    """A no. ``detail`` replaces the class's sentence where a more exact one is known."""
+    """A refusal. ``detail`` replaces the class's sentence where a more exact one is known."""
 
     status: int = 500
     reason: ClassVar[str] = "refused"
@@ -115,15 +115,15 @@ class Refusal(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
-#: Stripe's clients wait this long at most before they repeat a call, so that a longer wait is no reason to.
+#: Seconds. Stripe's clients wait at most this long before a retry; if the wait is longer, they are told not to retry.
 PATIENCE: Final = 5
 
 
 def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object], bool]:
-    """Say a refusal as Stripe would, from its problem: the status, the body, and whether its client should repeat it.
+    """Translate a refusal's problem for Stripe's clients: the status, the body, and whether they should retry.
 
-    Its clients choose their exception by status and ``type``; docs.stripe.com/api/errors. What arrived and cannot be a
-    call is a plain 400 there, and so is a key that was used before.
+    They choose their exception by status and ``type`` (docs.stripe.com/api/errors). There an invalid request is always
+    a 400, and so is a reused key.
     """
     status, reason = problem["status"], problem["reason"]
     reused = reason == KeyReused.reason
@@ -149,23 +149,23 @@ _STRIPE_TYPES: Final = {
 }
 
 
-# ---------------------------------------------------------------- what arrived cannot be a call
+# ---------------------------------------------------------------- the request is not a valid call
 
 
 class BadCall(Refusal):
-    """What arrived cannot be a call."""
+    """The request is not a valid call."""
 
     status = 400
 
 
 class PathUnknown(BadCall):
-    """No operation lives at this path."""
+    """No operation has this path."""
 
     status = 404
     reason = "path-unknown"
     title = "Nothing is here"
     sentence = (
-        "There is nothing at this path. Invoices live at /stripe/invoices/ and, for Stripe's own clients, at "
+        "There is nothing at this path. Invoices are at /stripe/invoices/ and, for Stripe's own clients, at "
         "/NAME/CONNECTION_NAME/v1/invoices."
     )
 
@@ -176,20 +176,20 @@ class MethodNotAllowed(BadCall):
     status = 405
     reason = "method-not-allowed"
     title = "Use another method"
-    sentence = "Invoices are created with POST; no other method does anything here."
+    sentence = "This method is not supported here. Use POST to create an invoice."
 
     def __init__(self, allowed: str = "POST") -> None:
-        super().__init__(None if allowed == "POST" else f"Only {allowed} does anything here.")
+        super().__init__(None if allowed == "POST" else f"This method is not supported here. Use {allowed}.")
         self.allowed = allowed
 
     @property
     def headers(self) -> dict[str, str]:
-        """RFC 9110, 15.5.6: a 405 says which methods are allowed."""
+        """RFC 9110, 15.5.6: a 405 lists the allowed methods."""
         return {"Allow": self.allowed}
 
 
 class QueryMalformed(BadCall):
-    """The query string is not exactly what the operation takes."""
+    """The query is not exactly what the operation requires."""
 
     reason = "query-malformed"
     title = "The address is not complete"
@@ -206,7 +206,7 @@ class TargetTooLong(BadCall):
 
 
 class HeaderMalformed(BadCall):
-    """A header that we read is not what it must be."""
+    """A header that we read is not valid."""
 
     reason = "header-malformed"
     title = "A header is not valid"
@@ -239,7 +239,7 @@ class BodyIncomplete(BadCall):
 
     reason = "body-incomplete"
     title = "The body is not complete"
-    sentence = "The body ended before the length it announced. Send the call again."
+    sentence = "The body is shorter than its Content-Length says. Send the call again."
 
 
 class BodyTimeout(BadCall):
@@ -252,29 +252,29 @@ class BodyTimeout(BadCall):
 
 
 class BodyMalformed(BadCall):
-    """The body cannot be read as what it claims to be."""
+    """The body cannot be read as its content type says."""
 
     reason = "body-malformed"
     title = "The body cannot be read"
     sentence = "The body cannot be read."
 
 
-# ---------------------------------------------------------------- who calls is not known
+# ---------------------------------------------------------------- the caller is not known
 
 
 class Unauthenticated(Refusal):
-    """Who calls is not known."""
+    """The caller is not known."""
 
     status = 401
 
     @property
     def headers(self) -> dict[str, str]:
-        """RFC 9110, 15.5.2: a 401 names a scheme that would do."""
+        """RFC 9110, 15.5.2: a 401 names a scheme that is accepted."""
         return {"WWW-Authenticate": 'Bearer realm="countersign"'}
 
 
 class CredentialMissing(Unauthenticated):
-    """No key at all."""
+    """No credential at all."""
 
     reason = "credential-missing"
     title = "A key is missing"
@@ -282,7 +282,7 @@ class CredentialMissing(Unauthenticated):
 
 
 class CredentialsConflict(Unauthenticated):
-    """More than one credential, so it is not clear who calls."""
+    """More than one credential, so the caller is ambiguous."""
 
     reason = "credentials-conflict"
     title = "Two credentials were sent"
@@ -293,31 +293,31 @@ class CredentialsConflict(Unauthenticated):
 
 
 class CredentialUnknown(Unauthenticated):
-    """A key nobody has, or has any more."""
+    """An unknown, expired or revoked key."""
 
     reason = "credential-unknown"
     title = "The key is not known"
-    sentence = "This caller key is not known, or no longer valid. Ask whoever runs Countersign for a new one."
+    sentence = "This caller key is not known, or no longer valid. Ask the operator of Countersign for a new one."
 
 
 class TokenNotAccepted(Unauthenticated):
-    """A Google token that proves nobody the policy knows."""
+    """A Google token that does not prove a caller of the policy."""
 
     reason = "token-not-accepted"
     title = "The Google token is not accepted"
     sentence = (
-        "This Google token is not accepted. Send a fresh ID token for this address, of an account that whoever runs "
-        "Countersign has named in the policy."
+        "This Google token is not accepted. Send a fresh ID token, made for this address, of an account that the "
+        "policy names."
     )
 
 
 class WebhookNotVerified(Unauthenticated):
-    """A webhook whose signature proves nobody the policy knows."""
+    """A webhook whose signature does not prove a caller of the policy."""
 
     reason = "webhook-not-verified"
-    title = "The webhook's signature is not right"
+    title = "The webhook's signature is not valid"
     sentence = (
-        "The webhook's signature is not right, or older than five minutes. Sign each attempt anew, over the body "
+        "The webhook's signature is not valid, or is older than five minutes. Sign each attempt anew, over the body "
         "exactly as it is sent."
     )
 
@@ -333,14 +333,14 @@ class PolicyRefusal(Refusal):
 
 
 class ConnectionNotGranted(PolicyRefusal):
-    """The caller has no grant for it, whether or not it exists."""
+    """The caller has no grant for this connection, whether or not it exists."""
 
     status = 403
     reason = "connection-not-granted"
     title = "You may not use this connection"
     sentence = (
-        "You may not use this connection. Check name and connection_name, or ask whoever runs Countersign to grant it "
-        "to you."
+        "You may not use this connection. Check name and connection_name, or ask the operator of Countersign to grant "
+        "it to you."
     )
 
 
@@ -361,7 +361,7 @@ class ParameterInvalid(PolicyRefusal):
 
 
 class ParameterMissing(PolicyRefusal):
-    """A parameter that must be there and is not."""
+    """A required parameter is not there."""
 
     reason = "parameter-missing"
     title = "A parameter is missing"
@@ -369,7 +369,7 @@ class ParameterMissing(PolicyRefusal):
 
 
 class IdempotencyKeyMissing(PolicyRefusal):
-    """The grant wants a key for every call."""
+    """The grant requires a key for every call."""
 
     reason = "idempotency-key-missing"
     title = "An idempotency key is missing"
@@ -380,11 +380,11 @@ class IdempotencyKeyMissing(PolicyRefusal):
 
 
 class IdempotencyKeyInvalid(PolicyRefusal):
-    """The key is not something a ledger can hold."""
+    """The key is not in the accepted form."""
 
     reason = "idempotency-key-invalid"
     title = "The idempotency key is not valid"
-    sentence = "The idempotency key must be sent once: 1 to 255 printable ASCII characters without a comma."
+    sentence = "The idempotency key must be 1 to 255 printable ASCII characters without a comma. Send it once."
 
 
 class LimitReached(PolicyRefusal):
@@ -406,12 +406,12 @@ class CeilingReached(PolicyRefusal):
 
 
 class BudgetSpent(PolicyRefusal):
-    """The invoices that the caller has created come to its budget."""
+    """The caller's invoices have used up its budget."""
 
     status = 429
     reason = "budget-spent"
     title = "Your budget is spent"
-    sentence = "The invoices you have created come to your budget. Nothing was sent; try again later."
+    sentence = "Your invoices have used up your budget. Nothing was sent; try again later."
 
 
 # ---------------------------------------------------------------- the same key was used before
@@ -444,15 +444,15 @@ class KeyReused(LedgerRefusal):
 
 
 class OutcomeStillUnknown(LedgerRefusal):
-    """What came of the first call with this key is not known, and it is not sent again."""
+    """The outcome of an earlier call with this key is unknown, and it is not sent again."""
 
     status = 424
     reason = "outcome-unknown"
     title = "It is not known whether the invoice exists"
     sentence = (
-        "An earlier call with this idempotency key was sent and its answer never came, so the invoice may exist. "
-        "It was not sent again, and there is nothing for you to do: another key might raise a second invoice. Whoever "
-        "runs Countersign is told, and can find the call by its audit id."
+        "An earlier call with this idempotency key was sent, but its answer never came, so the invoice may exist. "
+        "It was not sent again. Do not use another key, which might raise a second invoice. The operator of "
+        "Countersign has been told, and can find the call by its audit id."
     )
     decided_by = "upstream"
 
@@ -467,15 +467,15 @@ class Unavailable(Refusal):
 
 
 class IdentityUnavailable(Unavailable):
-    """What a token or a signature is checked with cannot be had."""
+    """The certificates or the secret that a credential is checked with cannot be read."""
 
     reason = "identity-unavailable"
-    title = "Who calls cannot be checked"
-    sentence = "Who calls cannot be checked just now. Nothing was sent; try again in a moment."
+    title = "Your credential cannot be checked"
+    sentence = "Your credential cannot be checked just now. Nothing was sent; try again in a moment."
 
 
 class SecretUnavailable(Unavailable):
-    """The upstream's key cannot be had."""
+    """The upstream's key cannot be read."""
 
     reason = "secret-unavailable"
     title = "The upstream key is not available"
@@ -483,7 +483,7 @@ class SecretUnavailable(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
-    """Limits and the ledger cannot be kept."""
+    """The store cannot count the call or claim its key."""
 
     reason = "store-unavailable"
     title = "Calls cannot be counted"
@@ -491,7 +491,7 @@ class StoreUnavailable(Unavailable):
 
 
 class RecordUnavailable(Unavailable):
-    """The decision cannot be put on record: no record, no call."""
+    """The decision cannot be recorded: no record, no call."""
 
     reason = "record-unavailable"
     title = "The call cannot be recorded"
@@ -502,14 +502,14 @@ class RecordUnavailable(Unavailable):
 
 
 class UpstreamRefusal(Refusal):
-    """The upstream said no, or nothing that can be trusted."""
+    """The upstream said no, or gave no answer that can be trusted."""
 
     status = 502
     decided_by = "upstream"
 
 
 class UpstreamRejected(UpstreamRefusal):
-    """The upstream refused the call for good: 400, 402 or 404, passed on with safe words only."""
+    """The upstream refused the call for good: 400, 402 or 404, passed on in our words only."""
 
     status = 400
     reason = "upstream-rejected"
@@ -538,11 +538,11 @@ class UpstreamUnreachable(UpstreamRefusal):
 
 
 class UpstreamFailed(UpstreamRefusal):
-    """A call that creates nothing got no answer that can be read."""
+    """A read-only call got no readable answer."""
 
     reason = "upstream-failed"
     title = "The upstream gave no answer"
-    sentence = "The upstream gave no answer that can be read. Nothing was changed; it is safe to try again."
+    sentence = "The upstream gave no readable answer. Nothing was changed; it is safe to try again."
 
 
 class UpstreamBusy(UpstreamRefusal):
@@ -555,33 +555,33 @@ class UpstreamBusy(UpstreamRefusal):
 
 
 class UpstreamKeyRefused(UpstreamRefusal):
-    """The upstream does not take our key, not even a fresh one."""
+    """The upstream does not accept our key, even after it was read again."""
 
     status = 503
     reason = "upstream-key-refused"
     title = "The upstream refused our key"
-    sentence = "The upstream refused the key of this connection and created nothing. The operator has been alarmed."
+    sentence = "The upstream refused the key of this connection and created nothing. The operator has been alerted."
 
 
 class OutcomeUnknown(UpstreamRefusal):
-    """The call was sent, what came of it is not known, and sending it again could raise a second invoice.
+    """The call was sent, its outcome is unknown, and sending it again could raise a second invoice.
 
-    424: the answer failed with the upstream's (RFC 4918, 11.4). Clients repeat a 5xx or a 429 by themselves, and the
-    no-code tools put it on a schedule; none does that with a 424, which shows as an error for a person to look at.
+    424: it failed because the upstream failed (RFC 4918, 11.4). Clients and no-code tools repeat a 5xx or a 429 by
+    themselves. None repeats a 424: it is shown to a person as an error.
     """
 
     status = 424
     reason = "outcome-unknown"
     title = "It is not known whether the invoice exists"
     sentence = (
-        "The call was sent and no answer came that can be trusted, so the invoice may exist. There is nothing for you "
-        "to do: the same key raises no second invoice, and another key might. Whoever runs Countersign is told, and "
+        "The call was sent, but no answer came that can be trusted, so the invoice may exist. Do not use another key, "
+        "which might raise a second invoice; the same key does not. The operator of Countersign has been told, and "
         "can find the call by its audit id."
     )
 
 
 class OutcomePending(OutcomeUnknown):
-    """The same, but the upstream tells a repeated call from a new one, so that sending it again settles it.
+    """The same, but the upstream deduplicates, so that sending the call again settles it.
 
     504, which clients and no-code tools repeat by themselves.
     """
@@ -589,17 +589,17 @@ class OutcomePending(OutcomeUnknown):
     status = 504
     reason = OutcomeUnknown.reason
     sentence = (
-        "The call was sent and no answer came that can be trusted, so the invoice may exist. Send the same call again "
-        "with the same idempotency key: that is safe, raises no second invoice, and asks the upstream once more."
+        "The call was sent, but no answer came that can be trusted, so the invoice may exist. Send the same call again "
+        "with the same idempotency key: that is safe, raises no second invoice, and settles the matter."
     )
 
 
-# ---------------------------------------------------------------- an error of ours
+# ---------------------------------------------------------------- an internal error
 
 
 class Unforeseen(Refusal):
-    """Anything we did not think of. Fails closed."""
+    """An unforeseen error. Fails closed."""
 
     reason = "unforeseen"
     title = "Something went wrong here"
-    sentence = "Something went wrong here, and nothing was sent. Give the audit id to whoever runs Countersign."
+    sentence = "Something went wrong here, and nothing was sent. Give the audit id to the operator of Countersign."

@@ -1,4 +1,4 @@
-"""What can be asked of an upstream, as data: one module for each operation, which names it ``OPERATION``."""
+"""The operations of the upstreams, as data: one module each, which defines ``OPERATION``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""``invoices.create``: what may go in and what may come out, as data.
+"""``invoices.create``: its parameters and response fields, as data.
 
 Parameters are those of Stripe's ``POST /v1/invoices``, which the Appgregator endpoint forwards to: 139 paths, from
 Stripe's published OpenAPI description (2026-05-27). Lengths that the description gives only in words are included.
-Fields are those of the invoice that both upstreams answer with, of the API versions since 2022-11-15; an upstream
-that no longer has one of them is tolerated.
+Fields are those of the invoice that both upstreams answer with, of the API versions since 2022-11-15. A field that an
+upstream no longer has is answered as null.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ FIELDS: Final = {
     **dict.fromkeys(_MAPS.split(), Shape.MAP),
 }
 
-#: What the ids of Stripe's invoices look like, and of whatever an upstream before Stripe calls one.
+#: The ids of invoices, at Stripe and at upstreams in front of it.
 IDS: Final = "[a-z]{2,12}_[A-Za-z0-9]{1,64}"
 
 OPERATION: Final = Operation(

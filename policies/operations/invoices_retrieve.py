@@ -1,6 +1,6 @@
 """``invoices.retrieve``: read an invoice, as data.
 
-Parameters are those of Stripe's ``GET /v1/invoices/{invoice}``; the answer is the same invoice as a new one's.
+Parameters are those of Stripe's ``GET /v1/invoices/{invoice}``; response fields are those of ``invoices.create``.
 """
 
 from __future__ import annotations

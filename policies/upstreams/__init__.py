@@ -1,4 +1,4 @@
-"""Whom invoices are raised at: one module for each upstream, which names its dialect ``DIALECT``."""
+"""The upstreams: one module each, which defines its dialect as ``DIALECT``."""
 
 from __future__ import annotations
 

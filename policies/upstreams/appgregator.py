@@ -30,7 +30,7 @@ class Appgregator(Dialect):
     def request(self, grant: Grant, step: Step) -> Outgoing:  # noqa: ARG002 - it deduplicates nothing
         """See :class:`policies.dialect.Dialect`."""
         connection, operation = grant.entitlement.connection, grant.entitlement.operation
-        # Names hold nothing that would have to be encoded: see policies.model.NAME.
+        # Names need no encoding: see policies.model.NAME.
         query = f"name={connection.name}&connection_name={connection.connection_name}"
         return Outgoing(
             operation.method,

@@ -1,4 +1,4 @@
-"""Stripe's own API, v1: a bearer key, a pinned version, and a key by which it knows a repeated call."""
+"""Stripe's own API, v1: a bearer key, a pinned version, and an idempotency key."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 #: The version that the catalogue of ``policies.operations`` was made from.
 VERSION: Final = "2026-05-27.dahlia"
 
-#: Stripe's error codes that a call can meet, with words for the caller. A code that is not here is not passed on: an
-#: upstream's text may hold anything, the key included.
+#: Stripe's error codes that a call can get, in words for the caller. Any other code is not passed on: an upstream's
+#: text may contain anything, the key included.
 CODES: Final = {
-    "resource_missing": "The upstream does not know something that the call names",
+    "resource_missing": "The upstream has no such object",
     "parameter_missing": "The upstream says that a parameter is missing",
     "parameter_unknown": "The upstream does not know a parameter",
-    "parameter_invalid_empty": "The upstream takes no empty value here",
-    "parameter_invalid_integer": "The upstream wants a whole number here",
-    "parameter_invalid_string_blank": "The upstream takes no blank value here",
-    "parameter_invalid_string_empty": "The upstream takes no empty value here",
-    "parameters_exclusive": "The upstream does not take these parameters together",
+    "parameter_invalid_empty": "The upstream does not accept an empty value here",
+    "parameter_invalid_integer": "The upstream requires a whole number here",
+    "parameter_invalid_string_blank": "The upstream does not accept a blank value here",
+    "parameter_invalid_string_empty": "The upstream does not accept an empty value here",
+    "parameters_exclusive": "The upstream does not accept these parameters together",
     "invoice_no_customer_line_items": "This customer has nothing to be invoiced",
     "invoice_no_subscription_line_items": "This subscription has nothing to be invoiced",
     "invoice_not_editable": "The invoice can no longer be changed",
@@ -46,7 +46,7 @@ CODES: Final = {
     "country_unsupported": "The country is not supported",
     "card_declined": "The card was declined",
     "expired_card": "The card has expired",
-    "payment_method_invalid_parameter": "The payment method does not take this",
+    "payment_method_invalid_parameter": "The payment method does not accept this parameter",
     "taxes_calculation_failed": "Tax could not be worked out",
 }
 
@@ -76,8 +76,8 @@ class Stripe(Dialect):
     def request(self, grant: Grant, step: Step) -> Outgoing:
         """See :class:`policies.dialect.Dialect`.
 
-        A call without an idempotency key of its own gets one of the admission's owner, so that it can be tried again
-        while it lasts.
+        A call without an idempotency key gets one derived from the admission's owner, so that it can be retried within
+        the call.
         """
         connection, operation = grant.entitlement.connection, grant.entitlement.operation
         headers = {"Accept": "application/json", "Stripe-Version": connection.settings["version"]}
@@ -95,7 +95,7 @@ class Stripe(Dialect):
         return Outgoing(operation.method, url, KeyPlace.BEARER, headers, body, _HEARD, private=connection.private)
 
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """See :class:`policies.dialect.Dialect`. Its advanced error handling says to obey ``Stripe-Should-Retry``."""
+        """See :class:`policies.dialect.Dialect`. Stripe's documentation says to obey ``Stripe-Should-Retry``."""
         reply = outcomes.judge(grant, step, status, headers, body, said)
         again = _WORDS.get(headers.get("stripe-should-retry", ""), reply.again)
         named = headers.get("request-id", "")
@@ -107,7 +107,7 @@ class Stripe(Dialect):
 
 
 def said(body: bytes) -> Said:
-    """Read a refusal, as docs.stripe.com/api/errors has it: what is known of it, and nothing else."""
+    """Read a refusal as docs.stripe.com/api/errors describes it. Only known values are passed on."""
     answer = fields.decoded(body)
     error = answer.get("error") if isinstance(answer, dict) else None
     if not isinstance(error, dict):

@@ -174,7 +174,7 @@ def test_each_refusal_is_the_exception_that_the_sdk_has_for_it(
     assert wide.param == "expand[0]"
 
     missing = raised(running, stripe.InvalidRequestError, customer="cus_missing")
-    assert "The upstream does not know something that the call names (customer)" in str(missing)
+    assert "The upstream has no such object (customer)" in str(missing)
     assert (missing.param, missing.code) == ("customer", "resource_missing")
 
     absent = raised(running, stripe.InvalidRequestError, stripe.Invoice.retrieve, id="in_nobodyMadeThis")
@@ -222,7 +222,7 @@ def test_what_is_not_offered_is_refused_in_words(through: Callable[..., Server])
     customers = raised(running, stripe.InvalidRequestError, stripe.Customer.create, name="Acme")
     assert "There is nothing at this path" in str(customers)
     listing = raised(running, stripe.InvalidRequestError, stripe.Invoice.list)
-    assert "no other method does anything here" in str(listing)
+    assert "This method is not supported here" in str(listing)
 
 
 # ---------------------------------------------------------------- when it calls again by itself

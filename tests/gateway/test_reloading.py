@@ -643,7 +643,7 @@ def test_damaged_compiled_policy_changes_nothing_and_is_on_record_once(
         assert one.status() == 200
     (entry,) = one.function.record.entries("policy")
     assert entry["result"] == "refused"
-    assert entry["problem"].startswith(f"{shelf.setting}: this compiled policy is damaged or cut off. Compile ")
+    assert entry["problem"].startswith(f"{shelf.setting}: this compiled policy is damaged or truncated. Compile ")
     shelf.write(data)
     clock.tick(HOUR)
     assert one.status() == 200
@@ -680,7 +680,7 @@ def test_compiled_policy_is_judged_as_its_document_is(text: str, problem: str) -
 def test_function_does_not_start_on_a_damaged_compiled_policy(tmp_path: Path, damage: slice) -> None:
     file = tmp_path / "acme.policy"
     file.write_bytes(compiled_of(policy("https://upstream.example"))[damage])
-    with pytest.raises(SettingError, match="this compiled policy is damaged or cut off"):
+    with pytest.raises(SettingError, match="this compiled policy is damaged or truncated"):
         load({"POLICY": str(file)})
 
 

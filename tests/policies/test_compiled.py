@@ -45,7 +45,7 @@ def refused(data: bytes) -> str:
 
 
 DAMAGED = (
-    "acme.policy: this compiled policy is damaged or cut off. Compile the document again: "
+    "acme.policy: this compiled policy is damaged or truncated. Compile the document again: "
     "./countersign check DOCUMENT --compile FILE"
 )
 
@@ -296,7 +296,7 @@ def test_policy_compiled_by_another_version_is_refused_and_told_what_to_do(
         monkeypatch.setattr(compiled, "OPERATIONS", {**OPERATIONS, operation.id: replace(operation, fields={})})
     assert refused(WHOLE) == (
         "acme.policy: this policy was compiled by another version of Countersign. Compile the document again: "
-        "./countersign check DOCUMENT --compile FILE, with the version that is to read it"
+        "./countersign check DOCUMENT --compile FILE, with the version that will read it"
     )
 
 

@@ -270,9 +270,7 @@ def test_any_other_code_is_not_passed_on(grant: Grant, code: object) -> None:
 def test_parameter_that_was_sent_is_named(grant: Grant, param: str) -> None:
     problem = rejected(grant, 404, code="resource_missing", param=param)
     assert problem["parameter"] == param
-    assert problem["detail"] == (
-        f"The upstream does not know something that the call names ({param}). Nothing was created."
-    )
+    assert problem["detail"] == (f"The upstream has no such object ({param}). Nothing was created.")
 
 
 @pytest.mark.parametrize("param", [CANARY, "", "description", "metadata", "cus_1", "7", None, 7, ["customer"], {}])
