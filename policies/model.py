@@ -317,6 +317,15 @@ class Admission(msgspec.Struct, frozen=True):
     replay: Answer | None = None
 
 
+class Step(msgspec.Struct, frozen=True):
+    """One send of a granted call."""
+
+    name: str
+    """Identifies the call to an upstream that deduplicates: the ledger's name of its key, or the admission's owner."""
+    doubt: bool = False
+    """Whether an earlier send, whose answer was lost, may have had an effect."""
+
+
 class Outcome(StrEnum):
     """How a sent call ended, which is also what the ledger does about it."""
 

@@ -12,8 +12,7 @@ from msgspec.structs import replace
 
 from gateway.upstreams.transport import LostError, NotSentError
 from policies.concealed import HIDDEN
-from policies.dialect import Step
-from policies.model import Outcome
+from policies.model import Outcome, Step
 from policies.outcomes import unknown, unsent
 from policies.upstreams import UPSTREAMS
 

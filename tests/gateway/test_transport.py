@@ -37,7 +37,8 @@ from gateway.upstreams.transport import (
     Transport,
 )
 from policies.concealed import Concealed
-from policies.dialect import FORM, KeyPlace, Outgoing, Step
+from policies.dialect import FORM, KeyPlace, Outgoing
+from policies.model import Step
 from policies.upstreams import UPSTREAMS
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.conftest import policy

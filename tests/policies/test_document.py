@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from policies import access, document
-from policies.dialect import Step
 from policies.document import MAX_SIGNERS
 from policies.idempotency import RETENTION
-from policies.model import DocumentError, Idempotency, Kind, PolicySet, Proof, Shape
+from policies.model import DocumentError, Idempotency, Kind, PolicySet, Proof, Shape, Step
 from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
 from policies.upstreams import UPSTREAMS
 from tests.conftest import policy
