@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
-from gateway.credentials import Means
-from gateway.credentials.google import Google
 from gateway.identity import Identity
+from gateway.means import Means
 from gateway.reloading import Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
 from gateway.stores import SHARED, shared
 from gateway.stores.memory import Memory
+from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
 from policies.model import DocumentError

@@ -14,7 +14,7 @@ from policies.model import Proof
 from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown
 
 if TYPE_CHECKING:
-    from gateway.credentials import Means
+    from gateway.means import Means
     from policies.model import Call, Caller, PolicySet
 
 HEADERS: Final = (("x-api-key",), ("Authorization",))

@@ -16,7 +16,7 @@ from gateway.secrets import PAUSE_SECONDS
 from policies.refusals import IdentityUnavailable, SecretUnavailable, WebhookNotVerified
 
 if TYPE_CHECKING:
-    from gateway.credentials import Means
+    from gateway.means import Means
     from policies.concealed import Concealed
     from policies.model import Call, Caller, PolicySet
 

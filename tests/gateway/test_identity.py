@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.certificates import Certificates
-from gateway.credentials import Means
-from gateway.credentials.google import Google
 from gateway.identity import Identity
+from gateway.means import Means
 from gateway.secrets import Mounted, Secrets
+from gateway.tokens import Google
 from policies import document
 from policies.refusals import (
     CredentialMissing,

@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.certificates import Certificates
-from gateway.credentials import Means
 from gateway.credentials import webhooks as kind
-from gateway.credentials.google import Google
 from gateway.credentials.webhooks import MAX_SIGNATURES, TOLERANCE_SECONDS
+from gateway.means import Means
 from gateway.secrets import PAUSE_SECONDS, Mounted, Secret, SecretManager, Secrets
+from gateway.tokens import Google
 from policies.model import Caller, PolicySet, Proof
 from policies.refusals import IdentityUnavailable, Refusal, WebhookNotVerified
 from sandbox.secret_manager import SecretManager as Sandbox

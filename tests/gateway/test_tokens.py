@@ -27,7 +27,7 @@ from gateway.certificates import (
     PAUSE_SECONDS,
     Certificates,
 )
-from gateway.credentials.google import Google, Token
+from gateway.tokens import Google, Token
 from policies.refusals import IdentityUnavailable, TokenNotAccepted
 from sandbox.google import AUDIENCE, stripped
 from sandbox.google import Google as Sandbox
