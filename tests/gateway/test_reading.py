@@ -116,7 +116,7 @@ def test_first_thing_that_is_wrong_is_refused(members: dict[str, Any], refusal: 
 )  # fmt: skip
 def test_header_that_is_too_long_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(HeaderMalformed) as refusal:
-        read(environ(**{f"HTTP_{name.upper().replace('-', '_')}": "a" * (MAX_HEADER + 1)}))
+        read({**environ(), f"HTTP_{name.upper().replace('-', '_')}": "a" * (MAX_HEADER + 1)})
     assert f" {name} " in refusal.value.detail
 
 
