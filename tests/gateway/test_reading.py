@@ -12,7 +12,7 @@ import pytest
 from werkzeug.test import EnvironBuilder
 
 from gateway import reading
-from gateway.reading import MAX_BODY, MAX_TARGET, read
+from gateway.reading import MAX_BODY, MAX_HEADER, MAX_TARGET, read
 from policies.concealed import Concealed
 from policies.refusals import (
     BodyIncomplete,
@@ -105,6 +105,19 @@ def test_identity_is_no_encoding(encoding: str) -> None:
 def test_first_thing_that_is_wrong_is_refused(members: dict[str, Any], refusal: type[Refusal]) -> None:
     with pytest.raises(refusal):
         read(environ(**members))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-api-key", "Authorization", "X-Serverless-Authorization", "Idempotency-Key",
+        "webhook-id", "webhook-timestamp", "webhook-signature",
+    ],
+)  # fmt: skip
+def test_header_that_is_too_long_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(HeaderMalformed) as refusal:
+        read({**environ(), f"HTTP_{name.upper().replace('-', '_')}": "a" * (MAX_HEADER + 1)})
+    assert f" {name} " in refusal.value.detail
 
 
 def test_no_more_than_the_cap_is_read_of_a_body_without_a_length() -> None:

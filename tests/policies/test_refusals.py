@@ -70,7 +70,7 @@ def test_every_reason_has_one_class() -> None:
 @pytest.mark.parametrize("kind", LEAVES.values(), ids=lambda kind: kind.__name__)
 def test_refusal_is_named_and_worded_for_people(kind: type[Refusal]) -> None:
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", kind.reason)
-    assert kind.title[0].isupper()
+    assert kind.title[:2].istitle()
     assert not kind.title.endswith(".")
     assert len(kind.title) < 60
     assert kind.sentence[0].isupper()
