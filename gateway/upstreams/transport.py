@@ -1,7 +1,8 @@
 """The one way out: HTTP/1.1 over libcurl, with every surprising feature off and every size and time bounded in C.
 
 libcurl repeats a POST by itself when a reused connection dies before it answers, which would raise a second invoice.
-It cannot do so without rewinding the body, so the body comes from a read callback, and there is no seek callback.
+It cannot do so without rewinding the body, so the body comes from a read callback, and there is no seek callback. A
+POST without a body has a connection of its own.
 """
 
 from __future__ import annotations
@@ -165,6 +166,8 @@ def _set(curl: Any, outgoing: Outgoing, key: Concealed[str], hear: Callable[[byt
         curl.setopt(pycurl.POST, 1)
         curl.setopt(pycurl.POSTFIELDSIZE, len(outgoing.body))
         curl.setopt(pycurl.READFUNCTION, BytesIO(outgoing.body).read)
+        # Without a body there is nothing to rewind, so libcurl would repeat the POST if a reused connection died.
+        curl.setopt(pycurl.FRESH_CONNECT, not outgoing.body)
     else:
         curl.setopt(pycurl.HTTPGET, 1)
     if outgoing.heard:
