@@ -122,7 +122,7 @@ def test_token_that_proves_nobody_is_refused_alike_and_its_reason_is_only_on_rec
         google.mint("bob@acme.example"): "the policy does not name its e-mail address",
         f"{none}.{claims}.": "its algorithm is not RS256",
         f"{none}.{claims}.AAAA": "its algorithm is not RS256",
-        f"{head}.{claims}.AAAA": "its signature or its times do not hold",
+        f"{head}.{claims}.AAAA": "bad signature, or outside its validity period",
         stripped(token): "its signature was removed, and no IAM is said to have checked it",
     }
     answers = [
