@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
     from policies.model import PolicySet
 
-#: What Secret Manager takes for one version.
+#: The most bytes that Secret Manager stores in one version.
 MAX_SECRET: Final = 64 * 1024
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command. Returns the exit status: 0 fine, 1 found wrong, 2 asked wrongly."""
+    """Run one command. Returns the exit status: 0 success, 1 a problem was found, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="countersign", description="What an operator of Countersign does by hand.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser("check", help="check a policy document and say what it grants")
     check.add_argument("policy", type=Path, metavar="POLICY")
     check.add_argument(
-        "--compile", type=Path, metavar="OUT", help="write it there in a form that is read at once, for POLICY to name"
+        "--compile", type=Path, metavar="OUT", help="also compile it to OUT, which loads faster; POLICY may name OUT"
     )
     check.set_defaults(run=_check)
 
@@ -62,15 +62,15 @@ def _check(asked: argparse.Namespace) -> int:
 
 
 def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
-    """Write a document that is in order to ``out``, in one move, and nothing in the place of anything else."""
+    """Compile a valid document to ``out``, atomically. Only a compiled policy is ever overwritten."""
     made = compiled.write(policy_set)
     try:
         if compiled.recognised(data):
             problem = f"{file} is compiled already. Name the document that it was compiled from"
         elif compiled.read(made, str(out)) != policy_set:
-            problem = f"{file} could not be compiled: what came of it means something else. Use the document itself"
+            problem = f"{file} could not be compiled: the result has another meaning. Use the document itself"
         elif out.exists() and not compiled.recognised(out.read_bytes()):
-            problem = f"{out} is there, and is no compiled policy. Name another file"
+            problem = f"{out} exists and is not a compiled policy. Name another file"
         else:
             beside = out.with_name(f".{out.name}.new")
             beside.write_bytes(made)
@@ -88,7 +88,7 @@ def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
 
 
 def _told(policy_set: PolicySet) -> list[str]:
-    told = [f"The policy is in order (digest {policy_set.digest[:16]})."]
+    told = [f"The policy is valid (digest {policy_set.digest[:16]})."]
     seen: set[str] = set()
     for caller in policy_set.callers.values():
         if caller.id in seen:

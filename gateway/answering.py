@@ -1,4 +1,4 @@
-"""What a caller is told: the outcome of its call -> Answer -> WSGI response."""
+"""The outcome of a call -> Answer -> WSGI response."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _JSON: Final = msgspec.json.Encoder()
 
 
 class Response(msgspec.Struct, frozen=True):
-    """What goes back, whole: a WSGI application that answers every request with it, as PEP 3333 has it."""
+    """A whole response. It is a WSGI application that answers with itself (PEP 3333)."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer; a HEAD without the body (RFC 9110, 9.3.2)."""
+        """Send it, without the body to a HEAD (RFC 9110, 9.3.2)."""
         start_response(_LINES[self.status], [*self.headers.items()])
         return () if environ["REQUEST_METHOD"] == "HEAD" else (self.body,)
 
@@ -55,7 +55,7 @@ def previewed(would_send: Mapping[str, object], audit_id: str) -> Answer:
 
 
 def replayed(kept: Answer, grant: Grant) -> Answer:
-    """Return a kept answer byte for byte, or what the policy still grants of it if that is less by now."""
+    """Return a kept answer byte for byte, or what the policy still grants of it if that is less now."""
     if kept.status != 200:
         return kept
     entitlement = grant.entitlement
@@ -66,7 +66,7 @@ def replayed(kept: Answer, grant: Grant) -> Answer:
 
 
 def respond(record: Record) -> Response:
-    """Return the refusal or else the answer that ``record`` holds. No header of the upstream's is passed on."""
+    """Return the refusal in ``record``, or else its answer. The upstream's headers are not passed on."""
     answer, admission, refusal = record.answer, record.admission, record.refusal
     standings = admission.standings if admission is not None else ()
     told: dict[str, str] = {}
@@ -95,7 +95,7 @@ def respond(record: Record) -> Response:
         **told,
     }
     if standings:
-        # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, and in t seconds there are more.
+        # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, more in t seconds.
         policies = [f'"{s.limit.text}";q={s.limit.calls};w={s.limit.seconds}' for s in standings]
         headers["RateLimit-Policy"] = ", ".join(policies)
         headers["RateLimit"] = ", ".join([f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in standings])
@@ -103,7 +103,7 @@ def respond(record: Record) -> Response:
 
 
 def _typed(grant: Grant | None, body: bytes) -> bytes:
-    """Add ``object`` where the policy does not list it: Stripe's clients choose the answer's class by it.
+    """Add ``object`` if the policy does not grant it: Stripe's clients choose the answer's class by it.
 
     It is the same in every answer, so it reveals nothing. The rest stays byte for byte.
     """
@@ -114,7 +114,7 @@ def _typed(grant: Grant | None, body: bytes) -> bytes:
 
 
 def _problem(refusal: Refusal, audit_id: str) -> Answer:
-    """Return a refusal as RFC 9457 has it."""
+    """Return a refusal in the format of RFC 9457."""
     return Answer(refusal.status, _json(refusal.problem(audit_id)))
 
 

@@ -321,10 +321,10 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--cpu", ".5", "one call at a time"),
         ("--min-instances", "2", "0 or 1"),
         ("--runtime", "nodejs22", "python313"),
-        ("--name", "x; rm -rf /", "small letters"),
-        ("--name", "countersign\n", "small letters"),
-        ("--name", "--quiet", "small letters"),
-        ("--name", "$(id)", "small letters"),
+        ("--name", "x; rm -rf /", "lowercase letters"),
+        ("--name", "countersign\n", "lowercase letters"),
+        ("--name", "--quiet", "lowercase letters"),
+        ("--name", "$(id)", "lowercase letters"),
         ("--project", "acme-prod\nacme-dev", "project id"),
         ("--project", "acme-prod --impersonate-service-account=x", "project id"),
         ("--region", "us-central1,DEBUG=1", "region"),
@@ -359,7 +359,7 @@ def test_a_missing_option_is_named(house: Path, option: str) -> None:
 
 def test_public_and_invited_at_once_is_refused(house: Path) -> None:
     both = usual("--dry-run", "--allow-unauthenticated", "--invoker=user:ann@acme.example")
-    refused(deploy(house, *both), "Drop one")
+    refused(deploy(house, *both), "Remove one")
 
 
 def test_help_lists_every_option(house: Path) -> None:
@@ -485,7 +485,7 @@ def test_without_the_runtimes_python_it_says_what_that_costs_and_goes_on(house: 
     program(cloud.bin / "python3.14", "exit 127")
     run = deploy(house, *usual("--runtime=python314"), PATH=cloud.path)
     assert run.returncode == 0
-    assert "deploy: python3.14 is not here" in run.stderr
+    assert "deploy: python3.14 is not installed" in run.stderr
     assert "functions deploy countersign" in cloud.asked()
 
 

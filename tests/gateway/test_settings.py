@@ -330,7 +330,7 @@ def test_google_identity_needs_to_know_whom_its_tokens_are_for(document: Path) -
     document.write_text(policy("https://upstream.example", credentials=["google: ann@acme.example"]))
     text = error_of(POLICY=str(document))
     assert text.startswith("POLICY names a Google identity")
-    assert "Write AUDIENCE" in text
+    assert "Set AUDIENCE" in text
     assert "IAM=guards" in text
     assert load({"POLICY": str(document), "IAM": "guards"}).identity.behind_iam
     assert not load({"POLICY": str(document), "AUDIENCE": "https://countersign.example"}).identity.behind_iam

@@ -900,7 +900,7 @@ def test_host_with_a_private_address_is_not_connected_to(
     with socket.create_server((bound, 0), family=family) as listener:
         port = listener.getsockname()[1]
         transport = resolving(authority, port, address)
-        with pytest.raises(NotSentError, match="resolves to a private address; say private: true"):
+        with pytest.raises(NotSentError, match="resolves to a private address; write private: true"):
             post(transport, f"https://{HOST}:{port}")
         assert accepted(listener) == 0
         with pytest.raises(NotSentError, match="libcurl error 28"):
