@@ -611,6 +611,13 @@ def test_error_names_file_line_and_key(line: int, new: list[str], at: int, key: 
     assert "sk_live_secret" not in said
 
 
+def test_object_among_the_fields_of_a_response_is_refused_with_one_that_would_do() -> None:
+    assert problem(changed(22, "response: [status_transitions]")) == (
+        f"acme.yaml:22: {GRANT}.response[0]: status_transitions is an object. Name the fields in it, such as "
+        "status_transitions.finalized_at"
+    )
+
+
 @pytest.mark.parametrize("kind", ["email", "{key}"])
 def test_part_of_no_catalogue_is_refused(kind: str) -> None:
     assert "no such parameter" in problem(changed(20, f"customer[{kind}]:"))
