@@ -46,7 +46,6 @@ _FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_RANDOM + _CHECK}}}")
 
 #: How many days an old key keeps working after a rotation, by default.
 OVERLAP_DAYS: Final = 7
-_DAYS_HELP: Final = "how many more days the old key works (default: %(default)s)"
 _MOST_DAYS: Final = 3650
 _MOST_KEY: Final = 10_000
 
@@ -100,7 +99,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rotate = verbs.add_parser("rotate", help="write a new key into the policy, and let the old one expire")
     rotate.add_argument("caller", metavar="CALLER")
     rotate.add_argument("old", metavar="ID", help="the key to replace")
-    rotate.add_argument("--days", metavar="N", type=_days, default=OVERLAP_DAYS, help=_DAYS_HELP)
+    rotate.add_argument(
+        "--days", metavar="N", type=_days, default=OVERLAP_DAYS, help="how many more days the old key works"
+    )
     rotate.add_argument("--id", metavar="NEW", type=_id, help="the new key's name in the record (default: next free)")
     rotate.set_defaults(run=_told(_rotate))
 

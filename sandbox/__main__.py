@@ -1,4 +1,4 @@
-"""``make run``: the function under its production server, with the sandbox in the place of the world."""
+"""``make run``: the function under its production server, with the sandbox instead of the real services."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sandbox.secret_manager import SecretManager
 
 ROOT = Path(__file__).parent.parent
 POLICY = ROOT / "policies" / "documents" / "sandbox.yaml"
-#: What the policy document writes in the place of the sandbox's address, which is only known once it runs.
+#: The policy document has this instead of the sandbox's address, which is only known once it runs.
 PLACEHOLDER = "http://127.0.0.1:8081"
 SECRET = "projects/sandbox/secrets/appgregator-x-api-key"  # noqa: S105 - where the key lies, not the key
 UPSTREAM_KEY = "sandbox-upstream-key"
 CALLER_KEY = "csk_sandbox_key_everybody_knows_it"
-#: The function starts in about a second; a slow machine may take some.
+#: The function starts in about a second; a slow machine takes longer.
 START_SECONDS = 60
 
 WELCOME = """
@@ -53,7 +53,7 @@ def main() -> int:
     if listening(int(port)):
         print(f"Port {port} is in use. Stop what uses it, or choose another: make run PORT=8090", file=sys.stderr)
         return 1
-    for stop in (signal.SIGINT, signal.SIGTERM):  # also where whoever started us has Ctrl-C ignored
+    for stop in (signal.SIGINT, signal.SIGTERM):  # even if the parent process ignores Ctrl-C
         signal.signal(stop, signal.default_int_handler)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -79,15 +79,15 @@ def command(port: int, *, target: str = "countersign", source: Path = ROOT / "ma
 
 
 def _serve(port: int, settings: dict[str, str]) -> int:
-    # A session of its own: Ctrl-C reaches this process alone, which then stops the function in order.
+    # A session of its own: Ctrl-C reaches only this process, which then stops the function in an orderly way.
     function = subprocess.Popen(command(port), cwd=ROOT, env=os.environ | settings, start_new_session=True)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not listening(port):
             if function.poll() is not None:
-                return 1  # it has said why
+                return 1  # it has printed why
             if time.monotonic() > deadline:
-                print("The function did not start in time. Its own words, if any, stand above.", file=sys.stderr)
+                print("The function did not start in time. See its output above, if any.", file=sys.stderr)
                 return 1
             time.sleep(0.05)
         print(WELCOME.format(port=port, key=CALLER_KEY), flush=True)

@@ -1,4 +1,4 @@
-"""The upstream on a real socket: it counts what it is asked, and fails on request as `sandbox.faults` says.
+"""Appgregator on a real socket: counts its calls, and fails on request as `sandbox.faults` says.
 
 POST /stripe/invoices/?name=ft-4&connection_name=stripe-1     x-api-key, customer=cus_...
 GET  /_sandbox                                                {"calls", "invoices", "connections"}
@@ -34,8 +34,8 @@ _NO_CUSTOMER: Final = faults.error(400, "A customer is required.", param="custom
 class Appgregator(Upstream):
     """The upstream on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart.
 
-    `delay` is what the fault `slow` waits, in seconds. `keep` is how many of the newest calls are kept to
-    look at; the counts go on past it.
+    `delay` is what the fault `slow` waits, in seconds. `keep` is how many of the newest calls are kept; the
+    counts include all.
     """
 
     def __init__(
@@ -89,5 +89,5 @@ def _account(query: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    # Nobody can look at the calls of another process; keeping none keeps its memory flat.
+    # The calls cannot be read from another process; keeping none keeps the memory flat.
     run("sandbox.appgregator", lambda port: Appgregator(port=port, keep=0))

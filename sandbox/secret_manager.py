@@ -29,7 +29,7 @@ __all__ = ["SecretManager"]
 _SERVICE: Final = "google.cloud.secretmanager.v1.SecretManagerService"
 _PARENT: Final = r"projects/(?P<project>[^/]+)(?:/locations/[^/]+)?/secrets/[^/]+"
 _NAME: Final = re.compile(rf"(?P<secret>{_PARENT})/versions/(?P<version>[^/]+)")
-_THREADS: Final = 8  # more than a test's callers that wait on `delay` at the same time
+_THREADS: Final = 8  # more than any test's concurrent calls that wait for `delay`
 
 
 class _State(Enum):
@@ -81,7 +81,7 @@ class SecretManager:
             request_deserializer=AccessSecretVersionRequest.deserialize,
             response_serializer=AccessSecretVersionResponse.serialize,
         )
-        # By default gRPC shares a port with whoever has it; two servers on one would each miss calls.
+        # By default gRPC shares a port with other servers; then each of them would miss calls.
         server = grpc.server(futures.ThreadPoolExecutor(_THREADS), options=(("grpc.so_reuseport", 0),))
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(_SERVICE, {"AccessSecretVersion": access}),)
@@ -103,7 +103,7 @@ class SecretManager:
 
     @property
     def accesses(self) -> tuple[str, ...]:
-        """The version names asked for, in order, refused ones included."""
+        """The requested version names, in order, refused ones included."""
         return tuple(self._accesses)
 
     def add(self, secret: str, value: bytes) -> int:
@@ -183,7 +183,7 @@ class SecretManager:
         return f"{found['secret']}/versions/{number}", version.value
 
     def _number(self, secret: str, version: str, newest: int) -> int:
-        """The number a version's name stands for; 0, which no version has, for none."""
+        """The version number behind a name; 0, which no version has, if there is none."""
         if version == "latest":
             return newest
         if version.isdecimal():
