@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -22,8 +24,13 @@ if TYPE_CHECKING:
     from policies.outcomes import Reply
     from policies.refusals import Refusal
 
+JSON: Final = "application/json"
+PROBLEM: Final = "application/problem+json"
+_NOTHING = re.compile(r"q=0(?:\.0*)?")
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _JSON: Final = msgspec.json.Encoder()
+#: Longer than what any client writes; only bounds what is looked at.
+MAX_ACCEPT: Final = 1024
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -75,7 +82,7 @@ def respond(record: Record) -> Response:
         told |= refusal.headers
     elif admission is not None and admission.replay is not None:
         told["Idempotent-Replayed"] = "true"
-    status, body, media = answer.status, answer.body, "application/json"
+    status, body, media = answer.status, answer.body, JSON
     if speaks_stripe(record.environ):
         told["Request-Id"] = record.audit_id  # which Stripe's clients show with an error
         if status >= 400:
@@ -85,7 +92,7 @@ def respond(record: Record) -> Response:
         else:
             body = _typed(record.grant, body)
     elif status >= 400:
-        media = "application/problem+json"
+        media = _media(record.environ.get("HTTP_ACCEPT", "")[:MAX_ACCEPT])
     headers = {
         "Content-Type": media,
         "Content-Length": str(len(body)),
@@ -100,6 +107,19 @@ def respond(record: Record) -> Response:
         headers["RateLimit-Policy"] = ", ".join(policies)
         headers["RateLimit"] = ", ".join([f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in standings])
     return Response(status, headers, body)
+
+
+@lru_cache(64)  # clients send the same few all day
+def _media(accept: str) -> str:
+    """Return the media type of a refusal: no-code tools show a body only if its type is the one they asked for."""
+    wanted = {kind for kind, quality in map(_weighed, accept.lower().split(",")) if quality}
+    return JSON if JSON in wanted and PROBLEM not in wanted else PROBLEM
+
+
+def _weighed(item: str) -> tuple[str, bool]:
+    """Read one media range of an Accept header (RFC 9110, 12.5.1) and whether its weight is more than 0."""
+    kind, *parameters = (part.strip() for part in item.split(";"))
+    return kind, not any(_NOTHING.fullmatch(part) for part in parameters)
 
 
 def _typed(grant: Grant | None, body: bytes) -> bytes:

@@ -13,7 +13,6 @@ from policies.refusals import (
     ConnectionNotGranted,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
-    ParameterNotGranted,
 )
 from policies.upstreams import UPSTREAMS
 
@@ -35,8 +34,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
     if entitlement is None:
         raise ConnectionNotGranted
-    asked = _asked(call)
-    approved = parameters.approve(entitlement, asked)
+    asked, approved = parameters.approve(entitlement, _given(call))
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
     if key is not None:
@@ -63,8 +61,8 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     )
 
 
-def _asked(call: Call) -> dict[str, str]:
-    """Return the parameters of a call, wherever they stand."""
+def _given(call: Call) -> dict[str, str]:
+    """Return the parameters of a call as they were sent, wherever they stand."""
     given = forms.parse(call.body, call.media)
     if not call.path_parameters:
         return given
@@ -75,11 +73,7 @@ def _asked(call: Call) -> dict[str, str]:
 
 
 def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> dict[str, str]:
-    """Add what lets an operator find the invoice at the upstream. Nobody else may write there."""
-    parent = stamp.partition("[")[0]
-    for path in (stamp, parent):
-        if path in approved:
-            raise ParameterNotGranted(f"{path} is written by the policy itself. Leave it out.", parameter=path)
+    """Add what lets an operator find the invoice at the upstream."""
     if ledger_key is None:
         return approved
     return forms.canonical({**approved, stamp: ledger_key[: idempotency.SHORT]})
@@ -92,13 +86,7 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
         return None
     if source.parameter is not None:
         # The header is not looked at: SDKs send a fresh one by themselves, and would undo what the policy is for.
-        key = asked.get(source.parameter)
-        if not key:
-            raise IdempotencyKeyMissing(
-                f"Send {source.parameter}: it is what keeps a repeated call from raising a second invoice.",
-                parameter=source.parameter,
-            )
-        return key
+        return asked[source.parameter]
     signed = call.credentials.get("webhook-id")
     if signed is not None:
         # Signed, as the header is not. The comma, which no header's key has, keeps the two apart.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,6 +37,7 @@ from policies.model import (
     Rule,
 )
 from policies.operations import OPERATIONS
+from policies.suggestions import closest
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
@@ -251,8 +251,8 @@ def _composed(events: Iterator[yaml.Event], file: str) -> _Node | None:
 
 
 def _suggest(word: str, known: Collection[str]) -> str:
-    close = get_close_matches(word, known, 1)
-    return f"Did you mean {close[0]}?" if close else f"Write one of: {', '.join(sorted(known))}"
+    close = closest(word, known)
+    return f"Did you mean {close}?" if close else f"Write one of: {', '.join(sorted(known))}"
 
 
 def _name(value: _Value, name: str) -> str:
@@ -593,6 +593,7 @@ def _catalogue_rule(path: str, parameter: Parameter) -> Rule:
         max_length=(parameter.max_length or parameters.MAX_LENGTH) if texts else None,
         one_of=None if parameter.one_of is None else frozenset(parameter.one_of),
         unsets=parameter.unsets,
+        free=parameter.free,
     )
 
 
@@ -660,6 +661,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
         prefix=_if_written(bounds, "prefix", _Value.text),
         required=_if_written(bounds, "required", _Value.boolean) or False,
         unsets=base.unsets,
+        free=base.free,
     )
     _refuse_impossible(rule, bounds)
     if "fixed" not in bounds:
@@ -668,7 +670,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
     problem = parameters.fault(rule, fixed)
     if problem is not None:
         raise bounds["fixed"].fail(f"{path} {problem}")
-    return Rule(path=path, kind=base.kind, fixed=fixed)
+    return Rule(path=path, kind=base.kind, fixed=fixed, free=base.free)
 
 
 def _if_written(bounds: Mapping[str, _Value], key: str, read_as: Callable[[_Value], T]) -> T | None:

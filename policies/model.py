@@ -50,6 +50,7 @@ class Parameter(msgspec.Struct, frozen=True):
     """One parameter of an operation. ``path`` writes a list index as ``{i}``, a free key as ``{key}``.
 
     ``needed``: its parent is refused without it. ``unsets``: the empty string is allowed and means unset.
+    ``free``: text for people to read, where white space at the ends does no harm. Any other text is an id or a word.
     ``max_items`` bounds the entries of a list or a free-key object, ``max_key`` the length of a free key.
     """
 
@@ -62,6 +63,7 @@ class Parameter(msgspec.Struct, frozen=True):
     one_of: tuple[str, ...] | None = None
     needed: bool = False
     unsets: bool = False
+    free: bool = False
 
 
 class Shape(StrEnum):
@@ -167,6 +169,7 @@ class Rule(msgspec.Struct, frozen=True, array_like=True):
     fixed: str | None = None
     required: bool = False
     unsets: bool = False
+    free: bool = False
 
 
 class Idempotency(msgspec.Struct, frozen=True, array_like=True):

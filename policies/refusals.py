@@ -55,7 +55,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,8 +66,29 @@ if TYPE_CHECKING:
 TYPE_PREFIX: Final = "urn:countersign:refusal:"
 
 
+class Fault(NamedTuple):
+    """One thing that is wrong with a call's parameters."""
+
+    kind: type[PolicyRefusal]
+    parameter: str
+    detail: str
+    """One sentence."""
+    accepts: Mapping[str, object]
+    """What would pass, in the words of a policy document: ``kind``, ``one_of``, ``max_length``, ``min``, ``prefix``."""
+
+    def told(self) -> dict[str, object]:
+        """Return what a problem says of it."""
+        said: dict[str, object] = {"parameter": self.parameter, "detail": self.detail, "reason": self.kind.reason}
+        if self.accepts:
+            said["accepts"] = self.accepts
+        return said
+
+
 class Refusal(Exception):
-    """A refusal. ``detail`` replaces the class's sentence where a more exact one is known."""
+    """A refusal. ``detail`` replaces the class's sentence where a more exact one is known.
+
+    ``faults`` is all that is wrong with the parameters; ``detail`` and ``parameter`` are about the first of them.
+    """
 
     status: int = 500
     reason: ClassVar[str] = "refused"
@@ -76,7 +97,7 @@ class Refusal(Exception):
     decided_by: ClassVar[str] = "countersign"
     """Who said no: ``policy``, ``upstream``, or ``countersign`` itself."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first are named in the call
         self,
         detail: str | None = None,
         *,
@@ -84,6 +105,7 @@ class Refusal(Exception):
         parameter: str | None = None,
         retry_after: int | None = None,
         standings: tuple[Standing, ...] = (),
+        faults: tuple[Fault, ...] = (),
     ) -> None:
         super().__init__(self.reason)
         self.detail = detail or self.sentence
@@ -91,6 +113,7 @@ class Refusal(Exception):
         self.parameter = parameter
         self.retry_after = retry_after
         self.standings = standings
+        self.faults = faults
 
     def problem(self, audit_id: str) -> dict[str, object]:
         """The body of the answer, as RFC 9457 ``application/problem+json`` has it."""
@@ -107,6 +130,8 @@ class Refusal(Exception):
             problem["parameter"] = self.parameter
         if self.retry_after is not None:
             problem["retry_after"] = self.retry_after
+        if self.faults:
+            problem["faults"] = [fault.told() for fault in self.faults]
         return problem
 
     @property

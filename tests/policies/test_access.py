@@ -129,8 +129,32 @@ def test_fingerprint_sees_through_the_way_of_writing(body: bytes, media: str) ->
     assert again.form == first.form
 
 
+SPELT = "metadata:\nauto_advance:\ncurrency:\ndays_until_due:\nexpand:"
+
+
+@pytest.mark.parametrize("more", ["", "\ncollection_method: {fixed: send_invoice}"])
 @pytest.mark.parametrize(
-    "body", [b"customer=cus_2", b"customer=cus_1&metadata[a]=b", b"", b"metadata[customer]=cus_1", b"customer=cus_1+"]
+    ("body", "media"),
+    [
+        (b"auto_advance=False&currency=USD&days_until_due=30&expand[]=a&expand[]=b", "form"),
+        (b"auto_advance=0&&currency=Usd&days_until_due=30&expand%5B%5D=a&expand[]=b&", "form"),
+        (b"\xef\xbb\xbfexpand[1]=b&expand[0]=a&days_until_due=30&currency=usd&auto_advance=FALSE", "form"),
+        (b'{"auto_advance": 0, "currency": "USD", "days_until_due": 3e1, "expand": ["a", "b"]}', "json"),
+        (b'{"auto_advance": "False", "currency": "usd", "days_until_due": 30.0, "expand": ["a", "b"]}', "json"),
+        (b'{"auto_advance":false,"currency":"usd","days_until_due":30,"expand":["a","b"],"metadata":{"a":""}}', "json"),
+    ],
+)  # fmt: skip
+def test_spellings_of_one_call_are_one_call(body: bytes, media: str, more: str) -> None:
+    first = grant_of(
+        b"auto_advance=false&currency=usd&days_until_due=30&expand[0]=a&expand[1]=b",
+        parameters=SPELT + more,
+    )
+    again = grant_of(body, media, parameters=SPELT + more)
+    assert (again.form, again.fingerprint, again.ledger_key) == (first.form, first.fingerprint, first.ledger_key)
+
+
+@pytest.mark.parametrize(
+    "body", [b"customer=cus_2", b"customer=cus_1&metadata[a]=b", b"", b"metadata[customer]=cus_1", b"customer=cus_1_"]
 )
 def test_fingerprint_tells_other_parameters_apart(body: bytes) -> None:
     assert grant_of(body).fingerprint != grant_of(b"customer=cus_1").fingerprint
@@ -229,6 +253,41 @@ def test_key_from_a_parameter_that_is_not_sent_is_missed(asked: dict[str, str]) 
     assert type(refusal) is IdempotencyKeyMissing
     assert refusal.parameter == "metadata[order_id]"
     assert refusal.detail.startswith("Send metadata[order_id]: ")
+
+
+def asked_as_json(body: bytes) -> Call:
+    return call(body=body, media="json")
+
+
+def test_key_from_a_parameter_is_one_however_its_number_is_written() -> None:
+    keys = {
+        key_of(FROM, asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": %b}}' % written))
+        for written in (b"1001", b'"1001"', b"1001.0", b"1.001e3")
+    }
+    assert keys == {decided(FROM, {"customer": "cus_1", "metadata[order_id]": "1001"}).ledger_key}
+
+
+@pytest.mark.parametrize("written", [b"1001.5", b"1e-3"])
+def test_number_with_a_fraction_is_never_a_key(written: bytes) -> None:
+    """It has many spellings, and each would be a key of its own. As text it has one."""
+    refusal = refusal_of(asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": %b}}' % written), FROM)
+    assert type(refusal) is ParameterInvalid
+    assert refusal.detail == (
+        "metadata[order_id] names this call, so it cannot be a number with a fraction. Send it as text, in quotes."
+    )
+    assert key_of(FROM, asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": "%b"}}' % written))
+
+
+def test_number_with_a_fraction_is_text_in_a_text_and_refused_by_name_elsewhere() -> None:
+    grant = grant_of(b'{"metadata": {"hours": 1.50}}', "json")
+    assert grant.form == b"metadata%5Bhours%5D=1.50"
+    refusal = refusal_of(asked_as_json(b'{"days_until_due": 1.5}'), written("days_until_due:"))
+    assert refusal.detail == "days_until_due must be a whole number, such as 30."
+
+
+def test_blank_parameter_is_no_key() -> None:
+    refusal = refusal_of(call({"customer": "cus_1", "metadata[order_id]": ""}), FROM)
+    assert (type(refusal), refusal.parameter) == (IdempotencyKeyMissing, "metadata[order_id]")
 
 
 def key_of(text: str, asked: Call) -> str | None:

@@ -117,6 +117,24 @@ def test_exact_detail_parameter_and_wait_are_told_and_the_note_is_not() -> None:
     assert refusal.standings == (standing,)
 
 
+def test_faults_are_told_in_a_problem_and_counted_in_a_stripe_error() -> None:
+    fault = refusals.Fault(refusals.ParameterMissing, "customer", "customer is missing.", {"kind": "string"})
+    bare = refusals.Fault(refusals.ParameterInvalid, "expand", "expand is not right.", {})
+    problem = refusals.ParameterMissing("So. 1 more thing is wrong.", faults=(fault, bare)).problem("id")
+    assert problem["faults"] == [
+        {
+            "parameter": "customer",
+            "detail": "customer is missing.",
+            "reason": "parameter-missing",
+            "accepts": {"kind": "string"},
+        },
+        {"parameter": "expand", "detail": "expand is not right.", "reason": "parameter-invalid"},
+    ]
+    _, error, _ = refusals.as_stripe_error(problem)
+    assert "faults" not in json.dumps(error)
+    assert "1 more thing is wrong" in json.dumps(error)
+
+
 @pytest.mark.parametrize("status", [400, 402, 404])
 def test_upstream_refusal_keeps_the_upstreams_status_and_known_code(status: int) -> None:
     problem = UpstreamRejected(status, "So.", code="card_declined", parameter="customer").problem("id")
