@@ -33,8 +33,8 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     the idempotency key.
     """
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
-    if entitlement is None:
-        raise ConnectionNotGranted
+    if entitlement is None or caller.tied is not None:
+        entitlement = _own(caller, call)
     asked = _asked(call)
     approved = parameters.approve(entitlement, asked)
     key = _idempotency_key(entitlement, call, asked)
@@ -61,6 +61,27 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         validate_only=call.validate_only,
         resend_seconds=UPSTREAMS[entitlement.connection.upstream].deduplicates,
     )
+
+
+def _own(caller: Caller, call: Call) -> Entitlement:
+    """Return what a call may do on the one connection that its credential is tied to, named or not."""
+    tied, named = caller.tied, bool(call.name)
+    if tied is None:
+        raise (
+            ConnectionNotGranted
+            if named
+            else ConnectionNotGranted(
+                "This address names no connection, and your credential is not tied to one. Write "
+                "/NAME/CONNECTION_NAME/v1/... instead of /v1/..., or ask the operator of Countersign to tie your "
+                "credential to a connection."
+            )
+        )
+    if named and (call.name, call.connection_name) != (tied.name, tied.connection_name):
+        raise ConnectionNotGranted(note=f"{caller.credential} of {caller.id} is tied to {tied.id}")
+    entitlement = caller.entitlements.get((tied.name, tied.connection_name, call.operation))
+    if entitlement is None:
+        raise ConnectionNotGranted
+    return entitlement
 
 
 def _asked(call: Call) -> dict[str, str]:

@@ -215,6 +215,8 @@ class Caller(msgspec.Struct, frozen=True):
     budget: Budget | None
     entitlements: Mapping[tuple[str, str, str], Entitlement]
     """By (name, connection_name, operation)."""
+    tied: Connection | None = None
+    """The only connection that this credential may use, which a call then need not name."""
 
 
 class Proof(NamedTuple):
@@ -246,6 +248,7 @@ class Call(msgspec.Struct, frozen=True):
 
     operation: str
     name: str
+    """Empty, and ``connection_name`` too, if the path leaves the connection to the credential."""
     connection_name: str
     credentials: Mapping[str, Concealed[str]]
     """The headers that may prove who calls, as they came, by the names that their kinds give them."""

@@ -90,6 +90,13 @@ def test_every_door_opens_by_a_compiled_policy_too(
     ]
 
 
+def test_webhook_must_name_its_connection(doors: Callable[..., Function], upstream: Appgregator) -> None:
+    answer = post(doors(), signed(), target="/v1/invoices")
+    assert (answer.status_code, answer.json and answer.json["error"]["code"]) == (401, "webhook_not_verified")
+    assert "must name its connection in the address" in answer.text
+    assert not upstream.calls
+
+
 # ---------------------------------------------------------------- Google identity
 
 

@@ -10,11 +10,12 @@ import pytest
 from console import audit
 from gateway.sinks import Descriptor
 from gateway.stores.memory import Memory
+from policies import compiled, document
 from policies.idempotency import LEASE
 from sandbox import faults
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Stripe
-from tests.conftest import CUSTOMER, KEY, OTHER_KEY, RESPONSE, TARGET, launch, policy
+from tests.conftest import CUSTOMER, KEY, OTHER_KEY, RESPONSE, TARGET, launch, policy, sha256
 from tests.gateway.conftest import Clock
 from tests.problems import parsed, refused, stripe_refused
 
@@ -85,6 +86,36 @@ def test_call_raises_one_invoice_and_answers_the_granted_fields(gate: Callable[.
     assert UPSTREAM_KEY not in loaded.record.text() + response.text
     with loaded.record.path.open() as lines:
         assert audit.verify(lines).faults == []
+
+
+def test_tied_key_raises_and_looks_at_an_invoice_where_no_connection_is_named(
+    gate: Callable[..., Function], stripe: Stripe, tmp_path: Path
+) -> None:
+    tied = f"key: {{id: k2, sha256: {sha256('csk_tied')}, connection: billing}}"
+    written = policy(
+        stripe.origin, upstream="stripe", retrieve=LOOK, secret=f"file:{tmp_path / 'key'}", credentials=[tied]
+    )
+    (tmp_path / "acme.policy").write_bytes(compiled.write(document.read(written, "policy.yaml")))
+    for settings in ({}, {"POLICY": str(tmp_path / "acme.policy")}):
+        loaded = gate(written, **settings)
+        created = loaded.post("/v1/invoices", key="csk_tied", Idempotency_Key="order-1")
+        assert created.status_code == 200, created.text
+        assert created.json is not None
+        same = loaded.post(SDK_TARGET, key="csk_tied", Idempotency_Key="order-1")
+        assert (same.data, same.headers["Idempotent-Replayed"]) == (created.data, "true")
+        found = look(loaded, created.json["id"], target="/v1/invoices/", key="csk_tied")
+        assert (found.status_code, found.json["id"], found.json["object"]) == (200, created.json["id"], "invoice")
+        for target in (SDK_TARGET.replace("stripe-1", "stripe-2"), "/ft-4/stripe-2/v1/invoices"):
+            elsewhere = loaded.post(target, key="csk_tied")
+            assert (elsewhere.status_code, elsewhere.json and elsewhere.json["error"]["code"]) == (
+                403,
+                "connection_not_granted",
+            )
+        unnamed = loaded.post("/v1/invoices")
+        assert unnamed.json is not None
+        assert (unnamed.status_code, unnamed.json["error"]["type"]) == (403, "invalid_request_error")
+        assert "Write /NAME/CONNECTION_NAME/v1/... instead" in unnamed.json["error"]["message"]
+    assert stripe.invoices == 1
 
 
 def test_no_header_of_the_caller_goes_to_stripe(server: Callable[..., Server], stripe: Stripe) -> None:

@@ -46,6 +46,11 @@ def caller(means: Means, policy_set: PolicySet, call: Call, now: float, deadline
     if call.credentials.keys().isdisjoint(HEADERS[0]):
         return None
     headers = _checked(call, now)
+    if not call.name:
+        raise WebhookNotVerified(
+            "A signed webhook must name its connection in the address: /stripe/invoices/?name=NAME&connection_name="
+            "CONNECTION_NAME, or /NAME/CONNECTION_NAME/v1/..."
+        )
     unread: IdentityUnavailable | None = None
     for proof in policy_set.signers.get((call.name, call.connection_name), ()):
         try:
