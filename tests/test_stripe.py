@@ -10,6 +10,7 @@ import pytest
 from console import audit
 from gateway.sinks import Descriptor
 from gateway.stores.memory import Memory
+from gateway.upstreams.sending import Upstreams
 from policies import compiled, document
 from policies.idempotency import LEASE
 from sandbox import faults
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from werkzeug.test import TestResponse
+
+    from policies.outcomes import Reply
     from tests.conftest import Function, Server
 
 #: What a call may take where nothing answers, in the place of 25 s.
@@ -115,6 +119,25 @@ def test_tied_key_raises_and_looks_at_an_invoice_where_no_connection_is_named(
         assert unnamed.json is not None
         assert (unnamed.status_code, unnamed.json["error"]["type"]) == (403, "invalid_request_error")
         assert "Write /NAME/CONNECTION_NAME/v1/... instead" in unnamed.json["error"]["message"]
+    assert stripe.invoices == 1
+
+
+def test_key_in_use_is_told_to_stripes_clients_as_what_a_retry_mends(
+    gate: Callable[..., Function], stripe: Stripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = gate()
+    during: list[TestResponse] = []
+    send = Upstreams.send
+
+    def meanwhile(*given: Any) -> Reply:
+        if not during:
+            during.append(loaded.post(SDK_TARGET, Idempotency_Key="order-1"))
+        return send(*given)
+
+    monkeypatch.setattr(Upstreams, "send", meanwhile)
+    assert loaded.post(SDK_TARGET, Idempotency_Key="order-1").status_code == 200
+    error = stripe_refused(during[0], 409, "idempotency-key-in-use")
+    assert (error["type"], during[0].headers["Stripe-Should-Retry"]) == ("api_error", "true")
     assert stripe.invoices == 1
 
 
