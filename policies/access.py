@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from policies import forms, idempotency, parameters
-from policies.model import Grant
+from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
     BodyMalformed,
     ConnectionNotGranted,
@@ -120,10 +120,10 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
                 parameter=source.parameter,
             )
         return key
-    signed = call.credentials.get("webhook-id")
-    if signed is not None:
+    if not WEBHOOK_IDS.isdisjoint(call.credentials):
         # Signed, as the header is not. The comma, which no header's key has, keeps the two apart.
-        return f"webhook,{signed.reveal()}"
+        [name] = WEBHOOK_IDS & call.credentials.keys()
+        return f"webhook,{call.credentials[name].reveal()}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing

@@ -242,6 +242,9 @@ class PolicySet(msgspec.Struct, frozen=True):
 
 # ---------------------------------------------------------------- one call
 
+#: The header with the id of a signed webhook: as Standard Webhooks names it, and as Svix, where that comes from.
+WEBHOOK_IDS: Final = frozenset({"webhook-id", "svix-id"})
+
 
 class Call(msgspec.Struct, frozen=True):
     """What arrived, bounded and split, not yet judged."""

@@ -307,6 +307,15 @@ def test_id_of_a_webhook_is_its_key_whatever_the_header_says(mode: str) -> None:
     assert key_of(text, replace(signed, credentials={"webhook-id": Concealed("msg_1")})) in keys
 
 
+def test_id_of_a_webhook_is_the_same_key_by_either_name_of_its_header() -> None:
+    keys = {
+        key_of(written(), replace(call({"customer": "cus_1"}), credentials={name: Concealed("msg_1")}))
+        for name in ("webhook-id", "svix-id")
+    }
+    assert len(keys) == 1
+    assert None not in keys
+
+
 def test_id_of_a_webhook_is_never_the_key_of_a_header() -> None:
     asked = call({"customer": "cus_1"}, key="msg_1")
     signed = replace(asked, credentials={"webhook-id": Concealed("msg_1")})
