@@ -162,7 +162,7 @@ def _new(asked: argparse.Namespace) -> int:
     elif asked.caller not in policy.read.names:
         print(f"{policy.stranger(asked.caller)} The key is made anyway.", file=sys.stderr)
     key = mint()
-    said = rewriting.entry(asked.id or _next_id("k1", taken), digest_of(key), asked.expires)
+    said = rewriting.entry(asked.id or _next_id("k1", taken), digest_of(key), expires=asked.expires)
     _show(asked.caller, key)
     where = "" if file is None else f" in {file}"
     print(f"Write this below callers.{asked.caller}.credentials{where}. It has the key's SHA-256, not the key:\n")
@@ -333,7 +333,9 @@ class _Policy:
         if new_id in taken:
             raise NotDoneError(f"{caller} has a key {new_id} already. Write another --id.")
         new_id = new_id or _next_id(old_id, taken)
-        said, by_hand = rewriting.entry(new_id, digest_of(key), None), f"make a key with `key new {caller}`"
+        tied = None if old.tied is None else old.tied.id
+        said = rewriting.entry(new_id, digest_of(key), connection=tied)
+        by_hand = f"make a key with `key new {caller}`" + (f" and tie it to {tied}" if tied else "")
         callers = {**self.read.callers, _proof(key): replace(old, credential=new_id, expires=None)}
         date = None
         if old.expires is None or old.expires > ends:

@@ -53,9 +53,10 @@ class _Place:
 _Edit = tuple[int, int, str]
 
 
-def entry(key_id: str, sha256: str, expires: str | None) -> str:
-    """Return the entry of a key in a document."""
-    return f"key: {{id: {key_id}, sha256: {sha256}{f', expires: {expires}' if expires else ''}}}"
+def entry(key_id: str, sha256: str, *, expires: str | None = None, connection: str | None = None) -> str:
+    """Return the entry of a key in a document. ``connection`` is the one that it is tied to."""
+    said = {"id": key_id, "sha256": sha256, "expires": expires, "connection": connection}
+    return f"key: {{{', '.join(f'{name}: {value}' for name, value in said.items() if value is not None)}}}"
 
 
 def line(text: str, caller: str, said: str) -> str:

@@ -50,8 +50,9 @@ MAX_HEADER: Final = 4096
 
 #: A function named ``stripe`` is reached under /stripe and sees the rest; a service sees the whole path.
 _PLAIN = re.compile(r"(?:/stripe)?/(.+?)/?")
-#: For Stripe's own clients, which put a fixed path behind the base address that they are given.
-_STRIPE = re.compile(rf"/({NAME.pattern})/({NAME.pattern})/v1/(.+)")
+#: For Stripe's own clients, which put a fixed path behind the base address that they are given. Some are given a host
+#: and no path; then the connection is the credential's own.
+_STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
 #: What an id may be: nothing that could act as more than one segment of a path.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
 #: RFC 9110, 7.2, as far as any client writes it. Nothing here is made of it, but what is in front of us may differ.
@@ -119,7 +120,10 @@ def speaks_stripe(environ: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """What a path means: an operation for each method, whose account it names, and the parameters that it holds."""
+    """What a path means: an operation for each method, whose account it names, and the parameters that it holds.
+
+    ``account`` is None if the query names it, and two empty texts if it is the credential's own.
+    """
 
     operations: Mapping[str, str]
     account: tuple[str, str] | None
@@ -134,7 +138,7 @@ def _route(path: str) -> _Route | None:
     for pattern, operations in _PATTERNS:
         match = pattern.fullmatch(below)
         if match is not None:
-            return _Route(operations, (sdk[1], sdk[2]) if sdk else None, match.groupdict())
+            return _Route(operations, (sdk[1] or "", sdk[2] or "") if sdk else None, match.groupdict())
     return None
 
 
@@ -173,7 +177,7 @@ def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, 
     if named_in_path:
         for name in values:
             raise QueryMalformed(
-                f"{name} stands in the path already. Take it out of the address's query.", parameter=name
+                f"At this path the query must not name the connection: take out {name}.", parameter=name
             )
         return ("", ""), validate_only == "true", rest
     return (_place(values, "name"), _place(values, "connection_name")), validate_only == "true", rest

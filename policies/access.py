@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from policies import forms, idempotency, parameters
-from policies.model import Grant
+from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
     BodyMalformed,
     ConnectionNotGranted,
@@ -32,8 +32,8 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     the idempotency key.
     """
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
-    if entitlement is None:
-        raise ConnectionNotGranted
+    if entitlement is None or caller.tied is not None:
+        entitlement = _own(caller, call)
     asked, approved = parameters.approve(entitlement, _given(call))
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
@@ -59,6 +59,27 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         validate_only=call.validate_only,
         resend_seconds=UPSTREAMS[entitlement.connection.upstream].deduplicates,
     )
+
+
+def _own(caller: Caller, call: Call) -> Entitlement:
+    """Return what a call may do on the one connection that its credential is tied to, named or not."""
+    tied, named = caller.tied, bool(call.name)
+    if tied is None:
+        raise (
+            ConnectionNotGranted
+            if named
+            else ConnectionNotGranted(
+                "This address names no connection, and your credential is not tied to one. Write "
+                "/NAME/CONNECTION_NAME/v1/... instead of /v1/..., or ask the operator of Countersign to tie your "
+                "credential to a connection."
+            )
+        )
+    if named and (call.name, call.connection_name) != (tied.name, tied.connection_name):
+        raise ConnectionNotGranted(note=f"{caller.credential} of {caller.id} is tied to {tied.id}")
+    entitlement = caller.entitlements.get((tied.name, tied.connection_name, call.operation))
+    if entitlement is None:
+        raise ConnectionNotGranted
+    return entitlement
 
 
 def _given(call: Call) -> dict[str, str]:
@@ -87,10 +108,10 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
     if source.parameter is not None:
         # The header is not looked at: SDKs send a fresh one by themselves, and would undo what the policy is for.
         return asked[source.parameter]
-    signed = call.credentials.get("webhook-id")
-    if signed is not None:
+    if not WEBHOOK_IDS.isdisjoint(call.credentials):
         # Signed, as the header is not. The comma, which no header's key has, keeps the two apart.
-        return f"webhook,{signed.reveal()}"
+        [name] = WEBHOOK_IDS & call.credentials.keys()
+        return f"webhook,{call.credentials[name].reveal()}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing

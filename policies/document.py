@@ -344,6 +344,8 @@ class _Written(NamedTuple):
     name: str
     """What the record calls it."""
     expires: float | None = None
+    tied: _Value | None = None
+    """The connection that it is tied to."""
     alone: bytes | None = None
     """What no other caller may have, where that is not the whole proof."""
 
@@ -397,14 +399,15 @@ def _caller(
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
-        granted = grants.read(grant)
-        connection = granted.connection
-        place = (connection.name, connection.connection_name, granted.operation.id)
+        one = grants.read(grant)
+        connection = one.connection
+        place = (connection.name, connection.connection_name, one.operation.id)
         if place in entitlements:
-            raise grant.fail(f"{connection.id} and {granted.operation.id} are granted twice; write one grant")
-        entitlements[place] = granted
+            raise grant.fail(f"{connection.id} and {one.operation.id} are granted twice; write one grant")
+        entitlements[place] = one
         used.add(connection.id)
-    limits = _limits(entry["limits"], {one.connection.id: one.connection for one in entitlements.values()}.values())
+    granted = {one.connection.id: one.connection for one in entitlements.values()}
+    limits = _limits(entry["limits"], granted.values())
     budget = _budget(entry["budget"]) if "budget" in entry else None
 
     names: set[str] = set()
@@ -414,7 +417,8 @@ def _caller(
             raise credential.fail(f"write one kind of credential in each entry: {_either(_KINDS)}")
         [(kind, said)] = kinds.items()
         written = _KINDS[kind].read(said)
-        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements)
+        tied = _tied(name, written.tied, granted) if written.tied is not None else None
+        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements, tied)
         known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
         if written.name in names:
             raise credential.fail(f"the id {written.name} is used twice")
@@ -426,22 +430,33 @@ def _either(words: Collection[str]) -> str:
     return f"{', '.join(most)} or {last}"
 
 
+def _tied(caller: str, value: _Value, granted: Mapping[str, Connection]) -> Connection:
+    """Read the connection that a credential is tied to, one of those that are granted to its caller."""
+    name = value.text()
+    if name not in granted:
+        raise value.fail(f"no grant of {caller} is for this connection. {_suggest(name, granted)}")
+    return granted[name]
+
+
 def _key(value: _Value) -> _Written:
-    entry = value.mapping(known=("id", "sha256", "expires"), required=("id", "sha256"))
+    entry = value.mapping(known=("id", "sha256", "expires", "connection"), required=("id", "sha256"))
     digest = bytes.fromhex(
         entry["sha256"].text(_SHA256, "write the key's SHA-256, 64 small hexadecimal digits; never the key itself")
     )
     if digest == _EMPTY_KEY:
         raise entry["sha256"].fail("this is the digest of an empty text, so the key got lost on the way")
     expires = _expiry(entry["expires"]) if "expires" in entry else None
-    return _Written(digest, _name(entry["id"], entry["id"].text()), expires)
+    return _Written(digest, _name(entry["id"], entry["id"].text()), expires, entry.get("connection"))
 
 
 def _google(value: _Value) -> _Written:
-    email = value.text(
+    entry = {"email": value}
+    if isinstance(value.node, _Object):
+        entry = value.mapping(known=("email", "connection"), required=("email", "connection"))
+    email = entry["email"].text(
         _EMAIL, "write the e-mail address of a service account or a person, in small letters as Google does"
     )
-    return _Written(email.encode(), f"google:{email}")
+    return _Written(email.encode(), f"google:{email}", tied=entry.get("connection"))
 
 
 def _webhook(value: _Value) -> _Written:

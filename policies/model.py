@@ -218,6 +218,8 @@ class Caller(msgspec.Struct, frozen=True):
     budget: Budget | None
     entitlements: Mapping[tuple[str, str, str], Entitlement]
     """By (name, connection_name, operation)."""
+    tied: Connection | None = None
+    """The only connection that this credential may use, which a call then need not name."""
 
 
 class Proof(NamedTuple):
@@ -243,12 +245,16 @@ class PolicySet(msgspec.Struct, frozen=True):
 
 # ---------------------------------------------------------------- one call
 
+#: The header with the id of a signed webhook: as Standard Webhooks names it, and as Svix, where that comes from.
+WEBHOOK_IDS: Final = frozenset({"webhook-id", "svix-id"})
+
 
 class Call(msgspec.Struct, frozen=True):
     """What arrived, bounded and split, not yet judged."""
 
     operation: str
     name: str
+    """Empty, and ``connection_name`` too, if the path leaves the connection to the credential."""
     connection_name: str
     credentials: Mapping[str, Concealed[str]]
     """The headers that may prove who calls, as they came, by the names that their kinds give them."""

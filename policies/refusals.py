@@ -148,7 +148,7 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     """Translate a refusal's problem for Stripe's clients: the status, the body, and whether they should retry.
 
     They choose their exception by status and ``type`` (docs.stripe.com/api/errors). There an invalid request is always
-    a 400, and so is a reused key.
+    a 400, and so is a reused key. Only that one is an ``idempotency_error``, which is never worth a retry.
     """
     status, reason = problem["status"], problem["reason"]
     reused = reason == KeyReused.reason
@@ -156,7 +156,7 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
         status = 400
     kind = _STRIPE_TYPES.get(status, "api_error")
     error: dict[str, object] = {
-        "type": "idempotency_error" if reused or status == 409 else kind,
+        "type": "idempotency_error" if reused else kind,
         "code": problem.get("upstream_code") or str(reason).replace("-", "_"),
         "message": f"{problem['detail']} (audit id {problem['audit_id']})",
         "decided_by": problem["decided_by"],

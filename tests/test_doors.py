@@ -90,6 +90,13 @@ def test_every_door_opens_by_a_compiled_policy_too(
     ]
 
 
+def test_webhook_must_name_its_connection(doors: Callable[..., Function], upstream: Appgregator) -> None:
+    answer = post(doors(), signed(), target="/v1/invoices")
+    assert (answer.status_code, answer.json and answer.json["error"]["code"]) == (401, "webhook_not_verified")
+    assert "must name its connection in the address" in answer.text
+    assert not upstream.calls
+
+
 # ---------------------------------------------------------------- Google identity
 
 
@@ -271,6 +278,9 @@ HEADERS = (
     "webhook-id",
     "webhook-timestamp",
     "webhook-signature",
+    "svix-id",
+    "svix-timestamp",
+    "svix-signature",
 )
 
 
@@ -324,6 +334,29 @@ def test_webhook_sent_twice_is_one_invoice_and_a_replay(server: Callable[..., Se
     assert SIGNING.removeprefix("whsec_") not in running.record.text()
     running.stop()
     assert running.errors.read_text() == ""
+
+
+def svix(webhook: dict[str, str]) -> dict[str, str]:
+    return {name.replace("webhook-", "svix-"): value for name, value in webhook.items()}
+
+
+def test_webhook_by_svixs_names_is_the_same_webhook(doors: Callable[..., Function], upstream: Appgregator) -> None:
+    running = doors()
+    first = post(running, svix(signed()))
+    assert first.status_code == 200, first.text
+    again = post(running, signed(late=7))
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+    refused(post(running, svix(signed(secret=NEW_SIGNING))), 401, "webhook-not-verified")
+    assert upstream.invoices == 1
+
+
+@pytest.mark.parametrize("more", [("id", "timestamp", "signature"), ("id",), ("signature",)])
+def test_webhook_by_both_names_is_refused(
+    doors: Callable[..., Function], upstream: Appgregator, more: tuple[str, ...]
+) -> None:
+    both = {f"svix-{name}": signed()[f"webhook-{name}"] for name in more}
+    refused(post(doors(), {**signed(), **both}), 401, "credentials-conflict")
+    assert not upstream.calls
 
 
 def test_id_is_the_key_and_no_header_takes_its_place(doors: Callable[..., Function], upstream: Appgregator) -> None:

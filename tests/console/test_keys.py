@@ -271,6 +271,25 @@ def test_rotation_gives_the_old_key_its_last_day_and_leaves_an_earlier_one(
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "{{id: k1, sha256: {}, connection: billing}}",
+        "\n          connection: billing\n          sha256: {}\n          id: k1",
+    ],
+)
+def test_new_key_is_tied_to_what_the_old_one_is_tied_to(
+    file: Path, capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    right = f"{{id: k1, sha256: {sha256(KEY)}}}"
+    assert right in file.read_text()
+    file.write_text(file.read_text().replace(right, said.format(sha256(KEY))))
+    assert key("rotate", "app", "k1", "--policy", file) == 0
+    assert sha256(shown(capsys.readouterr().out)) == keys_of(file)["app k2"][0]
+    callers = document.read(file.read_text(), "policy.yaml").callers.values()
+    assert [one.tied and one.tied.id for one in callers if one.id == "app"] == ["billing", "billing"]
+
+
+@pytest.mark.parametrize(
     ("now", "days", "until"),
     [
         ("2026-11-22T00:00:00", 7, "2026-11-30"),

@@ -67,6 +67,21 @@ def test_connection_may_be_named_in_the_path() -> None:
     assert (call.name, call.connection_name) == ("ft-4", "stripe-1")
 
 
+def test_connection_may_be_left_to_the_credential() -> None:
+    call = read(environ("/v1/invoices"))
+    assert (call.operation, call.name, call.connection_name) == ("invoices.create", "", "")
+    looked = read(environ("/v1/invoices/in_1?expand[]=customer", b"", REQUEST_METHOD="GET"))
+    assert (looked.operation, looked.name, looked.path_parameters) == ("invoices.retrieve", "", {"invoice": "in_1"})
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/invoices/", "/v1//invoices", "//v1/invoices", "/stripe/v1/invoices", "/ft-4/v1/invoices", "/v1/"]
+)
+def test_connection_is_left_to_the_credential_at_one_path_alone(target: str) -> None:
+    with pytest.raises(PathUnknown):
+        read(environ(target))
+
+
 @pytest.mark.parametrize(
     "media",
     [
@@ -157,7 +172,7 @@ def test_validate_only_is_read_as_any_boolean(written: str) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("name=ft-4", "name stands in the path already. Take it out of the address's query."),
+        ("name=ft-4", "At this path the query must not name the connection: take out name."),
         ("expand[]=customer", "expand[] does not belong in the address."),
     ],
 )

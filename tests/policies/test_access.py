@@ -65,7 +65,6 @@ def test_json_call_goes_upstream_as_a_form() -> None:
         {"connection_name": "stripe-2"},
         {"name": "FT-4"},
         {"name": "ft-4 "},
-        {"name": ""},
         {"operation": "invoices.delete"},
     ],
     ids=str,
@@ -90,6 +89,67 @@ def test_connection_of_another_caller_and_none_at_all_are_refused_alike(place: d
     with pytest.raises(ConnectionNotGranted) as refusal:
         access.decide(policy_set, app, call({"customer": "cus_1"}, **place))  # type: ignore[arg-type]  # all are texts
     assert refusal.value.problem("id") == ConnectionNotGranted().problem("id")
+
+
+#: A caller of two connections, one of whose keys is tied to the first of them.
+TWO = """\
+connections:
+  billing: {name: ft-4, connection_name: stripe-1, upstream: stripe, secret: file:one}
+  refunds: {name: ft-4, connection_name: stripe-2, upstream: stripe, secret: file:two}
+callers:
+  app:
+    owner: tests
+    credentials:
+      - key: {id: tied, sha256: TIED, connection: billing}
+      - google: {email: app@acme.example, connection: billing}
+      - key: {id: free, sha256: FREE}
+    limits: [1/minute]
+    grants:
+      - {connection: billing, operation: invoices.create, parameters: {customer: }, response: [id]}
+      - {connection: refunds, operation: invoices.create, parameters: {customer: }, response: [id]}
+      - {connection: refunds, operation: invoices.retrieve, parameters: {invoice: }, response: [id]}
+""".replace("TIED", "ab" * 32).replace("FREE", "cd" * 32)
+
+
+def connection_for(credential: str, name: str, connection_name: str) -> str:
+    """Return the connection that a credential's call is granted."""
+    policy_set = read(TWO)
+    caller = next(caller for caller in policy_set.callers.values() if caller.credential == credential)
+    asked = call({"customer": "cus_1"}, key="k", name=name, connection_name=connection_name)
+    return access.decide(policy_set, caller, asked).entitlement.connection.id
+
+
+@pytest.mark.parametrize("credential", ["tied", "google:app@acme.example"])
+def test_tied_credential_may_use_its_connection_named_or_not_and_no_other(credential: str) -> None:
+    assert connection_for(credential, "ft-4", "stripe-1") == "billing"
+    assert connection_for(credential, "", "") == "billing"
+    for connection_name in ("stripe-2", "nowhere"):
+        with pytest.raises(ConnectionNotGranted) as refusal:
+            connection_for(credential, "ft-4", connection_name)
+        assert refusal.value.problem("id") == ConnectionNotGranted().problem("id")
+        assert refusal.value.note == f"{credential} of app is tied to billing"
+
+
+def test_tied_credential_may_not_do_at_its_connection_what_its_caller_may_do_at_another() -> None:
+    policy_set = read(TWO)
+    tied = next(caller for caller in policy_set.callers.values() if caller.credential == "tied")
+    for name, connection_name in (("", ""), ("ft-4", "stripe-1"), ("ft-4", "stripe-2")):
+        asked = call({"invoice": "in_1"}, name=name, connection_name=connection_name, operation="invoices.retrieve")
+        with pytest.raises(ConnectionNotGranted):
+            access.decide(policy_set, tied, asked)
+
+
+def test_other_credentials_of_its_caller_are_not_tied() -> None:
+    assert [connection_for("free", "ft-4", name) for name in ("stripe-1", "stripe-2")] == ["billing", "refunds"]
+
+
+def test_credential_that_is_not_tied_must_name_its_connection() -> None:
+    with pytest.raises(ConnectionNotGranted) as refusal:
+        connection_for("free", "", "")
+    assert refusal.value.detail == (
+        "This address names no connection, and your credential is not tied to one. Write /NAME/CONNECTION_NAME/v1/... "
+        "instead of /v1/..., or ask the operator of Countersign to tie your credential to a connection."
+    )
 
 
 def test_first_thing_wrong_is_the_one_that_is_said() -> None:
@@ -304,6 +364,15 @@ def test_id_of_a_webhook_is_its_key_whatever_the_header_says(mode: str) -> None:
     assert None not in keys
     assert key_of(text, replace(signed, credentials={"webhook-id": Concealed("msg_2")})) not in keys
     assert key_of(text, replace(signed, credentials={"webhook-id": Concealed("msg_1")})) in keys
+
+
+def test_id_of_a_webhook_is_the_same_key_by_either_name_of_its_header() -> None:
+    keys = {
+        key_of(written(), replace(call({"customer": "cus_1"}), credentials={name: Concealed("msg_1")}))
+        for name in ("webhook-id", "svix-id")
+    }
+    assert len(keys) == 1
+    assert None not in keys
 
 
 def test_id_of_a_webhook_is_never_the_key_of_a_header() -> None:

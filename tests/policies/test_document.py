@@ -129,6 +129,18 @@ def test_every_kind_of_credential_leads_to_its_caller_and_is_named_on_record() -
     assert len({id(caller.entitlements) for caller in callers}) == 1
 
 
+def test_credential_may_be_tied_to_a_connection_that_its_caller_has_a_grant_for() -> None:
+    tied = [f"- key: {{id: k1, sha256: {SHA}, connection: billing}}"]
+    tied += ["- google: {email: ann@acme.example, connection: billing}", "- google: bob@acme.example"]
+    policy_set = read(changed(13, *tied))
+    assert {caller.credential: caller.tied and caller.tied.id for caller in policy_set.callers.values()} == {
+        "k1": "billing",
+        "google:ann@acme.example": "billing",
+        "google:bob@acme.example": None,
+    }
+    assert Proof("google", b"ann@acme.example") in policy_set.callers
+
+
 def test_what_is_read_cannot_be_changed() -> None:
     caller = only_caller(read(RIGHT))
     with pytest.raises(AttributeError):
@@ -464,6 +476,28 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
         )
     ),
     (13, [f"- key: {{id: k 1, sha256: {SHA}}}"], 13, "callers.app.credentials[0].key.id", "a name is up to 64"),
+    *(
+        (13, [f"- {credential}"], 13, f"callers.app.credentials[0].{key}", words)
+        for credential, key, words in (
+            (
+                f"key: {{id: k, sha256: {SHA}, connection: biling}}",
+                "key.connection",
+                "no grant of app is for this connection. Did you mean billing?",
+            ),
+            (
+                "google: {email: a@b.example, connection: other}",
+                "google.connection",
+                "no grant of app is for this connection. Write one of: billing",
+            ),
+            (f"key: {{id: k, sha256: {SHA}, connection: }}", "key.connection", "write a text here"),
+            (f"key: {{id: k, sha256: {SHA}, connection: [billing]}}", "key.connection", "write a text here"),
+            ("google: {email: a@b.example}", "google", "connection is missing"),
+            ("google: {connection: billing}", "google", "email is missing"),
+            ("google: {email: A@b.example, connection: billing}", "google.email", "write the e-mail address of"),
+            ("google: [a@b.example]", "google", "write the e-mail address of"),
+            ("webhook: {secret: file:x, connection: billing}", "webhook", "write a text here"),
+        )
+    ),
     *(
         (13, [f"- key: {{id: k, sha256: {SHA}, expires: {date}}}"], 13, "callers.app.credentials[0].key.expires", DATE)
         for date in (

@@ -11,7 +11,15 @@ import pytest
 
 from policies import refusals
 from policies.model import Limit, Standing
-from policies.refusals import TYPE_PREFIX, OutcomePending, OutcomeUnknown, Refusal, UpstreamRejected
+from policies.refusals import (
+    TYPE_PREFIX,
+    KeyInUse,
+    OutcomePending,
+    OutcomeUnknown,
+    Refusal,
+    UpstreamRejected,
+    as_stripe_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,3 +169,24 @@ def test_gathering_classes_are_never_raised_by_name() -> None:
         "Refusal", "BadCall", "Unauthenticated", "PolicyRefusal", "LedgerRefusal", "Unavailable", "UpstreamRefusal",
     }  # fmt: skip
     assert {kind.reason for kind in GATHERERS} == {"refused"}
+
+
+# ---------------------------------------------------------------- as Stripe's clients read them
+
+
+def stripe_error(refusal: Refusal) -> tuple[int, str, bool]:
+    """Return the status, the type, and whether the client is told to try again."""
+    status, body, again = as_stripe_error(refusal.problem("id"))
+    error = body["error"]
+    assert isinstance(error, dict)
+    return status, error["type"], again
+
+
+def test_only_a_key_with_other_parameters_is_an_idempotency_error() -> None:
+    types = {name: stripe_error(made(kind)) for name, kind in LEAVES.items()}
+    assert [name for name, (_, kind, _) in types.items() if kind == "idempotency_error"] == ["KeyReused"]
+    assert types["KeyReused"] == (400, "idempotency_error", False)
+
+
+def test_key_in_use_is_an_error_that_a_retry_mends() -> None:
+    assert stripe_error(KeyInUse(retry_after=1)) == (409, "api_error", True)
