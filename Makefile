@@ -5,6 +5,7 @@ BIN := .venv/bin
 
 .PHONY: run test figures check bench bench-peers floor lock clean
 
+# Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
