@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from gateway.stores import Ledger
     from policies.idempotency import Held
 
+#: As the function has it. The command reads it from its environment.
+_STORE = "STORE=redis://127.0.0.1:6379/0"
 _INVOICE = re.compile(r"in_[A-Za-z0-9]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 
@@ -39,18 +41,28 @@ _NOT_RESOLVED = {
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # argparse has no public name
     """Add ``ledger`` and what can be done with it."""
-    group = commands.add_parser("ledger", help="calls whose outcome nobody knows")
+    group = commands.add_parser(
+        "ledger", help="calls whose outcome nobody knows", epilog=f"Example: {_STORE} ./countersign ledger list"
+    )
     verbs = group.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = verbs.add_parser("list", help="list the keys that wait for a word")
+    listing = verbs.add_parser(
+        "list", help="list the keys that wait for a word", epilog=f"Example: {_STORE} ./countersign ledger list --all"
+    )
     listing.add_argument("--all", action="store_true", help="also those that run or are settled")
     listing.set_defaults(run=_list)
 
-    show = verbs.add_parser("show", help="show one key")
+    show = verbs.add_parser(
+        "show", help="show one key", epilog=f"Example: {_STORE} ./countersign ledger show 0f9cc0c5c6e4f4a5"
+    )
     show.add_argument("key", metavar="KEY", help="as the record says it under ledger, or more of it")
     show.set_defaults(run=_show)
 
-    resolve = verbs.add_parser("resolve", help="say what came of one")
+    resolve = verbs.add_parser(
+        "resolve",
+        help="say what came of one",
+        epilog=f"Example: {_STORE} ./countersign ledger resolve 0f9cc0c5c6e4f4a5 --created in_123 --by ann",
+    )
     resolve.add_argument("key", metavar="KEY")
     word = resolve.add_mutually_exclusive_group(required=True)
     word.add_argument("--created", metavar="INVOICE", help="the invoice exists: its id, such as in_123")
