@@ -62,11 +62,11 @@ def main(effort: Effort) -> None:
     _say("What each store adds")
     results["store_milliseconds"] = stores.measure()
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    pages = f"{report.markdown(results)}\nFor docs/load.md:\n\n{report.profile(results)}"
+    pages = f"{report.markdown(results)}\nOne instance:\n\n{report.profile(results)}"
     RESULTS.with_suffix(".md").write_text(pages)
     RESULTS.with_suffix(".svg").write_text(report.picture(results))
-    print(f"{'':<60}\n{report.text(results)}\n\nFor the README:\n\n{pages}")
-    print(f"All of it: {RESULTS.name}; for the documents: {RESULTS.stem}.md; as a picture: {RESULTS.stem}.svg")
+    print(f"{'':<60}\n{report.text(results)}\n\nFor docs/load.md:\n\n{pages}")
+    print(f"All of it: {RESULTS.name}; for the documents: {RESULTS.stem}.md; as docs/load.svg: {RESULTS.stem}.svg")
 
 
 def _say(words: str) -> None:

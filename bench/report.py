@@ -1,4 +1,4 @@
-"""Results as a table to read, as Markdown for the README, and as a picture."""
+"""Results as a table to read, as Markdown for docs/load.md, and as a picture."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def share(results: dict[str, Any]) -> dict[str, float]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return the tables for the README."""
+    """Return the tables for docs/load.md, of the first of which the README repeats five lines."""
     lines = [f"Measured by `make bench`: {_machine(results)}.", ""]
     lines += ["| | calls/s, median (min - max) | p50 | p99 | CPU a call |", "|---|---|---|---|---|"]
     for name, row in results["throughput"].items():

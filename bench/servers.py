@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import stages
-from sandbox.__main__ import CALLER_KEY, PLACEHOLDER, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.document import against
 from sandbox.ports import free_port
 from sandbox.secret_manager import SecretManager
 
@@ -133,7 +134,7 @@ class World:
 
     def policy(self, name: str, secret: str = f"{SECRET}/versions/latest") -> str:
         """Write the sandbox's policy with its key at ``secret``, and return where."""
-        text = stages.roomy(POLICY.read_text("utf-8").replace(PLACEHOLDER, self.origin))
+        text = stages.roomy(against(POLICY.read_text("utf-8"), {"appgregator": self.origin}))
         path = self.folder / name
         path.write_text(text.replace(f"{SECRET}/versions/latest", secret))
         return str(path)

@@ -87,16 +87,28 @@ def _proof(key: str) -> Proof:
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # argparse has no public name
     """Add ``key`` and its commands."""
-    group = commands.add_parser("key", help="make, change, revoke and recognise caller keys")
+    group = commands.add_parser(
+        "key",
+        help="make, change, revoke and recognise caller keys",
+        epilog="Example: ./countersign key new billing-app --policy policies/documents/acme.yaml",
+    )
     verbs = group.add_subparsers(required=True, metavar="COMMAND")
 
-    new = verbs.add_parser("new", help="make a key, and say what to write into the policy")
+    new = verbs.add_parser(
+        "new",
+        help="make a key, and say what to write into the policy",
+        epilog="Example: ./countersign key new billing-app --expires 2199-03-01 --policy policies/documents/acme.yaml",
+    )
     new.add_argument("caller", metavar="CALLER")
     new.add_argument("--id", metavar="ID", type=_id, help="the key's name in the record (default: the next free one)")
     new.add_argument("--expires", metavar="DATE", type=_date, help="the key expires at the start of this day, UTC")
     new.set_defaults(run=_told(_new))
 
-    rotate = verbs.add_parser("rotate", help="write a new key into the policy, and let the old one expire")
+    rotate = verbs.add_parser(
+        "rotate",
+        help="write a new key into the policy, and let the old one expire",
+        epilog="Example: ./countersign key rotate billing-app k1 --days 30 --policy policies/documents/acme.yaml",
+    )
     rotate.add_argument("caller", metavar="CALLER")
     rotate.add_argument("old", metavar="ID", help="the key to replace")
     rotate.add_argument(
@@ -105,12 +117,20 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rotate.add_argument("--id", metavar="NEW", type=_id, help="the new key's name in the record (default: next free)")
     rotate.set_defaults(run=_told(_rotate))
 
-    revoke = verbs.add_parser("revoke", help="remove a key from the policy")
+    revoke = verbs.add_parser(
+        "revoke",
+        help="remove a key from the policy",
+        epilog="Example: ./countersign key revoke billing-app k1 --policy policies/documents/acme.yaml",
+    )
     revoke.add_argument("caller", metavar="CALLER")
     revoke.add_argument("old", metavar="ID", help="the key to revoke")
     revoke.set_defaults(run=_told(_revoke))
 
-    whose = verbs.add_parser("whose", help="read a key from standard input and say whose it is")
+    whose = verbs.add_parser(
+        "whose",
+        help="read a key from standard input and say whose it is",
+        epilog="Example: ./countersign key whose --policy policies/documents/acme.yaml",
+    )
     whose.set_defaults(run=_told(_whose))
 
     for verb in (new, rotate, revoke, whose):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from gateway.stores import Ledger
     from policies.idempotency import Held
 
+#: As the function has it. The command reads it from its environment.
+_STORE = "STORE=redis://127.0.0.1:6379/0"
 _INVOICE = re.compile(r"in_[A-Za-z0-9]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 
@@ -39,18 +41,28 @@ _NOT_RESOLVED = {
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # argparse has no public name
     """Add ``ledger`` and its commands."""
-    group = commands.add_parser("ledger", help="calls whose outcome is unknown")
+    group = commands.add_parser(
+        "ledger", help="calls whose outcome is unknown", epilog=f"Example: {_STORE} ./countersign ledger list"
+    )
     verbs = group.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = verbs.add_parser("list", help="list the calls awaiting a decision")
+    listing = verbs.add_parser(
+        "list", help="list the calls awaiting a decision", epilog=f"Example: {_STORE} ./countersign ledger list --all"
+    )
     listing.add_argument("--all", action="store_true", help="also calls that are running or settled")
     listing.set_defaults(run=_list)
 
-    show = verbs.add_parser("show", help="show one key")
+    show = verbs.add_parser(
+        "show", help="show one key", epilog=f"Example: {_STORE} ./countersign ledger show 0f9cc0c5c6e4f4a5"
+    )
     show.add_argument("key", metavar="KEY", help="16 digits or more: what the record has under ledger")
     show.set_defaults(run=_show)
 
-    resolve = verbs.add_parser("resolve", help="decide the outcome of one call")
+    resolve = verbs.add_parser(
+        "resolve",
+        help="decide the outcome of one call",
+        epilog=f"Example: {_STORE} ./countersign ledger resolve 0f9cc0c5c6e4f4a5 --created in_123 --by ann",
+    )
     resolve.add_argument("key", metavar="KEY")
     outcome = resolve.add_mutually_exclusive_group(required=True)
     outcome.add_argument("--created", metavar="INVOICE", help="the invoice exists: its id, such as in_123")

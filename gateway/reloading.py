@@ -153,14 +153,19 @@ class Policies:
         read_at: float,
         audit: Audit,
         clock: Callable[[], float],
+        promised: float = PROMISED_SECONDS,
     ) -> None:
-        """``first`` was read from bytes with this ``digest``, in a read that began at ``read_at`` on ``clock``."""
+        """``first`` was read from bytes with this ``digest``, in a read that began at ``read_at`` on ``clock``.
+
+        A change is in force after ``promised`` seconds; all ages above are in proportion to it.
+        """
         self._source, self._judge, self._audit, self._clock = source, judge, audit, clock
         # Written only by the checking thread. There is one at a time.
         self._policies, self._digest, self._as_of = first, digest, read_at
         self._refused = ""
         self._report_at = read_at
-        lifetime = Lifetime(CHECK_SECONDS, MUST_SECONDS, inf) if source.changes else Lifetime(inf, inf, inf)
+        check, self._must = (age * promised / PROMISED_SECONDS for age in (CHECK_SECONDS, MUST_SECONDS))
+        lifetime = Lifetime(check, self._must, inf) if source.changes else Lifetime(inf, inf, inf)
         self._kept = Kept(
             self._check, lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock, run=_on_a_thread, patience=WAIT_SECONDS
         )
@@ -202,7 +207,7 @@ class Policies:
 
     def _report(self, problem: str) -> None:
         now = self._clock()
-        if now - self._as_of >= MUST_SECONDS and now >= self._report_at:
+        if now - self._as_of >= self._must and now >= self._report_at:
             self._report_at = now + REPORT_SECONDS
             self._audit.policy_refused(self._policies.digest, f"POLICY: {self._source.where} {problem}")
 

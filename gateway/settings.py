@@ -12,7 +12,7 @@ from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.identity import Identity
 from gateway.means import Means
-from gateway.reloading import Policies, SourceError, digest_of, judge, source_of
+from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
 from gateway.stores import SHARED, shared
@@ -35,6 +35,7 @@ _AUDIENCE = re.compile(
     r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 )
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+_SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
 
@@ -69,6 +70,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
     )
     audiences, iam = _audiences(environ), _iam(environ)
+    promised = _promised(environ, on_cloud=on_cloud)
     began = time.monotonic()
     source = _source(environ, manager)
     judged = partial(judge, where=source.where, on_cloud=on_cloud, google=bool(audiences or iam))
@@ -88,7 +90,14 @@ def load(environ: Mapping[str, str]) -> Gate:
     audit = _audit(environ, first)
     return Gate(
         policies=Policies(
-            source, judged, first, digest=digest_of(data), read_at=began, audit=audit, clock=time.monotonic
+            source,
+            judged,
+            first,
+            digest=digest_of(data),
+            read_at=began,
+            audit=audit,
+            clock=time.monotonic,
+            promised=promised,
         ),
         identity=Identity(Means(secrets, _google(environ, audiences, prepare="google" in first.kinds)), behind_iam=iam),
         secrets=secrets,
@@ -112,6 +121,23 @@ def _source(environ: Mapping[str, str], manager: SecretManager) -> Source:
     if not where:
         raise SettingError("POLICY is not set. Write POLICY=policies/documents/NAME.yaml, or a Secret Manager version.")
     return source_of(where, manager)
+
+
+def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
+    seconds = environ.get("POLICY_SECONDS", "")
+    if not seconds:
+        return PROMISED_SECONDS
+    if on_cloud:
+        raise SettingError(
+            "POLICY_SECONDS has every call read the policy document again. Remove it from the function's environment: "
+            f"a change takes over within {PROMISED_SECONDS:.0f} seconds."
+        )
+    if not _SECONDS.fullmatch(seconds) or not 0 < float(seconds) <= PROMISED_SECONDS:
+        raise SettingError(
+            "POLICY_SECONDS must be the seconds within which a change of the policy document takes over: write a "
+            f"number above 0, such as 0.5, and at most {PROMISED_SECONDS:.0f}."
+        )
+    return float(seconds)
 
 
 def _iam(environ: Mapping[str, str]) -> bool:

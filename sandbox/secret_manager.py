@@ -11,6 +11,7 @@ It speaks AccessSecretVersion and answers as the real service does:
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -51,15 +52,18 @@ class _AccessError(Exception):
 class SecretManager:
     """A Secret Manager on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart.
 
+    `otherwise` is what every version of a secret holds that was never added; None: there is no such secret.
+
     Faults, each settable while it runs: `down()` and `up()`, `corrupt` (a wrong CRC32C),
     `omit_checksum`, and `delay` (seconds before each answer).
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, otherwise: Callable[[str], bytes] | None = None) -> None:
         self.corrupt = False
         self.omit_checksum = False
         self.delay = 0.0
         self._port = port
+        self._otherwise = otherwise
         self._lock = threading.Lock()
         self._versions: dict[str, tuple[_Version, ...]] = {}
         self._aliases: dict[tuple[str, str], int] = {}
@@ -172,6 +176,9 @@ class SecretManager:
             raise _AccessError(grpc.StatusCode.INVALID_ARGUMENT, f"Malformed resource name: {name}")
         if found["project"] == "forbidden":
             raise _AccessError(grpc.StatusCode.PERMISSION_DENIED, f"No permission to access {name}.")
+        if self._otherwise is not None and found["secret"] not in self._versions:
+            number = found["version"] if found["version"].isdecimal() else "1"
+            return f"{found['secret']}/versions/{number}", self._otherwise(found["secret"])
         with self._lock:
             versions = self._versions.get(found["secret"], ())
             number = self._number(found["secret"], found["version"], len(versions))
