@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -289,6 +290,40 @@ def test_record_is_shown_for_people_or_as_it_is_kept(tmp_path: Path, raw: str) -
         assert re.search(rf"^\d\d:\d\d:\d\d  INFO     outcome succeeded demo-app, 200  {audit_id}$", text, re.MULTILINE)
         assert "\x1b" not in text  # no terminal, no colour
         assert "the record of this instance ends here" in lines
+
+
+@pytest.mark.parametrize(("settings", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_terminal_gets_colours_unless_it_says_no(settings: dict[str, str], *, coloured: bool) -> None:
+    port, (ours, theirs) = free_port(), pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        with os.fdopen(theirs, "wb") as out:
+            process = start(port, out, **settings)
+        try:
+            text = b""
+            while b"Ctrl-C stops everything" not in text:
+                text += terminal.read(4096)
+            call(port)
+            while b"intent demo-app" not in text:
+                text += terminal.read(4096)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=20)
+    assert (b"\x1b[36mNOTICE" in text) == coloured
+    assert (b"\x1b" in text) == coloured
+
+
+def test_lost_answer_is_in_the_ledger_where_the_store_is_one_that_the_command_can_reach(
+    tmp_path: Path, redis_url: str
+) -> None:
+    port = free_port()
+    with running(tmp_path, port, STORE=redis_url) as (_, told):
+        assert call(port, customer="cus_fault_close_after")[0] == 424
+        listed = subprocess.run(
+            [ROOT / "countersign", "ledger", "list"],
+            env={**ENVIRONMENT, "STORE": redis_url}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert re.search(r" unknown .* demo-app on sandbox-billing$", listed.stdout.rstrip())
+    assert "./countersign ledger list" in told.read_text()
 
 
 @pytest.mark.parametrize(
