@@ -1,8 +1,6 @@
 """``countersign key``: makes, rotates, revokes and recognises caller keys.
 
-A key is ``csk_``, 43 random characters out of 62 (256 bits), and 6 that are the CRC-32 of all before them. So a scanner
-for leaked keys recognises it, and a mistyped or truncated key is not mistaken for a revoked one. Keys made otherwise
-are as good; nothing checks the form. A key is printed once, and never taken as an argument.
+What a key looks like is in :mod:`policies.callerkeys`. A key is printed once, and never taken as an argument.
 """
 
 from __future__ import annotations
@@ -12,14 +10,12 @@ import contextlib
 import getpass
 import hashlib
 import os
-import re
 import secrets
 import shlex
 import string
 import sys
 import tempfile
 import time
-import zlib
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -31,18 +27,13 @@ from msgspec.structs import replace
 from console import rewriting
 from gateway.reloading import PROMISED_SECONDS, VERSION
 from policies import compiled, document
+from policies.callerkeys import DIGITS, PREFIX, RANDOM, checked, whole
 from policies.model import NAME, DocumentError, Proof
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from policies.model import Caller, PolicySet
-
-PREFIX: Final = "csk_"
-_DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_RANDOM: Final = 43
-_CHECK: Final = 6
-_FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_RANDOM + _CHECK}}}")
 
 #: How many days an old key keeps working after a rotation, by default.
 OVERLAP_DAYS: Final = 7
@@ -56,21 +47,7 @@ class NotDoneError(Exception):
 
 def mint() -> str:
     """Make a key."""
-    unchecked = PREFIX + "".join(secrets.choice(_DIGITS) for _ in range(_RANDOM))
-    return unchecked + _checksum(unchecked)
-
-
-def whole(key: str) -> bool:
-    """Whether a key has the form of :func:`mint` and the right checksum."""
-    return _FORM.fullmatch(key) is not None and _checksum(key[:-_CHECK]) == key[-_CHECK:]
-
-
-def _checksum(text: str) -> str:
-    number, digits = zlib.crc32(text.encode("ascii")), ""
-    for _ in range(_CHECK):
-        number, digit = divmod(number, len(_DIGITS))
-        digits = _DIGITS[digit] + digits
-    return digits
+    return checked(PREFIX + "".join(secrets.choice(DIGITS) for _ in range(RANDOM)))
 
 
 def digest_of(key: str) -> str:

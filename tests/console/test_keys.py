@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from console.__main__ import main
-from console.keys import NotDoneError, _after, _Policy, mint, whole
+from console.keys import NotDoneError, _after, _Policy, mint
 from policies import compiled, document
+from policies.callerkeys import whole
 from policies.model import Proof
 from sandbox.__main__ import CALLER_KEY, ROOT
 from sandbox.__main__ import POLICY as SANDBOX
