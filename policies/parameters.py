@@ -57,8 +57,7 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
     for path, value in given.items():
         rule = rules.get(path) or _rule_of_part(entitlement, path)
         if rule is None:
-            before = sum(one.kind is ParameterNotGranted for one in faults)
-            faults.append(_not_granted(rules, path, suggest=before < MAX_SUGGESTED))
+            faults.append(_not_granted(rules, path, sum(one.kind is ParameterNotGranted for one in faults)))
         else:
             if rule.kind is not _STRING:
                 value = brought(rule.kind, value)  # noqa: PLW2901 - the same value in its one form
@@ -175,7 +174,7 @@ def fault(rule: Rule, value: str) -> str | None:
     if rule.fixed is not None:
         return None if value == rule.fixed else f"is fixed by the policy: leave it out or send {shown(rule.fixed)}."
     if not value:
-        return None if rule.unsets and not rule.required else "must not be empty: the policy requires it."
+        return None if rule.unsets and not rule.required else "must not be empty."
     if not fits(rule.kind, value):
         return _WRITTEN[rule.kind]
     if rule.one_of is not None and value not in rule.one_of:
@@ -212,9 +211,10 @@ def _one_of(values: frozenset[str]) -> str:
     return f"must be one of: {', '.join(names[:MAX_LISTED])}{more}."
 
 
-def _not_granted(rules: Mapping[str, Rule], path: str, *, suggest: bool) -> Fault:
+def _not_granted(rules: Mapping[str, Rule], path: str, before: int) -> Fault:
+    """Return the fault of an unknown or ungranted name, with ``before`` of them before it."""
     said = f"{shown(path)} is not a parameter you may send."
-    close = closest(path, rules) if suggest else None
+    close = closest(path, rules) if before < MAX_SUGGESTED else None
     if close is not None:
         return Fault(
             ParameterNotGranted, shown(path), f"{said} Did you mean {shown(close)}?", {"did_you_mean": shown(close)}
@@ -222,9 +222,9 @@ def _not_granted(rules: Mapping[str, Rule], path: str, *, suggest: bool) -> Faul
     names = sorted(map(shown, rules))
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     listed = names[:MAX_LISTED]
-    return Fault(
-        ParameterNotGranted, shown(path), f"{said} You may send: {', '.join(listed)}{more}.", {"parameters": listed}
-    )
+    if not before:
+        said += f" You may send: {', '.join(listed)}{more}."
+    return Fault(ParameterNotGranted, shown(path), said, {"parameters": listed})
 
 
 def _missing(rules: Mapping[str, Rule], path: str, *, blank: bool) -> Fault:

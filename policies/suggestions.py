@@ -11,5 +11,7 @@ if TYPE_CHECKING:
 
 def closest(word: str, known: Collection[str]) -> str | None:
     """Return the name in ``known`` that is most like ``word``, in its own case or in lower case; None if none is."""
-    close = get_close_matches(word, known, 1) or get_close_matches(word.lower(), known, 1)
-    return close[0] if close else None
+    for spelt in dict.fromkeys((word, word.lower())):
+        for close in get_close_matches(spelt, known, 1):
+            return close
+    return None

@@ -548,16 +548,14 @@ def test_body_of_a_get_is_refused(world: World, body: bytes, more: tuple[str, ..
         ("&validate_only=true&validate_only=true", "query-malformed"),
         ("&expand[0]=customer&expand[0]=customer", "body-malformed"),
         ("&expand[0]=customer&expand%5B0%5D=charge", "body-malformed"),
-        ("&expand[]=customer", "body-malformed"),
+        ("&expand[]=customer&expand[0]=customer", "body-malformed"),
         ("&expand=customer", "parameter-not-granted"),
         ("&expand[1]=customer", "parameter-invalid"),
         ("&expand[0]=payment_intent", "parameter-invalid"),
-        ("&expand[0]=", "parameter-invalid"),
         ("&invoice=in_2", "body-malformed"),
         ("&customer=cus_1", "parameter-not-granted"),
         ("&x=%zz", "body-malformed"),
         ("&x", "body-malformed"),
-        ("&&", "body-malformed"),
         ("&api_base=https://evil.example", "parameter-not-granted"),
     ],
 )
@@ -572,8 +570,14 @@ def test_ungranted_expand_is_refused_and_a_granted_one_goes_out(
     loaded = gate()
     created = (loaded.post().json or {})["id"]
     assert look(loaded, created, "expand[0]=customer&expand[1]=charge").status_code == 200
-    shown = look(loaded, created, "expand[0]=customer&validate_only=true").json
-    assert shown["would_send"]["url"] == f"{stripe.origin}/v1/invoices/{created}?expand%5B0%5D=customer"
+    for written in (
+        "expand[0]=customer",
+        "expand[]=customer",
+        "&expand%5B%5D=customer&",
+        "expand[]=&expand[]=customer",
+    ):
+        shown = look(loaded, created, f"{written}&validate_only=true").json
+        assert shown["would_send"]["url"] == f"{stripe.origin}/v1/invoices/{created}?expand%5B0%5D=customer"
     narrow = function(policy(stripe.origin, upstream="stripe", retrieve="{invoice: }"))
     refused(look(narrow, created, "expand[0]=customer"), 400, "parameter-not-granted")
     refused(look(gate(), "ii_1"), 400, "parameter-invalid")  # the policy wants in_

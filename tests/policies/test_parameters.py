@@ -584,6 +584,20 @@ def test_number_of_faults_is_bounded(count: int, more: str) -> None:
     assert refusal.value.detail.endswith(f" {more} things are wrong.")
 
 
+def test_similar_names_are_looked_for_a_few_times_only_and_the_list_is_said_once() -> None:
+    """Each look may take 10 ms."""
+    with pytest.raises(ParameterNotGranted) as refusal:
+        forwarded(entitlement("description:"), {f"descriptio_{number}": "x" for number in range(5)})
+    few = {"did_you_mean": "description"}
+    assert [fault.accepts for fault in refusal.value.faults] == [few] * 3 + [{"parameters": ["description"]}] * 2
+    with pytest.raises(ParameterNotGranted) as refusal:
+        forwarded(entitlement("description:"), {"a": "x", "b": "x"})
+    assert [fault.detail for fault in refusal.value.faults] == [
+        "a is not a parameter you may send. You may send: description.",
+        "b is not a parameter you may send.",
+    ]
+
+
 def test_parameter_that_is_required_and_is_the_key_is_missed_once() -> None:
     granted = entitlement("metadata[order_id]: {required: true}", idempotency='{from: "metadata[order_id]"}')
     with pytest.raises(ParameterMissing) as refusal:
