@@ -172,7 +172,8 @@ def _told(policy_set: PolicySet) -> list[str]:
         if caller.id in seen:
             continue
         seen.add(caller.id)
-        told.append(f"{caller.id} ({caller.owner}), {' and '.join(limit.text for limit in caller.limits)}, may call:")
+        may = "is paused, and otherwise may call" if caller.paused else "may call"
+        told.append(f"{caller.id} ({caller.owner}), {' and '.join(limit.text for limit in caller.limits)}, {may}:")
         for entitlement in caller.entitlements.values():
             told.append(f"  {entitlement.operation.id} on {entitlement.connection.id}")
             told.append(f"    sends     {', '.join(entitlement.rules)}")

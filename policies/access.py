@@ -10,6 +10,7 @@ from policies import forms, idempotency, parameters
 from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
     BodyMalformed,
+    CallerPaused,
     ConnectionNotGranted,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
@@ -28,9 +29,11 @@ _KEY = re.compile(r"[!-+\--~](?:[ -+\--~]{0,253}[!-+\--~])?")
 def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     """Approve ``call``, or raise the refusal that says why not. What the policy does not allow is denied.
 
-    Raises :class:`ConnectionNotGranted`, :class:`BodyMalformed`, the refusals of ``parameters.approve``, and those of
-    the idempotency key.
+    Raises :class:`CallerPaused`, :class:`ConnectionNotGranted`, :class:`BodyMalformed`, the refusals of
+    ``parameters.approve``, and those of the idempotency key.
     """
+    if caller.paused:
+        raise CallerPaused
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
     if entitlement is None or caller.tied is not None:
         entitlement = _own(caller, call)

@@ -66,6 +66,7 @@ class _Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     limits: tuple[Limit, ...]
     budget: Budget | None
     grants: list[int]
+    paused: bool
 
 
 class _Policy(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -134,7 +135,7 @@ class _Tables:
         if caller.id not in self.callers:
             self._numbers[caller.id] = len(self.callers)
             grants = [self.grants.setdefault(_written(one), len(self.grants)) for one in caller.entitlements.values()]
-            written = _Caller(caller.owner, caller.limits, caller.budget, grants)
+            written = _Caller(caller.owner, caller.limits, caller.budget, grants, caller.paused)
             self.callers[caller.id] = msgspec.Raw(_encode(written))
         tied = None if caller.tied is None else caller.tied.id
         return self._numbers[caller.id], caller.credential, caller.expires, tied
@@ -224,7 +225,17 @@ class _Callers(Mapping[Proof, Caller]):
         caller = _caller(raw)
         entitlements = by_place(self._entitlement(number) for number in caller.grants)
         connection = None if tied is None else self._connections[tied]
-        return Caller(name, caller.owner, credential, expires, caller.limits, caller.budget, entitlements, connection)
+        return Caller(
+            name,
+            caller.owner,
+            credential,
+            expires,
+            caller.limits,
+            caller.budget,
+            entitlements,
+            connection,
+            caller.paused,
+        )
 
     def _entitlement(self, number: int) -> Entitlement:
         found = self._entitlements.get(number)

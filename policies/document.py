@@ -395,7 +395,7 @@ def _caller(
     used: set[str],
 ) -> None:
     required = ("owner", "credentials", "limits", "grants")
-    entry = value.mapping(known=(*required, "budget"), required=required)
+    entry = value.mapping(known=(*required, "budget", "paused"), required=required)
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
@@ -409,6 +409,7 @@ def _caller(
     granted = {one.connection.id: one.connection for one in entitlements.values()}
     limits = _limits(entry["limits"], granted.values())
     budget = _budget(entry["budget"]) if "budget" in entry else None
+    paused = entry["paused"].boolean() if "paused" in entry else False
 
     names: set[str] = set()
     for credential in entry["credentials"].items():
@@ -418,7 +419,7 @@ def _caller(
         [(kind, said)] = kinds.items()
         written = _KINDS[kind].read(said)
         tied = _tied(name, written.tied, granted) if written.tied is not None else None
-        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements, tied)
+        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements, tied, paused)
         known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
         if written.name in names:
             raise credential.fail(f"the id {written.name} is used twice")

@@ -220,6 +220,8 @@ class Caller(msgspec.Struct, frozen=True):
     """By (name, connection_name, operation)."""
     tied: Connection | None = None
     """The only connection that this credential may use, which a call then need not name."""
+    paused: bool = False
+    """Whether every call of this caller is refused for now."""
 
 
 class Proof(NamedTuple):

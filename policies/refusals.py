@@ -24,6 +24,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── TokenNotAccepted         401  whatever is wrong with the token, the answer is the same
     │   └── WebhookNotVerified       401  the same
     ├── PolicyRefusal                the policy said no
+    │   ├── CallerPaused             403
     │   ├── ConnectionNotGranted     403  also a connection that does not exist: the answer is the same
     │   ├── ParameterNotGranted      400
     │   ├── ParameterInvalid         400
@@ -355,6 +356,18 @@ class PolicyRefusal(Refusal):
 
     status = 400
     decided_by = "policy"
+
+
+class CallerPaused(PolicyRefusal):
+    """The operator has put this caller on hold, replays and previews included."""
+
+    status = 403
+    reason = "caller-paused"
+    title = "Your access is on hold"
+    sentence = (
+        "The operator of Countersign has put your access on hold. Nothing was sent. Ask the operator when you can call "
+        "again."
+    )
 
 
 class ConnectionNotGranted(PolicyRefusal):

@@ -97,6 +97,45 @@ def test_webhook_must_name_its_connection(doors: Callable[..., Function], upstre
     assert not upstream.calls
 
 
+def test_caller_on_hold_is_refused_at_every_door_and_gets_no_replay(
+    doors: Callable[..., Function],
+    upstream: Appgregator,
+    google: Google,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The document is changed while the function runs; it is looked at a thousand times as often as otherwise."""
+    monkeypatch.setattr("gateway.reloading.CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.reloading.MUST_SECONDS", 0.05)
+    running, file = doors(), tmp_path / "policy.yaml"
+    free = file.read_text()
+    held = free.replace("  app:\n", "  app:\n    paused: true\n").encode()
+    first = running.post(Idempotency_Key="order-1")
+    assert first.status_code == 200
+    for written in (held, compiled.write(document.read(held.decode(), "policy.yaml"))):
+        file.write_bytes(written)
+        time.sleep(0.05)
+        for answer in (
+            running.post(Idempotency_Key="order-1"),
+            running.post(f"{TARGET}&validate_only=true"),
+            running.post(OTHER_TARGET),
+            running.post(key=None, Authorization=f"Bearer {google.mint(APP)}"),
+            post(running, signed()),
+        ):
+            refused(answer, 403, "caller-paused")
+        refused(running.post(key="nobody"), 401, "credential-unknown")
+    entries = [entry for entry in running.record.entries("refusal") if entry["reason"] == "caller-paused"]
+    assert {(entry["caller"], entry["credential"]) for entry in entries} == {
+        ("app", "k1"), ("app", f"google:{APP}"), ("app", f"webhook:{WEBHOOK}/versions/latest")
+    }  # fmt: skip
+    assert running.post(OTHER_TARGET, key=OTHER_KEY, Idempotency_Key="order-1").status_code == 200
+    file.write_text(free)
+    time.sleep(0.05)
+    again = running.post(Idempotency_Key="order-1")
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+    assert upstream.invoices == 2
+
+
 # ---------------------------------------------------------------- Google identity
 
 

@@ -42,6 +42,14 @@ def test_good_document_is_told_caller_by_caller(document: Path, capsys: pytest.C
     assert sha256(KEY) not in told.out
 
 
+def test_caller_on_hold_is_told_so(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document.write_text(document.read_text().replace("  app:\n", "  app:\n    paused: true\n"))
+    assert main(["check", str(document)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "app (tests), 30/minute and 2000/day, is paused, and otherwise may call:" in lines
+    assert "other (tests), 1000/minute, may call:" in lines
+
+
 def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = f"- key: {{id: k1, sha256: {sha256(KEY)}}}"
     two = f"{written}\n      - key: {{id: k2, sha256: {sha256('csk_second')}}}"

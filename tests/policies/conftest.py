@@ -123,6 +123,7 @@ def documents(draw: st.DrawFn) -> str:
             f"limits: [{minute}/minute, {draw(st.integers(minute + 1, minute * 100))}/day]",
             f"grants: [{', '.join(draw(grants(*place)) for place in places)}]",
         ]
+        said += draw(st.sampled_from([[], [], ["paused: true"]]))
         if draw(st.booleans()):
             said += [f"budget: {{currency: usd, amount: {draw(st.integers(1, 10**9))}, per: hour}}"]
         callers.append(f"  caller-{number}: {{{', '.join(said)}}}")

@@ -13,6 +13,7 @@ from policies import access
 from policies.concealed import Concealed
 from policies.refusals import (
     BodyMalformed,
+    CallerPaused,
     ConnectionNotGranted,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
@@ -150,6 +151,13 @@ def test_credential_that_is_not_tied_must_name_its_connection() -> None:
         "This address names no connection, and your credential is not tied to one. Write /NAME/CONNECTION_NAME/v1/... "
         "instead of /v1/..., or ask the operator of Countersign to tie your credential to a connection."
     )
+
+
+def test_caller_on_hold_is_refused_before_anything_else_of_its_call_is_judged() -> None:
+    text = written(idempotency="required").replace("    limits:", "    paused: true\n    limits:")
+    for asked in (call({"customer": "cus_1"}, key="k"), call(body=b"%", name="nowhere"), call(name="")):
+        assert type(refusal_of(asked, text)) is CallerPaused
+    assert decided(text.replace("paused: true", "paused: false"), {"customer": "cus_1"}, "k")
 
 
 def test_first_thing_wrong_is_the_one_that_is_said() -> None:

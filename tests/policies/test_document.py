@@ -141,6 +141,11 @@ def test_credential_may_be_tied_to_a_connection_that_its_caller_has_a_grant_for(
     assert Proof("google", b"ann@acme.example") in policy_set.callers
 
 
+@pytest.mark.parametrize(("said", "paused"), [("paused: true", True), ("paused: false", False), ("", False)])
+def test_caller_may_be_put_on_hold(said: str, paused: bool) -> None:  # noqa: FBT001 - what the table says
+    assert only_caller(read(changed(line_of("owner:"), LINES[line_of("owner:") - 1].strip(), said))).paused is paused
+
+
 def test_what_is_read_cannot_be_changed() -> None:
     caller = only_caller(read(RIGHT))
     with pytest.raises(AttributeError):
