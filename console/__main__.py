@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from console import audit, keys, ledger
 from gateway.reloading import read
-from policies import compiled
+from policies import compiled, document
 from policies.model import DocumentError
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def _check(asked: argparse.Namespace) -> int:
         print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
         return 1
     print("\n".join(_told(policy_set)))
+    if not compiled.recognised(data):
+        for warning in document.warnings(data.decode(), str(asked.policy), time.time()):
+            print(warning)
     return 0 if asked.compile is None else _compile(asked.policy, data, policy_set, asked.compile)
 
 

@@ -98,7 +98,7 @@ def _from_form(text: str) -> dict[str, str]:
         ) from None
     given: dict[str, str] = {}
     for path, value in pairs:
-        _check_path(path)
+        check_path(path)
         if path in given:
             raise BodyMalformed(f"{shown(path)} is given twice. Send it once.")
         given[path] = _checked(path, value)
@@ -138,7 +138,7 @@ def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> Non
     elif value is not None:
         if len(given) >= MAX_FIELDS:
             raise BodyMalformed(f"The JSON has too many values: {MAX_FIELDS} at most.")
-        _check_path(path)
+        check_path(path)
         given[path] = _checked(path, str(value) if not isinstance(value, bool) else "true" if value else "false")
 
 
@@ -167,7 +167,8 @@ def _no_constant(_: str) -> str:
     raise BodyMalformed("NaN and Infinity are not JSON numbers.")
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
+    """Check a parameter's name. Raises :class:`BodyMalformed` for one that no call could hold."""
     if len(path) > MAX_PATH:
         raise BodyMalformed("A parameter's name is too long.")
     if path.isidentifier():
