@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from console import audit, keys, ledger
+from console import audit, keys, ledger, recipes
 from gateway.reloading import read
+from gateway.settings import SettingError, settings_of
 from policies import compiled, document
 from policies.model import DocumentError
 
@@ -32,7 +33,20 @@ def main(arguments: Sequence[str]) -> int:
     check.add_argument(
         "--compile", type=Path, metavar="OUT", help="write it there in a form that is read at once, for POLICY to name"
     )
+    check.add_argument(
+        "--settings",
+        type=_settings,
+        metavar="NAME=VALUE,...",
+        help="check these settings with it: what the function would refuse at its start on the cloud",
+    )
     check.set_defaults(run=_check)
+
+    recipe = commands.add_parser("recipe", help="print a call to paste, which is decided in full and not sent")
+    recipe.add_argument("policy", type=Path, metavar="POLICY")
+    recipe.add_argument("url", metavar="URL", help="the function's address")
+    recipe.add_argument("--caller", metavar="CALLER", help="who calls; the first that has a key")
+    recipe.add_argument("--token", metavar="COMMAND", help="prints an identity token, where Google's IAM asks for one")
+    recipe.set_defaults(run=_recipe)
 
     group = commands.add_parser("audit", help="read the record").add_subparsers(required=True, metavar="COMMAND")
     verify = group.add_parser("verify", help="verify an export: find edits, deletions, reordering and truncation")
@@ -51,8 +65,11 @@ def main(arguments: Sequence[str]) -> int:
 def _check(asked: argparse.Namespace) -> int:
     try:
         data = asked.policy.read_bytes()
-        policy_set = read(data, str(asked.policy))
-    except DocumentError as error:
+        if asked.settings is None:
+            policy_set = read(data, str(asked.policy))
+        else:
+            policy_set = settings_of({"K_SERVICE": "countersign", **asked.settings}).judge(data, str(asked.policy))
+    except (DocumentError, SettingError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
@@ -63,6 +80,26 @@ def _check(asked: argparse.Namespace) -> int:
         for warning in document.warnings(data.decode(), str(asked.policy), time.time()):
             print(warning)
     return 0 if asked.compile is None else _compile(asked.policy, data, policy_set, asked.compile)
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError("write NAME=VALUE, several with commas between them")
+    return {name: value for name, _, value in pairs}
+
+
+def _recipe(asked: argparse.Namespace) -> int:
+    try:
+        policy_set = read(asked.policy.read_bytes(), str(asked.policy))
+        print(recipes.recipe(policy_set, asked.policy, asked.url, caller=asked.caller, token=asked.token))
+    except (DocumentError, recipes.NoRecipeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
