@@ -296,7 +296,7 @@ def test_modules_that_the_build_compiles_are_used_whatever_date_it_gives_them(ho
     module.parent.mkdir()
     module.write_text("answer = 42\n")
     for environ, flags in (({}, 0), ({name: value}, 3)):
-        compiling = [sys.executable, "-m", "compileall", "-f", "-q", module.parent]  # as the buildpack does
+        compiling = [sys.executable, "-m", "compileall", "-f", "-q", str(module.parent)]  # as the buildpack does
         subprocess.run(compiling, env={"PATH": os.environ["PATH"]} | environ, check=True)
         (compiled,) = module.parent.rglob("*.pyc")
         # PEP 552: 0 for the source's date; bit 0 for its hash, bit 1 that it is compared with the source.
