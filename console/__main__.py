@@ -11,14 +11,16 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import sys
+import time
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from console import audit, keys, ledger
+from console import audit, keys, ledger, recipes
 from gateway.reloading import read
-from policies import compiled
+from gateway.settings import SettingError, settings_of
+from policies import compiled, document
 from policies.model import DocumentError
 
 if TYPE_CHECKING:
@@ -49,6 +51,15 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"there is no {value!r}. {hint}")
 
 
+class _Version(argparse.Action):
+    """Prints the version, which only this reads."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """See :class:`argparse.Action`."""
+        project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text("utf-8"))["project"]
+        parser.exit(message=f"countersign {project['version']}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands. Each sets ``run``, which returns the exit status."""
     top: argparse.ArgumentParser = Parser(
@@ -56,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         description="What an operator of Countersign does by hand.",
         epilog="Example: ./countersign check policies/documents/example.yaml\nThe exit codes are in docs/cli.md.",
     )
-    top.add_argument("--version", action="version", version=f"countersign {_version()}")
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser(
@@ -68,7 +79,24 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--compile", type=Path, metavar="OUT", help="also compile it to OUT, which loads faster; POLICY may name OUT"
     )
+    check.add_argument(
+        "--settings",
+        type=_settings,
+        metavar="NAME=VALUE,...",
+        help="check these settings with it: what the function would refuse at its start on the cloud",
+    )
     check.set_defaults(run=_check)
+
+    recipe = commands.add_parser(
+        "recipe",
+        help="print a call to paste, which is decided in full and not sent",
+        epilog="Example: ./countersign recipe policies/documents/example.yaml https://countersign-abc.a.run.app",
+    )
+    recipe.add_argument("policy", type=Path, metavar="POLICY")
+    recipe.add_argument("url", metavar="URL", help="the function's address")
+    recipe.add_argument("--caller", metavar="CALLER", help="who calls; the first that has a key")
+    recipe.add_argument("--token", metavar="COMMAND", help="prints an identity token, where Google's IAM asks for one")
+    recipe.set_defaults(run=_recipe)
 
     record = commands.add_parser(
         "audit", help="read the record", epilog="Example: ./countersign audit verify record.jsonl"
@@ -120,23 +148,44 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _version() -> str:
-    project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text("utf-8"))["project"]
-    return str(project["version"])
-
-
 def _check(asked: argparse.Namespace) -> int:
     try:
         data = asked.policy.read_bytes()
-        policy_set = read(data, str(asked.policy))
-    except DocumentError as error:
+        if asked.settings is None:
+            policy_set = read(data, str(asked.policy))
+        else:
+            policy_set = settings_of({"K_SERVICE": "countersign", **asked.settings}).judge(data, str(asked.policy))
+    except (DocumentError, SettingError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
         print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
         return 1
     print("\n".join(_told(policy_set)))
+    if not compiled.recognised(data):
+        for warning in document.warnings(data.decode(), str(asked.policy), time.time()):
+            print(warning)
     return 0 if asked.compile is None else _compile(asked.policy, data, policy_set, asked.compile)
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError("write NAME=VALUE, several with commas between them")
+    return {name: value for name, _, value in pairs}
+
+
+def _recipe(asked: argparse.Namespace) -> int:
+    try:
+        policy_set = read(asked.policy.read_bytes(), str(asked.policy))
+        print(recipes.recipe(policy_set, asked.policy, asked.url, caller=asked.caller, token=asked.token))
+    except (DocumentError, recipes.NoRecipeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from console import rewriting
-from gateway.reloading import PROMISED_SECONDS, VERSION
+from gateway.reloading import PROMISED_SECONDS
 from policies import compiled, document
 from policies.callerkeys import DIGITS, PREFIX, RANDOM, checked, whole
-from policies.model import NAME, DocumentError, Proof
+from policies.model import NAME, VERSION, DocumentError, Proof
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -224,7 +224,8 @@ def _effect(file: Path | None) -> str:
             f"is deployed with it. If the policy is in Secret Manager, {within} of\n"
             f"  gcloud secrets versions add SECRET --project=PROJECT {data}"
         )
-    add = f"  gcloud secrets versions add {version['secret']} --project={version['project']} {data}"
+    where = f" --location={version['location']}" if version["location"] else ""
+    add = f"  gcloud secrets versions add {version['secret']} --project={version['project']}{where} {data}"
     if version["version"].isdecimal():
         return f"POLICY is pinned to version {version['version']}: deploy with the number that this prints.\n{add}"
     return f"It takes effect on every instance {within} of\n{add}"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.kept import DownError, Kept, Lifetime
 from policies import compiled
-from policies.model import DocumentError
+from policies.model import VERSION, DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +47,6 @@ REPORT_SECONDS: Final = 600.0
 #: A document of 10,000 callers is about 7 MB.
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 
-#: A ``POLICY`` in Secret Manager.
-VERSION: Final = re.compile(r"projects/(?P<project>[^/\s]+)/secrets/(?P<secret>[^/\s]+)/versions/(?P<version>[^/\s]+)")
 _PINNED = re.compile(r".*/versions/[0-9]+")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ from gateway.edges import meaning
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError, Kept, Lifetime
 from policies.concealed import Concealed
+from policies.model import VERSION
 from policies.refusals import SecretUnavailable
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Mounted:
 
 
 class SecretManager:
-    """``projects/…/versions/…``, read with Google's client.
+    """``projects/…/versions/…``, read with Google's client; a regional secret from its region's own endpoint.
 
     The client is made on the first read, since its connections do not survive gunicorn's fork. Importing it takes a
     third of a second, so a policy with mounted secrets alone does not.
@@ -158,6 +159,7 @@ class SecretManager:
     def __init__(self, endpoint: str | None = None) -> None:
         self._endpoint = endpoint
         self._client: PerProcess[Any] = PerProcess(self._connect)
+        self._regional: dict[str, PerProcess[Any]] = {}
 
     @staticmethod
     def prepare() -> None:
@@ -176,9 +178,10 @@ class SecretManager:
 
     def close(self) -> None:
         """Close all connections: gunicorn's forked worker must not inherit one."""
-        client = self._client.drop()
-        if client is not None:
-            client.transport.close()
+        for made in (self._client, *self._regional.values()):
+            client = made.drop()
+            if client is not None:
+                client.transport.close()
 
     def _access(self, name: str) -> tuple[str, bytes]:
         """Return a version's number and its payload, after comparing the checksum."""
@@ -186,8 +189,12 @@ class SecretManager:
         from google.api_core.retry import Retry  # noqa: PLC0415
 
         try:
-            response = self._client.get().access_secret_version(
-                name=name, timeout=self.ATTEMPT, retry=Retry(initial=0.1, maximum=0.5, timeout=self.TOTAL)
+            response = (
+                self._client_for(name)
+                .get()
+                .access_secret_version(
+                    name=name, timeout=self.ATTEMPT, retry=Retry(initial=0.1, maximum=0.5, timeout=self.TOTAL)
+                )
             )
         except Exception as error:  # noqa: BLE001 - any that is not in the table means "down" as well
             raise (meaning(meanings(), error) or DownError)(type(error).__name__) from None
@@ -196,10 +203,20 @@ class SecretManager:
             raise DownError("the checksum does not match")
         return response.name.rpartition("/")[2], data
 
-    def _connect(self) -> Any:
+    def _client_for(self, name: str) -> PerProcess[Any]:
+        """Return the client for a version. A regional secret can be read in its region only."""
+        version = VERSION.fullmatch(name)
+        location = version["location"] if version is not None else None
+        if location is None or self._endpoint is not None:
+            return self._client
+        return self._regional.setdefault(location, PerProcess(partial(self._connect, location)))
+
+    def _connect(self, location: str | None = None) -> Any:
         from google.cloud.secretmanager_v1 import SecretManagerServiceClient  # noqa: PLC0415
 
         transport: Any = None
+        # https://cloud.google.com/secret-manager/regional-secrets/access-regional-secret
+        options = {"api_endpoint": f"secretmanager.{location}.rep.googleapis.com"} if location is not None else None
         if self._endpoint is not None:
             import grpc  # noqa: PLC0415
             from google.cloud.secretmanager_v1.services.secret_manager_service.transports import (  # noqa: PLC0415
@@ -207,7 +224,7 @@ class SecretManager:
             )
 
             transport = SecretManagerServiceGrpcTransport(channel=grpc.insecure_channel(self._endpoint))
-        return SecretManagerServiceClient(transport=transport)
+        return SecretManagerServiceClient(transport=transport, client_options=options)
 
 
 @cache

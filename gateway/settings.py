@@ -6,27 +6,29 @@ import re
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.identity import Identity
+from gateway.kept import DownError
 from gateway.means import Means
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
-from gateway.stores import SHARED, shared
+from gateway.stores import SHARED, fault, shared, takes_password
 from gateway.stores.memory import Memory
 from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
-from policies.model import DocumentError
+from policies.model import VERSION, DocumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from gateway.reloading import Source
+    from gateway.sinks import Sink
     from gateway.stores import Ledger, Store
+    from policies.concealed import Concealed
     from policies.model import PolicySet
 
 #: An https address without query or fragment; or an OAuth client of one's own, which people's tokens are made for. Not
@@ -39,9 +41,74 @@ _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
 
+#: Cloud Run sends one instance no more calls at once.
+MAX_THREADS: Final = 1000
+
+
+def _whole(least: int, most: int) -> Callable[[str], bool]:
+    """Return whether a text is a whole number in these bounds."""
+    return lambda text: re.fullmatch("[0-9]{1,9}", text) is not None and least <= int(text) <= most
+
+
+def _off(text: str) -> bool:
+    return text.lower() in {"", "false"}
+
+
+#: What functions-framework and gunicorn read from the environment. They answer some values with a traceback, serve
+#: nobody with others, and with others again put keys into the log or cut off a call while it is being settled.
+_FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
+    "WORKERS": (
+        _whole(1, 1),
+        "must be 1: each process would count limits for itself. Raise THREADS, or the number of instances.",
+    ),
+    "THREADS": (
+        _whole(1, MAX_THREADS),
+        f"must be a whole number from 1 to {MAX_THREADS}: the calls at once in one instance, such as 80.",
+    ),
+    "PORT": (_whole(1, 65535), "must be a port number from 1 to 65535, such as 8080."),
+    "CLOUD_RUN_TIMEOUT_SECONDS": (
+        _whole(0, 86400),
+        "must be a whole number of seconds, such as 60. Write one, or remove it.",
+    ),
+    "GUNICORN_LOG_LEVEL": (
+        lambda text: text.lower() in {"error", "critical"},
+        "must be error or critical: with any other, gunicorn logs headers that it cannot read, keys included.",
+    ),
+    "THREADED_TIMEOUT_ENABLED": (
+        _off,
+        "must be false: it ends calls at any point, even between an invoice and its record. Remove it.",
+    ),
+    "FUNCTION_USE_ASGI": (_off, "must be false: the function is a WSGI application. Remove it."),
+}
+
 
 class SettingError(Exception):
     """A setting that the function must not start with. The text is one line: what is wrong, and what to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. Nothing was opened or read."""
+
+    on_cloud: bool
+    policy: str
+    store: str
+    store_password: str
+    """Where the password of the store lies, as secrets are named; empty for none."""
+    audit: str
+    """The path of a file, or empty for standard output."""
+    audiences: tuple[str, ...]
+    iam: bool
+    project: str | None
+    secret_manager: str | None
+    """Another Secret Manager, and certificates of Google at another place: ``HOST:PORT`` on this machine."""
+    certificates: str | None
+    promised: float
+    """A change of the policy document is in force after so many seconds."""
+
+    def judge(self, data: bytes, where: str) -> PolicySet:
+        """Judge a policy document that was read at ``where``. Raises :class:`DocumentError`."""
+        return judge(data, where, on_cloud=self.on_cloud, google=bool(self.audiences or self.iam))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +123,12 @@ class Gate:
     audit: Audit
 
 
-def load(environ: Mapping[str, str]) -> Gate:
-    """Build all of it. Raises :class:`SettingError`."""
+def settings_of(environ: Mapping[str, str]) -> Settings:
+    """Read the environment. Raises :class:`SettingError`."""
     on_cloud = "K_SERVICE" in environ
+    for name, (serves, says) in _FRAMEWORK.items():
+        if name in environ and not serves(environ[name]):
+            raise SettingError(f"{name} {says}")
     if on_cloud and environ.get("DEBUG"):
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
     if on_cloud and environ.get("FIRESTORE_EMULATOR_HOST"):
@@ -66,17 +136,38 @@ def load(environ: Mapping[str, str]) -> Gate:
             "FIRESTORE_EMULATOR_HOST has Firestore spoken to in the clear, on a machine that is not Google's. Remove "
             "it from the function's environment."
         )
-    manager = SecretManager(
-        _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
+    policy = environ.get("POLICY", "")
+    if not policy:
+        raise SettingError("POLICY is not set. Write POLICY=policies/documents/NAME.yaml, or a Secret Manager version.")
+    store = _store(environ, on_cloud=on_cloud)
+    return Settings(
+        on_cloud=on_cloud,
+        policy=policy,
+        store=store,
+        store_password=_store_password(environ, store),
+        audit=_audit(environ),
+        audiences=_audiences(environ),
+        iam=_iam(environ),
+        project=environ.get("GOOGLE_CLOUD_PROJECT") or None,
+        secret_manager=_secret_manager(environ),
+        certificates=_on_loopback(
+            "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
+        ),
+        promised=_promised(environ, on_cloud=on_cloud),
     )
-    audiences, iam = _audiences(environ), _iam(environ)
-    promised = _promised(environ, on_cloud=on_cloud)
+
+
+def load(environ: Mapping[str, str]) -> Gate:
+    """Build all of it. Raises :class:`SettingError`."""
+    settings = settings_of(environ)
+    manager = SecretManager(settings.secret_manager)
     began = time.monotonic()
-    source = _source(environ, manager)
-    judged = partial(judge, where=source.where, on_cloud=on_cloud, google=bool(audiences or iam))
+    source = source_of(settings.policy, manager)
+    judged = partial(settings.judge, where=source.where)
     try:
         data = source.read()
         first = judged(data)
+        password = _password(settings.store_password, manager)
     except SourceError as error:
         raise SettingError(f"POLICY: {source.where} {error}") from None
     except DocumentError as error:
@@ -86,8 +177,8 @@ def load(environ: Mapping[str, str]) -> Gate:
     if any(connection.secret.startswith("projects/") for connection in first.connections.values()):
         manager.prepare()
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
-    store = _store(environ, on_cloud=on_cloud)
-    audit = _audit(environ, first)
+    store = shared(settings.store, password) or Memory(time.monotonic)
+    audit = Audit(_sink(settings.audit), policy=first.digest, project=settings.project)
     return Gate(
         policies=Policies(
             source,
@@ -97,9 +188,9 @@ def load(environ: Mapping[str, str]) -> Gate:
             read_at=began,
             audit=audit,
             clock=time.monotonic,
-            promised=promised,
+            promised=settings.promised,
         ),
-        identity=Identity(Means(secrets, _google(environ, audiences, prepare="google" in first.kinds)), behind_iam=iam),
+        identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
         secrets=secrets,
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
@@ -116,11 +207,8 @@ def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
     return endpoint or None
 
 
-def _source(environ: Mapping[str, str], manager: SecretManager) -> Source:
-    where = environ.get("POLICY", "")
-    if not where:
-        raise SettingError("POLICY is not set. Write POLICY=policies/documents/NAME.yaml, or a Secret Manager version.")
-    return source_of(where, manager)
+def _secret_manager(environ: Mapping[str, str]) -> str | None:
+    return _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
 
 
 def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
@@ -149,46 +237,68 @@ def _iam(environ: Mapping[str, str]) -> bool:
     return bool(iam)
 
 
-def _audiences(environ: Mapping[str, str]) -> list[str]:
-    audiences = [audience for audience in environ.get("AUDIENCE", "").split(",") if audience]
-    for audience in audiences:
+def _audiences(environ: Mapping[str, str]) -> tuple[str, ...]:
+    said = environ.get("AUDIENCE", "")
+    audiences = tuple(audience.strip() for audience in said.split(",") if audience.strip())
+    for audience in audiences or ((said,) if said else ()):
         if not _AUDIENCE.fullmatch(audience):
             raise SettingError(
                 "AUDIENCE must be the function's own address, such as https://countersign-abc.a.run.app, exactly as "
-                "callers ask Google for it; several with commas between them."
+                f"callers ask Google for it; several with commas between them. This is none: {audience!r}."
             )
     return audiences
 
 
-def _google(environ: Mapping[str, str], audiences: list[str], *, prepare: bool) -> Google:
-    endpoint = _on_loopback("GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates")
+def _google(settings: Settings, *, prepare: bool) -> Google:
+    endpoint = settings.certificates
     address = f"http://{endpoint}/oauth2/v1/certs" if endpoint else CERTIFICATES
-    google = Google(Certificates(address, time.monotonic), audiences)
+    google = Google(Certificates(address, time.monotonic), settings.audiences)
     if prepare:
         google.prepare()
     return google
 
 
-def _store(environ: Mapping[str, str], *, on_cloud: bool) -> Store:
+def _store(environ: Mapping[str, str], *, on_cloud: bool) -> str:
     store = environ.get("STORE", "")
     if not store and on_cloud:
         raise SettingError(
             f"STORE is not set. On the cloud it must be asked for by name: {_SHARED}, which all instances share, or "
             "memory, which counts limits and remembers idempotency keys in one instance only."
         )
-    found = shared(store)
-    if found is not None:
-        return found
-    if store not in {"", "memory"}:
-        raise SettingError(f"STORE must be memory, {_SHARED} (rediss:// is Redis over TLS).")
-    if environ.get("WORKERS", "1") != "1":
-        raise SettingError("WORKERS must be 1 with STORE=memory: each worker would count for itself. Raise THREADS.")
-    return Memory(time.monotonic)
+    problem = None if store in {"", "memory"} else fault(store)
+    if problem is not None:
+        raise SettingError(f"STORE must be memory, {_SHARED} (rediss:// is Redis over TLS). {problem}".rstrip())
+    return store
+
+
+def _store_password(environ: Mapping[str, str], store: str) -> str:
+    where = environ.get("STORE_PASSWORD", "")
+    if where and not VERSION.fullmatch(where) and not (where.startswith("file:") and len(where) > len("file:")):
+        raise SettingError(
+            "STORE_PASSWORD must say where the password lies, and not hold it: write "
+            "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."
+        )
+    if where and not takes_password(store):
+        raise SettingError(
+            "STORE_PASSWORD is for STORE=redis:// or rediss:// without a password of its own. Remove one of the two."
+        )
+    return where
+
+
+def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
+    if not where:
+        return None
+    try:
+        return (Mounted() if where.startswith("file:") else manager).read(where).value
+    except DownError as error:
+        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
 
 
 def ledger_of(environ: Mapping[str, str]) -> Ledger:
     """Return the ledger that ``STORE`` names, for an operator. Raises :class:`SettingError`."""
-    found = shared(environ.get("STORE", ""))
+    store = _store(environ, on_cloud=False)
+    manager = SecretManager(_secret_manager(environ))
+    found = shared(store, _password(_store_password(environ, store), manager))
     if found is None:
         raise SettingError(
             f"Write STORE={_SHARED}, as the function has it. The ledger of the memory store lives inside its instance "
@@ -197,17 +307,18 @@ def ledger_of(environ: Mapping[str, str]) -> Ledger:
     return found
 
 
-def _audit(environ: Mapping[str, str], policies: PolicySet) -> Audit:
+def _audit(environ: Mapping[str, str]) -> str:
     where = environ.get("AUDIT", "stdout")
-    if where == "stdout":
-        sink = standard_output()
-    elif where.startswith("file:") and len(where) > len("file:"):
-        try:
-            sink = to_file(where.removeprefix("file:"))
-        except OSError as error:
-            raise SettingError(
-                f"AUDIT: {where} cannot be written ({type(error).__name__}). Write another path."
-            ) from None
-    else:
+    path = where.removeprefix("file:")
+    if where != "stdout" and (path == where or not path):
         raise SettingError("AUDIT must be stdout or file:PATH.")
-    return Audit(sink, policy=policies.digest, project=environ.get("GOOGLE_CLOUD_PROJECT") or None)
+    return "" if where == "stdout" else path
+
+
+def _sink(path: str) -> Sink:
+    try:
+        return to_file(path) if path else standard_output()
+    except OSError as error:
+        raise SettingError(
+            f"AUDIT: file:{path} cannot be written ({type(error).__name__}). Write another path."
+        ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, datetime
+from math import ceil, inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
     NAME,
+    VERSION,
     WHOLESALE,
     Budget,
     Caller,
@@ -37,6 +39,7 @@ from policies.model import (
     Rule,
 )
 from policies.operations import OPERATIONS
+from policies.refusals import BodyMalformed
 from policies.suggestions import closest
 from policies.upstreams import UPSTREAMS
 
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SECRET = re.compile(r"projects/[a-z0-9:.-]{1,63}/secrets/[A-Za-z0-9_-]{1,255}/versions/(latest|[A-Za-z0-9_-]{1,63})")
 _FILE = re.compile(r"file:.+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: As Google writes it in a token: in small letters.
@@ -65,6 +67,9 @@ MAX_SIGNERS: Final = 16
 
 #: The format needs 8; far beyond it, libyaml's reader ends the process.
 _MAX_DEPTH: Final = 16
+
+#: Time to make a key, hand it over and have it put to use, holidays included.
+SOON_SECONDS: Final = 14 * 86400
 
 #: libyaml reads a large document about ten times as fast; the pure one reads the same documents.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -207,6 +212,33 @@ def read(text: str, file: str) -> PolicySet:
     )
 
 
+def warnings(text: str, file: str, now: float) -> list[str]:
+    """Say of each key of a valid document that it has expired, or that it ends soon and no other follows.
+
+    ``now`` is in unix seconds. What comes back is like an error's text: file, line, key and what to do.
+    """
+    warned: list[str] = []
+    for name, caller in _Value(file, _compose(text, file), "").mapping()["callers"].mapping().items():
+        written = [credential.mapping() for credential in caller.mapping()["credentials"].items()]
+        keys = [kinds["key"].mapping() for kinds in written if "key" in kinds]
+        ends = [_expiry(key["expires"]) if "expires" in key else inf for key in keys]
+        for key, end in zip(keys, ends, strict=True):
+            if end <= now:
+                says = "this key has expired, so nobody can call with it"
+            elif end == max(ends) and end < now + SOON_SECONDS:
+                says = f"this is the last key of {name}, and it ends in {_days(end - now)}"
+            else:
+                continue
+            rotate = f"./countersign key rotate {name} {key['id'].text()} --policy {file}"
+            warned.append(str(key["expires"].fail(f"warning: {says}. Make another: {rotate}")))
+    return warned
+
+
+def _days(seconds: float) -> str:
+    days = ceil(seconds / 86400)
+    return "a day" if days == 1 else f"{days} days"
+
+
 def _compose(text: str, file: str) -> _Node:
     try:
         root = _composed(yaml.parse(text, Loader=LOADER), file)
@@ -327,9 +359,10 @@ def _origin(value: _Value) -> str:
 
 def _secret(value: _Value) -> str:
     text = value.text()
-    if not _SECRET.fullmatch(text) and not _FILE.fullmatch(text):
+    if not VERSION.fullmatch(text) and not _FILE.fullmatch(text):
         raise value.fail(
-            "write where the key lies: projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
+            "write where the key lies: projects/PROJECT/secrets/NAME/versions/latest (of a regional secret "
+            "projects/PROJECT/locations/REGION/secrets/NAME/versions/latest), or file:PATH of a mounted one"
         )
     return text
 
@@ -613,6 +646,13 @@ def _catalogue_rule(path: str, parameter: Parameter) -> Rule:
     )
 
 
+def _check_path(value: _Value, path: str) -> None:
+    try:
+        forms.check_path(path)
+    except BodyMalformed as refusal:
+        raise value.fail(refusal.detail) from None
+
+
 def _bounds(value: _Value) -> dict[str, _Value]:
     known = ("required", "max_length", "min", "max", "one_of", "prefix", "fixed")
     return {} if value.empty else value.mapping(known=known)
@@ -620,6 +660,7 @@ def _bounds(value: _Value) -> dict[str, _Value]:
 
 def _rules(path: str, value: _Value, operation: Operation) -> Iterator[Rule]:
     """Yield the rules that one entry under ``parameters`` makes: one, or one for each part of an object."""
+    _check_path(value, path)
     template = parameters.template_of(operation, path)
     if template is None:
         raise value.fail(f"{operation.id} has no such parameter. {_suggest(path, operation.parameters)}")
@@ -757,6 +798,7 @@ def _record(value: _Value | None, rules: Mapping[str, Rule], operation: Operatio
 
 def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> str:
     path = value.text()
+    _check_path(value, path)
     if not path.startswith("metadata[") or "{" in path or parameters.template_of(operation, path) is None:
         raise value.fail('write the metadata entry that is to name the call, such as "metadata[countersign]"')
     if path in rules:
@@ -788,6 +830,7 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
 
 
 def _granted(value: _Value, path: str, rules: Mapping[str, Rule], operation: Operation) -> Rule:
+    _check_path(value, path)
     rule = rules.get(path) or rules.get(parameters.template_of(operation, path) or "")
     if "{" in path or rule is None:
         raise value.fail(f"{forms.shown(path)} is not one of the parameters that this grant allows")

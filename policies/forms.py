@@ -134,10 +134,10 @@ def _from_form(text: str) -> dict[str, str]:
             raise BodyMalformed(f"{_named(path)} has no = in the form. Write the form as name=value&name=value.")
         if path.endswith("[]"):
             path = path[:-2]
-            _check_path(path)
+            check_path(path)
             lists.setdefault(path, []).append(_checked(path, _unescaped(value)))
             continue
-        _check_path(path)
+        check_path(path)
         if path in given:
             name = shown(path)
             raise BodyMalformed(f"{name} is given twice. Send it once; entries of a list are written {name}[].")
@@ -209,7 +209,7 @@ def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> Non
     elif value is not None:
         if len(given) >= MAX_FIELDS:
             raise BodyMalformed(f"The JSON has too many values: {MAX_FIELDS} at most.")
-        _check_path(path)
+        check_path(path)
         given[path] = _scalar(path, value)
 
 
@@ -257,7 +257,8 @@ def _no_constant(_: str) -> str:
     raise BodyMalformed("NaN and Infinity are not JSON numbers.")
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
+    """Check a parameter's name. Raises :class:`BodyMalformed` for one that no call could hold."""
     if len(path) > MAX_PATH:
         raise BodyMalformed("A parameter's name is too long.")
     if path.isidentifier():

@@ -17,6 +17,12 @@ from policies.concealed import Concealed
 #: What names and identifiers look like, in a policy document and in a call alike.
 NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
+#: A version in Secret Manager; where it has a location, of a regional secret.
+VERSION: Final = re.compile(
+    r"projects/(?P<project>[a-z0-9:.-]{1,63})/(?:locations/(?P<location>[a-z][a-z0-9-]{0,61}[a-z0-9])/)?"
+    r"secrets/(?P<secret>[A-Za-z0-9_-]{1,255})/versions/(?P<version>[A-Za-z0-9_-]{1,63})"
+)
+
 # ---------------------------------------------------------------- operations: what an upstream can do
 
 

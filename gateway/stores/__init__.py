@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from policies.concealed import Concealed
     from policies.idempotency import Held, Verdict
     from policies.model import Admission, Answer, Grant
     from policies.outcomes import Reply
@@ -58,15 +60,39 @@ class _Address(NamedTuple):
     shown: str
     kind: str
     """The class in the module that has the store's name."""
+    slips: tuple[tuple[str, str], ...] = ()
+    """What goes wrong when it is written, as patterns, and what to say then. The first that matches counts."""
 
 
 _NAME: Final = "[a-z][a-z0-9-]"
+#: A name, an IPv4 address, or an IPv6 address in brackets.
+_HOST: Final = r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])"
+_PORT: Final = "(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 #: By module. A store's client is loaded only if the store is used.
 SHARED: Final = {
     "redis": _Address(
-        r"rediss?://(?:[^\s/@]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,3})?",
+        rf"rediss?://(?:[^\s/?#@]*@)?{_HOST}(?::{_PORT})?(?:/[0-9]{{0,3}})?",
         "redis://HOST:PORT/DATABASE",
         "Redis",
+        (
+            (
+                r"rediss?://.*[\s/?#@].*@.*",
+                (
+                    "In the user and the password, percent-encode what means something else in an address: write %23 "
+                    "for #, %3F for ?, %2F for /, %40 for @, %25 for %. Or leave the password out, and set "
+                    "STORE_PASSWORD."
+                ),
+            ),
+            (
+                rf"rediss?://(?:.*@)?{_HOST}:(?!{_PORT}(?:/|$)).*",
+                "PORT must be a number from 1 to 65535, such as 6379.",
+            ),
+            (
+                rf"rediss?://(?:.*@)?{_HOST}(?::[0-9]+)?/.*",
+                "DATABASE must be a number, such as 0, with nothing behind it.",
+            ),
+            (r"rediss?://.*", "HOST must be a name or an IP address (IPv6 in brackets, [::1])."),
+        ),
     ),
     "firestore": _Address(
         rf"firestore://{_NAME}{{4,28}}[a-z0-9](?:/(?:\(default\)|{_NAME}{{2,61}}[a-z0-9])?)?",
@@ -76,10 +102,43 @@ SHARED: Final = {
 }
 
 
-def shared(address: str) -> Shared | None:
-    """Return the shared store with this address, None if it is the address of none."""
+def _written(address: str) -> tuple[str, _Address] | None:
     for name, written in SHARED.items():
         if re.fullmatch(written.pattern, address):
-            store: Shared = getattr(import_module(f"{__name__}.{name}"), written.kind)(address)
-            return store
+            return (name, written) if _splits(address) else None
     return None
+
+
+def _splits(address: str) -> bool:
+    try:
+        urlsplit(address)  # which checks what stands in brackets
+    except ValueError:
+        return False
+    return True
+
+
+def fault(address: str) -> str | None:
+    """Say what is wrong with an address, None if a shared store has it. Nothing of it is quoted: a password may be."""
+    if _written(address) is not None:
+        return None
+    slips = (slip for written in SHARED.values() for slip in written.slips)
+    return next((says for pattern, says in slips if re.fullmatch(pattern, address, re.DOTALL)), "")
+
+
+def takes_password(address: str) -> bool:
+    """Whether this is the address of a store that has a password, and does not hold one."""
+    return re.fullmatch(r"rediss?://(?:[^:@]*@)?[^@]*", address) is not None
+
+
+def shared(address: str, password: Concealed[str] | None = None) -> Shared | None:
+    """Return the shared store with this address, None if it is the address of none."""
+    found = _written(address)
+    if found is None:
+        return None
+    name, written = found
+    if password is not None:
+        scheme, _, rest = address.partition("://")
+        user, _, place = rest.rpartition("@")
+        address = f"{scheme}://{user}:{quote(password.reveal(), safe='')}@{place}"
+    store: Shared = getattr(import_module(f"{__name__}.{name}"), written.kind)(address)
+    return store

@@ -58,6 +58,18 @@ def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.count("app (tests)") == 1
 
 
+def test_key_that_has_expired_is_a_warning_and_no_error(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document.write_text(document.read_text().replace(sha256(KEY), f"{sha256(KEY)}, expires: 2020-01-01"))
+    assert main(["check", str(document)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    line = next(n for n, text in enumerate(document.read_text().splitlines(), 1) if "2020-01-01" in text)
+    assert told.out.splitlines()[-1].startswith(f"{document}:{line}: callers.app.credentials[0].key.expires: warning: ")
+    out = document.with_suffix(".compiled")
+    assert main(["check", str(document), "--compile", str(out)]) == 0
+    assert main(["check", str(out)]) == 0
+
+
 @pytest.mark.parametrize("credential", ["google: ann@acme.example", "webhook: projects/p/secrets/s/versions/latest"])
 def test_caller_without_a_key_is_told_as_well(
     document: Path, capsys: pytest.CaptureFixture[str], credential: str

@@ -7,12 +7,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.stores.firestore import LEDGER, WINDOWS
+from tests.conftest import KEY, PARAMETERS, Server, policy, sha256
 
 REPOSITORY = Path(__file__).parents[2]
 SECRET = "projects/acme/secrets/appgregator-x-api-key"
@@ -116,6 +118,8 @@ OPTION_SETS = [
     ["--compile"],
     ["--store=firestore://acme-data/limits", "--max-instances=20"],
     ["--store=firestore://acme-prod"],
+    ["--store=rediss://10.0.0.3", "--vpc-connector=c1", "--redis-password-secret=projects/acme-prod/secrets/redis"],
+    ["--policy-secret=projects/acme-prod/locations/europe-west3/secrets/countersign-policy/versions/latest"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
 ]
 
@@ -144,7 +148,9 @@ def page_lines() -> list[str]:
     shell = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
     values = dict(re.findall(r"^([A-Z]+)=([\w-]+)$", shell, re.MULTILINE)) | {
         "URL": "https://countersign-abc.a.run.app",
-        "KEY": "csk_0",
+        "ME": "ann@acme.example",
+        "KEY": "sk_0",
+        "CALLER_KEY": "csk_0",
         "AUDIT_ID": "01JD",
         "OLD": "3",
         "MEMBER": "allUsers",
@@ -180,11 +186,14 @@ def test_the_function_may_read_its_secret_and_nothing_else(house: Path, options:
     commands = dry_run(house, *usual(*options))
     granted = [shlex.split(line) for line in commands if "secretAccessor" in line]
     account = f"{words(commands, 'functions', 'deploy')[3]}@acme-prod.iam.gserviceaccount.com"
-    held = [["countersign-policy", "--project=acme-prod"]] if "--policy-secret" in str(options) else []
+    held = ["countersign-policy"] if "--policy-secret" in str(options) else []
+    held += ["redis"] if "--redis-password-secret" in str(options) else []
     assert [one[1:5] for one in granted] == [
         ["secrets", "add-iam-policy-binding", *secret]
-        for secret in [["appgregator-x-api-key", "--project=acme"], *held]
+        for secret in [["appgregator-x-api-key", "--project=acme"], *([one, "--project=acme-prod"] for one in held)]
     ]
+    regional = ["--location=europe-west3"] if "locations/europe-west3" in str(options) else []
+    assert [word for one in granted for word in one if word.startswith("--location")] == regional
     assert f"--member=serviceAccount:{account}" in granted[0]
     assert f"--service-account={account}" in words(commands, "functions", "deploy")
     assert not any("allUsers" in line for line in commands)
@@ -201,6 +210,14 @@ def test_access_is_to_every_secret_that_the_policy_names(house: Path) -> None:
     refused(deploy(house, *usual("--dry-run")), f"--secret {SIGNING}")
     policy.write_text(POLICY)
     refused(deploy(house, *usual("--secret", SIGNING, "--dry-run")), "does not name")
+
+
+def test_access_is_to_a_regional_secret_in_its_region(house: Path) -> None:
+    secret = "projects/acme/locations/europe-west3/secrets/appgregator-x-api-key"
+    (house / "policies/documents/acme.yaml").write_text(POLICY.replace(SECRET, secret))
+    refused(deploy(house, *usual("--dry-run")), f"--secret {secret}")
+    binding = words(dry_run(house, *usual(secret=f"{secret}/versions/latest")), "secrets", "add-iam-policy-binding")
+    assert binding[3:6] == ["appgregator-x-api-key", "--project=acme", "--location=europe-west3"]
 
 
 def test_nobody_gets_in_unless_asked(house: Path) -> None:
@@ -244,6 +261,46 @@ def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
     assert {"--max-instances=10", "--min-instances=0", "--vpc-connector=my-connector"} <= set(command)
     (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
     assert f",STORE={store}," in settings
+
+
+def test_password_of_redis_is_named_in_the_settings_and_never_in_them(house: Path) -> None:
+    secret = "projects/acme-prod/secrets/redis"
+    redis = usual("--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector")
+    for written in (secret, f"{secret}/versions/latest", f"{secret}/versions/3"):
+        command = words(dry_run(house, *redis, f"--redis-password-secret={written}"), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert f",STORE_PASSWORD={secret}/versions/latest," in settings
+    assert "STORE_PASSWORD" not in "".join(dry_run(house, *redis))
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["10.0.0.3", "192.168.1.1", "172.16.0.1", "172.31.255.1", "100.64.0.1", "169.254.1.1", "redis.internal"],
+)
+def test_redis_in_a_private_network_needs_a_way_into_it(house: Path, host: str) -> None:
+    for store in (f"redis://{host}", f"rediss://{host}:6380/0"):
+        refused(deploy(house, *usual("--dry-run", "--store", store)), "--vpc-connector NAME")
+        assert dry_run(house, *usual("--store", store, "--vpc-connector=my-connector"))
+
+
+@pytest.mark.parametrize("host", ["172.32.0.1", "34.1.2.3", "100.128.0.1", "redis.example", "10.example"])
+def test_redis_that_may_be_reached_needs_none(house: Path, host: str) -> None:
+    assert dry_run(house, *usual(f"--store=rediss://{host}:6380/0"))
+
+
+def test_modules_that_the_build_compiles_are_used_whatever_date_it_gives_them(house: Path, tmp_path: Path) -> None:
+    command = words(dry_run(house, *usual()), "functions", "deploy")
+    (build,) = [word.removeprefix("--set-build-env-vars=") for word in command if word.startswith("--set-build-env")]
+    name, _, value = build.partition("=")
+    module = tmp_path / "built" / "module.py"
+    module.parent.mkdir()
+    module.write_text("answer = 42\n")
+    for environ, flags in (({}, 0), ({name: value}, 3)):
+        compiling = [sys.executable, "-m", "compileall", "-f", "-q", str(module.parent)]  # as the buildpack does
+        subprocess.run(compiling, env={"PATH": os.environ["PATH"]} | environ, check=True)
+        (compiled,) = module.parent.rglob("*.pyc")
+        # PEP 552: 0 for the source's date; bit 0 for its hash, bit 1 that it is compared with the source.
+        assert int.from_bytes(compiled.read_bytes()[4:8], "little") == flags
 
 
 def test_policy_in_secret_manager_is_read_from_there_and_checked_here(house: Path) -> None:
@@ -312,6 +369,10 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--store", "firestore", "firestore://PROJECT/DATABASE"),
         ("--store", "firestore://acme-prod/x,DEBUG=1", "firestore://PROJECT/DATABASE"),
         ("--store", "firestore://acme-prod/(other)", "firestore://PROJECT/DATABASE"),
+        ("--store", "redis://127.0.0.1:6379", "none runs"),
+        ("--store", "rediss://localhost/0", "none runs"),
+        ("--redis-password-secret", "hunter22", "is for --store redis://"),
+        ("--secret", "projects/acme/locations/x/secrets/y", "projects/P/secrets/NAME"),
         ("--vpc-connector", "x --quiet", "name of a connector"),
         ("--store", "", "--store is missing"),
         ("--concurrency", "0", "1 to 1000"),
@@ -357,6 +418,12 @@ def test_a_missing_option_is_named(house: Path, option: str) -> None:
     refused(deploy(house, "--dry-run", option), f"{option} needs a value")
 
 
+@pytest.mark.parametrize("wrong", ["hunter22", "projects/acme/secrets/a,DEBUG=1", "projects/acme/secrets/a b"])
+def test_password_itself_is_no_secret_s_name(house: Path, wrong: str) -> None:
+    run = deploy(house, *usual("--dry-run", "--store=redis://r.example", "--redis-password-secret", wrong))
+    refused(run, "projects/P/secrets/NAME")
+
+
 def test_public_and_invited_at_once_is_refused(house: Path) -> None:
     both = usual("--dry-run", "--allow-unauthenticated", "--invoker=user:ann@acme.example")
     refused(deploy(house, *both), "Remove one")
@@ -370,8 +437,11 @@ def test_help_lists_every_option(house: Path) -> None:
 
 
 def test_a_dry_run_checks_the_policy_where_it_can(house: Path) -> None:
-    assert "checked" not in deploy(house, *usual("--dry-run")).stderr
+    unchecked = deploy(house, *usual("--dry-run")).stderr
+    assert "checked: check" not in unchecked
+    assert "The policy was not checked" in unchecked
     (house / ".venv").mkdir()
+    assert "not checked" not in deploy(house, *usual("--dry-run")).stderr
     assert "checked: check policies/documents/acme.yaml" in deploy(house, *usual("--dry-run")).stderr
     wrong = deploy(house, *usual("--dry-run"), CHECK="1")
     assert (wrong.returncode, wrong.stdout) == (1, "")
@@ -394,7 +464,10 @@ class Cloud:
             '  ${FAILS:-nothing}*) echo "denied" >&2; exit 1 ;;\n'
             '  "iam service-accounts list"*) echo "${ACCOUNTS:-}" ;;\n'
             '  "firestore fields ttls list"*) echo "${TTLS:-}" ;;\n'
-            '  "functions describe"*) echo https://countersign-abc.a.run.app ;;\n'
+            '  "functions describe"*) echo "${URL:-https://countersign-abc.a.run.app}" ;;\n'
+            '  "auth list"*) echo "${ME:-ann@acme.example}" ;;\n'
+            '  "auth print-identity-token"*) echo a.token.of-ann ;;\n'
+            '  *"--data-file=-"*) cat >/dev/null ;;\n'
             "esac",
         )
 
@@ -410,6 +483,7 @@ STEPS = [
     "functions deploy countersign",
     "run services add-iam-policy-binding",
     "functions describe countersign",
+    "auth list --filter=status:ACTIVE",
 ]
 FOR_ANN = "--invoker=user:ann@acme.example"
 
@@ -440,14 +514,7 @@ def test_a_deploy_runs_what_its_dry_run_printed(house: Path, cloud: Cloud) -> No
     assert cloud.asked() == STEPS
     assert cloud.notes.read_text().splitlines() == [" ".join(shlex.split(line)) for line in printed]
     assert run.stderr.index("checked: check policies/documents/acme.yaml") < run.stderr.index("gcloud ")
-    assert "https://countersign-abc.a.run.app/stripe/invoices/?" in run.stderr
-    assert "X-Serverless-Authorization: Bearer $(gcloud auth print-identity-token)" in run.stderr
-
-
-def test_a_public_function_is_tried_without_a_token(house: Path, cloud: Cloud) -> None:
-    run = deploy(house, *usual("--allow-unauthenticated"), PATH=cloud.path)
-    assert run.returncode == 0, run.stderr
-    assert "X-Serverless-Authorization" not in run.stderr
+    assert "Countersign is at https://countersign-abc.a.run.app\n" in run.stderr
 
 
 def test_an_existing_service_account_is_not_created_again(house: Path, cloud: Cloud) -> None:
@@ -462,37 +529,6 @@ def test_what_expires_is_told_to_firestore_once(house: Path, cloud: Cloud) -> No
     asked = cloud.asked()
     assert asked.count("firestore fields ttls") == 2
     assert not any("--enable-ttl" in line for line in cloud.notes.read_text().splitlines())
-
-
-def test_the_function_goes_compiled_by_its_runtimes_python_and_by_content(house: Path, cloud: Cloud) -> None:
-    stale = house / "gateway/__pycache__/gone.cpython-311.pyc"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
-    for name in ("main.py", "policies/model.py", "gateway/chain.py"):
-        (house / name).write_text("answer = 42\n")
-    program(cloud.bin / "python3.14", f'exec {shlex.quote(sys.executable)} "$@"')
-    run = deploy(house, *usual("--runtime=python314"), PATH=cloud.path)
-    assert run.returncode == 0, run.stderr
-    assert "cold starts" not in run.stderr
-    compiled = sorted(house.rglob("*.pyc"))
-    assert [path.parent.parent.relative_to(house).as_posix() for path in compiled] == [".", "gateway", "policies"]
-    # PEP 552: bit 0 says that the source's hash follows, bit 1 that it is compared with the source.
-    assert {path.read_bytes()[4:8] for path in compiled} == {b"\x03\0\0\0"}
-    assert not stale.exists()
-
-
-def test_without_the_runtimes_python_it_says_what_that_costs_and_goes_on(house: Path, cloud: Cloud) -> None:
-    program(cloud.bin / "python3.14", "exit 127")
-    run = deploy(house, *usual("--runtime=python314"), PATH=cloud.path)
-    assert run.returncode == 0
-    assert "deploy: python3.14 is not installed" in run.stderr
-    assert "functions deploy countersign" in cloud.asked()
-
-
-def test_dry_run_compiles_nothing(house: Path) -> None:
-    (house / "main.py").write_text("answer = 42\n")
-    dry_run(house, *usual())
-    assert not list(house.rglob("*.pyc"))
 
 
 @pytest.mark.parametrize("last", range(len(STEPS)))
@@ -510,12 +546,10 @@ def test_a_wrong_policy_is_not_deployed(house: Path, cloud: Cloud) -> None:
 
 
 def test_only_what_the_function_needs_is_uploaded(house: Path, isolated: dict[str, str]) -> None:
-    needed = {
-        "main.py", "requirements.txt", "policies/documents/acme.yaml", "gateway/stores/memory.py",
-        "__pycache__/main.cpython-313.pyc", "gateway/__pycache__/x.cpython-313.pyc",
-    }  # fmt: skip
+    needed = {"main.py", "requirements.txt", "policies/documents/acme.yaml", "gateway/stores/memory.py"}
     others = {
-        ".git/config", ".venv/run", ".env", ".ruff_cache/x", "__pycache__/conftest.cpython-313.pyc", "policies/.secret",
+        ".git/config", ".venv/run", ".env", ".ruff_cache/x", "__pycache__/main.cpython-313.pyc", "policies/.secret",
+        "gateway/__pycache__/x.cpython-313.pyc",
         "tests/test_x.py", "bench/x.py", "sandbox/x.py", "console/x.py", "docs/x.md", "requirements-dev.txt",
         "notes.txt",
     }  # fmt: skip
@@ -523,3 +557,174 @@ def test_only_what_the_function_needs_is_uploaded(house: Path, isolated: dict[st
         (house / name).parent.mkdir(parents=True, exist_ok=True)
         (house / name).touch()
     assert set(gcloud(isolated, "meta", "list-files-for-upload", str(house)).split()) == needed
+
+
+# ---------------------------------------------------------------- with the project's own command
+
+
+@pytest.fixture
+def whole(house: Path) -> Path:
+    """A house with the operator's own command, and a policy that is right."""
+    for name in ("countersign", "console", "gateway", ".venv"):
+        (house / name).unlink(missing_ok=True)
+        (house / name).symlink_to(REPOSITORY / name)
+    for path in (REPOSITORY / "policies").iterdir():
+        if path.name != "documents":
+            (house / "policies" / path.name).symlink_to(path)
+    (house / "countersign").unlink()
+    shutil.copy(REPOSITORY / "countersign", house / "countersign")
+    (house / "policies/documents/acme.yaml").write_text(acme())
+    return house
+
+
+def acme(**options: Any) -> str:
+    return policy("https://upstream.example", secret=f"{SECRET}/versions/latest", **options)
+
+
+#: What the function would refuse at its start, and what to write instead.
+GOOGLE = ["google: billing-app@acme.iam.gserviceaccount.com"]
+UNFIT = [
+    (acme(credentials=GOOGLE), ["--allow-unauthenticated"], "Write AUDIENCE"),
+    (acme().replace("https://upstream.example", "http://127.0.0.1:8081"), [], "Deploy a policy of your own"),
+    (acme().replace("invoices.create", "invoices.creat"), [], "Did you mean invoices.create?"),
+    (acme().replace("metadata[order_id]:", "metadata[order_id:"), [], "is not a parameter's name"),
+    (acme(), ["--store=redis://r.example:99999"], "PORT must be a number from 1 to 65535"),
+    (acme(), ["--allow-unauthenticated", "--audience=https://a.example//~-"], None),
+    (acme(credentials=GOOGLE), [], None),
+    (acme(credentials=GOOGLE), ["--allow-unauthenticated", "--audience=https://a.example"], None),
+    (acme(), ["--store=redis://r.example", "--redis-password-secret=projects/acme/secrets/redis"], None),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "says"), UNFIT)
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_the_function_would_refuse_at_its_start_is_not_deployed(
+    whole: Path, cloud: Cloud, text: str, options: list[str], says: str | None, *, dry: bool
+) -> None:
+    (whole / "policies/documents/acme.yaml").write_text(text)
+    run = deploy(whole, *usual(*options, *(["--dry-run"] if dry else [])), PATH=cloud.path)
+    if says is None:
+        assert run.returncode == 0, run.stderr
+        return
+    assert (run.returncode, run.stdout, cloud.asked()) == (1, "", [])
+    assert says in run.stderr.splitlines()[0]
+    assert "Nothing was changed" in run.stderr
+    assert "--audience=https://us-central1-acme-prod.cloudfunctions.net/countersign" in run.stderr
+
+
+def test_settings_that_are_deployed_are_those_that_were_judged(whole: Path, cloud: Cloud) -> None:
+    program(whole / "countersign", 'printf "%s\\n" "$@"')
+    run = deploy(whole, *usual("--allow-unauthenticated"), PATH=cloud.path)
+    (judged,) = [line for line in run.stderr.splitlines() if line.startswith("POLICY=")]
+    assert f"--set-env-vars={judged} " in cloud.notes.read_text()
+
+
+def test_sandbox_policy_is_not_deployed(whole: Path) -> None:
+    shutil.copy(REPOSITORY / "policies/documents/sandbox.yaml", whole / "policies/documents/sandbox.yaml")
+    secret = "projects/sandbox/secrets/appgregator-x-api-key"
+    run = deploy(whole, *usual("--dry-run", policy="policies/documents/sandbox.yaml", secret=secret))
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "Deploy a policy of your own" in run.stderr
+
+
+def pasted(script: str, folder: Path, path: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        capture_output=True, text=True, cwd=folder, env=os.environ | {"PATH": path} | environment, check=False,
+        input=environment.get("TYPED", ""),
+    )  # fmt: skip
+
+
+CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="the call is curl: install it")
+
+
+@CURL
+@pytest.mark.parametrize("access", ["--allow-unauthenticated", FOR_ANN])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"idempotency": "required"},
+        {"idempotency": '{from: "metadata[order_id]"}'},
+        {"idempotency": "required", "parameters": PARAMETERS + "\ncurrency: {required: true}\nfooter: {fixed: hello}"},
+        {"parameters": "metadata: {required: true}\ncustom_fields: {required: true}\ndays_until_due: {min: 40}"},
+        {"parameters": "metadata[order_id]:\ndays_until_due: {required: true, min: 40}\nnumber: {max_length: 2}"},
+        {"parameters": "metadata[order_id]:\nnumber: {required: true, max_length: 2}\ncurrency: {one_of: [usd, eur]}"},
+        {"parameters": "description:\nmetadata[order_id]:"},
+        {"parameters": "footer: {fixed: hello}\nmetadata[order_id]:"},
+    ],
+    ids=str,
+)
+def test_call_that_is_printed_works_as_pasted(
+    whole: Path, cloud: Cloud, server: Callable[..., Server], access: str, options: dict[str, str]
+) -> None:
+    text = acme(**options)
+    (whole / "policies/documents/acme.yaml").write_text(text)
+    running = server(text, **({} if access == "--allow-unauthenticated" else {"IAM": "guards"}))
+    run = deploy(whole, *usual(access), PATH=cloud.path, URL=f"http://127.0.0.1:{running.port}")
+    assert run.returncode == 0, run.stderr
+    start = run.stderr.index("  read -rs CALLER_KEY")
+    read_key, then, call = run.stderr[start:].partition("Then paste this:\n")
+    assert then
+    answered = pasted(f"{read_key}\n{call}", whole, cloud.path, TYPED=f"{KEY}\n")
+    assert answered.returncode == 0, answered.stderr
+    assert json.loads(answered.stdout)["validate_only"], answered.stdout
+    assert ("X-Serverless-Authorization" in call) is (access == FOR_ANN)
+    assert [one["kind"] for one in running.record.entries()] == ["preview"]
+
+
+@pytest.mark.parametrize(
+    ("member", "options"),
+    [("user:ann@acme.example", ""), ("serviceAccount:ci@acme-prod.iam.gserviceaccount.com", " --audiences=")],
+)
+def test_who_deploys_is_told_to_become_an_invoker_before_the_call(
+    whole: Path, cloud: Cloud, isolated: dict[str, str], member: str, options: str
+) -> None:
+    me = member.partition(":")[2]
+    run = deploy(whole, *usual("--invoker=user:bob@acme.example"), PATH=cloud.path, ME=me)
+    said, _, call = run.stderr.partition("  read -rs CALLER_KEY")
+    assert "Google lets in invokers only. This line named: user:bob@acme.example." in said
+    assert f"--invoker={member} added" in said
+    offered = [line.strip() for line in said.splitlines() if line.startswith("  gcloud run services")]
+    assert lint(offered, isolated, whole) == []
+    assert f"--member={member}" in offered[0]
+    assert f"Bearer $(gcloud auth print-identity-token{options}" in call
+    again = deploy(whole, *usual(f"--invoker={member}"), PATH=cloud.path, ME=me)
+    assert "To try a call yourself" not in again.stderr
+    public = deploy(whole, *usual("--allow-unauthenticated"), PATH=cloud.path, ME=me)
+    assert "invoker" not in public.stderr
+    assert "auth list" not in cloud.notes.read_text().splitlines()[-1]
+
+
+def test_function_without_a_key_is_deployed_and_says_where_its_calls_are(whole: Path, cloud: Cloud) -> None:
+    text = re.sub(r"key: {.*}", lambda found: f"google: a{found.start()}@acme.example", acme())
+    (whole / "policies/documents/acme.yaml").write_text(text)
+    run = deploy(whole, *usual(), PATH=cloud.path)
+    assert run.returncode == 0, run.stderr
+    assert "No caller in policies/documents/acme.yaml has a key. docs/callers.md" in run.stderr
+
+
+@CURL
+def test_the_page_works_as_written(whole: Path, cloud: Cloud, server: Callable[..., Server]) -> None:
+    """From an empty project to the last command, gcloud stood in, the function and the operator's command real."""
+    page = (REPOSITORY / "docs/deploy.md").read_text()
+    (document,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    document = re.sub(r"sha256: \w+", f"sha256: {sha256(KEY)}", document)
+    (whole / "policies/documents/acme.yaml").write_text(document)
+    running = server(document, IAM="guards")
+    shell = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (trial,) = [place for place, block in enumerate(shell) if block.startswith("URL=")]
+    (deployed,) = [place for place, block in enumerate(shell) if block.startswith("deploy/deploy")]
+    shell[trial] += "echo\n"
+    shell[deployed] += shell[deployed].replace(" --dry-run", "")
+    given = {"OLD": "3", "MEMBER": "allUsers", "REVISION": "countersign-00001-abc", "AUDIT_ID": "01JD"}
+    done = pasted(
+        "\n".join(shell), whole, cloud.path, **given, URL=f"http://127.0.0.1:{running.port}",
+        TYPED=f"upstream-key\n{KEY}\nanother-upstream-key\n",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (answer,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"validate_only"')]
+    assert answer["would_send"]["body"] == "customer=cus_123"
+    asked = cloud.asked()
+    assert "functions deploy countersign" in asked
+    assert asked.count("run services add-iam-policy-binding") == 2
+    assert asked[-1].startswith("secrets delete")

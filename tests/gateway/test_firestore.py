@@ -410,12 +410,12 @@ def test_store_that_is_down_sends_nothing(
     assert upstream.invoices == 0
 
 
-def test_workers_that_the_server_forks_share_limits_and_ledger(
+def test_instances_share_limits_and_ledger(
     server: Callable[..., Server], upstream: Appgregator, firestore_url: str, shared_firestore: str
 ) -> None:
-    running = server(STORE=firestore_url, FIRESTORE_EMULATOR_HOST=shared_firestore, WORKERS="2")
-    answers = at_once(8, lambda _: running.call(headers={"Idempotency-Key": "order-1"}))
+    running = [server(STORE=firestore_url, FIRESTORE_EMULATOR_HOST=shared_firestore) for _ in range(2)]
+    answers = at_once(8, lambda place: running[place % 2].call(headers={"Idempotency-Key": "order-1"}))
     assert {status for status, _, _ in answers} <= {200, 409, 503}
-    status, headers, body = running.call(headers={"Idempotency-Key": "order-1"})
+    status, headers, body = running[0].call(headers={"Idempotency-Key": "order-1"})
     assert (status, headers.get("idempotent-replayed")) == (200, "true"), body
     assert upstream.invoices == 1

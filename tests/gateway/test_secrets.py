@@ -8,12 +8,13 @@ import socket
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
 
 import grpc
 import pytest
 from google.auth import exceptions as auth_exceptions
+from google.auth.credentials import AnonymousCredentials
 
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError
@@ -617,3 +618,30 @@ def test_source_is_chosen_by_the_name(secrets: Secrets, clock: Clock, tmp_path: 
     assert only_files.access(granted(policy("http://127.0.0.1:9", secret=f"file:{path}")), clock() + 25).value
     only_versions = Secrets(manager=secrets._manager, mounted=Refusing(), clock=clock)
     assert only_versions.access(granted(), clock() + 25).value.reveal() == UPSTREAM_KEY
+
+
+# ---------------------------------------------------------------- regional secrets
+
+REGIONAL = "projects/acme/locations/europe-west3/secrets/upstream-key"
+
+
+def test_regional_secret_is_read(manager: SecretManager, secret_manager: Sandbox) -> None:
+    secret_manager.add(REGIONAL, UPSTREAM_KEY.encode())
+    secret = manager.read(f"{REGIONAL}/versions/latest")
+    assert (secret.value.reveal(), secret.version) == (UPSTREAM_KEY, "1")
+
+
+def test_regional_secret_is_asked_for_in_its_region_and_any_other_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    anonymous: Any = AnonymousCredentials
+    monkeypatch.setattr("google.auth.default", lambda *_, **__: (anonymous(), "acme"))
+    manager = SecretManager()
+    names = [f"{REGIONAL}/versions/1", f"{REGIONAL.replace('west3', 'west4')}/versions/latest", LATEST, "nonsense"]
+    clients = [manager._client_for(name).get() for name in names]
+    assert [client.api_endpoint for client in clients] == [
+        "secretmanager.europe-west3.rep.googleapis.com",
+        "secretmanager.europe-west4.rep.googleapis.com",
+        *["secretmanager.googleapis.com"] * 2,
+    ]
+    assert manager._client_for(f"{REGIONAL}/versions/2").get() is clients[0]
+    manager.close()
+    assert manager._client_for(names[0]).made() is None

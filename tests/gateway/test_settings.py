@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.reloading import MAX_DOCUMENT
-from gateway.settings import SettingError, load
+from gateway.settings import SettingError, ledger_of, load
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
@@ -228,9 +228,99 @@ def test_store_that_there_is_not_is_refused(document: Path, store: str) -> None:
         "rediss://user:hunter2@[::1]:6380/0",
     ],
 )
-def test_redis_is_a_store_on_the_cloud_and_off_it_also_with_many_workers(document: Path, store: str) -> None:
+def test_redis_is_a_store_on_the_cloud_and_off_it(document: Path, store: str) -> None:
     """It is connected to with the first call: a Redis that is down must not keep instances from starting."""
-    assert isinstance(load({"POLICY": str(document), "STORE": store, "WORKERS": "4"} | CLOUD).store, Redis)
+    assert isinstance(load({"POLICY": str(document), "STORE": store}).store, Redis)
+    assert isinstance(load({"POLICY": str(document), "STORE": store} | CLOUD).store, Redis)
+
+
+PASSWORD = "Sup3r#tail"
+ENCODE = "write %23 for #, %3F for ?, %2F for /, %40 for @"
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        (f"rediss://default:{PASSWORD}@host:6379/0", ENCODE),
+        *((f"redis://:Sup3r{mark}tail@host:6379/0", ENCODE) for mark in "#?/@ \n"),
+        ("redis://:Sup3r#ta@il:1/x@host", ENCODE),
+        ("redis://Sup3r#tail:x@host", ENCODE),
+        ("redis://:Sup3rtail@host:port/0", "PORT must be a number from 1 to 65535"),
+        ("redis://:Sup3rtail@host:99999", "PORT must be a number from 1 to 65535"),
+        ("redis://host:0", "PORT must be"),
+        ("redis://host:", "PORT must be"),
+        ("redis://default:Sup3rtail", "PORT must be"),
+        ("redis://:Sup3rtail@host:6379/zero", "DATABASE must be a number"),
+        ("redis://:Sup3rtail@host/0?db=1", "DATABASE must be a number"),
+        ("redis://:Sup3rtail@host/0000", "DATABASE must be a number"),
+        ("redis://:Sup3rtail@ho_st:1", "HOST must be"),
+        ("redis://:Sup3rtail@", "HOST must be"),
+        ("redis://:Sup3rtail@[::::]:6379", "HOST must be"),
+        ("redis://host#tail", "HOST must be"),
+        ("redys://:Sup3rtail@host", "STORE must be memory"),
+        ("REDIS://:Sup3rtail@host", "STORE must be memory"),
+        ("redis:host:Sup3rtail", "STORE must be memory"),
+    ],
+)
+def test_redis_address_that_is_wrong_is_one_line_without_the_password(document: Path, store: str, says: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load({"POLICY": str(document), "STORE": store})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    told = str(caught.value)
+    assert not any(part in told for part in ("Sup3r", "tail", "ta@il"))
+
+
+def test_redis_password_with_odd_characters_is_taken_percent_encoded(document: Path) -> None:
+    store = load({"POLICY": str(document), "STORE": "rediss://default:a%23b%3Fc%2Fd%40e%25@host:6379/0"}).store
+    assert isinstance(store, Redis)
+    assert store._client.get_connection_kwargs()["password"] == "a#b?c/d@e%"
+
+
+@pytest.mark.parametrize("store", ["redis://cache.example:6379/2", "rediss://default@cache.example"])
+@pytest.mark.parametrize("password", [PASSWORD, "a@b:c/d%41[]?&"])
+def test_redis_password_is_read_from_a_secret(
+    document: Path, secret_manager: SecretManager, tmp_path: Path, store: str, password: str
+) -> None:
+    secret_manager.add("projects/acme/secrets/redis", password.encode() + b"\n")
+    (tmp_path / "password").write_text(password)
+    for where in ("projects/acme/secrets/redis/versions/latest", f"file:{tmp_path / 'password'}"):
+        environ = {"STORE": store, "STORE_PASSWORD": where, "SECRET_MANAGER_ENDPOINT": secret_manager.address}
+        for made in (load({"POLICY": str(document)} | environ).store, ledger_of(environ)):
+            assert isinstance(made, Redis)
+            kwargs = made._client.get_connection_kwargs()
+            assert kwargs["password"] == password
+            assert (kwargs["host"], kwargs.get("username")) == (
+                "cache.example",
+                "default" if "default" in store else None,
+            )
+
+
+@pytest.mark.parametrize(
+    ("where", "store", "says"),
+    [
+        ("hunter22", "redis://h", "must say where the password lies, and not hold it"),
+        ("file:", "redis://h", "must say where the password lies"),
+        ("projects/acme/secrets/redis", "redis://h", "must say where the password lies"),
+        ("file:/no/such", "redis://h", "STORE_PASSWORD: file:/no/such cannot be read: the file does not exist."),
+        ("file:/no/such", "redis://:hunter22@h", "without a password of its own. Remove one"),
+        ("file:/no/such", "memory", "STORE_PASSWORD is for STORE=redis://"),
+        ("file:/no/such", "firestore://acme-prod", "STORE_PASSWORD is for STORE=redis://"),
+    ],
+)
+def test_password_that_cannot_be_used_is_one_line(document: Path, where: str, store: str, says: str) -> None:
+    text = error_of(POLICY=str(document), STORE=store, STORE_PASSWORD=where)
+    assert says in text
+    assert "hunter22" not in text
+
+
+def test_password_that_secret_manager_does_not_have_is_named(document: Path, secret_manager: SecretManager) -> None:
+    where = "projects/acme/secrets/redis/versions/latest"
+    text = error_of(
+        POLICY=str(document), STORE="redis://h", STORE_PASSWORD=where, SECRET_MANAGER_ENDPOINT=secret_manager.address
+    )
+    assert text == f"STORE_PASSWORD: {where} cannot be read: NotFound."
 
 
 @pytest.mark.parametrize(
@@ -244,7 +334,7 @@ def test_redis_is_a_store_on_the_cloud_and_off_it_also_with_many_workers(documen
 def test_firestore_is_a_store_on_the_cloud_and_connected_to_with_the_first_call(
     document: Path, store: str, database: str
 ) -> None:
-    chosen = load({"POLICY": str(document), "STORE": store, "WORKERS": "4"} | CLOUD).store
+    chosen = load({"POLICY": str(document), "STORE": store} | CLOUD).store
     assert isinstance(chosen, Firestore)
     assert (chosen._database, chosen._client.made()) == (database, None)
 
@@ -270,9 +360,36 @@ def test_sandbox_policy_is_refused_on_the_cloud(tmp_path: Path) -> None:
     assert error_of(POLICY=str(path), STORE="memory", **CLOUD).startswith("POLICY sends calls to this machine")
 
 
-@pytest.mark.parametrize("workers", ["2", "0", "", "many", "1.0"])
-def test_second_worker_is_refused_with_the_memory_store(document: Path, workers: str) -> None:
-    assert error_of(POLICY=str(document), WORKERS=workers).startswith("WORKERS must be 1 with STORE=memory")
+#: Settings of the framework and of gunicorn: some end in a traceback there, some in a server that answers nobody.
+WRONG_FOR_THE_SERVER = [
+    *(("WORKERS", wrong) for wrong in ("2", "0", "", "two", "1.0", "-1", " 1", "1\n")),
+    *(("THREADS", wrong) for wrong in ("abc", "0", "-1", "1e3", "", "1001", "8.5", "\u0661", "9" * 5000)),
+    *(("PORT", wrong) for wrong in ("0", "65536", "-1", "http", "")),
+    *(("CLOUD_RUN_TIMEOUT_SECONDS", wrong) for wrong in ("abc", "-1", "", "60s", "1e3")),
+    *(("GUNICORN_LOG_LEVEL", wrong) for wrong in ("warning", "INFO", "debug", "loud", "")),
+    *(("THREADED_TIMEOUT_ENABLED", wrong) for wrong in ("true", "TRUE", "1")),
+    *(("FUNCTION_USE_ASGI", wrong) for wrong in ("true", "1")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_FOR_THE_SERVER)
+@pytest.mark.parametrize("store", ["memory", "redis://127.0.0.1", "firestore://acme-prod"])
+def test_what_the_server_cannot_use_is_refused_whatever_the_store(
+    document: Path, store: str, name: str, value: str
+) -> None:
+    assert error_of(POLICY=str(document), STORE=store, **{name: value}).startswith(f"{name} must be ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORKERS", "1"), ("THREADS", "1"), ("THREADS", "1000"), ("PORT", "8080"), ("PORT", "65535"),
+        ("CLOUD_RUN_TIMEOUT_SECONDS", "0"), ("CLOUD_RUN_TIMEOUT_SECONDS", "3600"), ("GUNICORN_LOG_LEVEL", "ERROR"),
+        ("THREADED_TIMEOUT_ENABLED", "False"), ("FUNCTION_USE_ASGI", ""), ("LOG_EXECUTION_ID", "true"),
+    ],
+)  # fmt: skip
+def test_what_the_server_can_use_is_taken(document: Path, name: str, value: str) -> None:
+    assert load({"POLICY": str(document), name: value}).policies
 
 
 @pytest.mark.parametrize("debug", ["1", "true", "false", "0"])
@@ -327,11 +444,29 @@ def test_iam_guards_or_nothing_is_said_of_it(document: Path, iam: str) -> None:
 @pytest.mark.parametrize(
     "audience",
     ["http://countersign.example", "countersign.example", "https://", "https://a b", "https://a?b", "https://a#b",
-     "https://ann@a.example", "HTTPS://A.EXAMPLE", "https://a.example, https://b.example", " ", "*",
-     "https://a.example\n", "32555940559.apps.googleusercontent.com"],
+     "https://ann@a.example", "HTTPS://A.EXAMPLE", "https://a.example https://b.example", " ", ",", "*",
+     "https://a.ex\nample", "32555940559.apps.googleusercontent.com"],
 )  # fmt: skip
 def test_audience_that_is_no_address_is_refused(document: Path, audience: str) -> None:
-    assert error_of(POLICY=str(document), AUDIENCE=audience).startswith("AUDIENCE must be the function's own address")
+    for said in (audience, f"https://good.example, {audience}"):
+        text = error_of(POLICY=str(document), AUDIENCE=said)
+        assert text.startswith("AUDIENCE must be the function's own address")
+        assert text.endswith(f" This is none: {(audience.strip(', ') or audience)!r}.")
+        if not audience.strip(", "):
+            break  # beside an address, nothing is nothing
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "https://a.run.app, https://b.run.app",
+        " https://a.run.app ,https://b.run.app,",
+        "https://a.run.app,\n https://b.run.app\n",
+    ],
+)
+def test_audiences_may_have_spaces_between_them(document: Path, said: str) -> None:
+    identity = load({"POLICY": str(document), "AUDIENCE": said}).identity
+    assert identity.means.google._audiences == {"https://a.run.app", "https://b.run.app"}
 
 
 @pytest.mark.parametrize(
@@ -376,6 +511,7 @@ def test_audit_that_cannot_be_written_is_named(document: Path, tmp_path: Path, p
         ("POLICY", "", "POLICY is not set"),
         ("STORE", "redys://127.0.0.1", "STORE must be memory"),
         ("WORKERS", "2", "WORKERS must be 1"),
+        ("THREADS", "0", "THREADS must be"),
         ("AUDIT", "nowhere", "AUDIT must be stdout or file:PATH"),
         ("SECRET_MANAGER_ENDPOINT", "10.0.0.1:1", "SECRET_MANAGER_ENDPOINT"),
     ],
@@ -391,11 +527,34 @@ def test_function_does_not_start_with_a_wrong_setting(
     assert "\n" not in line
 
 
-def test_server_that_does_not_start_says_one_line_and_no_traceback(server: Callable[..., Server]) -> None:
-    running = server(wait=False, STORE="disk")
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("STORE", "disk", "STORE must be memory, redis://"),
+        ("STORE", f"rediss://default:{PASSWORD}@host:6379/0", "STORE must be memory, redis://"),
+        ("THREADS", "abc", "THREADS must be a whole number from 1 to 1000"),
+        ("THREADS", "0", "THREADS must be a whole number"),
+        ("THREADS", "-1", "THREADS must be a whole number"),
+        ("THREADS", "1e3", "THREADS must be a whole number"),
+        ("WORKERS", "two", "WORKERS must be 1"),
+        ("WORKERS", "0", "WORKERS must be 1"),
+        ("WORKERS", "2", "WORKERS must be 1"),
+        ("CLOUD_RUN_TIMEOUT_SECONDS", "soon", "CLOUD_RUN_TIMEOUT_SECONDS must be a whole number"),
+        ("GUNICORN_LOG_LEVEL", "warning", "GUNICORN_LOG_LEVEL must be error or critical"),
+        ("PORT", "70000", "PORT must be a port number"),
+        ("FUNCTION_USE_ASGI", "true", "FUNCTION_USE_ASGI must be false"),
+        ("AUDIENCE", "https://a.example\nhttps://b.example", "AUDIENCE must be the function's own address"),
+    ],
+)
+def test_server_that_does_not_start_says_one_line_and_no_traceback(
+    server: Callable[..., Server], name: str, value: str, says: str
+) -> None:
+    running = server(wait=False, **{name: value})
     assert running.process.wait(timeout=20) == 1
-    assert running.errors.read_text().startswith("countersign cannot start: STORE must be memory, redis://")
-    assert running.errors.read_text().count("\n") == 1
+    said = running.errors.read_text()
+    assert said.startswith(f"countersign cannot start: {says}")
+    assert said.count("\n") == 1
+    assert "Sup3r" not in said
 
 
 def test_key_is_in_no_word_of_a_start_that_fails(server: Callable[..., Server], secret_manager: SecretManager) -> None:

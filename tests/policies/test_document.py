@@ -178,6 +178,48 @@ def test_key_expires_when_the_date_begins(said: str, seconds: datetime) -> None:
     assert only_caller(read(RIGHT.replace("2027-03-01", said))).expires == seconds.timestamp()
 
 
+NOON = datetime(2027, 2, 15, 12, tzinfo=UTC).timestamp()
+SECOND = f"- key: {{id: k2, sha256: {'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("credentials", "line", "says"),
+    [
+        (["expires: 2020-01-01"], 13, "this key has expired, so nobody can call with it"),
+        (["expires: 2027-02-15T12:00:00Z"], 13, "this key has expired"),
+        (["expires: 2027-02-15T12:00:01Z"], 13, "this is the last key of app, and it ends in a day"),
+        (["expires: 2027-02-17"], 13, "this is the last key of app, and it ends in 2 days"),
+        (["expires: 2027-03-01T11:59:59Z"], 13, "this is the last key of app, and it ends in 14 days"),
+        (["expires: 2027-03-01T12:00:00Z"], None, ""),
+        (["expires: 2027-02-17", f"{SECOND}}}"], None, ""),
+        (["expires: 2027-02-17", f"{SECOND}, expires: 2028-01-01}}"], None, ""),
+        (["expires: 2027-02-17", f"{SECOND}, expires: 2027-02-20}}"], 14, "this is the last key of app"),
+        (["expires: 2020-01-01", f"{SECOND}, expires: 2027-02-20}}"], 14, "this is the last key of app"),
+        (["expires: 2020-01-01", f"{SECOND}}}"], 13, "this key has expired"),
+        (["expires: 2027-02-17", "- google: ann@acme.example"], 13, "this is the last key of app"),
+    ],
+)
+def test_key_that_has_expired_or_is_the_last_and_ends_soon_is_warned_of(
+    credentials: list[str], line: int | None, says: str
+) -> None:
+    first, *more = credentials
+    text = changed(13, f"- key: {{id: k1, sha256: {SHA}, {first}}}", *more)
+    read(text)  # a warning is no error
+    warned = {int(one.split(":")[1]): one for one in document.warnings(text, "acme.yaml", NOON)}
+    if line is None:
+        assert warned == {}
+        return
+    place = f"acme.yaml:{line}: callers.app.credentials[{line - 13}].key.expires: warning: "
+    assert warned[line].startswith(place + says)
+    assert warned[line].endswith(f". Make another: ./countersign key rotate app k{line - 12} --policy acme.yaml")
+    assert len(warned) == max(1, sum("2020" in one for one in credentials) + (line == 14))
+
+
+def test_callers_without_keys_and_keys_without_a_date_are_not_warned_of() -> None:
+    for credential in ("- google: ann@acme.example", f"- key: {{id: k1, sha256: {SHA}}}"):
+        assert document.warnings(changed(13, credential), "acme.yaml", NOON) == []
+
+
 def test_key_without_a_date_does_not_expire() -> None:
     assert only_caller(read(RIGHT.replace(", expires: 2027-03-01", ""))).expires is None
 
@@ -220,11 +262,27 @@ def test_origin_is_read_as_written(origin: str) -> None:
         "projects/acme/secrets/key/versions/latest",
         "projects/acme/secrets/key/versions/12",
         "projects/example.com:acme/secrets/a_KEY-1/versions/current",
+        "projects/acme/locations/europe-west3/secrets/key/versions/latest",
+        "projects/123456789012/locations/us-central1/secrets/key/versions/3",
         "file:/secrets/key",
     ],
 )
 def test_secret_is_a_place(secret: str) -> None:
     assert read(changed(line_of("secret:"), f"secret: {secret}")).connections["billing"].secret == secret
+
+
+def test_versions_of_a_regional_secret_are_one_place_and_another_region_is_another() -> None:
+    secrets = [
+        "projects/acme/locations/europe-west3/secrets/key/versions/3",
+        "projects/acme/locations/europe-west3/secrets/key/versions/latest",
+        "projects/acme/locations/europe-west4/secrets/key/versions/3",
+        "projects/acme/secrets/key/versions/3",
+    ]
+    one, same, *others = (
+        read(changed(line_of("secret:"), f"secret: {secret}")).connections["billing"].place for secret in secrets
+    )
+    assert one == same
+    assert len({one, *others}) == 3
 
 
 @pytest.mark.parametrize("said", ["no", "yes", "off", "1e3", "0x10", "2027-03-01", "1_000", "12:30:00", ".inf", "true"])
@@ -627,6 +685,21 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (22, ["response: [lines.data.amont]"], 22, f"{GRANT}.response[0]", "Did you mean lines.data.amount?"),
     (22, ["response:", "  - id", "  - status", "  - id"], 25, f"{GRANT}.response[2]", "id is written twice"),
     (22, ["response: [audit_id, audit_id]"], 22, f"{GRANT}.response[1]", "audit_id is written twice"),
+    # names of parameters whose brackets do not match
+    *(
+        (20, [f'"{path}":'], 20, f"{PARAMETERS}.{path}", "is not a parameter's name. Write nesting as metadata[")
+        for path in (
+            "metadata[order_id", "metadata[", "metadata[]", "metadata]", "metadata[order_id]x", "metadata[a]b[c]",
+            "metadata[[a]]", "metadata[a]]", "[a]", "custom_fields[0]name]", "metadata[a][", "customer[",
+            "metadata[a] ",
+        )
+    ),
+    (20, [f'"metadata[{"k" * 256}]":'], 20, f"{PARAMETERS}.metadata[{'k' * 256}]", "A parameter's name is too long."),
+    (20, ['"metadata[a\\x07]":'], 20, f"{PARAMETERS}.metadata[a\x07]", "contains a control character"),
+    (18, ["stamp: metadata[countersign"], 18, f"{GRANT}.stamp", "metadata[countersign is not a parameter's name"),
+    (18, ["stamp: metadata[]"], 18, f"{GRANT}.stamp", "metadata[] is not a parameter's name"),
+    (18, ["idempotency: {from: 'metadata[order_id'}"], 18, f"{GRANT}.idempotency.from", "is not a parameter's name"),
+    (23, ['record: ["metadata[order_id"]'], 23, f"{GRANT}.record[0]", "metadata[order_id is not a parameter's name"),
     # record and idempotency
     (23, ["record: [description]"], 23, f"{GRANT}.record[0]", "description is not one of the parameters that this"),
     (23, ['record: ["metadata[{key}]"]'], 23, f"{GRANT}.record[0]", "is not one of the parameters"),
