@@ -8,13 +8,15 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
 from gateway.reloading import MAX_DOCUMENT
 from gateway.settings import SettingError, ledger_of, load
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
-from tests.conftest import policy
+from sandbox.redis_server import RedisServer
+from tests.conftest import policy, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -563,3 +565,22 @@ def test_key_is_in_no_word_of_a_start_that_fails(server: Callable[..., Server], 
     assert running.process.wait(timeout=20) == 1
     assert UPSTREAM_KEY not in running.errors.read_text()
     assert running.errors.read_text().count("\n") == 1
+
+
+def test_function_works_with_a_redis_whose_password_lies_in_a_secret(
+    server: Callable[..., Server], secret_manager: SecretManager, upstream: Appgregator, tmp_path: Path
+) -> None:
+    secret_manager.add("projects/acme/secrets/redis", PASSWORD.encode())
+    with running(RedisServer(tmp_path)) as redis_server:
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.config_set("requirepass", PASSWORD)
+        started = server(STORE=redis_server.url, STORE_PASSWORD="projects/acme/secrets/redis/versions/latest")
+        answers = [started.call(headers={"Idempotency-Key": "order-1"}) for _ in range(2)]
+        assert [(status, headers.get("idempotent-replayed")) for status, headers, _ in answers] == [
+            (200, None),
+            (200, "true"),
+        ]
+        assert upstream.invoices == 1
+        assert PASSWORD not in started.errors.read_text() + started.record.text()
+        without = server(STORE=redis_server.url)
+        assert without.call()[0] == 503
