@@ -57,7 +57,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """See :class:`argparse.Action`."""
         project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text("utf-8"))["project"]
-        parser.exit(message=f"countersign {project['version']}\n")
+        print(f"countersign {project['version']}")
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -313,7 +313,7 @@ def _connections(value: _Value) -> dict[str, Connection]:
 def _connection(name: str, entry: _Value) -> Connection:
     required = ("name", "connection_name", "upstream", "secret")
     particular = {key for dialect in UPSTREAMS.values() for key in dialect.settings}
-    keys = entry.mapping(known=(*required, "origin", "ceiling", "private", *particular), required=required)
+    keys = entry.mapping(known=(*required, "origin", "ceiling", "private", "mode", *particular), required=required)
     hint = "write the name that callers send: letters, digits, dots, dashes and underscores"
     dialect = UPSTREAMS[keys["upstream"].one_of(UPSTREAMS)]
     if "origin" not in keys and dialect.origin is None:
@@ -334,6 +334,7 @@ def _connection(name: str, entry: _Value) -> Connection:
         secret=_secret(keys["secret"]),
         ceiling=keys["ceiling"].limit() if "ceiling" in keys else None,
         private=keys["private"].boolean() if "private" in keys else False,
+        mode=keys["mode"].one_of(("live", "test")) if "mode" in keys else "",
         settings={key: value for key, value in settings.items() if value is not None},
     )
     return replace(connection, place=dialect.place(connection))

@@ -158,6 +158,8 @@ class Connection(msgspec.Struct, frozen=True, array_like=True):
     """Whether the origin's host may resolve to a private address."""
     settings: Mapping[str, str] = {}
     """What its dialect takes beyond these, such as Stripe's ``version``."""
+    mode: str = ""
+    """``live`` or ``test``: a key that says otherwise is not used. Empty if the policy does not tell."""
     place: str = ""
     """Whose data it opens, as far as the policy tells. A new version of the same secret opens the same."""
 

@@ -584,7 +584,7 @@ def acme(**options: Any) -> str:
 #: What the function would refuse at its start, and what to write instead.
 GOOGLE = ["google: billing-app@acme.iam.gserviceaccount.com"]
 UNFIT = [
-    (acme(credentials=GOOGLE), ["--allow-unauthenticated"], "Write AUDIENCE"),
+    (acme(credentials=GOOGLE), ["--allow-unauthenticated"], "Set AUDIENCE"),
     (acme().replace("https://upstream.example", "http://127.0.0.1:8081"), [], "Deploy a policy of your own"),
     (acme().replace("invoices.create", "invoices.creat"), [], "Did you mean invoices.create?"),
     (acme().replace("metadata[order_id]:", "metadata[order_id:"), [], "is not a parameter's name"),

@@ -56,7 +56,7 @@ def written(
 CONNECTIONS = {
     "plain": "upstream: appgregator, origin: https://upstream.example",
     "tight": "upstream: stripe, ceiling: 20/second, version: 2026-05-27.dahlia, account: acct_1032D82eZvKYlo2C",
-    "wide": "upstream: stripe, origin: http://127.0.0.1:9",
+    "wide": "upstream: stripe, mode: test, origin: http://127.0.0.1:9",
 }
 BOUNDS = {
     "customer": "{required: true}",

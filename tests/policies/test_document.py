@@ -141,6 +141,13 @@ def test_credential_may_be_tied_to_a_connection_that_its_caller_has_a_grant_for(
     assert Proof("google", b"ann@acme.example") in policy_set.callers
 
 
+@pytest.mark.parametrize(("said", "mode"), [("mode: live", "live"), ("mode: test", "test"), ("", "")])
+@pytest.mark.parametrize("upstream", sorted(UPSTREAMS))
+def test_connection_may_say_its_mode(said: str, mode: str, upstream: str) -> None:
+    text = changed(line_of("upstream:"), f"upstream: {upstream}", said)
+    assert read(text).connections["billing"].mode == mode
+
+
 @pytest.mark.parametrize(("said", "paused"), [("paused: true", True), ("paused: false", False), ("", False)])
 def test_caller_may_be_put_on_hold(said: str, paused: bool) -> None:  # noqa: FBT001 - what the table says
     assert only_caller(read(changed(line_of("owner:"), LINES[line_of("owner:") - 1].strip(), said))).paused is paused
@@ -538,6 +545,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             (hashlib.sha256(b"").hexdigest(), "this is the digest of an empty text, so the key got lost on the way"),
         )
     ),
+    (8, ["mode: production"], 8, "connections.billing.mode", "Write one of: live, test"),
     (13, [f"- key: {{id: k 1, sha256: {SHA}}}"], 13, "callers.app.credentials[0].key.id", "a name is up to 64"),
     *(
         (13, [f"- {credential}"], 13, f"callers.app.credentials[0].{key}", words)
