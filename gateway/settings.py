@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from policies.concealed import Concealed
     from policies.model import PolicySet
 
-#: An https address without query or fragment; or an OAuth client of one's own, which people's tokens are made for. Not
-#: gcloud's own client, for which everybody's tokens are, whatever service they were shown to.
+#: An https address without query or fragment; or an OAuth client of your own, the audience of people's tokens. Not
+#: gcloud's own client, which is the audience of everybody's gcloud tokens, for whatever service.
 _AUDIENCE = re.compile(
     r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 )
@@ -113,7 +113,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a call passes through."""
+    """The parts that a call passes through."""
 
     policies: Policies
     identity: Identity
@@ -133,8 +133,8 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
     if on_cloud and environ.get("FIRESTORE_EMULATOR_HOST"):
         raise SettingError(
-            "FIRESTORE_EMULATOR_HOST has Firestore spoken to in the clear, on a machine that is not Google's. Remove "
-            "it from the function's environment."
+            "FIRESTORE_EMULATOR_HOST names a Firestore that is not Google's, without encryption. Remove it from the "
+            "function's environment."
         )
     policy = environ.get("POLICY", "")
     if not policy:
@@ -158,7 +158,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
 
 
 def load(environ: Mapping[str, str]) -> Gate:
-    """Build all of it. Raises :class:`SettingError`."""
+    """Build the gate. Raises :class:`SettingError`."""
     settings = settings_of(environ)
     manager = SecretManager(settings.secret_manager)
     began = time.monotonic()
@@ -201,7 +201,7 @@ def load(environ: Mapping[str, str]) -> Gate:
 def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
     if endpoint and not _ENDPOINT.fullmatch(endpoint):
         raise SettingError(
-            f"{name} is spoken to in the clear, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
+            f"{name} is used without encryption, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
             f"use {otherwise}."
         )
     return endpoint or None
@@ -232,7 +232,7 @@ def _iam(environ: Mapping[str, str]) -> bool:
     iam = environ.get("IAM", "")
     if iam not in {"", "guards"}:
         raise SettingError(
-            "IAM must be guards, or not be set: write IAM=guards only where Cloud Run's IAM refuses all others."
+            "IAM must be guards or unset. Write IAM=guards only where Cloud Run's IAM refuses all others."
         )
     return bool(iam)
 

@@ -486,7 +486,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
         ["owner: a", "budget: {currency: USD, amount: 1, per: day}"],
         12,
         "callers.app.budget.currency",
-        "three small letters",
+        "in lowercase letters",
     ),
     (
         11,
@@ -503,7 +503,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
         "Write one of: day, hour",
     ),
     *(
-        (13, [f"- google: {email}"], 13, "callers.app.credentials[0].google", "in small letters as Google does")
+        (13, [f"- google: {email}"], 13, "callers.app.credentials[0].google", "in lowercase letters as Google does")
         for email in (
             "a@b", "Ann@acme.example", "ann", "ann@", '"@acme.example"', '"ann@acme.example "', "é@acme.example",
             "serviceAccount:a@acme.example", "a@acme..example", f"{'a' * 250}@acme.example", '""',
@@ -697,7 +697,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     *(
         (20, [f'"{path}":'], 20, f"{PARAMETERS}.{path}", "is not a parameter's name. Write nesting as metadata[")
         for path in (
-            "metadata[order_id", "metadata[", "metadata[]", "metadata]", "metadata[order_id]x", "metadata[a]b[c]",
+            "metadata[order_id", "metadata[", "metadata]", "metadata[order_id]x", "metadata[a]b[c]",
             "metadata[[a]]", "metadata[a]]", "[a]", "custom_fields[0]name]", "metadata[a][", "customer[",
             "metadata[a] ",
         )
@@ -705,7 +705,8 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (20, [f'"metadata[{"k" * 256}]":'], 20, f"{PARAMETERS}.metadata[{'k' * 256}]", "A parameter's name is too long."),
     (20, ['"metadata[a\\x07]":'], 20, f"{PARAMETERS}.metadata[a\x07]", "contains a control character"),
     (18, ["stamp: metadata[countersign"], 18, f"{GRANT}.stamp", "metadata[countersign is not a parameter's name"),
-    (18, ["stamp: metadata[]"], 18, f"{GRANT}.stamp", "metadata[] is not a parameter's name"),
+    (20, ['"metadata[]":'], 20, f"{PARAMETERS}.metadata[]", "metadata[] has an entry without its index"),
+    (18, ["stamp: metadata[]"], 18, f"{GRANT}.stamp", "metadata[] has an entry without its index"),
     (18, ["idempotency: {from: 'metadata[order_id'}"], 18, f"{GRANT}.idempotency.from", "is not a parameter's name"),
     (23, ['record: ["metadata[order_id"]'], 23, f"{GRANT}.record[0]", "metadata[order_id is not a parameter's name"),
     # record and idempotency
