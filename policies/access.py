@@ -41,7 +41,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
     if key is not None:
-        ledger_key = idempotency.identity(caller.id, entitlement.connection.id, entitlement.operation.id, key)
+        ledger_key = idempotency.identity(caller.first, entitlement.connection.id, entitlement.operation.id, key)
     if entitlement.stamp is not None:
         approved = _stamped(approved, entitlement.stamp, ledger_key)
     written = approved

@@ -44,7 +44,7 @@ from policies.suggestions import closest
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from typing import Any
 
     from policies.model import Operation, Parameter
@@ -191,8 +191,8 @@ def read(text: str, file: str) -> PolicySet:
         if key not in top:
             raise DocumentError(f"{file}:1: {key}: this key is missing")
     connections = _connections(top["connections"])
-    known, grants = _Credentials(), _Grants(text, connections)
     callers = top["callers"].mapping()
+    known, grants = _Credentials(callers), _Grants(text, connections)
     used: set[str] = set()
     if not callers:
         raise top["callers"].fail("no caller is written, so nobody could call")
@@ -299,21 +299,38 @@ def _name(value: _Value, name: str) -> str:
 def _connections(value: _Value) -> dict[str, Connection]:
     connections: dict[str, Connection] = {}
     accounts: dict[tuple[str, str], str] = {}
-    for name, entry in value.mapping().items():
+    entries = value.mapping()
+    for name, entry in entries.items():
         connection = _connection(_name(entry, name), entry)
         other = accounts.setdefault((connection.name, connection.connection_name), name)
         if other != name:
             raise entry.fail(f"{other} has the same name and connection_name; a call could mean either")
         connections[name] = connection
+    for name, connection in connections.items():
+        keys = entries[name].mapping()
+        if "formerly" in keys:
+            _formerly(keys["formerly"], connection.first, name, accounts)
     if not connections:
         raise value.fail("no connection is written, so nothing could be called")
     return connections
 
 
+def _formerly(value: _Value, first: T, name: str, owners: dict[T, str]) -> None:
+    """Take a first name for ``name``, unless it is or was another's. ``owners`` says whose each name is."""
+    still = owners.get(first) == name
+    owner = owners.setdefault(first, name)
+    if owner != name:
+        raise value.fail(f"this is or was the name of {owner}, and what is kept under it is not {name}'s")
+    if still:
+        raise value.fail("this is its name still. Remove the key, or write the name that it had first")
+
+
 def _connection(name: str, entry: _Value) -> Connection:
     required = ("name", "connection_name", "upstream", "secret")
     particular = {key for dialect in UPSTREAMS.values() for key in dialect.settings}
-    keys = entry.mapping(known=(*required, "origin", "ceiling", "private", "mode", *particular), required=required)
+    keys = entry.mapping(
+        known=(*required, "origin", "ceiling", "private", "mode", "formerly", *particular), required=required
+    )
     hint = "write the name that callers send: letters, digits, dots, dashes and underscores"
     dialect = UPSTREAMS[keys["upstream"].one_of(UPSTREAMS)]
     if "origin" not in keys and dialect.origin is None:
@@ -325,15 +342,21 @@ def _connection(name: str, entry: _Value) -> Connection:
         key: keys[key].text(re.compile(setting.pattern), setting.hint) if key in keys else setting.default
         for key, setting in dialect.settings.items()
     }
+    now = keys["name"].text(NAME, hint), keys["connection_name"].text(NAME, hint)
+    first = now
+    if "formerly" in keys:
+        were = keys["formerly"].mapping(known=required[:2], required=required[:2])
+        first = were["name"].text(NAME, hint), were["connection_name"].text(NAME, hint)
     connection = Connection(
         id=name,
-        name=keys["name"].text(NAME, hint),
-        connection_name=keys["connection_name"].text(NAME, hint),
+        name=now[0],
+        connection_name=now[1],
         upstream=dialect.id,
         origin=_origin(keys["origin"]) if "origin" in keys else dialect.origin or "",
         secret=_secret(keys["secret"]),
         ceiling=keys["ceiling"].limit() if "ceiling" in keys else None,
         private=keys["private"].boolean() if "private" in keys else False,
+        first=first,
         mode=keys["mode"].one_of(("live", "test")) if "mode" in keys else "",
         settings={key: value for key, value in settings.items() if value is not None},
     )
@@ -395,9 +418,11 @@ class _Kind(NamedTuple):
 
 
 class _Credentials:
-    """The credentials of all callers as they are read. Each belongs to one caller, once."""
+    """The credentials and names of all callers as they are read. Each belongs to one caller, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = {name: name for name in names}
+        """Which caller has each name, or had it first."""
         self.callers: dict[Proof, Caller] = {}
         self.signers: dict[tuple[str, str], list[Proof]] = {}
         self._owners: dict[Proof, Caller] = {}
@@ -429,7 +454,11 @@ def _caller(
     used: set[str],
 ) -> None:
     required = ("owner", "credentials", "limits", "grants")
-    entry = value.mapping(known=(*required, "budget", "paused"), required=required)
+    entry = value.mapping(known=(*required, "budget", "paused", "formerly"), required=required)
+    first = name
+    if "formerly" in entry:
+        first = _name(entry["formerly"], entry["formerly"].text())
+        _formerly(entry["formerly"], first, name, known.names)
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
@@ -453,7 +482,7 @@ def _caller(
         [(kind, said)] = kinds.items()
         written = _KINDS[kind].read(said)
         tied = _tied(name, written.tied, granted) if written.tied is not None else None
-        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements, tied, paused)
+        caller = Caller(name, first, owner, written.name, written.expires, limits, budget, entitlements, tied, paused)
         known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
         if written.name in names:
             raise credential.fail(f"the id {written.name} is used twice")

@@ -160,6 +160,8 @@ class Connection(msgspec.Struct, frozen=True, array_like=True):
     """The settings of its dialect, such as Stripe's ``version``."""
     mode: str = ""
     """``live`` or ``test``: a key that says otherwise is not used. Empty if the policy does not tell."""
+    first: tuple[str, str] = ("", "")
+    """Its first ``name`` and ``connection_name``, which stay when it gets others."""
     place: str = ""
     """Identifies the account, as far as the policy tells. A new version of the same secret is the same account."""
 
@@ -218,6 +220,8 @@ class Caller(msgspec.Struct, frozen=True):
     """
 
     id: str
+    first: str
+    """Its first name, which stays when it gets another: its keys, limits and budget are kept under that."""
     owner: str
     credential: str
     expires: float | None
