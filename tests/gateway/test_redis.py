@@ -262,6 +262,39 @@ def test_redis_that_will_not_serve_is_a_refusal_and_claims_nothing(
         assert store.admit(grant).standings[0].remaining == 8
 
 
+def test_replica_without_its_primary_is_left_behind_as_a_demoted_primary_is(redis_server: RedisServer) -> None:
+    store, grant = Redis(redis_server.url), limited("9/minute", key="k")
+    store.admit(grant)
+    with redis.Redis(port=redis_server.port) as operator, cut_off(operator):
+        assert refused(store, grant) == ("MasterDownError", 1)
+        assert [client["name"] for client in operator.client_list()].count("countersign") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (redis.ConnectionError, 2), (redis.TimeoutError, 2), (redis.InvalidResponse, 2),
+        (redis.AuthenticationError, 1), (redis.exceptions.AuthorizationError, 1), (redis.BusyLoadingError, 1),
+        (redis.ReadOnlyError, 1), (redis.ResponseError, 1),
+    ],
+)  # fmt: skip
+def test_only_a_call_whose_answer_was_lost_is_repeated_and_only_one_with_a_key(
+    error: type[redis.RedisError], attempts: int
+) -> None:
+    made: list[str] = []
+
+    def fail(command: str, *_: object, **__: object) -> None:
+        made.append(command)
+        raise error
+
+    store = Redis("redis://127.0.0.1:9/0")
+    store._client.execute_command = fail  # type: ignore[method-assign]
+    for key, expected in (("k", attempts), (None, 1)):
+        made.clear()
+        assert refused(store, limited("9/minute", key=key)) == (error.__name__, 1)
+        assert made == ["EVALSHA"] * expected
+
+
 @pytest.mark.parametrize(
     ("who", "note"), [(":wrong", "AuthenticationError"), ("clerk:p", "NoPermissionError")], ids=["WRONGPASS", "NOPERM"]
 )
