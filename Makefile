@@ -5,6 +5,7 @@ BIN := .venv/bin
 
 .PHONY: run test figures check bench bench-peers floor lock clean
 
+# Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
@@ -43,15 +44,18 @@ lock: .venv/dev
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# .venv/run says that an install came to its end; ./countersign asks for it.
 .venv/run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Countersign needs Python 3.11 or newer; this is %s. Say which to use: make PYTHON=python3.13" % sys.version.split()[0])'
 	@echo "Installing what the function needs into .venv (a minute, once)"
+	@rm -f $@
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
 .venv/dev: .venv/run requirements-dev.txt
 	@echo "Installing what the tests need into .venv (a minute, once)"
+	@rm -f $@
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Countersign: one call, from top to bottom. Each stage hands its value on, or raises the refusal that says why."""
+"""Countersign: one call, from top to bottom. Each stage passes its value on, or raises a refusal that says why not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ configure()
 
 
 def countersign(request: Request) -> Response:
-    """Answer one call. What is raised inside the record is recorded there, and answered as a refusal."""
+    """Answer one call. An exception inside the record is recorded and answered as a refusal."""
     with Record(gate.audit, request.environ) as record:
         call = read(request.environ)  # 400 404 405 408 413 414 415
         policies = gate.policies.current(record.deadline)

@@ -1,1 +1,1 @@
-"""What Countersign costs, measured: `make bench`."""
+"""The benchmark: `make bench`."""

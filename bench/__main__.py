@@ -1,7 +1,7 @@
-"""``make bench``: what Countersign costs beside what others cost, in one run on one machine.
+"""``make bench``: the cost of Countersign compared with others, in one run on one machine.
 
 All functions run under functions-framework's production server with the same threads, and all call the same upstream.
-Within a section those who are compared take turns, so that a machine that slows down slows all of them, and ratios are
+Within a section the rows are measured in turn, so that a machine that slows down slows all of them, and ratios are
 taken within a round.
 """
 
@@ -21,7 +21,7 @@ from bench.servers import world
 
 RESULTS = Path(__file__).with_name("results.json")
 FULL_CALLS = 100_000
-#: Whoever measures beside another program measures that program too.
+#: With a higher load, other programs would be measured too.
 BUSY = 0.5
 
 
@@ -53,7 +53,7 @@ def main(effort: Effort) -> None:
         results["crowd"] = rows.crowd(around, effort)
     _say("The policy layer alone")
     looks.append(stages.measure())
-    # What a call takes does not change from look to look, but a machine that others use does.
+    # A call's cost is the same in each measurement, but a shared machine's speed is not.
     quietest = min(looks, key=lambda look: look["all"])
     results["policy_microseconds"] = {name: round(took, 1) for name, took in quietest.items()}
     results["policy_microseconds_looks"] = [round(look["all"], 1) for look in looks]
@@ -62,11 +62,11 @@ def main(effort: Effort) -> None:
     _say("What each store adds")
     results["store_milliseconds"] = stores.measure()
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    pages = f"{report.markdown(results)}\nFor docs/load.md:\n\n{report.profile(results)}"
+    pages = f"{report.markdown(results)}\nOne instance:\n\n{report.profile(results)}"
     RESULTS.with_suffix(".md").write_text(pages)
     RESULTS.with_suffix(".svg").write_text(report.picture(results))
-    print(f"{'':<60}\n{report.text(results)}\n\nFor the README:\n\n{pages}")
-    print(f"All of it: {RESULTS.name}; for the documents: {RESULTS.stem}.md; as a picture: {RESULTS.stem}.svg")
+    print(f"{'':<60}\n{report.text(results)}\n\nFor docs/load.md:\n\n{pages}")
+    print(f"All of it: {RESULTS.name}; for the documents: {RESULTS.stem}.md; as docs/load.svg: {RESULTS.stem}.svg")
 
 
 def _say(words: str) -> None:

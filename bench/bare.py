@@ -1,4 +1,4 @@
-"""A bare pass-through with the fastest client: the body goes on with the key, the answer comes back. No policy."""
+"""A bare pass-through with the fastest client: forwards the body with the key, and the answer. No policy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What many callers in the policy cost: the start, and each call. Every size has a process of its own.
+"""The cost of many callers in the policy: of the start, and of each call. Every size has a process of its own.
 
-Run as ``python -m bench.callers COUNT [compiled]``, it loads such a policy and says how many seconds that took; for
-each line that it is then given it makes a batch of calls and says one's median microseconds. Every caller has a grant
-and a response list of its own, alike in size, and up to 200 of them call in turn.
+``python -m bench.callers COUNT [compiled]`` loads such a policy and prints how many seconds that took. For each line of
+input it then makes a batch of calls and prints the median microseconds of one. Every caller has its own grant and
+response list, of equal size, and up to 200 callers call in turn.
 """
 
 from __future__ import annotations

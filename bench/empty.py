@@ -1,4 +1,4 @@
-"""A function that does nothing: what the framework and its server cost."""
+"""A function that does nothing: the cost of the framework and its server."""
 
 from __future__ import annotations
 

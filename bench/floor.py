@@ -1,14 +1,14 @@
-"""The floor: what the policy layer may cost, in figures that do not depend on how fast or how busy a machine is.
+"""The floor: the cost of the policy layer, in figures that do not depend on the speed or the load of a machine.
 
-Two, since each sees what the other does not:
+Two, since each detects what the other does not:
 
-- ``bytecodes``: the instructions that Python carries out for one call, and the calls it makes into C. They are counted,
-  not timed, so they are the same on every machine with the same Python and the same libraries.
-- ``ratio``: the time of one call over the time of a reference, fixed work of the same kind, taken in turns in one
-  process. It also sees C that has become slower, and depends a little on the kind of processor.
+- ``bytecodes``: the instructions that Python executes for one call, and its calls into C. They are counted, not timed,
+  so they are the same on every machine with the same Python and the same libraries.
+- ``ratio``: the time of one call relative to a reference, fixed work of the same kind, measured alternately in one
+  process. It also detects C code that has become slower, and depends a little on the CPU model.
 
-``make floor`` writes down what both come to now. Tests hold the policy layer to it: to the counts wherever they run, to
-the ratio at the end of ``make bench``.
+``make floor`` writes the current figures. Tests hold the policy layer to them: to the counts wherever they run, to the
+ratio at the end of ``make bench``.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 FLOOR: Final = Path(__file__).with_name("floor.json")
-#: What a call may cost more than is written down, and less before somebody writes that down. Both leave room for a
-#: library's patch release, and none for 15 %.
+#: How far a call's cost may be above or below that of the file. A lower cost must be written to the file. This leaves
+#: room for a library's patch release, and none for 15 %.
 TOLERANCE: Final = 0.05
 #: The same for the ratio of two times, which is not exact.
 TIMED_TOLERANCE: Final = 0.075
@@ -52,13 +52,13 @@ _HERE: Final = str(Path(__file__).parent)
 
 
 def version() -> str:
-    """Return the Python that counts are for: each compiles the same text to other instructions."""
+    """Return the Python version of the counts: each compiles the same code to other instructions."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
 def count(call: Callable[[], object]) -> dict[str, int]:
     """Return the bytecodes and the calls into C of one ``call``, the benchmark's own left out."""
-    for _ in range(20):  # caches are filled, and Python has made what it makes once
+    for _ in range(20):  # fill caches and let Python specialize
         call()
     return {"bytecodes": _bytecodes(call), "c_calls": _c_calls(call)}
 
@@ -118,13 +118,13 @@ def _c_calls(call: Callable[[], object]) -> int:
 
 
 def ratio(call: Callable[[], object], reference: Callable[[], object]) -> float:
-    """Return the time of ``call`` over that of ``reference``, taken in turns.
+    """Return the time of ``call`` relative to ``reference``, measured alternately.
 
-    The shortest of many within a window, as most of them are disturbed where a machine is busy; and the median of
-    several windows, as a busy neighbour on the same core slows both, but for a while and not quite alike.
+    Within a window the shortest of many counts, since a busy machine disturbs most of them. Of several windows the
+    median counts, since a busy neighbour on the same core slows both for a while, but not equally.
     """
     single = _shortest(call, reference)
-    # A long work finds a quiet moment less often than a short one, so both are made about as long.
+    # Long work is disturbed more often than short work, so both are made about equally long.
     times = max(1, round(single[1] / single[0]))
 
     def repeated() -> None:
@@ -176,12 +176,12 @@ def _piece(before: bytes) -> bytes:
     return hashlib.sha256(line).digest()
 
 
-#: Copies, since a call's code is long and seldom goes in loops: it has to fit into the same caches.
+#: Copies, since a call's code is long and rarely loops: the reference must use the CPU's caches in the same way.
 _PIECES = [FunctionType(_piece.__code__.replace(), globals()) for _ in range(4)]
 
 
 def reference() -> bytes:
-    """Do what a policy layer does, and never change: parse, match, build values, decode and encode JSON, hash."""
+    """Work like a policy layer, never to be changed: parse, match, build values, decode and encode JSON, hash."""
     form = urllib.parse.urlencode(urllib.parse.parse_qsl(_TEXT.decode("ascii")))
     urllib.parse.urlsplit("https://user@host.example/a/b?" + form)
     ipaddress.ip_address("192.0.2.1")
@@ -197,7 +197,7 @@ def reference() -> bytes:
 
 
 class _Nowhere:
-    """A record that is written nowhere: what a system call costs is the machine's, not ours."""
+    """A record that is not written: the cost of a system call is the machine's, not ours."""
 
     def write(self, line: bytes) -> None:
         pass
@@ -211,14 +211,14 @@ def layer(folder: Path) -> Callable[[], object]:
 
 
 def measure() -> dict[str, float]:
-    """Return what the floor is made of, for the policy layer as it is now."""
+    """Return the figures of the floor for the current policy layer."""
     with tempfile.TemporaryDirectory() as folder:
         call = layer(Path(folder))
         return {**count(call), "ratio": round(ratio(call, reference), 3)}
 
 
 def main() -> None:
-    """Write the floor of this Python anew, beside those of others."""
+    """Write the floor of this Python version, and keep those of others."""
     floors = json.loads(FLOOR.read_text()) if FLOOR.exists() else {}
     before, now = floors.get(version(), {}), measure()
     for name, value in now.items():

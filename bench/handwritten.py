@@ -1,4 +1,4 @@
-"""What most people write: the request from Flask, the key from the environment, a session, an answer. No policy."""
+"""The function that most people write: Flask's request, the key from the environment, a session. No policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hand-written function with Secret Manager, as most people write it: its client imported and asked at the top."""
+"""The hand-written function with Secret Manager, as most people write it: imported and called at the top."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _channel = grpc.insecure_channel(os.environ["SECRET_MANAGER_ENDPOINT"])
 _client = secretmanager.SecretManagerServiceClient(transport=SecretManagerServiceGrpcTransport(channel=_channel))
 _version = _client.access_secret_version(name=os.environ["SECRET"] + "/versions/latest")
 os.environ["UPSTREAM_KEY"] = _version.payload.data.decode()
-# So that the worker, which is forked, inherits no connection.
+# The forked worker must not inherit a connection.
 _channel.close()
 
 __all__ = ["handwritten"]

@@ -1,4 +1,4 @@
-"""A load generator that costs little itself: a few keep-alive connections, one thread, no parsing beyond the length."""
+"""A load generator of low cost: a few keep-alive connections, one thread, no parsing beyond the length."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class _Connection:
 def run(port: int, request: bytes, *, connections: int, seconds: float, warm: float = 0.2) -> list[float]:
     """Call for ``warm`` and then ``seconds``, one call at a time on each connection.
 
-    Return the seconds that each call took which ended within ``seconds``, so that their number over ``seconds`` is the
-    rate. Raises RuntimeError for any answer but 200: a refusal is quick, and would flatter whoever gives it.
+    Return the durations, in seconds, of the calls that ended within ``seconds``, so that their number over ``seconds``
+    is the rate. Raises RuntimeError for any answer but 200: refusals are fast, and would make a server look better.
     """
     took: list[float] = []
     with contextlib.ExitStack() as opened:
@@ -58,7 +58,7 @@ def run(port: int, request: bytes, *, connections: int, seconds: float, warm: fl
 
 
 def once(port: int, request: bytes) -> None:
-    """Make one call as soon as there is somebody to take it. Raises as :func:`run`, or TimeoutError after 60 s."""
+    """Make one call as soon as a server listens. Raises as :func:`run`, or TimeoutError after 60 s."""
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -1,7 +1,7 @@
-"""What others offer for the same: check the caller's key, put in the upstream's, send the call on. No policy beyond.
+"""Alternatives: they check the caller's key, put in the upstream's and send the call on, without any other policy.
 
-They live in an environment of their own, which ``make bench-peers`` makes; nginx is taken from the path, where there
-is one. Whoever is missing or does not start is named in the table, with why.
+They are in an environment of their own, which ``make bench-peers`` makes; nginx is taken from the path, if it is there.
+A peer that is missing or does not start is named in the table, with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BIN: Final = ROOT / ".venv" / "peers" / "bin"
 
 
 class MissingError(Exception):
-    """A peer that is not here. The text says how to get it."""
+    """A peer that is not installed. The text says how to install it."""
 
 
 def _program(name: str) -> str:
@@ -159,7 +159,7 @@ def litellm(world: World) -> Iterator[Server]:
     port = free_port()
     config = _write(world, "litellm.yaml", _LITELLM, port)
     options = ["--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    # Nothing of it leaves this machine: no telemetry, and its price list is the one that it came with.
+    # No network access: no telemetry, and the price list that is bundled.
     settings = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "NO_PROXY": "*"}
     with _quiet([_program("litellm"), *options, "--telemetry", "False"], settings) as pid:
         yield Server(port, pid, request(header=f"Authorization: Bearer {CALLER_KEY}"))

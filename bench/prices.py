@@ -1,4 +1,4 @@
-"""The platform's list prices that the load profile is made with, in US dollars. docs/load.md says where from and when.
+"""The platform's list prices for the load profile, in US dollars. docs/load.md has their source and date.
 
 Cloud Run, on which functions run, in a region of its tier 1 and billed by request: an instance costs while it works on
 at least one call, in steps of a tenth of a second.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-#: What deploy/deploy asks for unless it is told otherwise.
+#: The defaults of deploy/deploy.
 CPUS: Final = 1
 GIBIBYTES: Final = 0.5
 THREADS: Final = 80
@@ -20,5 +20,5 @@ ROUNDED_TO: Final = 0.1
 
 
 def million(seconds: float) -> float:
-    """Return what a million calls cost, each of which keeps an instance for so many seconds of its own."""
+    """Return the cost of a million calls that each take ``seconds`` of an instance's time."""
     return MILLION_CALLS + 1e6 * seconds * (CPUS * CPU_SECOND + GIBIBYTES * GIBIBYTE_SECOND)

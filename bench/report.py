@@ -1,4 +1,4 @@
-"""Results as a table to read, as Markdown for the README, and as a picture."""
+"""Results as a table to read, as Markdown for docs/load.md, and as a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Bars = list[tuple[str, float, str]]
 
 
 def aims(results: dict[str, Any]) -> Iterator[tuple[str, str, float, bool]]:
-    """Each figure that was to be reached: what it is, the aim, what was measured, and whether it is reached."""
+    """Yield each aim: its name, the aim, the measured figure, and whether it is reached."""
     throughput, start, crowd = results["throughput"], results["start"], results["crowd"]
     ours, mounted, managed = throughput[OURS], start[MOUNTED], start[MANAGED]
     most = list(results["callers"])[-1]
@@ -60,7 +60,7 @@ def _most(what: str, value: float, aim: float) -> tuple[str, str, float, bool]:
 
 
 def text(results: dict[str, Any]) -> str:
-    """Return everything that was measured, in tables with bars."""
+    """Return all measurements, in tables with bars."""
     lines = [_machine(results)]
     lines += _table(
         "One worker, 8 connections; calls a second, median (min - max)",
@@ -118,7 +118,7 @@ def text(results: dict[str, Any]) -> str:
 
 
 def share(results: dict[str, Any]) -> dict[str, float]:
-    """Return where the CPU time of one call of ours goes, in milliseconds; empty where CPU was not measured."""
+    """Return the parts of our CPU time for one call, in milliseconds; empty if CPU was not measured."""
     whole, empty = (_median(results, "throughput", name, "cpu_milliseconds") for name in (OURS, EMPTY))
     policy = results["policy_microseconds"]["all"] / 1000
     parts = {"the framework and its server": empty, "the policy layer": policy}
@@ -126,7 +126,7 @@ def share(results: dict[str, Any]) -> dict[str, float]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return the tables for the README."""
+    """Return the tables for docs/load.md, of the first of which the README repeats five lines."""
     lines = [f"Measured by `make bench`: {_machine(results)}.", ""]
     lines += ["| | calls/s, median (min - max) | p50 | p99 | CPU a call |", "|---|---|---|---|---|"]
     for name, row in results["throughput"].items():
@@ -148,7 +148,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def profile(results: dict[str, Any]) -> str:
-    """Return the load profile for docs/load.md, whose formulas these are; nothing where CPU was not measured."""
+    """Return the load profile for docs/load.md, by its formulas; empty if CPU was not measured."""
     cpu = _median(results, "throughput", OURS, "cpu_milliseconds") / 1000
     if not cpu:
         return ""
@@ -176,7 +176,7 @@ def profile(results: dict[str, Any]) -> str:
 
 
 def picture(results: dict[str, Any]) -> str:
-    """Return what people compare as an SVG: calls a second, and the time to the first invoice."""
+    """Return an SVG of the main figures: calls a second, and the time to the first invoice."""
     rates = [
         (name, row["calls_per_second"]["median"], f"{row['calls_per_second']['median']:.0f}")
         for name, row in results["throughput"].items()

@@ -1,4 +1,4 @@
-"""What the benchmark measures, a section of its table each. Within a section whoever is compared takes turns."""
+"""The measurements, a section of the table each. Within a section the rows are measured in turn."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Section = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured. The default takes about five minutes."""
+    """The amount of measurements. The default takes about five minutes."""
 
     rounds: int = 5
     seconds: float = 2.0
     starts: int = 7
     crowd_rounds: int = 2
     crowd_seconds: float = 4.0
-    #: At least so many calls before the last look at the memory; 0 takes what the rounds made.
+    #: At least this many calls before the last measurement of memory; 0 takes the calls of the rounds.
     calls: int = 0
     peers: bool = True
 
@@ -64,7 +64,7 @@ def ratio(ones: list[float], others: list[float]) -> Spread:
 
 
 def throughput(world: World, effort: Effort, left_out: dict[str, str]) -> Section:
-    """Return calls a second, times and CPU of every row; who could not be measured goes into ``left_out``."""
+    """Return calls a second, times and CPU of every row; a row that cannot be measured goes into ``left_out``."""
     with contextlib.ExitStack() as opened:
         servers = _everybody(world, opened, effort, left_out)
         seen: dict[str, _Seen] = {name: _Seen() for name in servers}
@@ -115,7 +115,7 @@ def _everybody(
 
 
 class _Seen:
-    """What was seen of one row, round by round."""
+    """The measurements of one row, round by round."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -194,7 +194,7 @@ def start(world: World, effort: Effort) -> Section:
 
 
 def crowd(world: World, effort: Effort) -> Section:
-    """Return what 200 calls at once on a slow upstream come to, with as many threads as calls."""
+    """Return the throughput of 200 calls at once on a slow upstream, with as many threads as calls."""
     programs = {BARE: "bare", HAND: "handwritten", OURS: "countersign"}
     call = request(SLOW_CUSTOMER)
     took: dict[str, list[list[float]]] = {name: [] for name in programs}
@@ -226,6 +226,6 @@ def crowd(world: World, effort: Effort) -> Section:
 
 
 def _in_turn(names: Iterable[str], number: int) -> list[str]:
-    """Every other round the other way round, so that nobody always follows the same neighbour."""
+    """Reverse the order in every other round, so that no row always follows the same one."""
     ordered = list(names)
     return ordered[::-1] if number % 2 else ordered

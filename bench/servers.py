@@ -1,4 +1,4 @@
-"""What is measured: servers in processes of their own, on loopback, and what each costs in CPU and memory."""
+"""The measured servers, in processes of their own, on loopback, and the CPU and memory of each."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import stages
-from sandbox.__main__ import CALLER_KEY, PLACEHOLDER, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.document import against
 from sandbox.ports import free_port
 from sandbox.secret_manager import SecretManager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: More than any row's connections but those of the crowd, and the same for everybody.
+#: More than the connections of any row but the crowd's, and the same for all.
 THREADS = 16
 CUSTOMER = "cus_MQqeLuPp19Qbk8"
-#: The sandbox's upstream waits for these; how long, ``World`` says.
+#: The sandbox's upstream delays the answer for this customer by ``SLOW_SECONDS``.
 SLOW_CUSTOMER = "cus_fault_slow"
 SLOW_SECONDS = 0.3
 
@@ -30,7 +31,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def request(customer: str = CUSTOMER, header: str = f"x-api-key: {CALLER_KEY}") -> bytes:
-    """Return the one call that everybody gets, with ``header`` as the caller's credential."""
+    """Return the call that every server gets, with ``header`` as the caller's credential."""
     body = f"customer={customer}"
     return (
         f"POST /stripe/invoices/?name=ft-4&connection_name=stripe-1 HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\n"
@@ -40,7 +41,7 @@ def request(customer: str = CUSTOMER, header: str = f"x-api-key: {CALLER_KEY}") 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One that runs, and the call that it takes."""
+    """A running server, and the call for it."""
 
     port: int
     pid: int
@@ -48,14 +49,14 @@ class Server:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU that it and its children have used; 0 where there is no /proc."""
+        """CPU that it and its children have used; 0 without /proc."""
         return sum(_cpu_seconds(pid) for pid in _family(self.pid))
 
     @property
     def megabytes(self) -> float:
-        """Memory of it and its children, each page once; 0 where there is no /proc.
+        """Memory of it and its children, each page once; 0 without /proc.
 
-        The resident size of a worker alone leaves out what the process loaded that it was forked from.
+        The resident size of a worker alone leaves out what its parent loaded before the fork.
         """
         rolls = [_smaps(pid) for pid in _family(self.pid)]
         files = max((roll["Rss"] - roll["Anonymous"] for roll in rolls if roll), default=0)
@@ -72,7 +73,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _smaps(pid: int) -> dict[str, int]:
-    """What a process holds, in kilobytes; nothing where it has ended."""
+    """The memory of a process, in kilobytes; empty if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except (FileNotFoundError, ProcessLookupError):
@@ -90,7 +91,7 @@ def _cpu_seconds(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What stands around every server: the same upstream and the same Secret Manager."""
+    """What all servers share: the upstream and the Secret Manager."""
 
     folder: Path
     upstream: Server
@@ -121,9 +122,9 @@ class World:
         if name == "countersign":
             environ = {"POLICY": str(self.folder / "policy.yaml"), "STORE": "memory", **environ}
         port = free_port()
-        # gunicorn keeps a socket in the home folder, and two of one home get in each other's way.
+        # gunicorn keeps a socket in the home folder, so two servers need two homes.
         home = self.folder / f"home-{port}"
-        home.mkdir(exist_ok=True)  # a port may come round again
+        home.mkdir(exist_ok=True)  # a port may be used again
         environ["HOME"] = str(home)
         with (
             log() as standard_output,
@@ -133,7 +134,7 @@ class World:
 
     def policy(self, name: str, secret: str = f"{SECRET}/versions/latest") -> str:
         """Write the sandbox's policy with its key at ``secret``, and return where."""
-        text = stages.roomy(POLICY.read_text("utf-8").replace(PLACEHOLDER, self.origin))
+        text = stages.roomy(against(POLICY.read_text("utf-8"), {"appgregator": self.origin}))
         path = self.folder / name
         path.write_text(text.replace(f"{SECRET}/versions/latest", secret))
         return str(path)
@@ -157,7 +158,7 @@ def world() -> Iterator[World]:
 
 @contextlib.contextmanager
 def log() -> Iterator[int]:
-    """Yield a pipe that somebody reads, as the platform reads standard output."""
+    """Yield a pipe that is read, as the platform reads standard output."""
     command = [sys.executable, "-c", "import os\nwhile os.read(0, 65536): pass"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as reader:
         assert reader.stdin is not None

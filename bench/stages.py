@@ -31,7 +31,7 @@ ROUNDS = 4000
 
 
 class _Canned:
-    """Stands in for the transport, so that what is measured is ours."""
+    """Replaces the transport, so that only our own code is measured."""
 
     def send(self, _outgoing: object, _key: object, _seconds: float) -> Received:
         return Received(200, ANSWER)
@@ -60,7 +60,7 @@ def measure() -> dict[str, float]:
 
 
 def a_policy(folder: Path, policy: str) -> Path:
-    """Write a policy document down, with its key in a file beside it, and return where."""
+    """Write a policy document, with its key in a file beside it, and return its path."""
     key, document = folder / "key", folder / "policy.yaml"
     key.write_text("sandbox-upstream-key")
     document.write_text(roomy(policy).replace(f"{SECRET}/versions/latest", f"file:{key}"))
@@ -68,7 +68,7 @@ def a_policy(folder: Path, policy: str) -> Path:
 
 
 def compiled(document: Path) -> Path:
-    """Compile a policy document beside itself, as ``deploy/deploy`` does, and return where."""
+    """Compile a policy document beside it, as ``deploy/deploy`` does, and return the path."""
     form = document.with_suffix(".compiled")
     command = [sys.executable, "-m", "console", "check", str(document), "--compile", str(form)]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
@@ -83,7 +83,7 @@ def a_gate(document: Path) -> Gate:
 
 
 def environ(key: str = CALLER_KEY) -> dict[str, Any]:
-    """Return what the server hands over of one call."""
+    """Return the WSGI environment of one call."""
     return {
         "REQUEST_METHOD": "POST",
         "RAW_URI": "/stripe/invoices/?name=ft-4&connection_name=stripe-1",

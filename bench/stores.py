@@ -1,4 +1,4 @@
-"""What a store adds to a call that has an idempotency key: one admission and one settlement."""
+"""The time that a store adds to a call with an idempotency key: one admission and one settlement."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from policies.model import Grant
 
 CALLS = 3000
-#: The emulator is slow, and what it takes is not what Firestore takes.
+#: The emulator is slow, and its time is not that of Firestore.
 FEWER = 10
 REPLY, ANSWER = Reply(Outcome.SUCCEEDED, answer={}), Answer(200, b'{"id":"in_1","status":"draft"}')
 
 
 def measure() -> dict[str, float]:
-    """Return the median milliseconds of each store: Redis and Firestore's emulator on loopback, where they are here."""
+    """Return the median milliseconds of each store: Redis and Firestore's emulator on loopback, if installed."""
     with tempfile.TemporaryDirectory() as folder:
         medians = {"memory": _median(Memory(time.monotonic))}
         server = RedisServer(Path(folder))

@@ -1,4 +1,4 @@
-"""The upstream of the benchmark: the sandbox's, which here also takes JSON.
+"""The upstream of the benchmark: the sandbox's, which here also accepts JSON.
 
 LiteLLM sends every body on as JSON, which the real upstream refuses; without this it would have no row.
 """
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Lenient(Appgregator):
-    """Takes what the sandbox takes, and its parameters as JSON."""
+    """Accepts what the sandbox accepts, and its parameters as JSON."""
 
     def _refusal(self, head: Head) -> Answer | None:
         return super()._refusal(replace(head, fields={**head.fields, "content-type": FORM}) if _json(head) else head)
 
     def _create(self, form: Mapping[str, str], key: str) -> Answer:
-        # A form's parser takes a JSON object for one name without a value.
+        # A form's parser reads a JSON object as one name without a value.
         (first, *_) = form or ("",)
         return super()._create(json.loads(first) if first.startswith("{") else form, key)
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+# Loading takes a moment, in which Ctrl-C is no reason for a traceback either.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import sys
 import time
+import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from console import audit, keys, ledger, recipes
 from gateway.reloading import read
@@ -19,19 +28,47 @@ if TYPE_CHECKING:
 
     from policies.model import PolicySet
 
-#: What Secret Manager takes for one version.
+#: The most bytes that Secret Manager stores in one version.
 MAX_SECRET: Final = 64 * 1024
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command. Returns the exit status: 0 fine, 1 found wrong, 2 asked wrongly."""
-    parser = argparse.ArgumentParser(prog="countersign", description="What an operator of Countersign does by hand.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+#: What a shell says of a program that SIGINT or SIGPIPE ended.
+INTERRUPTED: Final = 128 + signal.SIGINT
+CLOSED: Final = 128 + signal.SIGPIPE
 
-    check = commands.add_parser("check", help="check a policy document and say what it grants")
+
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests the command that was meant, and leaves the lines of an example as they are."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        known = [] if action.choices is None else list(action.choices)
+        if known and value not in known:
+            close = get_close_matches(value, known, 1)
+            hint = f"Did you mean {close[0]}?" if close else f"Write one of: {', '.join(known)}."
+            raise argparse.ArgumentError(action, f"there is no {value!r}. {hint}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. Each sets ``run``, which returns the exit status."""
+    top: argparse.ArgumentParser = Parser(
+        prog="countersign",
+        description="What an operator of Countersign does by hand.",
+        epilog="Example: ./countersign check policies/documents/example.yaml\nThe exit codes are in docs/cli.md.",
+    )
+    top.add_argument("--version", action="version", version=f"countersign {_version()}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="check a policy document and say what it grants",
+        epilog="Example: ./countersign check policies/documents/example.yaml",
+    )
     check.add_argument("policy", type=Path, metavar="POLICY")
     check.add_argument(
-        "--compile", type=Path, metavar="OUT", help="write it there in a form that is read at once, for POLICY to name"
+        "--compile", type=Path, metavar="OUT", help="also compile it to OUT, which loads faster; POLICY may name OUT"
     )
     check.add_argument(
         "--settings",
@@ -41,25 +78,70 @@ def main(arguments: Sequence[str]) -> int:
     )
     check.set_defaults(run=_check)
 
-    recipe = commands.add_parser("recipe", help="print a call to paste, which is decided in full and not sent")
+    recipe = commands.add_parser(
+        "recipe",
+        help="print a call to paste, which is decided in full and not sent",
+        epilog="Example: ./countersign recipe policies/documents/example.yaml https://countersign-abc.a.run.app",
+    )
     recipe.add_argument("policy", type=Path, metavar="POLICY")
     recipe.add_argument("url", metavar="URL", help="the function's address")
     recipe.add_argument("--caller", metavar="CALLER", help="who calls; the first that has a key")
     recipe.add_argument("--token", metavar="COMMAND", help="prints an identity token, where Google's IAM asks for one")
     recipe.set_defaults(run=_recipe)
 
-    group = commands.add_parser("audit", help="read the record").add_subparsers(required=True, metavar="COMMAND")
-    verify = group.add_parser("verify", help="verify an export: find edits, deletions, reordering and truncation")
+    record = commands.add_parser(
+        "audit", help="read the record", epilog="Example: ./countersign audit verify record.jsonl"
+    )
+    group = record.add_subparsers(required=True, metavar="COMMAND")
+    verify = group.add_parser(
+        "verify",
+        help="verify an export: find edits, deletions, reordering and truncation",
+        epilog="Example: ./countersign audit verify record.jsonl --has fa08e2d5991d-be24f4ed941bc48b83102598",
+    )
     verify.add_argument("export", type=Path, metavar="EXPORT", help="one JSON line an entry; - for standard input")
     verify.add_argument("--has", action="append", default=[], metavar="AUDIT_ID", help="an audit id that must be in it")
     verify.set_defaults(run=_verify)
 
     keys.add_commands(commands)
     ledger.add_commands(commands)
+    return top
 
-    asked = parser.parse_args(arguments)
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command. Returns the exit status: 0 success, 1 a problem was found, 2 wrong usage."""
+    asked = parser().parse_args(arguments)
     status: int = asked.run(asked)
     return status
+
+
+def from_shell(arguments: Sequence[str]) -> int:
+    """Run one command and write all that it prints. Returns the exit status, as docs/cli.md has them."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        try:
+            return main(arguments)
+        finally:
+            print(end="", flush=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return CLOSED
+    except OSError as error:  # a full disk
+        _discard_output()
+        print(f"It could not be written: {error.strerror}.", file=sys.stderr)
+        return 1
+
+
+def _discard_output() -> None:
+    """Let what could not be written go; Python would try once more at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _version() -> str:
+    project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text("utf-8"))["project"]
+    return str(project["version"])
 
 
 def _check(asked: argparse.Namespace) -> int:
@@ -103,15 +185,15 @@ def _recipe(asked: argparse.Namespace) -> int:
 
 
 def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
-    """Write a document that is in order to ``out``, in one move, and nothing in the place of anything else."""
+    """Compile a valid document to ``out``, atomically. Only a compiled policy is ever overwritten."""
     made = compiled.write(policy_set)
     try:
         if compiled.recognised(data):
             problem = f"{file} is compiled already. Name the document that it was compiled from"
         elif compiled.read(made, str(out)) != policy_set:
-            problem = f"{file} could not be compiled: what came of it means something else. Use the document itself"
+            problem = f"{file} could not be compiled: the result has another meaning. Use the document itself"
         elif out.exists() and not compiled.recognised(out.read_bytes()):
-            problem = f"{out} is there, and is no compiled policy. Name another file"
+            problem = f"{out} exists and is not a compiled policy. Name another file"
         else:
             beside = out.with_name(f".{out.name}.new")
             beside.write_bytes(made)
@@ -129,13 +211,14 @@ def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
 
 
 def _told(policy_set: PolicySet) -> list[str]:
-    told = [f"The policy is in order (digest {policy_set.digest[:16]})."]
+    told = [f"The policy is valid (digest {policy_set.digest[:16]})."]
     seen: set[str] = set()
     for caller in policy_set.callers.values():
         if caller.id in seen:
             continue
         seen.add(caller.id)
-        told.append(f"{caller.id} ({caller.owner}), {' and '.join(limit.text for limit in caller.limits)}, may call:")
+        may = "is paused, and otherwise may call" if caller.paused else "may call"
+        told.append(f"{caller.id} ({caller.owner}), {' and '.join(limit.text for limit in caller.limits)}, {may}:")
         for entitlement in caller.entitlements.values():
             told.append(f"  {entitlement.operation.id} on {entitlement.connection.id}")
             told.append(f"    sends     {', '.join(entitlement.rules)}")
@@ -163,4 +246,4 @@ def _verify(asked: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(from_shell(sys.argv[1:]))

@@ -1,8 +1,7 @@
 """Verifies an export of the record: finds any edit, deletion, reordering and truncation.
 
-Each process writes one chain (see ``gateway.chain``). A chain whose last lines were cut off still hangs together, so
-cutting is found by what is left standing: an intent without its outcome, no ``stop`` line, or an audit id in
-somebody's hands whose line is not there.
+Each process writes one chain (see ``gateway.chain``). A truncated chain is still consistent, so truncation is found by
+what is missing: the outcome of an intent, the ``stop`` line, or the line of an audit id that a caller holds.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """What was found. ``faults`` prove tampering or loss; ``doubts`` have innocent explanations too."""
+    """The findings. ``faults`` prove tampering or loss; ``doubts`` may have innocent explanations."""
 
     lines: int = 0
     instances: int = 0
@@ -56,15 +55,15 @@ def verify(lines: Iterable[str], anchors: Iterable[str] = ()) -> Report:
         for intent, number in chain.open_intents.items():
             report.doubts.append(
                 f"line {number}: intent {audit_id_of(chain.instance, intent)} has no outcome. The call was cut off, "
-                "runs still, or its outcome was removed"
+                "is still running, or its outcome was removed"
             )
         if chain.last_kind != "stop":
             report.doubts.append(
-                f"instance {chain.instance}: no stop line after sequence {chain.sequence}. It runs still, was killed, "
-                "or lines are missing at its end"
+                f"instance {chain.instance}: no stop line after sequence {chain.sequence}. It is still running, was "
+                "killed, or lines are missing at its end"
             )
     known = {audit_id for chain in chains.values() for audit_id in chain.ids}
-    report.faults.extend(f"audit id {anchor}: its line is not there" for anchor in anchors if anchor not in known)
+    report.faults.extend(f"audit id {anchor}: its line is missing" for anchor in anchors if anchor not in known)
     return report
 
 
@@ -75,7 +74,7 @@ def _contents(lines: Iterable[str], report: Report) -> Iterator[tuple[int, dict[
         try:
             entry = _whole_numbers(json.loads(text))
         except (ValueError, RecursionError):
-            report.faults.append(f"line {number}: this is not JSON; it was torn or edited")
+            report.faults.append(f"line {number}: this is not JSON; it was truncated or edited")
             continue
         payload = entry.get("jsonPayload", entry) if isinstance(entry, dict) else None
         content = payload.get("countersign") if isinstance(payload, dict) else None
@@ -87,7 +86,7 @@ def _link(chain: _Chain, number: int, content: dict[str, Any], report: Report) -
     digest, sequence = content.get("hash"), content.get("sequence")
     where = f"line {number}, instance {chain.instance}, sequence {sequence}"
     if line_hash(content) != digest:
-        report.faults.append(f"{where}: the line was edited; its hash does not fit")
+        report.faults.append(f"{where}: the line was edited; its hash does not match")
     elif content.get("audit_id") != audit_id_of(chain.instance, content.get("intent") or digest):
         report.faults.append(f"{where}: its audit id was edited")
     if sequence != chain.sequence + 1:

@@ -1,8 +1,6 @@
-"""``countersign key``: caller keys, from the first to the last day of each.
+"""``countersign key``: makes, rotates, revokes and recognises caller keys.
 
-A key is ``csk_``, 43 random characters of 62 (256 bits), and 6 that are the CRC-32 of all before them: so that a search
-for leaked keys knows one when it sees one, and a mistyped or cut-off key is told from a revoked one. Keys that were
-made otherwise are as good; nothing asks for the form. A key is printed once, and never taken as an argument.
+What a key looks like is in :mod:`policies.callerkeys`. A key is printed once, and never taken as an argument.
 """
 
 from __future__ import annotations
@@ -12,14 +10,12 @@ import contextlib
 import getpass
 import hashlib
 import os
-import re
 import secrets
 import shlex
 import string
 import sys
 import tempfile
 import time
-import zlib
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -31,6 +27,7 @@ from msgspec.structs import replace
 from console import rewriting
 from gateway.reloading import PROMISED_SECONDS
 from policies import compiled, document
+from policies.callerkeys import DIGITS, PREFIX, RANDOM, checked, whole
 from policies.model import NAME, VERSION, DocumentError, Proof
 
 if TYPE_CHECKING:
@@ -38,13 +35,7 @@ if TYPE_CHECKING:
 
     from policies.model import Caller, PolicySet
 
-PREFIX: Final = "csk_"
-_DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_RANDOM: Final = 43
-_CHECK: Final = 6
-_FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_RANDOM + _CHECK}}}")
-
-#: How long an old key works on after a rotation, unless it is said.
+#: How many days an old key keeps working after a rotation, by default.
 OVERLAP_DAYS: Final = 7
 _MOST_DAYS: Final = 3650
 _MOST_KEY: Final = 10_000
@@ -56,25 +47,11 @@ class NotDoneError(Exception):
 
 def mint() -> str:
     """Make a key."""
-    unchecked = PREFIX + "".join(secrets.choice(_DIGITS) for _ in range(_RANDOM))
-    return unchecked + _checksum(unchecked)
-
-
-def whole(key: str) -> bool:
-    """Say whether a key has the form of :func:`mint`, with nothing mistyped, left out or turned round."""
-    return _FORM.fullmatch(key) is not None and _checksum(key[:-_CHECK]) == key[-_CHECK:]
-
-
-def _checksum(text: str) -> str:
-    number, digits = zlib.crc32(text.encode("ascii")), ""
-    for _ in range(_CHECK):
-        number, digit = divmod(number, len(_DIGITS))
-        digits = _DIGITS[digit] + digits
-    return digits
+    return checked(PREFIX + "".join(secrets.choice(DIGITS) for _ in range(RANDOM)))
 
 
 def digest_of(key: str) -> str:
-    """Return what a policy says of a key."""
+    """Return a key's digest, as a policy document has it."""
     return _proof(key).value.hex()
 
 
@@ -86,33 +63,57 @@ def _proof(key: str) -> Proof:
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # argparse has no public name
-    """Add ``key`` and what can be done with one."""
-    group = commands.add_parser("key", help="make, change, revoke and recognise caller keys")
+    """Add ``key`` and its commands."""
+    group = commands.add_parser(
+        "key",
+        help="make, change, revoke and recognise caller keys",
+        epilog="Example: ./countersign key new billing-app --policy policies/documents/acme.yaml",
+    )
     verbs = group.add_subparsers(required=True, metavar="COMMAND")
 
-    new = verbs.add_parser("new", help="make a key, and say what to write into the policy")
+    new = verbs.add_parser(
+        "new",
+        help="make a key, and say what to write into the policy",
+        epilog="Example: ./countersign key new billing-app --expires 2199-03-01 --policy policies/documents/acme.yaml",
+    )
     new.add_argument("caller", metavar="CALLER")
-    new.add_argument("--id", metavar="ID", type=_id, help="what the record calls the key; the next free one")
-    new.add_argument("--expires", metavar="DATE", type=_date, help="the key stops working as this day begins, UTC")
+    new.add_argument("--id", metavar="ID", type=_id, help="the key's name in the record (default: the next free one)")
+    new.add_argument("--expires", metavar="DATE", type=_date, help="the key expires at the start of this day, UTC")
     new.set_defaults(run=_told(_new))
 
-    rotate = verbs.add_parser("rotate", help="write a new key into the policy, and let the old one run out")
+    rotate = verbs.add_parser(
+        "rotate",
+        help="write a new key into the policy, and let the old one expire",
+        epilog="Example: ./countersign key rotate billing-app k1 --days 30 --policy policies/documents/acme.yaml",
+    )
     rotate.add_argument("caller", metavar="CALLER")
-    rotate.add_argument("old", metavar="ID", help="the key that is to go")
-    rotate.add_argument("--days", metavar="N", type=_days, default=OVERLAP_DAYS, help="the old one works so long yet")
-    rotate.add_argument("--id", metavar="NEW", type=_id, help="what the record calls the new key; the next free one")
+    rotate.add_argument("old", metavar="ID", help="the key to replace")
+    rotate.add_argument(
+        "--days", metavar="N", type=_days, default=OVERLAP_DAYS, help="how many more days the old key works"
+    )
+    rotate.add_argument("--id", metavar="NEW", type=_id, help="the new key's name in the record (default: next free)")
     rotate.set_defaults(run=_told(_rotate))
 
-    revoke = verbs.add_parser("revoke", help="take a key out of the policy")
+    revoke = verbs.add_parser(
+        "revoke",
+        help="remove a key from the policy",
+        epilog="Example: ./countersign key revoke billing-app k1 --policy policies/documents/acme.yaml",
+    )
     revoke.add_argument("caller", metavar="CALLER")
-    revoke.add_argument("old", metavar="ID", help="the key that is to go")
+    revoke.add_argument("old", metavar="ID", help="the key to revoke")
     revoke.set_defaults(run=_told(_revoke))
 
-    whose = verbs.add_parser("whose", help="read a key from standard input and say whose it is")
+    whose = verbs.add_parser(
+        "whose",
+        help="read a key from standard input and say whose it is",
+        epilog="Example: ./countersign key whose --policy policies/documents/acme.yaml",
+    )
     whose.set_defaults(run=_told(_whose))
 
     for verb in (new, rotate, revoke, whose):
-        verb.add_argument("--policy", type=Path, metavar="FILE", help="the policy document; POLICY, if that is a file")
+        verb.add_argument(
+            "--policy", type=Path, metavar="FILE", help="the policy document (default: POLICY, if a file)"
+        )
 
 
 def _id(text: str) -> str:
@@ -130,7 +131,7 @@ def _date(text: str) -> str:
 
 def _days(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MOST_DAYS:
-        raise argparse.ArgumentTypeError("write a number of days, 1 or more; to shut a key out now, revoke it")
+        raise argparse.ArgumentTypeError("write a number of days, 1 or more; to end a key now, revoke it")
     return int(text)
 
 
@@ -154,14 +155,14 @@ def _new(asked: argparse.Namespace) -> int:
     if asked.expires is not None and _begins(asked.expires) <= time.time():
         raise NotDoneError(f"{asked.expires} has begun, so the key would never work. Write a later date.")
     if policy is None:
-        print("No policy was named, so nothing was looked up. Is the id free? See --policy.", file=sys.stderr)
+        print("No policy was named, so the caller and the id were not checked. See --policy.", file=sys.stderr)
     elif asked.caller not in policy.read.names:
-        print(f"{policy.stranger(asked.caller)} The key is made all the same.", file=sys.stderr)
+        print(f"{policy.stranger(asked.caller)} The key is made anyway.", file=sys.stderr)
     key = mint()
-    said = rewriting.entry(asked.id or _next_id("k1", taken), digest_of(key), asked.expires)
+    said = rewriting.entry(asked.id or _next_id("k1", taken), digest_of(key), expires=asked.expires)
     _show(asked.caller, key)
     where = "" if file is None else f" in {file}"
-    print(f"Write this below callers.{asked.caller}.credentials{where}. It says the key's SHA-256, not the key:\n")
+    print(f"Write this below callers.{asked.caller}.credentials{where}. It has the key's SHA-256, not the key:\n")
     print(rewriting.line(policy.text if policy is not None else "", asked.caller, said))
     print(f"\n{_effect(file)}")
     return 0
@@ -171,7 +172,7 @@ def _rotate(asked: argparse.Namespace) -> int:
     policy, key = _Policy.of(_needed(asked.policy)), mint()
     new_id, ends = policy.rotate(asked.caller, asked.old, asked.id, key, _after(time.time(), asked.days))
     _show(asked.caller, key)
-    print(f"{policy.file} says the SHA-256 of it now, as {new_id}. {asked.old} works until {ends}.")
+    print(f"{policy.file} now has its SHA-256, as {new_id}. {asked.old} works until {ends}.")
     print(_effect(policy.file))
     return 0
 
@@ -179,7 +180,7 @@ def _rotate(asked: argparse.Namespace) -> int:
 def _revoke(asked: argparse.Namespace) -> int:
     policy = _Policy.of(_needed(asked.policy))
     policy.revoke(asked.caller, asked.old)
-    print(f"{asked.old} of {asked.caller} was taken out of {policy.file}.")
+    print(f"{asked.old} of {asked.caller} was removed from {policy.file}.")
     print(_effect(policy.file))
     return 0
 
@@ -191,25 +192,25 @@ def _whose(asked: argparse.Namespace) -> int:
     if not key:
         raise NotDoneError("There was no key on standard input.")
     if whole(key):
-        print("It is whole: its checksum is right.")
+        print("The key is intact: its checksum is right.")
     caller = policy.read.callers.get(_proof(key))
     if caller is None:
         if not whole(key):
-            print("Its checksum is not right: if `countersign key` made it, then it was mistyped or cut off.")
-        print(f"It is nobody's in {policy.file}.")
+            print("Its checksum is wrong: if `countersign key` made it, it was mistyped or truncated.")
+        print(f"No caller in {policy.file} has this key.")
         return 1
     ended = caller.expires is not None and caller.expires <= time.time()
     print(f"It is {caller.credential} of {caller.id} ({caller.owner}){', and has expired' if ended else ''}.")
     one = f"{caller.id} {caller.credential} --policy {shlex.quote(str(policy.file))}"
     print(
-        "If others may have it, give the caller another and take this one out; at once if it is being misused:\n"
+        "If others may have it, replace it, and then revoke it; at once if it is being misused:\n"
         f"  ./countersign key rotate {one}\n  ./countersign key revoke {one}"
     )
     return 0
 
 
 def _show(caller: str, key: str) -> None:
-    print(f"The key of {caller}, shown this once. Hand it over by a password manager, not by mail:\n\n{key}\n")
+    print(f"The key of {caller}, shown only once. Pass it on by a password manager, not by mail:\n\n{key}\n")
 
 
 def _effect(file: Path | None) -> str:
@@ -219,8 +220,8 @@ def _effect(file: Path | None) -> str:
     version = VERSION.fullmatch(os.environ.get("POLICY", ""))
     if version is None:
         return (
-            f"It takes effect {within} where the function reads this very file, and with the next deploy where the\n"
-            f"file is deployed with it. Where the policy is in Secret Manager, {within} of\n"
+            f"It takes effect {within} if the function reads this very file, and with the next deploy if the file\n"
+            f"is deployed with it. If the policy is in Secret Manager, {within} of\n"
             f"  gcloud secrets versions add SECRET --project=PROJECT {data}"
         )
     where = f" --location={version['location']}" if version["location"] else ""
@@ -238,7 +239,7 @@ def _begins(day: str) -> float:
 
 
 def _after(now: float, days: int) -> str:
-    """Return the first day that begins at least so many days from now."""
+    """Return the first day that begins at least ``days`` days from now."""
     return (datetime.fromtimestamp(now, UTC) + timedelta(days=days + 1)).date().isoformat()
 
 
@@ -247,7 +248,7 @@ def _moment(seconds: float) -> str:
 
 
 def _next_id(like: str, taken: Collection[str]) -> str:
-    """Return the first free id that counts on from ``like``."""
+    """Return the first free id, counting up from ``like``."""
     stem = like.rstrip(string.digits)
     number = int(like[len(stem) :] or 2)
     if stem == like:
@@ -258,7 +259,7 @@ def _next_id(like: str, taken: Collection[str]) -> str:
 
 
 def _file(named: Path | None) -> Path | None:
-    """Return the file of the policy: the one that is named, or else set. None if there is none."""
+    """Return the policy's file: the named one, or else the one in ``POLICY``; None if there is none."""
     setting = os.environ.get("POLICY", "")
     if named is not None:
         return named
@@ -271,15 +272,15 @@ def _needed(named: Path | None) -> Path:
         return file
     if os.environ.get("POLICY"):
         raise NotDoneError(
-            "POLICY is a Secret Manager version, which can only be followed by another. Name the file that it was made "
-            "from: --policy FILE."
+            "POLICY is a Secret Manager version, which cannot be changed. Name the file that it was made from: "
+            "--policy FILE."
         )
     raise NotDoneError("Name the policy document: --policy FILE.")
 
 
 @dataclass(frozen=True)
 class _Policy:
-    """A policy document in a file, to be looked into and changed."""
+    """A policy document in a file, to read and to change."""
 
     file: Path
     data: bytes
@@ -293,13 +294,13 @@ class _Policy:
             data = file.read_bytes()
             if compiled.recognised(data):
                 raise NotDoneError(
-                    f"{file} is a compiled policy, which is only read. Name the document that it was compiled from "
+                    f"{file} is a compiled policy, which is read-only. Name the document that it was compiled from "
                     "(--policy FILE), and compile that again when it has changed."
                 )
             text = data.decode()
             return cls(file, data, text, document.read(text, str(file)))
         except DocumentError as error:
-            raise NotDoneError(f"{error}. Put this right first; nothing was changed.") from None
+            raise NotDoneError(f"{error}. Correct this first; nothing was changed.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise NotDoneError(f"{file}: it cannot be read as UTF-8 text ({type(error).__name__}).") from None
 
@@ -321,16 +322,18 @@ class _Policy:
         raise NotDoneError(f"{caller} has no key {key_id} in {self.file}. Its keys: {keys}.")
 
     def rotate(self, caller: str, old_id: str, new_id: str | None, key: str, until: str) -> tuple[str, str]:
-        """Write a new key behind an old one, which works until that day begins, unless it ends earlier anyway.
+        """Add a new key after an old one, which expires as the day ``until`` begins, or earlier if it did before.
 
-        Returns the new key's id, and when the old one ends. Raises :class:`NotDoneError`.
+        Returns the new key's id, and when the old one expires. Raises :class:`NotDoneError`.
         """
         proof, old = self._key(caller, old_id)
         taken, ends = self.ids(caller), _begins(until)
         if new_id in taken:
             raise NotDoneError(f"{caller} has a key {new_id} already. Write another --id.")
         new_id = new_id or _next_id(old_id, taken)
-        said, by_hand = rewriting.entry(new_id, digest_of(key), None), f"make a key with `key new {caller}`"
+        tied = None if old.tied is None else old.tied.id
+        said = rewriting.entry(new_id, digest_of(key), connection=tied)
+        by_hand = f"make a key with `key new {caller}`" + (f" and tie it to {tied}" if tied else "")
         callers = {**self.read.callers, _proof(key): replace(old, credential=new_id, expires=None)}
         date = None
         if old.expires is None or old.expires > ends:
@@ -344,14 +347,14 @@ class _Policy:
         return new_id, _moment(callers[proof].expires or ends)
 
     def revoke(self, caller: str, key_id: str) -> None:
-        """Take a key out. Raises :class:`NotDoneError`."""
+        """Remove a key. Raises :class:`NotDoneError`."""
         proof, _ = self._key(caller, key_id)
         by_hand = f"remove {key_id} from the credentials of {caller}"
         if rewriting.credentials_of(self.text, caller) == 1:
             raise NotDoneError(
                 f"{key_id} is the only credential of {caller}, and a caller must have one. Nothing was changed. Make "
-                f"another first: ./countersign key rotate {caller} {key_id} (throw the new key away if nobody is to "
-                "call). Or remove the caller from the document by hand."
+                f"another first: ./countersign key rotate {caller} {key_id} (discard the new key if none is needed). "
+                "Or remove the caller from the document by hand."
             )
         try:
             text = rewriting.without(self.text, caller, key_id)
@@ -362,11 +365,11 @@ class _Policy:
     def _by_hand(self, what: str, where: str = "") -> NotDoneError:
         place = f"{self.file} ({where})" if where else str(self.file)
         return NotDoneError(
-            f"{place} is laid out in a way that cannot be changed here. Nothing was changed. By hand: {what}."
+            f"{place} has a layout that this command cannot edit. Nothing was changed. By hand: {what}."
         )
 
     def _write(self, text: str, callers: dict[Proof, Caller], by_hand: str) -> None:
-        """Write the document, if it says what is meant and nothing else."""
+        """Write the document if it means exactly what was intended."""
         try:
             after = document.read(text, str(self.file))
         except DocumentError:
@@ -388,11 +391,11 @@ def _is_key_of(proof: Proof, one: Caller, caller: str) -> bool:
 
 def _still(file: Path, before: bytes) -> None:
     if file.read_bytes() != before:
-        raise NotDoneError(f"Somebody else changed {file} at this moment. Nothing was changed; do it again.")
+        raise NotDoneError(f"Somebody else has just changed {file}. Nothing was changed here; try again.")
 
 
 def _replace(file: Path, before: bytes, data: bytes) -> None:
-    """Put ``data`` in the place of ``before``, in one move; with the file's owner and permissions. Raises OSError."""
+    """Replace ``before`` by ``data`` atomically, keeping the file's owner and permissions. Raises OSError."""
     status = file.stat()
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:

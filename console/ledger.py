@@ -1,4 +1,4 @@
-"""``countersign ledger``: the rare call whose outcome nobody knows, and the word that settles it.
+"""``countersign ledger``: the rare calls whose outcome is unknown, and the operator's decision that settles one.
 
 An open key is one whose call was sent, or may have been, and whose answer never came. It is never sent again by itself.
 The operator looks for the invoice at the upstream and says whether it was created.
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from gateway.stores import Ledger
     from policies.idempotency import Held
 
+#: As the function has it. The command reads it from its environment.
+_STORE = "STORE=redis://127.0.0.1:6379/0"
 _INVOICE = re.compile(r"in_[A-Za-z0-9]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 
@@ -38,24 +40,34 @@ _NOT_RESOLVED = {
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # argparse has no public name
-    """Add ``ledger`` and what can be done with it."""
-    group = commands.add_parser("ledger", help="calls whose outcome nobody knows")
+    """Add ``ledger`` and its commands."""
+    group = commands.add_parser(
+        "ledger", help="calls whose outcome is unknown", epilog=f"Example: {_STORE} ./countersign ledger list"
+    )
     verbs = group.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = verbs.add_parser("list", help="list the keys that wait for a word")
-    listing.add_argument("--all", action="store_true", help="also those that run or are settled")
+    listing = verbs.add_parser(
+        "list", help="list the calls awaiting a decision", epilog=f"Example: {_STORE} ./countersign ledger list --all"
+    )
+    listing.add_argument("--all", action="store_true", help="also calls that are running or settled")
     listing.set_defaults(run=_list)
 
-    show = verbs.add_parser("show", help="show one key")
-    show.add_argument("key", metavar="KEY", help="as the record says it under ledger, or more of it")
+    show = verbs.add_parser(
+        "show", help="show one key", epilog=f"Example: {_STORE} ./countersign ledger show 0f9cc0c5c6e4f4a5"
+    )
+    show.add_argument("key", metavar="KEY", help="16 digits or more: what the record has under ledger")
     show.set_defaults(run=_show)
 
-    resolve = verbs.add_parser("resolve", help="say what came of one")
+    resolve = verbs.add_parser(
+        "resolve",
+        help="decide the outcome of one call",
+        epilog=f"Example: {_STORE} ./countersign ledger resolve 0f9cc0c5c6e4f4a5 --created in_123 --by ann",
+    )
     resolve.add_argument("key", metavar="KEY")
-    word = resolve.add_mutually_exclusive_group(required=True)
-    word.add_argument("--created", metavar="INVOICE", help="the invoice exists: its id, such as in_123")
-    word.add_argument("--not-created", action="store_true", help="there is no invoice: the same key may be sent again")
-    resolve.add_argument("--by", required=True, metavar="NAME", help="who says so; it goes on record")
+    outcome = resolve.add_mutually_exclusive_group(required=True)
+    outcome.add_argument("--created", metavar="INVOICE", help="the invoice exists: its id, such as in_123")
+    outcome.add_argument("--not-created", action="store_true", help="there is no invoice: the key may be sent again")
+    resolve.add_argument("--by", required=True, metavar="NAME", help="who decides; it goes on record")
     resolve.set_defaults(run=_resolve)
 
 
@@ -68,7 +80,7 @@ def _print_list(ledger: Ledger, *, everything: bool) -> int:
     for one in held:
         print(_line(one))
     if not held:
-        print("Nothing waits for a word." if not everything else "The ledger is empty.")
+        print("No call is awaiting a decision." if not everything else "The ledger is empty.")
     return 0
 
 
@@ -96,7 +108,7 @@ def _resolve(asked: argparse.Namespace) -> int:
     if created is not None and not _INVOICE.fullmatch(created):
         return _say("--created takes the invoice's id, such as in_1MZX60Iyq0PiFIhUHls7HxJ4.")
     if not asked.by.strip() or not asked.by.isprintable():
-        return _say("--by takes a name: who says so.")
+        return _say("--by takes the name of the person who decides.")
 
     def resolve(ledger: Ledger) -> int:
         one = _one(ledger, asked.key)
@@ -104,14 +116,14 @@ def _resolve(asked: argparse.Namespace) -> int:
             return 1
         if not one.open:
             return _say(_NOT_RESOLVED[Verdict.RUNNING if one.running else Verdict.SETTLED])
-        # On record first: a word that settles money and cannot be put on record is not taken.
+        # On record first: a decision about money that cannot be recorded is not carried out.
         audit = Audit(standard_output(), policy="")
-        word: dict[str, Any] = {"ledger": one.key[:SHORT], "created": created, "by": asked.by}
+        decision: dict[str, Any] = {"ledger": one.key[:SHORT], "created": created, "by": asked.by}
         answer = None if created is None else Answer(200, json.dumps({"id": created}, separators=(",", ":")).encode())
         try:
-            audit.write("resolution", word, "NOTICE", "resolution")
+            audit.write("resolution", decision, "NOTICE", "resolution")
         except RecordUnavailable:
-            return _say("Nothing was changed: standard output, where the word goes on record, cannot be written.")
+            return _say("Nothing was changed: the decision goes on record on standard output, which cannot be written.")
         try:
             verdict = ledger.resolve(one.key, answer)
             audit.write("resolved", {"ledger": one.key[:SHORT], "verdict": verdict.value}, "INFO", "resolved")
@@ -128,7 +140,7 @@ def _resolve(asked: argparse.Namespace) -> int:
 def _told(created: str | None) -> str:
     if created is None:
         return "The same key may be sent again."
-    return f"Whoever brings the same key is told {created}, as far as the policy grants the id."
+    return f"A call with the same key now gets {created}, if the policy grants the id."
 
 
 def _with_ledger(work: Any) -> int:
@@ -143,12 +155,12 @@ def _with_ledger(work: Any) -> int:
 
 def _one(ledger: Ledger, key: str) -> Held | None:
     if not _KEY.fullmatch(key):
-        _say("A key is at least 16 hexadecimal digits, as the record says it under ledger.")
+        _say("A key is at least 16 hexadecimal digits: what the record has under ledger.")
         return None
     found = list(ledger.held(key))
     if len(found) == 1:
         return found[0]
-    _say("The ledger has no such key any more." if not found else "Several keys begin so. Write more of it.")
+    _say("The ledger has no such key any more." if not found else "Several keys begin with that. Write more digits.")
     return None
 
 

@@ -1,7 +1,7 @@
-"""Changes to a caller's keys in the text of a policy document: comments and layout stay as they were written.
+"""Edits a caller's keys in the text of a policy document. Comments and layout are kept.
 
-A change is a few cuts and insertions at the places that the YAML reader marks. It knows both of YAML's styles, but not
-every layout there can be; so whoever asks for a change reads the result again and sees whether it means what was meant.
+An edit is a few cuts and insertions at positions that the YAML reader gives. It covers both of YAML's styles, but not
+every possible layout, so :mod:`console.keys` reads the result again and checks its meaning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from policies.document import LOADER
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: How most documents are indented; for a caller that is not written yet.
+#: The usual indentation, for a caller that is not in the document yet.
 _INDENT: Final = 6
 
 _COMMA = re.compile(r"\s*,[ \t]*")
@@ -27,12 +27,12 @@ _REST = re.compile(r"[ \t]*,?[ \t]*(#.*)?\r?\n")
 
 
 class LayoutError(Exception):
-    """It is laid out in a way that cannot be changed here. The text says where it stands."""
+    """A layout that cannot be edited here. The text says where it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one key of a caller stands in the text."""
+    """The position of one key of a caller in the text."""
 
     text: str
     credentials: Any
@@ -49,13 +49,14 @@ class _Place:
         return LayoutError(f"line {self.item.start_mark.line + 1}")
 
 
-#: What to write in the place of the text from one index to another.
+#: A start, an end, and the text to write between them.
 _Edit = tuple[int, int, str]
 
 
-def entry(key_id: str, sha256: str, expires: str | None) -> str:
-    """Return what a document says of a key."""
-    return f"key: {{id: {key_id}, sha256: {sha256}{f', expires: {expires}' if expires else ''}}}"
+def entry(key_id: str, sha256: str, *, expires: str | None = None, connection: str | None = None) -> str:
+    """Return the entry of a key in a document. ``connection`` is the one that it is tied to."""
+    said = {"id": key_id, "sha256": sha256, "expires": expires, "connection": connection}
+    return f"key: {{{', '.join(f'{name}: {value}' for name, value in said.items() if value is not None)}}}"
 
 
 def line(text: str, caller: str, said: str) -> str:
@@ -67,13 +68,13 @@ def line(text: str, caller: str, said: str) -> str:
 
 
 def rotated(text: str, caller: str, key_id: str, said: str, expires: str | None) -> str:
-    """Write a new entry behind a key's and, with ``expires``, give the key that date. Raises LayoutError."""
+    """Insert a new entry after a key's and, with ``expires``, give the key that date. Raises LayoutError."""
     place = _find(text, caller, key_id)
     return _applied(text, [*([] if expires is None else [_expiry(place, expires)]), _behind(place, said)])
 
 
 def without(text: str, caller: str, key_id: str) -> str:
-    """Take a key out that is not its caller's only credential. Raises LayoutError."""
+    """Remove a key that is not its caller's only credential. Raises LayoutError."""
     place = _find(text, caller, key_id)
     return _applied(text, [_removal_of_item(place) if place.credentials.flow_style else _removal_of_lines(place)])
 
@@ -85,7 +86,7 @@ def credentials_of(text: str, caller: str) -> int:
 
 
 def _credentials(text: str, caller: str) -> Any:
-    """Return the list node of a caller's credentials, or None where the document does not name the caller."""
+    """Return the list node of a caller's credentials, or None if the document does not have the caller."""
     # libyaml does not count a byte order mark.
     found: Any = yaml.compose(text.removeprefix("\ufeff"), Loader=LOADER)
     for name in ("callers", caller, "credentials"):
@@ -117,7 +118,7 @@ def _applied(text: str, edits: Iterable[_Edit]) -> str:
 
 
 def _end(node: Any) -> int:
-    """Where a node's last character stands. The mark of a block itself comes after comments and empty lines."""
+    """The end of a node's last character. The end mark of a block comes after comments and empty lines."""
     while not isinstance(node, yaml.ScalarNode) and not node.flow_style:
         last = node.value[-1]
         node = last[1] if isinstance(last, tuple) else last

@@ -1,1 +1,1 @@
-"""Touches the world: the request, the secret, the upstream, the store, the record."""
+"""Everything with side effects: the request, the secret, the upstream, the store, the record."""

@@ -1,8 +1,10 @@
-"""What a caller is told: the outcome of its call -> Answer -> WSGI response."""
+"""The outcome of a call -> Answer -> WSGI response."""
 
 from __future__ import annotations
 
 import json
+import re
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -22,19 +24,24 @@ if TYPE_CHECKING:
     from policies.outcomes import Reply
     from policies.refusals import Refusal
 
+JSON: Final = "application/json"
+PROBLEM: Final = "application/problem+json"
+_NOTHING = re.compile(r"q=0(?:\.0*)?")
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _JSON: Final = msgspec.json.Encoder()
+#: Longer than what any client writes; only bounds what is looked at.
+MAX_ACCEPT: Final = 1024
 
 
 class Response(msgspec.Struct, frozen=True):
-    """What goes back, whole: a WSGI application that answers every request with it, as PEP 3333 has it."""
+    """A whole response. It is a WSGI application that answers with itself (PEP 3333)."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer; a HEAD without the body (RFC 9110, 9.3.2)."""
+        """Send it, without the body to a HEAD (RFC 9110, 9.3.2)."""
         start_response(_LINES[self.status], [*self.headers.items()])
         return () if environ["REQUEST_METHOD"] == "HEAD" else (self.body,)
 
@@ -55,7 +62,7 @@ def previewed(would_send: Mapping[str, object], audit_id: str) -> Answer:
 
 
 def replayed(kept: Answer, grant: Grant) -> Answer:
-    """Return a kept answer byte for byte, or what the policy still grants of it if that is less by now."""
+    """Return a kept answer byte for byte, or what the policy still grants of it if that is less now."""
     if kept.status != 200:
         return kept
     entitlement = grant.entitlement
@@ -66,7 +73,7 @@ def replayed(kept: Answer, grant: Grant) -> Answer:
 
 
 def respond(record: Record) -> Response:
-    """Return the refusal or else the answer that ``record`` holds. No header of the upstream's is passed on."""
+    """Return the refusal in ``record``, or else its answer. The upstream's headers are not passed on."""
     answer, admission, refusal = record.answer, record.admission, record.refusal
     standings = admission.standings if admission is not None else ()
     told: dict[str, str] = {}
@@ -75,7 +82,7 @@ def respond(record: Record) -> Response:
         told |= refusal.headers
     elif admission is not None and admission.replay is not None:
         told["Idempotent-Replayed"] = "true"
-    status, body, media = answer.status, answer.body, "application/json"
+    status, body, media = answer.status, answer.body, JSON
     if speaks_stripe(record.environ):
         told["Request-Id"] = record.audit_id  # which Stripe's clients show with an error
         if status >= 400:
@@ -85,7 +92,7 @@ def respond(record: Record) -> Response:
         else:
             body = _typed(record.grant, body)
     elif status >= 400:
-        media = "application/problem+json"
+        media = _media(record.environ.get("HTTP_ACCEPT", "")[:MAX_ACCEPT])
     headers = {
         "Content-Type": media,
         "Content-Length": str(len(body)),
@@ -95,15 +102,28 @@ def respond(record: Record) -> Response:
         **told,
     }
     if standings:
-        # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, and in t seconds there are more.
+        # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, more in t seconds.
         policies = [f'"{s.limit.text}";q={s.limit.calls};w={s.limit.seconds}' for s in standings]
         headers["RateLimit-Policy"] = ", ".join(policies)
         headers["RateLimit"] = ", ".join([f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in standings])
     return Response(status, headers, body)
 
 
+@lru_cache(64)  # clients send the same few all day
+def _media(accept: str) -> str:
+    """Return the media type of a refusal: no-code tools show a body only if its type is the one they asked for."""
+    wanted = {kind for kind, quality in map(_weighed, accept.lower().split(",")) if quality}
+    return JSON if JSON in wanted and PROBLEM not in wanted else PROBLEM
+
+
+def _weighed(item: str) -> tuple[str, bool]:
+    """Read one media range of an Accept header (RFC 9110, 12.5.1) and whether its weight is more than 0."""
+    kind, *parameters = (part.strip() for part in item.split(";"))
+    return kind, not any(_NOTHING.fullmatch(part) for part in parameters)
+
+
 def _typed(grant: Grant | None, body: bytes) -> bytes:
-    """Add ``object`` where the policy does not list it: Stripe's clients choose the answer's class by it.
+    """Add ``object`` if the policy does not grant it: Stripe's clients choose the answer's class by it.
 
     It is the same in every answer, so it reveals nothing. The rest stays byte for byte.
     """
@@ -114,7 +134,7 @@ def _typed(grant: Grant | None, body: bytes) -> bytes:
 
 
 def _problem(refusal: Refusal, audit_id: str) -> Answer:
-    """Return a refusal as RFC 9457 has it."""
+    """Return a refusal in the format of RFC 9457."""
     return Answer(refusal.status, _json(refusal.problem(audit_id)))
 
 

@@ -7,6 +7,7 @@ import binascii
 import re
 from typing import Final
 
+from policies.callerkeys import Place, mentioned_in
 from policies.refusals import CredentialMissing, CredentialUnknown
 
 #: RFC 6750, 2.1: the scheme in any case, one space, the token.
@@ -30,7 +31,8 @@ def basic(authorization: str) -> str:
         raise CredentialMissing
     match = _BASIC.fullmatch(authorization)
     if match is None:
-        raise CredentialUnknown(note="Authorization is neither of the Bearer nor of the Basic scheme")
+        advice = Place.AUTHORIZATION.value if mentioned_in(authorization) else None
+        raise CredentialUnknown(advice, note="Authorization is neither of the Bearer nor of the Basic scheme")
     try:
         pair = _NAME_AND_PASSWORD.fullmatch(base64.b64decode(match[1], validate=True))
     except binascii.Error:

@@ -1,8 +1,8 @@
 """The record of one process: a chain of lines, each of which carries the hash of the one before it.
 
-Lines are JSON in Cloud Logging's structure; what is ours stands under ``countersign``. ``prev`` is the hash of the line
-before, ``hash`` the line's own: SHA-256 of its canonical JSON without ``hash`` and ``audit_id``. The audit id that a
-caller gets is made of the hash of the call's first line, so it proves that this line and all lines before it are
+Lines are JSON in Cloud Logging's structure, with our own members under ``countersign``. ``prev`` is the hash of the
+line before, ``hash`` the line's own: SHA-256 of its canonical JSON without ``hash`` and ``audit_id``. The audit id that
+a caller gets contains the hash of the call's first line, so it proves that this line and all lines before it are
 unchanged. Each process writes one chain, which begins with a ``start`` line; ``console.audit`` verifies an export.
 
 Refusals past ten a second with one reason are counted, not written, so that nobody can flood the record.
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
     from gateway.sinks import Sink
 
-#: Refusals of one reason that are written in any one second.
+#: How many refusals with one reason are written in one second.
 FLOOD: Final = 10
-#: What is said of a policy document is cut here: it may quote names of any length.
+#: A problem of a policy document is truncated to this length, since it may quote names of any length.
 MAX_PROBLEM: Final = 400
 
 GENESIS: Final = "0" * 64
 _HASHED_APART: Final = ("hash", "audit_id")
-#: How keys begin: ours, a webhook's, Stripe's.
+#: Keys by their prefix: ours, a webhook's, Stripe's.
 _PASTED_KEY = re.compile(r"\b(?:csk|whsec|sk|rk)_[^\s,:]+")
 
 _SORTED = msgspec.json.Encoder(order="sorted")
-#: Most lines carry one of a few messages.
+#: Cached, since most lines have one of a few messages.
 _quoted = lru_cache(1024)(json.dumps)
 
 
@@ -55,7 +55,7 @@ def canonical(content: Mapping[str, Any]) -> bytes:
     """Return the bytes that are hashed: JSON with sorted keys, no spaces, ASCII."""
     try:
         text = _SORTED.encode(content)
-    except (UnicodeEncodeError, OverflowError):  # only a forged line, while it is verified, holds such a value
+    except (UnicodeEncodeError, OverflowError):  # only a forged line that is being verified has such a value
         text = b"\xff"
     if text.isascii():
         return text
@@ -82,7 +82,7 @@ class _Chain:
     #: The second of ``written``, and how many refusals of each reason were written in it.
     second: int = -1
     written: Counter[str] = field(default_factory=Counter)
-    #: How many refusals of each reason were counted and are not reported yet.
+    #: How many refusals of each reason were counted but not yet reported.
     counted: Counter[str] = field(default_factory=Counter)
 
 
@@ -109,13 +109,13 @@ class Audit:
 
     @property
     def instance(self) -> str:
-        """The name of this process's chain, with which its audit ids begin."""
+        """The name of this process's chain: the first part of its audit ids."""
         return self._chain.get().instance
 
     def write(self, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = "") -> str:
-        """Write one line and return the call's audit id. ``extra`` is JSON members for beside ours, or empty.
+        """Write one line and return the call's audit id. ``extra`` is JSON members beside ours, or empty.
 
-        Raises :class:`RecordUnavailable` if the line is not out.
+        Raises :class:`RecordUnavailable` if the line was not written.
         """
         with self._lock:
             chain = self._begun()
@@ -135,15 +135,15 @@ class Audit:
             return self._line(chain, "refusal", content, severity, message, extra)
 
     def policy_taken(self, digest: str) -> None:
-        """Put on record that another policy document is in force from here on."""
+        """Record that another policy document is now in force."""
         self._policy_line({"result": "taken", "policy": digest}, "NOTICE", f"policy taken {digest[:SHORT]}")
         self._policy = digest
 
     def policy_refused(self, kept: str, problem: str, *, document: str | None = None) -> None:
-        """Put on record why what ``POLICY`` names changed nothing: ``kept`` is still in force.
+        """Record why the document that ``POLICY`` names was not taken; ``kept`` is still in force.
 
-        ``problem`` may quote the document, in which somebody may have pasted a key by mistake. ``document`` is the
-        digest of what was read, None if nothing could be.
+        ``problem`` may quote the document, into which somebody may have pasted a key. ``document`` is the digest of the
+        bytes that were read; None if they were not.
         """
         problem = _PASTED_KEY.sub("[redacted]", problem)[:MAX_PROBLEM]
         content = {"result": "unread", "policy": kept, "problem": problem}
@@ -158,11 +158,11 @@ class Audit:
             alert(f"{message}; this could not be recorded: {error.note}")
 
     def keyed_digest(self, value: str) -> str:
-        """Return a digest that tells equal values of this process's record apart, and says nothing else of them."""
+        """Return a digest that shows whether two values in this process's record are equal, and nothing else."""
         return hashlib.blake2b(value.encode(), key=self._key, digest_size=12).hexdigest()
 
     def close(self) -> None:
-        """Report what was counted and end the chain with a ``stop`` line, so that a later cut is seen."""
+        """Report the counted refusals and end the chain with a ``stop`` line, so that truncation is detected."""
         with self._lock:
             chain = self._chain.made()
             if chain is None or not chain.sequence:
@@ -173,7 +173,7 @@ class Audit:
                 self._chain.drop()
 
     def _begun(self) -> _Chain:
-        """Return this process's chain, whose ``start`` line is out."""
+        """Return this process's chain, with its ``start`` line written."""
         chain = self._chain.get()
         if not chain.sequence:
             self._line(chain, "start", {"policy": self._policy}, "INFO", "the record of this instance begins here")
@@ -181,7 +181,7 @@ class Audit:
         return chain
 
     def _next_second(self, chain: _Chain) -> None:
-        """Once a second, report what was counted before it and count anew."""
+        """Once a second, report the refusals counted so far and start a new count."""
         second = int(self.monotonic())
         if second != chain.second:
             chain.second = second
@@ -197,14 +197,14 @@ class Audit:
                 del counted[reason]
 
     def _timestamp(self, now: float) -> str:
-        """Format unix seconds as RFC 3339. All but the fraction is kept for a second."""
+        """Format unix seconds as RFC 3339. All but the fraction is cached for a second."""
         second = int(now)
         if second != self._second:
             self._second = second
             self._second_written = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         return f"{self._second_written}.{int((now - second) * 1e6):06d}Z"
 
-    def _line(  # noqa: PLR0913, PLR0917 - a line has its parts
+    def _line(  # noqa: PLR0913, PLR0917 - the parts of a line
         self, chain: _Chain, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = ""
     ) -> str:
         now = self._timestamp(self.clock())
@@ -226,7 +226,7 @@ class Audit:
 
 
 def alert(message: str) -> None:
-    """Say on standard error, as a last resort, that the record could not be kept."""
+    """Report on standard error, as a last resort, that the record could not be written."""
     line = json.dumps({"severity": "ALERT", "message": f"countersign: {message}"})
     with suppress(OSError, ValueError):
         sys.stderr.write(line + "\n")

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """A value that each process makes for itself, with its first use. Safe for threads."""
+    """A value that each process makes for itself on first use. Safe for threads."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -33,7 +33,7 @@ class PerProcess(Generic[T]):
             return value
 
     def made(self) -> T | None:
-        """Return this process's value, None if it has not made one."""
+        """Return this process's value; None if it has not made one."""
         made = self._made
         return made[1] if made is not None and made[0] == os.getpid() else None
 

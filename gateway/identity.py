@@ -18,10 +18,11 @@ from msgspec.structs import replace
 
 from gateway.authorization import bearer
 from gateway.credentials import KINDS, google
+from gateway.tokens import Token, stripped
 from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown, TokenNotAccepted
 
 if TYPE_CHECKING:
-    from gateway.credentials import Means
+    from gateway.means import Means
     from policies.model import Call, Caller, PolicySet
 
 #: By the headers of a credential, the kinds that it may be of; and by each of these headers, all of them.
@@ -74,7 +75,7 @@ class Identity:
         passed = call.credentials.get(google.SERVERLESS)
         if passed is None and self.behind_iam:
             authorization = call.credentials.get("Authorization")
-            if authorization is not None and google.stripped(bearer(authorization.reveal()) or ""):
+            if authorization is not None and stripped(bearer(authorization.reveal()) or ""):
                 others = {name: value for name, value in call.credentials.items() if name != "Authorization"}
                 return authorization.reveal(), replace(call, credentials=others)
         return passed and passed.reveal(), call
@@ -83,7 +84,7 @@ class Identity:
         """Return the caller by the token that Google's front end has checked, as nothing else says who calls."""
         if passed is None:
             raise CredentialMissing
-        token = google.Token.of(bearer(passed) or "")
+        token = Token.of(bearer(passed) or "")
         # One that still has its signature did not come by way of IAM, whatever the setting says.
         checks = self.means.google
         email = checks.verified(token, now, deadline) if token.signed else checks.vouched(token, now)
@@ -93,6 +94,6 @@ class Identity:
 def _claimed(policy_set: PolicySet, passed: str) -> Caller | None:
     """Return the caller that a token claims to be of. That is good enough to refuse by, and for nothing else."""
     try:
-        return google.known(policy_set, google.Token.of(bearer(passed) or "").claims.email)
+        return google.known(policy_set, Token.of(bearer(passed) or "").claims.email)
     except TokenNotAccepted:
         return None

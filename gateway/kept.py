@@ -7,8 +7,8 @@ What a call does depends on the age of the value, counted from when its read beg
 - up to ``good``: all calls wait for that read, and use the value at hand if the read fails or takes too long;
 - past that: all calls wait, and fail if the read does.
 
-However many ask, there is one read at a time (single flight); those who wait for it share its failure. After a failure
-nothing is read for a pause: calls get the last good value or, where there is none, the same failure.
+There is one read at a time (single flight); the calls that wait for it share its failure. After a failure nothing is
+read for a pause: calls get the last good value or, if there is none, the same failure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DownError(Exception):
 
 
 class GoneError(DownError):
-    """There is no such value for us, or none any more: the last good one is not used either."""
+    """The value does not exist, or no longer, or is forbidden: the last good one is not used either."""
 
 
 _Failure = tuple[type[DownError], str]
@@ -60,7 +60,7 @@ class _Held(Generic[T]):
 
 
 class _Reading(threading.Event):
-    """A read in progress; set once it is over. Calls wait up to ``until``, which the first that has to wait sets."""
+    """A read in progress; set once it is over. Calls wait up to ``until``, set by the first call that must wait."""
 
     until = inf
 
@@ -74,7 +74,7 @@ class Kept(Generic[T]):
     seconds from the first that has to. Deadlines are on ``clock``.
     """
 
-    def __init__(  # noqa: PLR0913 - each is another property of what is kept
+    def __init__(  # noqa: PLR0913 - independent properties of the cache
         self,
         read: Callable[[str, float], T],
         lifetime: Callable[[T], Lifetime],
@@ -88,13 +88,13 @@ class Kept(Generic[T]):
         self._run, self._patience = run, patience
         self._lock = threading.Lock()
         self._held: dict[str, _Held[T]] = {}
-        # As a class and its text: an exception would keep the frames that it came through.
+        # As class and text: an exception would keep its stack frames alive.
         self._paused: TTLCache[str, _Failure] = TTLCache(inf, pause, timer=clock)
         self._reading: dict[str, _Reading] = {}
         self._sweep_at = clock() + SWEEP_SECONDS
 
     def get(self, key: str, deadline: float) -> T:
-        """Return the value. Raises :class:`DownError`, or :class:`GoneError` where there is none."""
+        """Return the value. Raises :class:`DownError`, or :class:`GoneError` if there is none."""
         held = self._held.get(key)  # no lock on the hot path: a _Held never changes
         if held is not None and self._clock() < held.renew_at:
             return held.value
@@ -108,7 +108,7 @@ class Kept(Generic[T]):
         return self._renewed(key, deadline, refused)
 
     def drop(self, key: str, refused: T) -> None:
-        """Use ``refused`` only as the last good value from here on: the next call reads, and all wait for it."""
+        """Use ``refused`` only as the last good value from now on: the next call reads, and all wait for it."""
         with self._lock:
             held = self._held.get(key)
             if held is not None and held.value == refused:
@@ -135,7 +135,7 @@ class Kept(Generic[T]):
                 held = self._held.get(key)
                 if held is not None and held.value == refused:
                     held = None
-                # A read that began after this call came is new enough for it, however long it took.
+                # A read that began after this call arrived is new enough for it, however long it took.
                 if held is not None and (now < held.renew_at or held.read_at >= arrived):
                     return held.value
                 failure = self._paused.get(key) or late
@@ -159,7 +159,7 @@ class Kept(Generic[T]):
     def _begin(self, key: str, reading: _Reading, deadline: float, refused: T | None) -> None:
         try:
             self._run(partial(self._carry_out, key, reading, deadline, refused))
-        except RuntimeError:  # no more threads, as at the end of the process
+        except RuntimeError:  # no thread can be started, as at the end of the process
             self._end(key, reading, (DownError, "no thread could be started"))
 
     def _carry_out(self, key: str, reading: _Reading, deadline: float, refused: T | None) -> None:
@@ -171,7 +171,7 @@ class Kept(Generic[T]):
             failure = (DownError, "it has not changed") if value == refused else None
         except DownError as error:
             failure = type(error), str(error)
-        except Exception as error:  # noqa: BLE001 - unforeseen, and its text may hold anything
+        except Exception as error:  # noqa: BLE001 - unforeseen, and its text may contain anything
             failure = DownError, type(error).__name__
         finally:
             self._end(key, reading, failure)

@@ -17,8 +17,10 @@ from gateway.credentials import KINDS
 from gateway.credentials.google import SERVERLESS
 from gateway.forks import PerProcess
 from policies.concealed import Concealed
+from policies.forms import shown
 from policies.model import NAME, Call
 from policies.operations import OPERATIONS
+from policies.parameters import BOOLEANS
 from policies.refusals import (
     BodyIncomplete,
     BodyMalformed,
@@ -31,6 +33,7 @@ from policies.refusals import (
     QueryMalformed,
     TargetTooLong,
 )
+from policies.suggestions import closest
 
 if TYPE_CHECKING:
     import socket
@@ -47,8 +50,9 @@ MAX_HEADER: Final = 4096
 
 #: A function named ``stripe`` is reached under /stripe and sees the rest; a service sees the whole path.
 _PLAIN = re.compile(r"(?:/stripe)?/(.+?)/?")
-#: For Stripe's own clients, which put a fixed path behind the base address that they are given.
-_STRIPE = re.compile(rf"/({NAME.pattern})/({NAME.pattern})/v1/(.+)")
+#: For Stripe's own clients, which put a fixed path behind the base address that they are given. Some are given a host
+#: and no path; then the connection is the credential's own.
+_STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
 #: What an id may be: nothing that could act as more than one segment of a path.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
 #: RFC 9110, 7.2, as far as any client writes it. Nothing here is made of it, but what is in front of us may differ.
@@ -59,6 +63,7 @@ _CREDENTIALS: Final = {
     for name in (SERVERLESS, *(name for kind in KINDS for headers in kind.HEADERS for name in headers))
 }
 _MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
+_UTF_8: Final = frozenset({"utf-8", "utf8"})
 
 
 def read(environ: Mapping[str, Any]) -> Call:
@@ -115,7 +120,10 @@ def speaks_stripe(environ: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """What a path means: an operation for each method, whose account it names, and the parameters that it holds."""
+    """What a path means: an operation for each method, whose account it names, and the parameters that it holds.
+
+    ``account`` is None if the query names it, and two empty texts if it is the credential's own.
+    """
 
     operations: Mapping[str, str]
     account: tuple[str, str] | None
@@ -130,7 +138,7 @@ def _route(path: str) -> _Route | None:
     for pattern, operations in _PATTERNS:
         match = pattern.fullmatch(below)
         if match is not None:
-            return _Route(operations, (sdk[1], sdk[2]) if sdk else None, match.groupdict())
+            return _Route(operations, (sdk[1] or "", sdk[2] or "") if sdk else None, match.groupdict())
     return None
 
 
@@ -153,27 +161,48 @@ def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, 
         query = "&".join(field for field in fields if _named(field) in _ADDRESS)
         rest = "&".join(field for field in fields if _named(field) not in _ADDRESS).encode("ascii", "replace")
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=8)
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
     except ValueError:
-        raise QueryMalformed from None
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise QueryMalformed("Something is given twice in the address. Write name and connection_name once each.")
-    validate_only = values.pop("validate_only", "false")
-    if validate_only not in {"true", "false"}:
-        raise QueryMalformed("validate_only must be true or false.")
+        raise QueryMalformed("The address is not valid UTF-8. Write it in UTF-8, percent-encoded.") from None
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in _ADDRESS:
+            raise QueryMalformed(_stranger(name), parameter=shown(name))
+        if name in values:
+            raise QueryMalformed(f"{name} is given twice in the address. Write it once.", parameter=name)
+        values[name] = value
+    validate_only = BOOLEANS.get(values.pop("validate_only", "false"))
+    if validate_only is None:
+        raise QueryMalformed("validate_only must be true or false.", parameter="validate_only")
     if named_in_path:
-        if values:
-            raise QueryMalformed("At this path the connection is named in the path; take it out of the query.")
-        return ("", ""), validate_only == "true", rest
-    if values.keys() != {"name", "connection_name"}:
-        raise QueryMalformed
-    for key, value in values.items():
-        if not NAME.fullmatch(value):
+        for name in values:
             raise QueryMalformed(
-                f"{key} must be a plain name, such as ft-4: letters, digits, dots, dashes, underscores."
+                f"At this path the query must not name the connection: take out {name}.", parameter=name
             )
-    return (values["name"], values["connection_name"]), validate_only == "true", rest
+        return ("", ""), validate_only == "true", rest
+    return (_place(values, "name"), _place(values, "connection_name")), validate_only == "true", rest
+
+
+def _stranger(name: str) -> str:
+    said = f"{shown(name) or 'An empty name'} does not belong in the address."
+    close = closest(name, _ADDRESS)
+    if close is not None:
+        return f"{said} Did you mean {close}?"
+    return f"{said} The address takes name, connection_name and validate_only; parameters go in the body."
+
+
+def _place(values: Mapping[str, str], name: str) -> str:
+    value = values.get(name, "")
+    if not value:
+        said = "empty" if name in values else "missing"
+        raise QueryMalformed(
+            f"{name} is {said} in the address: write ?name=ft-4&connection_name=stripe-1.", parameter=name
+        )
+    if not NAME.fullmatch(value):
+        raise QueryMalformed(
+            f"{name} must be a plain name, such as ft-4: letters, digits, dots, dashes, underscores.", parameter=name
+        )
+    return value
 
 
 def _named(field: str) -> str:
@@ -190,13 +219,27 @@ def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
 @lru_cache(64)  # the same, and these may be longer
 def _media(content_type: str, encoding: str) -> str:
     if encoding.strip().lower() != "identity":
-        raise MediaTypeUnsupported
-    kind, _, rest = content_type.partition(";")
-    media = _MEDIA.get(kind.strip().lower())
+        raise MediaTypeUnsupported(
+            f"The body is compressed ({shown(encoding) or 'an empty Content-Encoding'}). Send it as it is."
+        )
+    kind, *parameters = content_type.split(";")
+    kind = kind.strip().lower()
+    if kind == "multipart/form-data":
+        raise MediaTypeUnsupported(
+            "The body is multipart/form-data, which is for files. Send the same fields as "
+            "application/x-www-form-urlencoded, or as application/json."
+        )
+    media = _MEDIA.get(kind)
     if media is None:
-        raise MediaTypeUnsupported
-    if rest.strip().lower() not in {"", "charset=utf-8", 'charset="utf-8"'}:
-        raise MediaTypeUnsupported
+        said = f"Content-Type is {shown(kind)}" if kind else "Content-Type is missing"
+        raise MediaTypeUnsupported(
+            f"{said}. Write application/json for JSON, or application/x-www-form-urlencoded for a form."
+        )
+    for parameter in parameters:  # RFC 2046, 1: one that is not known is ignored
+        name, _, value = parameter.partition("=")
+        charset = value.strip().strip("\"'").lower()
+        if name.strip().lower() == "charset" and charset not in _UTF_8:
+            raise MediaTypeUnsupported(f"The charset of the body is {shown(charset) or 'empty'}. Send it in UTF-8.")
     return media
 
 

@@ -1,4 +1,4 @@
-"""What goes on record of one call.
+"""Records one call.
 
 A call that is sent leaves two lines: ``intent`` before the send and ``outcome`` after it. Any other call leaves one:
 ``refusal``, ``replay`` or ``preview``.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: The whole call, from the first byte read to the last written: below every no-code tool's own limit of 30 s.
 CALL_SECONDS: Final = 25.0
-#: A recorded value is cut here; Cloud Logging takes 256 KB a line, and a value is for finding a call again.
+#: A recorded value is truncated to this length. It only serves to find a call, and Cloud Logging takes 256 KB a line.
 MAX_VALUE: Final = 200
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
@@ -38,8 +38,8 @@ _CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
 class Record:
     """The record of one call, with the value of each stage so far.
 
-    A context manager: an exception raised inside becomes :attr:`refusal` and is recorded. Unless it is set, the caller
-    is told :attr:`answer`.
+    A context manager: an exception raised inside becomes :attr:`refusal` and is recorded. If that is None, the caller
+    gets :attr:`answer`.
     """
 
     def __init__(self, audit: Audit, environ: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Record:
         self._decided("replay", "INFO")
 
     def intent(self, admission: Admission) -> None:
-        """Record what is about to be sent. Raises :class:`RecordUnavailable`, and then it must not be."""
+        """Record a call before it is sent. Raises :class:`RecordUnavailable`; then the call must not be sent."""
         self._decided("intent", "NOTICE", owner=admission.owner[:12])
         self._intent = self.audit_id.rpartition("-")[2]
 
@@ -114,7 +114,7 @@ class Record:
         try:
             self._write("outcome", content, severity, f"outcome {reply.outcome.value}")
         except RecordUnavailable as error:
-            # The call is done, and hiding a success invites a second one. Its intent is on record.
+            # The call was made, and hiding a success would invite a second one. Its intent is on record.
             alert(f"the outcome of {self.audit_id} could not be recorded: {error.note}")
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -1,4 +1,4 @@
-"""The policy document while the function runs: read again, so that a change takes over without a restart.
+"""Reads the policy document again while the function runs, so that a change takes effect without a restart.
 
 An idle instance gets no CPU, so nothing here runs by itself: calls start checks. A check is a thread that reads the
 document and, if it changed, judges it as at the start. What a call does depends on the age of the last check:
@@ -8,7 +8,7 @@ document and, if it changed, judges it as at the start. What a call does depends
 - past that, as after a quiet hour: it waits for the check, ``WAIT_SECONDS`` at most for each. On a CPU-throttled
   instance the checking thread may have been frozen since it read; then one more check follows.
 
-A document that cannot be read or is not in order changes nothing, and is on record. The last good one stays for ever.
+A document that is unreadable or invalid changes nothing and is recorded. The last good one stays in force, however old.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ if TYPE_CHECKING:
     from gateway.secrets import SecretManager
     from policies.model import PolicySet
 
-#: What is promised: a change that was made this many seconds ago is in force.
+#: The promise: a change is in force within this many seconds.
 PROMISED_SECONDS: Final = 60.0
-#: A read costs next to nothing, but 10,000 callers take seconds to judge if they are not compiled; so a check begins
-#: early.
+#: A read is cheap, but checking 10,000 callers takes seconds if they are not compiled. So a check begins early.
 CHECK_SECONDS: Final = 20.0
-#: Leaves Secret Manager some seconds to show a new version everywhere.
+#: Leaves Secret Manager some seconds to propagate a new version.
 MUST_SECONDS: Final = PROMISED_SECONDS - 10
-#: Leaves a call that waited the time to be made.
+#: Leaves a call that waited enough of its 25 s to be made.
 WAIT_SECONDS: Final = 15.0
-#: After a failed read the next one waits so long.
+#: Seconds between a failed read and the next.
 PAUSE_SECONDS: Final = 5.0
-#: A source that stays unreadable is on record this often.
+#: A source that stays unreadable is recorded once in this many seconds.
 REPORT_SECONDS: Final = 600.0
 
 #: A document of 10,000 callers is about 7 MB.
@@ -56,18 +55,18 @@ class SourceError(Exception):
 
 
 class Source(Protocol):
-    """Where the document lies."""
+    """Where the document is read."""
 
     where: str
     changes: bool
-    """Whether what is read there can ever be something else."""
+    """Whether its content can change."""
 
     def read(self) -> bytes:
         """Read all of it. Raises :class:`SourceError`."""
 
 
 class File:
-    """A file, or a link that is turned to another: it is opened by its path each time, and compared by content."""
+    """A file, or a symlink whose target may change: each read opens the path again."""
 
     changes = True
 
@@ -87,7 +86,7 @@ class File:
 
 
 class Version:
-    """A Secret Manager version. What a number names never changes; ``latest`` and aliases do."""
+    """A Secret Manager version. A numbered version never changes; ``latest`` and aliases do."""
 
     def __init__(self, where: str, manager: SecretManager) -> None:
         self.where, self._manager = where, manager
@@ -110,7 +109,7 @@ def read(data: bytes, where: str) -> PolicySet:
     """Read a policy document or a compiled one, whichever it is. Raises :class:`DocumentError`."""
     if compiled.recognised(data):
         return compiled.read(data, where)
-    from policies import document  # noqa: PLC0415 - a compiled one does not pay for YAML's reader
+    from policies import document  # noqa: PLC0415 - a compiled one does not need YAML's reader
 
     try:
         return document.read(data.decode(), where)
@@ -119,22 +118,22 @@ def read(data: bytes, where: str) -> PolicySet:
 
 
 def digest_of(data: bytes) -> str:
-    """Return what tells one reading of the source from another."""
+    """Return a digest that shows whether the source has changed."""
     return hashlib.sha256(data).hexdigest()
 
 
 def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet:
-    """Say whether the function may work by this document; at the start, and whenever it changed.
+    """Read a document and check that this function may use it: at the start, and after each change.
 
-    ``google``: whether it is set what Google's tokens must be made for. Raises :class:`DocumentError`.
+    ``google``: whether ``AUDIENCE`` or ``IAM`` is set. Raises :class:`DocumentError`.
     """
     policies = read(data, where)
     if on_cloud and any(connection.origin.startswith("http:") for connection in policies.connections.values()):
         raise DocumentError("POLICY sends calls to this machine, as the sandbox's does. Deploy a policy of your own.")
     if "google" in policies.kinds and not google:
         raise DocumentError(
-            "POLICY names a Google identity, and nothing says whom its tokens must be made for. Write AUDIENCE and "
-            "the function's own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."
+            "POLICY names a Google identity, but the audience of its tokens is not set. Set AUDIENCE to the function's "
+            "own address (https://...), or IAM=guards where Cloud Run's IAM refuses all others."
         )
     return policies
 
@@ -142,7 +141,7 @@ def judge(data: bytes, where: str, *, on_cloud: bool, google: bool) -> PolicySet
 class Policies:
     """The policies in force."""
 
-    def __init__(  # noqa: PLR0913 - each is another part of the world
+    def __init__(  # noqa: PLR0913 - independent dependencies
         self,
         source: Source,
         judge: Callable[[bytes], PolicySet],
@@ -152,14 +151,19 @@ class Policies:
         read_at: float,
         audit: Audit,
         clock: Callable[[], float],
+        promised: float = PROMISED_SECONDS,
     ) -> None:
-        """``first`` was judged at the start, of bytes of that ``digest``, read not before ``read_at`` on ``clock``."""
+        """``first`` was read from bytes with this ``digest``, in a read that began at ``read_at`` on ``clock``.
+
+        A change is in force after ``promised`` seconds; all ages above are in proportion to it.
+        """
         self._source, self._judge, self._audit, self._clock = source, judge, audit, clock
-        # Written by the checking thread alone, of which there is one at a time.
+        # Written only by the checking thread. There is one at a time.
         self._policies, self._digest, self._as_of = first, digest, read_at
         self._refused = ""
         self._report_at = read_at
-        lifetime = Lifetime(CHECK_SECONDS, MUST_SECONDS, inf) if source.changes else Lifetime(inf, inf, inf)
+        check, self._must = (age * promised / PROMISED_SECONDS for age in (CHECK_SECONDS, MUST_SECONDS))
+        lifetime = Lifetime(check, self._must, inf) if source.changes else Lifetime(inf, inf, inf)
         self._kept = Kept(
             self._check, lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock, run=_on_a_thread, patience=WAIT_SECONDS
         )
@@ -175,7 +179,7 @@ class Policies:
             self._look()
         except SourceError as error:
             problem = str(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the last good policies stay
+        except Exception as error:  # noqa: BLE001 - whatever it is, the last good policies stay in force
             problem = f"cannot be read ({type(error).__name__})."
         else:
             self._as_of = began
@@ -201,7 +205,7 @@ class Policies:
 
     def _report(self, problem: str) -> None:
         now = self._clock()
-        if now - self._as_of >= MUST_SECONDS and now >= self._report_at:
+        if now - self._as_of >= self._must and now >= self._report_at:
             self._report_at = now + REPORT_SECONDS
             self._audit.policy_refused(self._policies.digest, f"POLICY: {self._source.where} {problem}")
 

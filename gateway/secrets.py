@@ -1,8 +1,8 @@
-"""Secret Manager -> Secret, the upstream's key in hand.
+"""Secret Manager -> Secret, which holds the upstream's key.
 
-Read with Google's client: the checksum compared, the version noted, one fetch however many calls wait, a short cache,
-the last good value for a bounded time while Secret Manager is down, and a fresh read when the upstream refuses the key.
-A version that is disabled, destroyed or no longer ours to read is not "down": it stops at once.
+Google's client reads it, and we check its checksum. There is one read however many calls wait (single flight), a short
+cache, the last good value for a bounded time while Secret Manager is down, and a fresh read when the upstream refuses
+the key. A version that is disabled, destroyed or forbidden is not "down": its key is dropped at once.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ FRESH_SECONDS: Final = 60.0
 #: How long the last good key is used while Secret Manager cannot be reached: longer than its outages have been,
 #: shorter than a working day in which somebody believes that a key is no longer in use.
 LAST_GOOD_SECONDS: Final = 3600.0
-#: No read for so long after a failed one, or after a renewal that brought nothing new: strangers can cause reads by
-#: sending webhooks.
+#: Seconds without a read after a failed one, or after a renewal that returned the same key: strangers can cause reads
+#: by sending webhooks.
 PAUSE_SECONDS: Final = 5.0
 #: Shorter values are not keys, and redacting them would corrupt normal text.
 MIN_LENGTH: Final = 8
@@ -47,7 +47,7 @@ PERCENT_ROUNDS: Final = 3
 
 _JSON: Final = msgspec.json.Encoder()
 
-#: What a header value may hold, RFC 9110, 5.5, without the space that no key has.
+#: A header value (RFC 9110, 5.5) without a space, which no key has.
 _VALUE = re.compile(rf"[!-~]{{{MIN_LENGTH},{MAX_LENGTH}}}")
 
 
@@ -75,7 +75,7 @@ class Secret:
         return cls(name, version, Concealed(value), Concealed(_encodings(value)))
 
     def occurs_in(self, text: str) -> bool:
-        """Whether the key stands in ``text``, as it is or in a common encoding."""
+        """Whether ``text`` contains the key, as it is or in a common encoding."""
         for _ in range(PERCENT_ROUNDS):
             lowered = text.lower()
             for needle in self._needles.reveal():
@@ -87,8 +87,8 @@ class Secret:
         return False
 
     def redacted(self, value: Any) -> Any:
-        """Return what JSON can hold, with every text in it that holds the key replaced; itself where none does."""
-        # One look at the whole, which nearly always is innocent.
+        """Return a JSON value with every text that contains the key replaced; the value itself if none does."""
+        # One search of the whole, which almost never contains the key.
         return self._clean(value) if self.occurs_in(_JSON.encode(value).decode()) else value
 
     def _clean(self, value: object) -> object:
@@ -105,18 +105,18 @@ class Secret:
                 return REDACTED if self.occurs_in(str(value)) else value
 
     def _clean_text(self, text: str) -> str:
-        # Nothing shorter than the key can hold it.
+        # A text shorter than any key cannot contain it.
         return REDACTED if len(text) >= MIN_LENGTH and self.occurs_in(text) else text
 
 
 def _encodings(value: str) -> tuple[str, ...]:
-    """Return the ways in which a key may be written, in lower case; base64 at each place it may start in a triple."""
+    """Return the encodings of a key, in lower case; base64 at each of the three offsets within a group."""
     raw = value.encode("ascii")
     needles = {value, value[::-1], raw.hex()}
     needles.update(_JSON.encode(text).decode()[1:-1] for text in (value, value[::-1]))  # as they stand within JSON
     for lead in range(3):
         text = base64.b64encode(b"\0" * lead + raw).decode()
-        # The first and last groups mix in what stands beside the key, so only whole groups of it are looked for.
+        # The first and last groups also encode the neighbouring bytes, so only the groups between them are searched.
         inner = text[4 if lead else 0 : (lead + len(raw)) // 3 * 4]
         needles.update({inner, inner.replace("+", "-").replace("/", "_")})
     return tuple(needle.lower() for needle in needles)
@@ -148,11 +148,11 @@ class Mounted:
 class SecretManager:
     """``projects/…/versions/…``, read with Google's client; a regional secret from its region's own endpoint.
 
-    The client is made with the first read, since its connections do not survive the fork that gunicorn makes. Importing
-    it takes a third of a second, which a policy that only uses mounted secrets does not pay.
+    The client is made on the first read, since its connections do not survive gunicorn's fork. Importing it takes a
+    third of a second, so a policy with mounted secrets alone does not.
     """
 
-    #: One attempt's time and that of all attempts, in seconds. Google's own timeout is not a total.
+    #: The timeouts of one attempt and of all attempts, in seconds. Google's ``timeout`` is not a total.
     ATTEMPT: Final = 1.0
     TOTAL: Final = 1.5
 
@@ -164,7 +164,7 @@ class SecretManager:
     @staticmethod
     def prepare() -> None:
         """Import Google's client, which takes a third of a second, before the first call needs it."""
-        import google_crc32c  # noqa: F401, PLC0415 - a policy with mounted secrets does without it
+        import google_crc32c  # noqa: F401, PLC0415 - a policy with mounted secrets does not need it
         from google.cloud import secretmanager_v1  # noqa: F401, PLC0415
 
     def read(self, name: str) -> Secret:
@@ -177,14 +177,14 @@ class SecretManager:
         return self._access(name)[1]
 
     def close(self) -> None:
-        """Leave no connection open, as gunicorn's worker must not inherit one when it is forked."""
+        """Close all connections: gunicorn's forked worker must not inherit one."""
         for made in (self._client, *self._regional.values()):
             client = made.drop()
             if client is not None:
                 client.transport.close()
 
     def _access(self, name: str) -> tuple[str, bytes]:
-        """Return a version's own number and its payload, which is checked against its checksum."""
+        """Return a version's number and its payload, after comparing the checksum."""
         import google_crc32c  # noqa: PLC0415 - heavy, and only needed with Secret Manager
         from google.api_core.retry import Retry  # noqa: PLC0415
 
@@ -196,7 +196,7 @@ class SecretManager:
                     name=name, timeout=self.ATTEMPT, retry=Retry(initial=0.1, maximum=0.5, timeout=self.TOTAL)
                 )
             )
-        except Exception as error:  # noqa: BLE001 - what is foreseen is in the table, and all else is down as well
+        except Exception as error:  # noqa: BLE001 - any that is not in the table means "down" as well
             raise (meaning(meanings(), error) or DownError)(type(error).__name__) from None
         data: bytes = response.payload.data
         if "data_crc32c" not in response.payload or response.payload.data_crc32c != google_crc32c.value(data):
@@ -250,7 +250,7 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
 
 
 class Secrets:
-    """The keys in hand."""
+    """The keys, cached."""
 
     def __init__(self, *, manager: Source, mounted: Source, clock: Callable[[], float]) -> None:
         self._manager, self._mounted = manager, mounted
@@ -262,7 +262,7 @@ class Secrets:
         return self.named(grant.entitlement.connection.secret, deadline)
 
     def named(self, name: str, deadline: float) -> Secret:
-        """Return the secret that lies at ``name``. Raises :class:`SecretUnavailable`."""
+        """Return the secret at ``name``. Raises :class:`SecretUnavailable`."""
         try:
             return self._kept.get(name, deadline)
         except GoneError as error:
@@ -271,7 +271,7 @@ class Secrets:
             raise SecretUnavailable(note=str(error), retry_after=int(PAUSE_SECONDS)) from None
 
     def renew(self, refused: Secret, deadline: float) -> Secret | None:
-        """Drop a key that the upstream refused and return one that differs, or None where there is none."""
+        """Drop a key that the upstream refused, and return another one; None if there is none."""
         self._kept.drop(refused.name, refused)
         try:
             secret = self._kept.renew(refused.name, refused, deadline)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
-from gateway.credentials import Means
-from gateway.credentials.google import Google
 from gateway.identity import Identity
 from gateway.kept import DownError
-from gateway.reloading import Policies, SourceError, digest_of, judge, source_of
+from gateway.means import Means
+from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
 from gateway.stores import SHARED, fault, shared, takes_password
 from gateway.stores.memory import Memory
+from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
 from policies.model import VERSION, DocumentError
@@ -37,6 +37,7 @@ _AUDIENCE = re.compile(
     r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 )
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+_SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
 
@@ -91,6 +92,8 @@ class Settings:
 
     on_cloud: bool
     policy: str
+    promised: float
+    """Within how many seconds a change of the policy document takes over."""
     store: str
     store_password: str
     """Where the password of the store lies, as secrets are named; empty for none."""
@@ -140,6 +143,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
     return Settings(
         on_cloud=on_cloud,
         policy=policy,
+        promised=_promised(environ, on_cloud=on_cloud),
         store=store,
         store_password=_store_password(environ, store),
         audit=_audit(environ),
@@ -177,7 +181,14 @@ def load(environ: Mapping[str, str]) -> Gate:
     audit = Audit(_sink(settings.audit), policy=first.digest, project=settings.project)
     return Gate(
         policies=Policies(
-            source, judged, first, digest=digest_of(data), read_at=began, audit=audit, clock=time.monotonic
+            source,
+            judged,
+            first,
+            digest=digest_of(data),
+            read_at=began,
+            audit=audit,
+            clock=time.monotonic,
+            promised=settings.promised,
         ),
         identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
         secrets=secrets,
@@ -198,6 +209,23 @@ def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
 
 def _secret_manager(environ: Mapping[str, str]) -> str | None:
     return _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
+
+
+def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
+    seconds = environ.get("POLICY_SECONDS", "")
+    if not seconds:
+        return PROMISED_SECONDS
+    if on_cloud:
+        raise SettingError(
+            "POLICY_SECONDS has every call read the policy document again. Remove it from the function's environment: "
+            f"a change takes over within {PROMISED_SECONDS:.0f} seconds."
+        )
+    if not _SECONDS.fullmatch(seconds) or not 0 < float(seconds) <= PROMISED_SECONDS:
+        raise SettingError(
+            "POLICY_SECONDS must be the seconds within which a change of the policy document takes over: write a "
+            f"number above 0, such as 0.5, and at most {PROMISED_SECONDS:.0f}."
+        )
+    return float(seconds)
 
 
 def _iam(environ: Mapping[str, str]) -> bool:

@@ -9,12 +9,12 @@ import select
 import stat
 from typing import Final, Protocol
 
-#: A log that takes nothing for so long is down, and the call is refused.
+#: A log that accepts nothing for this many seconds is down, and the call is refused.
 WRITE_SECONDS: Final = 0.5
 
 
 class Sink(Protocol):
-    """Takes whole lines."""
+    """Writes whole lines."""
 
     def write(self, line: bytes) -> None:
         """Write one line. Raises OSError if it is not written."""
@@ -54,7 +54,7 @@ class Descriptor:
         """Write a part of the line. A non-pipe may block, so this path releases the GIL."""
         if not self._ready.poll(0):
             self._wait(errno.EAGAIN)
-        # A pipe that is ready takes this much without blocking.
+        # A pipe that is ready accepts this much without blocking.
         return os.write(self._descriptor, line[: select.PIPE_BUF])
 
     def _wait(self, reason: int) -> None:
@@ -63,7 +63,7 @@ class Descriptor:
         # If the log is stuck, only the first writer waits; the rest fail at once.
         if self._stuck or not self._ready.poll(WRITE_SECONDS * 1000):
             self._stuck = True
-            raise TimeoutError("the log takes nothing")
+            raise TimeoutError("the log accepts nothing")
 
 
 def _non_blocking(descriptor: int) -> int | None:

@@ -63,7 +63,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 return False
             if self._waiting or not _read_to_its_end(req) or not _more(conn):
                 return True
-            conn.parser.mesg = None  # its body is read; for the parser to check that takes three more system calls
+            conn.parser.mesg = None  # its body is read; the parser would check that with three more system calls
             req = next(conn.parser)
 
     def _answer(self, req: Any, conn: Any) -> bool:
@@ -72,7 +72,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         environ["wsgi.multithread"] = True
         answer.sock = pieces = _Pieces()
         parts = self.wsgi(environ, answer.start_response)
-        # Behind a body that could not be read, nobody knows where the next call begins.
+        # After a body that could not be read, the start of the next call is unknown.
         if req.body.failed or not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
             answer.force_close()
         for part in parts:
@@ -94,7 +94,7 @@ def _read_to_its_end(req: Any) -> bool:
 
 
 def _more(conn: Any) -> bool:
-    """Whether the connection is readable within a moment; so is one that was closed, as the parser will find."""
+    """Whether the connection is readable within a moment. A closed one is, too; the parser then notices."""
     if conn.parser.unreader.buf.getvalue():
         return True
     conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)

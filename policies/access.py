@@ -7,13 +7,13 @@ import re
 from typing import TYPE_CHECKING
 
 from policies import forms, idempotency, parameters
-from policies.model import Grant
+from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
     BodyMalformed,
+    CallerPaused,
     ConnectionNotGranted,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
-    ParameterNotGranted,
 )
 from policies.upstreams import UPSTREAMS
 
@@ -29,14 +29,15 @@ _KEY = re.compile(r"[!-+\--~](?:[ -+\--~]{0,253}[!-+\--~])?")
 def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     """Approve ``call``, or raise the refusal that says why not. What the policy does not allow is denied.
 
-    Raises :class:`ConnectionNotGranted`, :class:`BodyMalformed`, the refusals of ``parameters.approve``, and those of
-    the idempotency key.
+    Raises :class:`CallerPaused`, :class:`ConnectionNotGranted`, :class:`BodyMalformed`, the refusals of
+    ``parameters.approve``, and those of the idempotency key.
     """
+    if caller.paused:
+        raise CallerPaused
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
-    if entitlement is None:
-        raise ConnectionNotGranted
-    asked = _asked(call)
-    approved = parameters.approve(entitlement, asked)
+    if entitlement is None or caller.tied is not None:
+        entitlement = _own(caller, call)
+    asked, approved = parameters.approve(entitlement, _given(call))
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
     if key is not None:
@@ -63,8 +64,29 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     )
 
 
-def _asked(call: Call) -> dict[str, str]:
-    """Return the parameters of a call, wherever they stand."""
+def _own(caller: Caller, call: Call) -> Entitlement:
+    """Return what a call may do on the one connection that its credential is tied to, named or not."""
+    tied, named = caller.tied, bool(call.name)
+    if tied is None:
+        raise (
+            ConnectionNotGranted
+            if named
+            else ConnectionNotGranted(
+                "This address names no connection, and your credential is not tied to one. Write "
+                "/NAME/CONNECTION_NAME/v1/... instead of /v1/..., or ask the operator of Countersign to tie your "
+                "credential to a connection."
+            )
+        )
+    if named and (call.name, call.connection_name) != (tied.name, tied.connection_name):
+        raise ConnectionNotGranted(note=f"{caller.credential} of {caller.id} is tied to {tied.id}")
+    entitlement = caller.entitlements.get((tied.name, tied.connection_name, call.operation))
+    if entitlement is None:
+        raise ConnectionNotGranted
+    return entitlement
+
+
+def _given(call: Call) -> dict[str, str]:
+    """Return the parameters of a call as they were sent, wherever they stand."""
     given = forms.parse(call.body, call.media)
     if not call.path_parameters:
         return given
@@ -75,11 +97,7 @@ def _asked(call: Call) -> dict[str, str]:
 
 
 def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> dict[str, str]:
-    """Add what lets an operator find the invoice at the upstream. Nobody else may write there."""
-    parent = stamp.partition("[")[0]
-    for path in (stamp, parent):
-        if path in approved:
-            raise ParameterNotGranted(f"{path} is written by the policy itself. Leave it out.", parameter=path)
+    """Add what lets an operator find the invoice at the upstream."""
     if ledger_key is None:
         return approved
     return forms.canonical({**approved, stamp: ledger_key[: idempotency.SHORT]})
@@ -92,17 +110,11 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
         return None
     if source.parameter is not None:
         # The header is not looked at: SDKs send a fresh one by themselves, and would undo what the policy is for.
-        key = asked.get(source.parameter)
-        if not key:
-            raise IdempotencyKeyMissing(
-                f"Send {source.parameter}: it is what keeps a repeated call from raising a second invoice.",
-                parameter=source.parameter,
-            )
-        return key
-    signed = call.credentials.get("webhook-id")
-    if signed is not None:
+        return asked[source.parameter]
+    if not WEBHOOK_IDS.isdisjoint(call.credentials):
         # Signed, as the header is not. The comma, which no header's key has, keeps the two apart.
-        return f"webhook,{signed.reveal()}"
+        [name] = WEBHOOK_IDS & call.credentials.keys()
+        return f"webhook,{call.credentials[name].reveal()}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing

@@ -44,8 +44,8 @@ _DIGEST: Final = hashlib.sha256().digest_size
 #: type, is detected without it.
 EDITION: Final = 3
 
-#: A credential: its caller's number, its name in the record, and when it expires.
-_Credential = tuple[int, str, float | None]
+#: A credential: its caller's number, its name in the record, when it expires, and the connection it is tied to.
+_Credential = tuple[int, str, float | None, str | None]
 
 
 class _Grant(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -66,6 +66,7 @@ class _Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     limits: tuple[Limit, ...]
     budget: Budget | None
     grants: list[int]
+    paused: bool
 
 
 class _Policy(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -134,9 +135,10 @@ class _Tables:
         if caller.id not in self.callers:
             self._numbers[caller.id] = len(self.callers)
             grants = [self.grants.setdefault(_written(one), len(self.grants)) for one in caller.entitlements.values()]
-            written = _Caller(caller.owner, caller.limits, caller.budget, grants)
+            written = _Caller(caller.owner, caller.limits, caller.budget, grants, caller.paused)
             self.callers[caller.id] = msgspec.Raw(_encode(written))
-        return self._numbers[caller.id], caller.credential, caller.expires
+        tied = None if caller.tied is None else caller.tied.id
+        return self._numbers[caller.id], caller.credential, caller.expires, tied
 
 
 def _written(one: Entitlement) -> bytes:
@@ -205,24 +207,35 @@ class _Callers(Mapping[Proof, Caller]):
         for _, raw in self._callers:
             if not all(0 <= number < len(self._grants) for number in _caller(raw).grants):
                 raise LookupError
-        numbers = (number for credentials in self._proofs.values() for number, _, _ in credentials.values())
-        if not all(0 <= number < len(self._callers) for number in numbers):
-            raise LookupError
+        for credentials in self._proofs.values():
+            for number, _, _, tied in credentials.values():
+                if not 0 <= number < len(self._callers) or (tied is not None and tied not in connections):
+                    raise LookupError
         if not all(proof in self for _, _, proofs in policy.signers for proof in proofs):
             raise LookupError
 
     def __getitem__(self, proof: Proof) -> Caller:
         found = self._read.get(proof)
         if found is None:
-            number, credential, expires = self._proofs[proof.kind][proof.value]
-            found = self._read[proof] = self._caller(number, credential, expires)
+            found = self._read[proof] = self._caller(*self._proofs[proof.kind][proof.value])
         return found
 
-    def _caller(self, number: int, credential: str, expires: float | None) -> Caller:
+    def _caller(self, number: int, credential: str, expires: float | None, tied: str | None) -> Caller:
         name, raw = self._callers[number]
         caller = _caller(raw)
         entitlements = by_place(self._entitlement(number) for number in caller.grants)
-        return Caller(name, caller.owner, credential, expires, caller.limits, caller.budget, entitlements)
+        connection = None if tied is None else self._connections[tied]
+        return Caller(
+            name,
+            caller.owner,
+            credential,
+            expires,
+            caller.limits,
+            caller.budget,
+            entitlements,
+            connection,
+            caller.paused,
+        )
 
     def _entitlement(self, number: int) -> Entitlement:
         found = self._entitlements.get(number)

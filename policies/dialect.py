@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from policies.model import Connection, Grant
+    from policies.model import Connection, Grant, Step
     from policies.outcomes import Reply
 
 FORM: Final = "application/x-www-form-urlencoded"
@@ -24,15 +24,6 @@ class KeyPlace(StrEnum):
 
     X_API_KEY = "x-api-key: "
     BEARER = "Authorization: Bearer "
-
-
-class Step(msgspec.Struct, frozen=True):
-    """One send of a granted call."""
-
-    name: str
-    """Identifies the call to an upstream that deduplicates: the ledger's name of its key, or the admission's owner."""
-    doubt: bool = False
-    """Whether an earlier send, whose answer was lost, may have had an effect."""
 
 
 class Outgoing(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from math import ceil, inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -41,6 +40,7 @@ from policies.model import (
 )
 from policies.operations import OPERATIONS
 from policies.refusals import BodyMalformed
+from policies.suggestions import closest
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
@@ -283,8 +283,8 @@ def _composed(events: Iterator[yaml.Event], file: str) -> _Node | None:
 
 
 def _suggest(word: str, known: Collection[str]) -> str:
-    close = get_close_matches(word, known, 1)
-    return f"Did you mean {close[0]}?" if close else f"Write one of: {', '.join(sorted(known))}"
+    close = closest(word, known)
+    return f"Did you mean {close}?" if close else f"Write one of: {', '.join(sorted(known))}"
 
 
 def _name(value: _Value, name: str) -> str:
@@ -377,6 +377,8 @@ class _Written(NamedTuple):
     name: str
     """What the record calls it."""
     expires: float | None = None
+    tied: _Value | None = None
+    """The connection that it is tied to."""
     alone: bytes | None = None
     """What no other caller may have, where that is not the whole proof."""
 
@@ -426,19 +428,21 @@ def _caller(
     used: set[str],
 ) -> None:
     required = ("owner", "credentials", "limits", "grants")
-    entry = value.mapping(known=(*required, "budget"), required=required)
+    entry = value.mapping(known=(*required, "budget", "paused"), required=required)
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
-        granted = grants.read(grant)
-        connection = granted.connection
-        place = (connection.name, connection.connection_name, granted.operation.id)
+        one = grants.read(grant)
+        connection = one.connection
+        place = (connection.name, connection.connection_name, one.operation.id)
         if place in entitlements:
-            raise grant.fail(f"{connection.id} and {granted.operation.id} are granted twice; write one grant")
-        entitlements[place] = granted
+            raise grant.fail(f"{connection.id} and {one.operation.id} are granted twice; write one grant")
+        entitlements[place] = one
         used.add(connection.id)
-    limits = _limits(entry["limits"], {one.connection.id: one.connection for one in entitlements.values()}.values())
+    granted = {one.connection.id: one.connection for one in entitlements.values()}
+    limits = _limits(entry["limits"], granted.values())
     budget = _budget(entry["budget"]) if "budget" in entry else None
+    paused = entry["paused"].boolean() if "paused" in entry else False
 
     names: set[str] = set()
     for credential in entry["credentials"].items():
@@ -447,7 +451,8 @@ def _caller(
             raise credential.fail(f"write one kind of credential in each entry: {_either(_KINDS)}")
         [(kind, said)] = kinds.items()
         written = _KINDS[kind].read(said)
-        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements)
+        tied = _tied(name, written.tied, granted) if written.tied is not None else None
+        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements, tied, paused)
         known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
         if written.name in names:
             raise credential.fail(f"the id {written.name} is used twice")
@@ -459,22 +464,33 @@ def _either(words: Collection[str]) -> str:
     return f"{', '.join(most)} or {last}"
 
 
+def _tied(caller: str, value: _Value, granted: Mapping[str, Connection]) -> Connection:
+    """Read the connection that a credential is tied to, one of those that are granted to its caller."""
+    name = value.text()
+    if name not in granted:
+        raise value.fail(f"no grant of {caller} is for this connection. {_suggest(name, granted)}")
+    return granted[name]
+
+
 def _key(value: _Value) -> _Written:
-    entry = value.mapping(known=("id", "sha256", "expires"), required=("id", "sha256"))
+    entry = value.mapping(known=("id", "sha256", "expires", "connection"), required=("id", "sha256"))
     digest = bytes.fromhex(
         entry["sha256"].text(_SHA256, "write the key's SHA-256, 64 small hexadecimal digits; never the key itself")
     )
     if digest == _EMPTY_KEY:
         raise entry["sha256"].fail("this is the digest of an empty text, so the key got lost on the way")
     expires = _expiry(entry["expires"]) if "expires" in entry else None
-    return _Written(digest, _name(entry["id"], entry["id"].text()), expires)
+    return _Written(digest, _name(entry["id"], entry["id"].text()), expires, entry.get("connection"))
 
 
 def _google(value: _Value) -> _Written:
-    email = value.text(
+    entry = {"email": value}
+    if isinstance(value.node, _Object):
+        entry = value.mapping(known=("email", "connection"), required=("email", "connection"))
+    email = entry["email"].text(
         _EMAIL, "write the e-mail address of a service account or a person, in small letters as Google does"
     )
-    return _Written(email.encode(), f"google:{email}")
+    return _Written(email.encode(), f"google:{email}", tied=entry.get("connection"))
 
 
 def _webhook(value: _Value) -> _Written:
@@ -626,10 +642,13 @@ def _catalogue_rule(path: str, parameter: Parameter) -> Rule:
         max_length=(parameter.max_length or parameters.MAX_LENGTH) if texts else None,
         one_of=None if parameter.one_of is None else frozenset(parameter.one_of),
         unsets=parameter.unsets,
+        free=parameter.free,
     )
 
 
 def _check_path(value: _Value, path: str) -> None:
+    if "[]" in path:
+        raise value.fail(f"{path} has empty brackets. Write what they hold, such as metadata[order_id]")
     try:
         forms.check_path(path)
     except BodyMalformed as refusal:
@@ -701,6 +720,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
         prefix=_if_written(bounds, "prefix", _Value.text),
         required=_if_written(bounds, "required", _Value.boolean) or False,
         unsets=base.unsets,
+        free=base.free,
     )
     _refuse_impossible(rule, bounds)
     if "fixed" not in bounds:
@@ -709,7 +729,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
     problem = parameters.fault(rule, fixed)
     if problem is not None:
         raise bounds["fixed"].fail(f"{path} {problem}")
-    return Rule(path=path, kind=base.kind, fixed=fixed)
+    return Rule(path=path, kind=base.kind, fixed=fixed, free=base.free)
 
 
 def _if_written(bounds: Mapping[str, _Value], key: str, read_as: Callable[[_Value], T]) -> T | None:

@@ -2,7 +2,8 @@
 
 Form and JSON are read into one flat mapping of bracket path to text, such as ``metadata[order_id]`` -> ``7``, so that
 later stages see one notation. The rules of the outgoing form are those of Stripe's own clients: null is left out, lists
-are indexed from 0, an empty list or object emits nothing, booleans are ``true`` and ``false``.
+are indexed from 0, an empty list or object emits nothing, booleans are ``true`` and ``false``. Stripe reads lists
+without an index as well (``expand[]=customer``), and so does this.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, quote_plus
+from urllib.parse import quote_plus, unquote_plus
 
 from policies.refusals import BodyMalformed
 
@@ -28,11 +29,39 @@ MAX_PATH: Final = 256
 MAX_SHOWN: Final = 140
 #: Every amount and timestamp fits; more digits are an attack on the parser.
 MAX_DIGITS: Final = 20
+#: The longest that JSON writers make of a double is 24 characters.
+MAX_NUMBER: Final = 40
 
 _PATH = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 #: DEL, and C0 except tab, LF and CR: no invoice needs them, and terminals interpret them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+#: How JSON begins, also where a library has sent it as the one name in a form, and no parameter's name does.
+_JSON = re.compile(r"\s*(?:\{|%7[Bb]|\[\s*[\[{\]]|\"\s*\{)")
+#: How a form begins, and no JSON does.
+_FORM = re.compile(r"\s*[^\s\"'{}&=]+=")
+#: .NET, PowerShell and SharePoint write it before UTF-8, where it has no meaning.
+_BYTE_ORDER_MARK: Final = "\ufeff"
+_LOOKS_LIKE_JSON: Final = "This looks like JSON, but was sent as a form: send Content-Type: application/json."
+_LOOKS_LIKE_A_FORM: Final = (
+    "This looks like a form, but was sent as JSON: send Content-Type: application/x-www-form-urlencoded."
+)
+
+
+class Fractional(str):
+    """The text of a JSON number that is not whole.
+
+    It is kept as it was written. JSON writers spell one number in several ways, so it cannot identify a call.
+    """
+
+    __slots__ = ()
+
+
+class _Number(str):
+    """A JSON number as it was written."""
+
+    __slots__ = ()
 
 
 def parse(body: bytes, media: str) -> dict[str, str]:
@@ -43,7 +72,9 @@ def parse(body: bytes, media: str) -> dict[str, str]:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        raise BodyMalformed("The body is not valid UTF-8.") from None
+        raise BodyMalformed("The body is not valid UTF-8. Send it in UTF-8.") from None
+    if text.startswith(_BYTE_ORDER_MARK):
+        text = text[1:]
     given = _from_form(text) if media == "form" else _from_json(text)
     _refuse_conflicts(given)
     return canonical(given)
@@ -84,46 +115,86 @@ def _place(item: tuple[str, str]) -> tuple[tuple[bool, int, str], ...]:
 
 
 def _from_form(text: str) -> dict[str, str]:
+    if _JSON.match(text):
+        raise BodyMalformed(_LOOKS_LIKE_JSON)
     if "%" in text and _BAD_ESCAPE.search(text):
         raise BodyMalformed(
             "The form has a % that is not followed by two hexadecimal digits. Write %25 for a percent sign."
         )
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_FIELDS)
-    except UnicodeDecodeError:
-        raise BodyMalformed("The form is not valid UTF-8.") from None
-    except ValueError:
-        raise BodyMalformed(
-            f"The form cannot be read. Write it as name=value&name=value, with at most {MAX_FIELDS} fields."
-        ) from None
+    if text.count("&") >= MAX_FIELDS:
+        raise BodyMalformed(f"The form has too many fields: {MAX_FIELDS} at most.")
     given: dict[str, str] = {}
-    for path, value in pairs:
+    lists: dict[str, list[str]] = {}
+    for field in text.split("&"):
+        if not field:  # "&&", or "&" at an end
+            continue
+        written, equals, value = field.partition("=")
+        path = _unescaped(written)
+        if not equals:
+            raise BodyMalformed(f"{_named(path)} has no = in the form. Write the form as name=value&name=value.")
+        if path.endswith("[]"):
+            path = path[:-2]
+            check_path(path)
+            lists.setdefault(path, []).append(_checked(path, _unescaped(value)))
+            continue
         check_path(path)
         if path in given:
-            raise BodyMalformed(f"{shown(path)} is given twice. Send it once.")
-        given[path] = _checked(path, value)
+            name = shown(path)
+            raise BodyMalformed(f"{name} is given twice. Send it once; entries of a list are written {name}[].")
+        given[path] = _checked(path, _unescaped(value))
+    return _numbered(given, lists) if lists else given
+
+
+def _numbered(given: dict[str, str], lists: Mapping[str, list[str]]) -> dict[str, str]:
+    """Give the entries that were sent as ``name[]`` their indexes. Blank ones, as web forms send them, are left out."""
+    for name in lists:
+        if any(path.startswith(f"{name}[") for path in given):
+            raise BodyMalformed(
+                f"{shown(name)} is written both as {shown(name)}[] and with something else in the brackets. "
+                "Write it one way."
+            )
+    for name, values in lists.items():
+        given.update({f"{name}[{index}]": value for index, value in enumerate(filter(None, values))})
     return given
+
+
+def _unescaped(text: str) -> str:
+    if "%" not in text and "+" not in text:
+        return text
+    try:
+        return unquote_plus(text, errors="strict")
+    except UnicodeDecodeError:
+        raise BodyMalformed("The form is not valid UTF-8. Send it in UTF-8, percent-encoded.") from None
 
 
 def _from_json(text: str) -> dict[str, str]:
     try:
         value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_no_fraction,
-            parse_constant=_no_constant,
+            text, object_pairs_hook=_object, parse_int=_Number, parse_float=_Number, parse_constant=_no_constant
         )
     except json.JSONDecodeError as error:
-        raise BodyMalformed(f"The body is not valid JSON: see line {error.lineno}, column {error.colno}.") from None
+        raise BodyMalformed(_not_json(text, error)) from None
     except RecursionError:
         raise BodyMalformed("The JSON is nested too deeply.") from None
     if not isinstance(value, dict):
-        raise BodyMalformed('The JSON must be an object, such as {"customer": "cus_123"}.')
+        again = (
+            "the JSON as it is, not as a text in quotes"
+            if isinstance(value, str) and _JSON.match(value)
+            else "a JSON object"
+        )
+        raise BodyMalformed(f'Send {again}, such as {{"customer": "cus_123"}}.')
     given: dict[str, str] = {}
     for name, inner in value.items():
         _flatten(name, inner, 1, given)
     return given
+
+
+def _not_json(text: str, error: json.JSONDecodeError) -> str:
+    if not text.strip():
+        return 'The body is empty. Send a JSON object, such as {"customer": "cus_123"}.'
+    if _FORM.match(text):
+        return _LOOKS_LIKE_A_FORM
+    return f"The body is not valid JSON: see line {error.lineno}, column {error.colno}."
 
 
 def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> None:
@@ -139,7 +210,33 @@ def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> Non
         if len(given) >= MAX_FIELDS:
             raise BodyMalformed(f"The JSON has too many values: {MAX_FIELDS} at most.")
         check_path(path)
-        given[path] = _checked(path, str(value) if not isinstance(value, bool) else "true" if value else "false")
+        given[path] = _scalar(path, value)
+
+
+def _scalar(path: str, value: object) -> str:
+    if isinstance(value, _Number):
+        return _number(path, value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _checked(path, str(value))
+
+
+def _number(path: str, text: str) -> str:
+    """Return a number without a fraction as its digits (``30.0`` and ``3e1`` are ``30``), any other as it is."""
+    match = _NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER else None
+    if match is None:
+        raise BodyMalformed(f"{shown(path)} is too long a number: {MAX_DIGITS} digits at most.")
+    sign, whole, fraction, exponent = match.groups("")
+    digits = (whole + fraction).lstrip("0")
+    if not digits:
+        return "0"
+    bare = digits.rstrip("0")
+    zeros = len(digits) - len(bare) - len(fraction) + int(exponent or 0)
+    if zeros < 0:
+        return Fractional(text)
+    if len(bare) + zeros > MAX_DIGITS:
+        raise BodyMalformed(f"{shown(path)} is too long a number: {MAX_DIGITS} digits at most.")
+    return sign + bare + "0" * zeros
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -149,18 +246,11 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
         raise BodyMalformed(f"{shown(twice)} is given twice. Send it once.")
     for name in result:
         if not name or "[" in name or "]" in name:
-            raise BodyMalformed("A name in the JSON is empty or has brackets. Nest objects and lists instead.")
+            raise BodyMalformed(
+                f"{_named(name)} cannot be a name in JSON. Nest objects and lists instead of writing brackets, "
+                'as {"metadata": {"order_id": "7"}, "expand": ["customer"]}.'
+            )
     return result
-
-
-def _integer(digits: str) -> str:
-    if len(digits) > MAX_DIGITS:
-        raise BodyMalformed(f"A number in the JSON is too long: {MAX_DIGITS} digits at most.")
-    return digits
-
-
-def _no_fraction(_: str) -> str:
-    raise BodyMalformed("Numbers must be whole: amounts in minor units (cents), dates in unix seconds.")
 
 
 def _no_constant(_: str) -> str:
@@ -173,12 +263,21 @@ def check_path(path: str) -> None:
         raise BodyMalformed("A parameter's name is too long.")
     if path.isidentifier():
         return
+    if "[]" in path:
+        raise BodyMalformed(
+            f"{shown(path)} has an entry without its index. Write the index, as custom_fields[0][name]; only a list of "
+            "plain values, such as expand[], may go without."
+        )
     if not _PATH.fullmatch(path):
         raise BodyMalformed(
-            f"{shown(path) or 'An empty name'} is not a parameter's name. Write nesting as metadata[order_id], "
-            "and lists with their index, as custom_fields[0][name]."
+            f"{_named(path)} is not a parameter's name. Write nesting as metadata[order_id], and lists with their "
+            "index, as custom_fields[0][name]."
         )
     _checked("A parameter's name", path)
+
+
+def _named(name: str) -> str:
+    return shown(name) or "An empty name"
 
 
 def _checked(path: str, value: str) -> str:

@@ -56,6 +56,7 @@ class Parameter(msgspec.Struct, frozen=True):
     """One parameter of an operation. ``path`` writes a list index as ``{i}``, a free key as ``{key}``.
 
     ``needed``: its parent is refused without it. ``unsets``: the empty string is allowed and means unset.
+    ``free``: text for people to read, where white space at the ends does no harm. Any other text is an id or a word.
     ``max_items`` bounds the entries of a list or a free-key object, ``max_key`` the length of a free key.
     """
 
@@ -68,6 +69,7 @@ class Parameter(msgspec.Struct, frozen=True):
     one_of: tuple[str, ...] | None = None
     needed: bool = False
     unsets: bool = False
+    free: bool = False
 
 
 class Shape(StrEnum):
@@ -173,6 +175,7 @@ class Rule(msgspec.Struct, frozen=True, array_like=True):
     fixed: str | None = None
     required: bool = False
     unsets: bool = False
+    free: bool = False
 
 
 class Idempotency(msgspec.Struct, frozen=True, array_like=True):
@@ -221,6 +224,10 @@ class Caller(msgspec.Struct, frozen=True):
     budget: Budget | None
     entitlements: Mapping[tuple[str, str, str], Entitlement]
     """By (name, connection_name, operation)."""
+    tied: Connection | None = None
+    """The only connection that this credential may use, which a call then need not name."""
+    paused: bool = False
+    """Whether every call of this caller is refused for now."""
 
 
 class Proof(NamedTuple):
@@ -246,12 +253,16 @@ class PolicySet(msgspec.Struct, frozen=True):
 
 # ---------------------------------------------------------------- one call
 
+#: The header with the id of a signed webhook: as Standard Webhooks names it, and as Svix, where that comes from.
+WEBHOOK_IDS: Final = frozenset({"webhook-id", "svix-id"})
+
 
 class Call(msgspec.Struct, frozen=True):
     """What arrived, bounded and split, not yet judged."""
 
     operation: str
     name: str
+    """Empty, and ``connection_name`` too, if the path leaves the connection to the credential."""
     connection_name: str
     credentials: Mapping[str, Concealed[str]]
     """The headers that may prove who calls, as they came, by the names that their kinds give them."""
@@ -321,6 +332,15 @@ class Admission(msgspec.Struct, frozen=True):
     doubt: bool = False
     """Whether the same key was sent before and nobody knows what came of it."""
     replay: Answer | None = None
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One send of a granted call."""
+
+    name: str
+    """Identifies the call to an upstream that deduplicates: the ledger's name of its key, or the admission's owner."""
+    doubt: bool = False
+    """Whether an earlier send, whose answer was lost, may have had an effect."""
 
 
 class Outcome(StrEnum):

@@ -31,8 +31,7 @@ from policies.refusals import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from policies.dialect import Step
-    from policies.model import Grant
+    from policies.model import Grant, Step
 
 #: Minor units, ten times any real invoice. More is a mistake or an attack, and could overflow a counter.
 MAX_SPENT: Final = 10**12

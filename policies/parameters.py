@@ -6,14 +6,16 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from policies.forms import canonical, nested, shown, split
+from policies.forms import Fractional, canonical, nested, shown, split
 from policies.model import Kind, Rule
-from policies.refusals import ParameterInvalid, ParameterMissing, ParameterNotGranted
+from policies.refusals import Fault, IdempotencyKeyMissing, ParameterInvalid, ParameterMissing, ParameterNotGranted
+from policies.suggestions import closest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from policies.model import Entitlement, Operation, Parameter
+    from policies.refusals import PolicyRefusal
 
 #: Whole numbers that every JSON parser reads exactly (below 2**53).
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
@@ -28,33 +30,88 @@ MAX_LENGTH: Final = 5000
 MAX_ITEMS: Final = 100
 #: How many granted names a refusal lists before it says "and more".
 MAX_LISTED: Final = 12
+#: How many faults a refusal lists: more than anybody mends in one go.
+MAX_FAULTS: Final = 20
+#: For how many unknown names a similar one is looked for. Each may take 10 ms in the largest catalogue.
+MAX_SUGGESTED: Final = 3
+#: What Stripe reads as a boolean: old Python SDKs write True and False, PHP writes 1 and 0.
+BOOLEANS: Final = {
+    **dict.fromkeys(("true", "True", "TRUE", "1"), "true"),
+    **dict.fromkeys(("false", "False", "FALSE", "0"), "false"),
+}
+_STRING: Final = Kind.STRING
 
 
-def approve(entitlement: Entitlement, given: Mapping[str, str]) -> dict[str, str]:
-    """Return what goes upstream: ``given`` if the grant allows all of it, with the policy's fixed values.
+def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what was asked, and what goes upstream: that with the policy's fixed values.
 
-    Raises :class:`ParameterNotGranted`, :class:`ParameterInvalid` or :class:`ParameterMissing`, which name the
-    parameter.
+    Each value of what was asked is in its one form (see :func:`brought`), and blank ones that unset nothing are left
+    out, so that all spellings of a call have one fingerprint and one key.
+
+    Raises :class:`ParameterNotGranted`, :class:`ParameterInvalid`, :class:`ParameterMissing`, or
+    :class:`IdempotencyKeyMissing` where a parameter is the key: the class of the first fault, with all of them.
     """
-    rules, operation = entitlement.rules, entitlement.operation
+    rules = entitlement.rules
+    faults: list[Fault] = []
+    asked: dict[str, str] = {}
     for path, value in given.items():
-        if "[" in path:
-            template = template_of(operation, path)
-            rule = None if template is None else rules.get(path) or rules.get(template)
-        else:
-            rule = rules.get(path)
+        rule = rules.get(path) or _rule_of_part(entitlement, path)
         if rule is None:
-            raise ParameterNotGranted(_not_granted(entitlement, path), parameter=shown(path))
-        problem = fault(rule, value)
-        if problem is not None:
-            raise ParameterInvalid(f"{shown(path)} {problem}", parameter=shown(path))
-    approved = canonical({**given, **entitlement.fixed}) if entitlement.fixed else dict(given)
+            faults.append(_not_granted(rules, path, sum(one.kind is ParameterNotGranted for one in faults)))
+        else:
+            if rule.kind is not _STRING:
+                value = brought(rule.kind, value)  # noqa: PLW2901 - the same value in its one form
+            if not value and not rule.unsets:
+                continue
+            asked[path] = value
+            problem = fault(rule, value)
+            if problem is not None:
+                faults.append(Fault(ParameterInvalid, shown(path), f"{shown(path)} {problem}", accepts(rule)))
+        if len(faults) == MAX_FAULTS:
+            raise _refusal(faults)
+    approved = canonical({**asked, **entitlement.fixed}) if entitlement.fixed else asked
+    faults += _faults_of_all(entitlement, given, asked, approved)
+    if faults:
+        raise _refusal(faults)
+    return asked, approved
+
+
+def _rule_of_part(entitlement: Entitlement, path: str) -> Rule | None:
+    """Return the rule that a path has as a part of a list or an object, by its path in the catalogue."""
+    template = template_of(entitlement.operation, path) if "[" in path else None
+    return None if template is None else entitlement.rules.get(template)
+
+
+def _faults_of_all(
+    entitlement: Entitlement, given: Mapping[str, str], asked: Mapping[str, str], approved: Mapping[str, str]
+) -> list[Fault]:
+    """Return what is wrong with the parameters together: the shape of objects and lists, and what is missing."""
+    faults: list[Fault] = []
     if nested(approved):
-        _check_shape(operation, approved)
+        faults += _misshapen(entitlement.operation, approved)
     for path in entitlement.required:
-        if not given.get(path) and not any(name.startswith(path + "[") for name in given):
-            raise ParameterMissing(f"{path} is missing. Send it with every call.", parameter=path)
-    return approved
+        if path not in asked and not any(name.startswith(path + "[") for name in asked):
+            faults.append(_missing(entitlement.rules, path, blank=path in given))
+    if entitlement.stamp is not None:
+        faults += _stamped(entitlement.stamp, given)
+    if entitlement.idempotency.parameter is not None:
+        faults += _keyless(entitlement.idempotency.parameter, entitlement.rules, asked)
+    return faults
+
+
+def _refusal(faults: list[Fault]) -> PolicyRefusal:
+    """Return the refusal for one or more faults: the first one's, with the others in ``faults``."""
+    # A required parameter that is also the key, or an object's needed part, is missing once.
+    by_parameter: dict[str, Fault] = {}
+    for one in faults:
+        by_parameter.setdefault(one.parameter, one)
+    told = tuple(by_parameter.values())[:MAX_FAULTS]
+    first, *others = told
+    detail = first.detail
+    if others:
+        count = f"At least {len(others)}" if len(told) == MAX_FAULTS else f"{len(others)}"
+        detail += f" {count} more {'thing is' if len(others) == 1 else 'things are'} wrong."
+    return first.kind(detail, parameter=first.parameter, faults=told)
 
 
 def template_of(operation: Operation, path: str) -> str | None:
@@ -74,9 +131,20 @@ def template_of(operation: Operation, path: str) -> str | None:
     return template if template in catalogue else None
 
 
+def brought(kind: Kind, value: str) -> str:
+    """Return the one form of a value that Stripe reads in several. Any other value is returned as it is."""
+    if kind is Kind.BOOLEAN:
+        return BOOLEANS.get(value, value)
+    if kind is Kind.CURRENCY and value.isascii():
+        return value.lower()
+    return value
+
+
 def fits(kind: Kind, value: str) -> bool:
-    """Whether ``value`` is a valid text of its kind."""
+    """Whether ``value`` is a valid text of its kind, in its one form."""
     match kind:
+        case Kind.STRING:
+            return True
         case Kind.INTEGER:
             return _INTEGER.fullmatch(value) is not None and value != "-0"
         case Kind.TIMESTAMP:
@@ -87,8 +155,6 @@ def fits(kind: Kind, value: str) -> bool:
             return value in {"true", "false"}
         case Kind.OBJECT | Kind.ARRAY:
             return False
-        case Kind.STRING:
-            return True
 
 
 _WRITTEN: Final = {
@@ -97,16 +163,18 @@ _WRITTEN: Final = {
     Kind.CURRENCY: "must be a currency in three lowercase letters, such as usd.",
     Kind.BOOLEAN: "must be true or false.",
     Kind.OBJECT: "is an object: send its parts, not a value.",
-    Kind.ARRAY: "is a list: send its entries with their index, starting at [0].",
+    Kind.ARRAY: "is a list: send each entry by itself, with [] behind the name.",
 }
 
 
 def fault(rule: Rule, value: str) -> str | None:
     """Say what is wrong with ``value`` under ``rule``, in words that follow the parameter's name."""
+    if value != value.strip() and not (rule.free and rule.one_of is None and rule.prefix is None):
+        return f"has white space or a line break at its {'start' if value[:1].isspace() else 'end'}. Remove it."
     if rule.fixed is not None:
         return None if value == rule.fixed else f"is fixed by the policy: leave it out or send {shown(rule.fixed)}."
     if not value:
-        return None if rule.unsets and not rule.required else "must not be empty. Leave it out instead."
+        return None if rule.unsets and not rule.required else "must not be empty."
     if not fits(rule.kind, value):
         return _WRITTEN[rule.kind]
     if rule.one_of is not None and value not in rule.one_of:
@@ -122,20 +190,70 @@ def fault(rule: Rule, value: str) -> str | None:
     return None
 
 
+def accepts(rule: Rule) -> dict[str, object]:
+    """Return what passes under ``rule``, as data, in the words of a policy document."""
+    if rule.fixed is not None:
+        return {"fixed": shown(rule.fixed)}
+    said = {
+        "kind": rule.kind.value,
+        "one_of": None if rule.one_of is None else sorted(map(shown, rule.one_of)),
+        "max_length": rule.max_length,
+        "prefix": None if rule.prefix is None else shown(rule.prefix),
+        "min": rule.minimum,
+        "max": rule.maximum,
+    }
+    return {name: bound for name, bound in said.items() if bound is not None}
+
+
 def _one_of(values: frozenset[str]) -> str:
     names = sorted(shown(value) for value in values)
     more = f" (and {len(names) - MAX_LISTED} more)" if len(names) > MAX_LISTED else ""
     return f"must be one of: {', '.join(names[:MAX_LISTED])}{more}."
 
 
-def _not_granted(entitlement: Entitlement, path: str) -> str:
-    names = sorted(entitlement.rules)
+def _not_granted(rules: Mapping[str, Rule], path: str, before: int) -> Fault:
+    """Return the fault of an unknown or ungranted name, with ``before`` of them before it."""
+    said = f"{shown(path)} is not a parameter you may send."
+    close = closest(path, rules) if before < MAX_SUGGESTED else None
+    if close is not None:
+        return Fault(
+            ParameterNotGranted, shown(path), f"{said} Did you mean {shown(close)}?", {"did_you_mean": shown(close)}
+        )
+    names = sorted(map(shown, rules))
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{shown(path)} is not a parameter you may send. You may send: {', '.join(names[:MAX_LISTED])}{more}."
+    listed = names[:MAX_LISTED]
+    if not before:
+        said += f" You may send: {', '.join(listed)}{more}."
+    return Fault(ParameterNotGranted, shown(path), said, {"parameters": listed})
 
 
-def _check_shape(operation: Operation, given: Mapping[str, str]) -> None:
-    """Check that lists run from 0 without a gap, that nothing has too many entries, and that no object lacks a part.
+def _missing(rules: Mapping[str, Rule], path: str, *, blank: bool) -> Fault:
+    rule = rules.get(path)
+    said = f"{path} is {'empty' if blank else 'missing'}. Send it with every call."
+    return Fault(ParameterMissing, path, said, {} if rule is None else accepts(rule))
+
+
+def _stamped(stamp: str, given: Mapping[str, str]) -> Iterator[Fault]:
+    """Refuse what would write where the policy names the call to the upstream."""
+    for path in (stamp, stamp.partition("[")[0]):
+        if path in given:
+            yield Fault(ParameterNotGranted, path, f"{path} is written by the policy itself. Leave it out.", {})
+
+
+def _keyless(path: str, rules: Mapping[str, Rule], asked: Mapping[str, str]) -> Iterator[Fault]:
+    """Refuse a call whose key is the value of a parameter that does not name one call."""
+    value, rule = asked.get(path), rules.get(path)
+    bounds = {} if rule is None else accepts(rule)
+    if not value:
+        said = f"Send {path}: it is what keeps a repeated call from raising a second invoice."
+        yield Fault(IdempotencyKeyMissing, path, said, bounds)
+    elif isinstance(value, Fractional):
+        said = f"{path} names this call, so it cannot be a number with a fraction. Send it as text, in quotes."
+        yield Fault(ParameterInvalid, path, said, bounds)
+
+
+def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield lists that do not run from 0 without a gap, what has too many entries, and objects that lack a part.
 
     ``given`` includes the values that the policy fixes, which the caller need not send.
     """
@@ -146,31 +264,32 @@ def _check_shape(operation: Operation, given: Mapping[str, str]) -> None:
             children[parent].add(part)
             parent = f"{parent}[{part}]"
     for parent, parts in children.items():
+        name = shown(parent)
         if parent in given:
-            raise ParameterInvalid(
-                f"{shown(parent)} cannot be emptied: the policy fixes a part of it.", parameter=shown(parent)
-            )
+            yield Fault(ParameterInvalid, name, f"{name} cannot be emptied: the policy fixes a part of it.", {})
+            continue
         template = template_of(operation, parent)
         if template is not None:
-            _check_parts(shown(parent), operation.parameters[template], parts)
-            for name in _needed(operation, template):
-                if name not in parts:
-                    raise ParameterMissing(
-                        f"{shown(parent)}[{name}] is missing: {shown(parent)} cannot be sent without it.",
-                        parameter=f"{shown(parent)}[{name}]",
-                    )
+            yield from _bad_parts(name, operation.parameters[template], parts)
+            for needed in _needed(operation, template):
+                if needed not in parts:
+                    part = f"{name}[{needed}]"
+                    kind = operation.parameters[f"{template}[{needed}]"].kind.value
+                    said = f"{part} is missing: {name} cannot be sent without it."
+                    yield Fault(ParameterMissing, part, said, {"kind": kind})
 
 
-def _check_parts(parent: str, parameter: Parameter, parts: set[str]) -> None:
+def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[Fault]:
     most = parameter.max_items or MAX_ITEMS
     if len(parts) > most:
-        raise ParameterInvalid(f"{parent} has too many entries: {most} at most.", parameter=parent)
-    if parameter.kind is Kind.ARRAY and parts != {str(index) for index in range(len(parts))}:
-        raise ParameterInvalid(f"{parent} must have its entries numbered from 0 without a gap.", parameter=parent)
-    if parameter.max_key is not None and any(len(part) > parameter.max_key for part in parts):
-        raise ParameterInvalid(
-            f"{parent} has a name that is too long: {parameter.max_key} characters at most.", parameter=parent
-        )
+        said = f"{parent} has too many entries: {most} at most."
+        yield Fault(ParameterInvalid, parent, said, {"max_items": most})
+    elif parameter.kind is Kind.ARRAY and parts != {str(index) for index in range(len(parts))}:
+        said = f"{parent} must have its entries numbered from 0 without a gap."
+        yield Fault(ParameterInvalid, parent, said, {})
+    elif parameter.max_key is not None and any(len(part) > parameter.max_key for part in parts):
+        said = f"{parent} has a name that is too long: {parameter.max_key} characters at most."
+        yield Fault(ParameterInvalid, parent, said, {"max_key": parameter.max_key})
 
 
 def _needed(operation: Operation, template: str) -> list[str]:

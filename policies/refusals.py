@@ -24,6 +24,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── TokenNotAccepted         401  whatever is wrong with the token, the answer is the same
     │   └── WebhookNotVerified       401  the same
     ├── PolicyRefusal                the policy said no
+    │   ├── CallerPaused             403
     │   ├── ConnectionNotGranted     403  also a connection that does not exist: the answer is the same
     │   ├── ParameterNotGranted      400
     │   ├── ParameterInvalid         400
@@ -55,7 +56,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,8 +67,29 @@ if TYPE_CHECKING:
 TYPE_PREFIX: Final = "urn:countersign:refusal:"
 
 
+class Fault(NamedTuple):
+    """One thing that is wrong with a call's parameters."""
+
+    kind: type[PolicyRefusal]
+    parameter: str
+    detail: str
+    """One sentence."""
+    accepts: Mapping[str, object]
+    """What would pass, in the words of a policy document: ``kind``, ``one_of``, ``max_length``, ``min``, ``prefix``."""
+
+    def told(self) -> dict[str, object]:
+        """Return what a problem says of it."""
+        said: dict[str, object] = {"parameter": self.parameter, "detail": self.detail, "reason": self.kind.reason}
+        if self.accepts:
+            said["accepts"] = self.accepts
+        return said
+
+
 class Refusal(Exception):
-    """A refusal. ``detail`` replaces the class's sentence where a more exact one is known."""
+    """A refusal. ``detail`` replaces the class's sentence where a more exact one is known.
+
+    ``faults`` is all that is wrong with the parameters; ``detail`` and ``parameter`` are about the first of them.
+    """
 
     status: int = 500
     reason: ClassVar[str] = "refused"
@@ -76,7 +98,7 @@ class Refusal(Exception):
     decided_by: ClassVar[str] = "countersign"
     """Who said no: ``policy``, ``upstream``, or ``countersign`` itself."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first are named in the call
         self,
         detail: str | None = None,
         *,
@@ -84,6 +106,7 @@ class Refusal(Exception):
         parameter: str | None = None,
         retry_after: int | None = None,
         standings: tuple[Standing, ...] = (),
+        faults: tuple[Fault, ...] = (),
     ) -> None:
         super().__init__(self.reason)
         self.detail = detail or self.sentence
@@ -91,6 +114,7 @@ class Refusal(Exception):
         self.parameter = parameter
         self.retry_after = retry_after
         self.standings = standings
+        self.faults = faults
 
     def problem(self, audit_id: str) -> dict[str, object]:
         """The body of the answer, as RFC 9457 ``application/problem+json`` has it."""
@@ -107,6 +131,8 @@ class Refusal(Exception):
             problem["parameter"] = self.parameter
         if self.retry_after is not None:
             problem["retry_after"] = self.retry_after
+        if self.faults:
+            problem["faults"] = [fault.told() for fault in self.faults]
         return problem
 
     @property
@@ -123,7 +149,7 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     """Translate a refusal's problem for Stripe's clients: the status, the body, and whether they should retry.
 
     They choose their exception by status and ``type`` (docs.stripe.com/api/errors). There an invalid request is always
-    a 400, and so is a reused key.
+    a 400, and so is a reused key. Only that one is an ``idempotency_error``, which is never worth a retry.
     """
     status, reason = problem["status"], problem["reason"]
     reused = reason == KeyReused.reason
@@ -131,7 +157,7 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
         status = 400
     kind = _STRIPE_TYPES.get(status, "api_error")
     error: dict[str, object] = {
-        "type": "idempotency_error" if reused or status == 409 else kind,
+        "type": "idempotency_error" if reused else kind,
         "code": problem.get("upstream_code") or str(reason).replace("-", "_"),
         "message": f"{problem['detail']} (audit id {problem['audit_id']})",
         "decided_by": problem["decided_by"],
@@ -330,6 +356,18 @@ class PolicyRefusal(Refusal):
 
     status = 400
     decided_by = "policy"
+
+
+class CallerPaused(PolicyRefusal):
+    """The operator has put this caller on hold, replays and previews included."""
+
+    status = 403
+    reason = "caller-paused"
+    title = "Your access is on hold"
+    sentence = (
+        "The operator of Countersign has put your access on hold. Nothing was sent. Ask the operator when you can call "
+        "again."
+    )
 
 
 class ConnectionNotGranted(PolicyRefusal):

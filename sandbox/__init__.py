@@ -1,1 +1,1 @@
-"""Stands in for the world, on real sockets of 127.0.0.1: the upstreams, and a Secret Manager."""
+"""Simulates the upstreams and Google's services, on real sockets of 127.0.0.1."""

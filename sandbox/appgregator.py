@@ -1,4 +1,4 @@
-"""The upstream on a real socket: it counts what it is asked, and fails on request as `sandbox.faults` says.
+"""Appgregator on a real socket: counts its calls, and fails on request as `sandbox.faults` says.
 
 POST /stripe/invoices/?name=ft-4&connection_name=stripe-1     x-api-key, customer=cus_...
 GET  /_sandbox                                                {"calls", "invoices", "connections"}
@@ -34,20 +34,20 @@ _NO_CUSTOMER: Final = faults.error(400, "A customer is required.", param="custom
 class Appgregator(Upstream):
     """The upstream on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart.
 
-    `delay` is what the fault `slow` waits, in seconds. `keep` is how many of the newest calls are kept to
-    look at; the counts go on past it.
+    `accounts` are the names and connection names that it knows; None: it knows any. `delay` is what the fault `slow`
+    waits, in seconds. `keep` is how many of the newest calls are kept to look at; the counts go on past it.
     """
 
     def __init__(
         self,
         keys: Iterable[str] = ("sandbox-upstream-key",),
-        accounts: Iterable[tuple[str, str]] = (("ft-4", "stripe-1"),),
+        accounts: Iterable[tuple[str, str]] | None = (("ft-4", "stripe-1"),),
         port: int = 0,
         *,
         keep: int = 100_000,
     ) -> None:
         super().__init__(keys, port, keep)
-        self._accounts = frozenset(accounts)
+        self._accounts = None if accounts is None else frozenset(accounts)
 
     def _creates(self, head: Head) -> bool:
         return head.method == "POST" and head.path in _PATHS
@@ -64,7 +64,7 @@ class Appgregator(Upstream):
             return _NOT_A_FORM
         if head.fields.get("x-api-key") not in self._keys:
             return _UNAUTHORIZED
-        if _account(head.query) not in self._accounts:
+        if self._accounts is not None and _account(head.query) not in self._accounts:
             return _NO_ACCOUNT
         return None
 
@@ -89,5 +89,5 @@ def _account(query: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    # Nobody can look at the calls of another process; keeping none keeps its memory flat.
+    # The calls cannot be read from another process; keeping none keeps the memory flat.
     run("sandbox.appgregator", lambda port: Appgregator(port=port, keep=0))

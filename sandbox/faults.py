@@ -1,4 +1,4 @@
-"""What an upstream can get wrong, by name.
+"""The faults of an upstream, by name.
 
 A fault stands in for the answer to a call that would otherwise have created an invoice. Any client asks
 for one with the customer `cus_fault_<name>`; a test in this process can also call `fail_next(name)`.
@@ -12,7 +12,7 @@ The mark + means that the invoice is created, and counted, whatever the client g
     gzip_bomb       +  about 200 KB that inflate to 200 MB of JSON
     trickle         +  one byte each 50 ms, for at most 60 s
     slow            +  the invoice after `delay` seconds
-    hang            +  nothing, until the client or the server goes away
+    hang            +  nothing, until the client or the server closes
     echo_key           400; its message holds the key raw, in base64 and in hex
     leak_key        +  an invoice that holds the key raw, in base64, in hex and URL-encoded
     set_cookie      +  the invoice and a cookie
@@ -31,7 +31,7 @@ The mark + means that the invoice is created, and counted, whatever the client g
     empty           +  200 without a body
     wrong_object    +  an invoice that says it is an error
     huge_header     +  the invoice behind a header of 400 KB
-    expanded        +  an invoice whose customer is an object, with fields that nobody may see
+    expanded        +  an invoice whose customer is an object, with fields that no caller may see
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _TRICKLE_BYTES: Final = int(60 / _TRICKLE)
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a fault is made from: the invoice that would have been the answer, and the call's surroundings."""
+    """The input of a fault: the invoice that would have been the answer, and the call's context."""
 
     invoice: bytes
     key: str

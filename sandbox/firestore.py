@@ -1,6 +1,6 @@
-"""Google's Firestore emulator on this machine, for tests: started, killed and started again at will.
+"""Google's Firestore emulator on this machine, for tests: can be started, killed and started again.
 
-It is a part of gcloud that has to be installed, runs on Java, and keeps everything in memory.
+It is a component of gcloud that must be installed, runs on Java, and keeps everything in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sandbox.ports import free_port
 
-#: A Java that starts on a machine which is busy with tests takes its time.
+#: Java starts slowly on a machine that is busy with tests.
 START_SECONDS = 60
 
 _MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
@@ -26,18 +26,18 @@ _JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
 
 @dataclass
 class FirestoreEmulator:
-    """One emulator; projects and databases come into being when they are named, so each test may have its own."""
+    """One emulator; projects and databases are created when they are named, so each test may have its own."""
 
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        """What ``FIRESTORE_EMULATOR_HOST`` takes."""
+        """The value for ``FIRESTORE_EMULATOR_HOST``."""
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, and wait until it has taken a call. Raises FileNotFoundError where it or its Java is missing."""
+        """Start it, and wait until it has answered a call. Raises FileNotFoundError if it or its Java is missing."""
         options = ["--host=127.0.0.1", f"--port={self.port}", "--database-mode=firestore-native"]
         command = [java(), "-Xmx512m", "-XX:TieredStopAtLevel=1", "-Duser.language=en", "-cp", str(jar()), _MAIN]
         self.process = subprocess.Popen(
@@ -54,7 +54,7 @@ class FirestoreEmulator:
         raise TimeoutError("the Firestore emulator did not start")
 
     def _warm_up(self) -> None:
-        """Write and read once: what a Java does for the first time takes it up to a second."""
+        """Write and read once: Java's first calls take up to a second."""
         import grpc  # noqa: PLC0415 - only needed where there is an emulator
         from google.cloud.firestore_v1.services.firestore import FirestoreClient  # noqa: PLC0415
         from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport  # noqa: PLC0415
@@ -66,7 +66,7 @@ class FirestoreEmulator:
             list(client.batch_get_documents({"database": database, "documents": [name]}, metadata=told))
 
     def kill(self) -> None:
-        """End it as a crash does; what it held is gone, as it would be after an orderly end, too."""
+        """End it as a crash does. Its data is lost, as after an orderly end."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait(timeout=10)
@@ -84,12 +84,12 @@ def java() -> str:
 
 
 def jar() -> Path:
-    """Return the emulator's program, which lies where gcloud is installed."""
+    """Return the emulator's program, in gcloud's folder."""
     gcloud = shutil.which("gcloud")
     if gcloud is None:
         raise FileNotFoundError(
-            "The Firestore emulator comes with gcloud, which is not here. Install it from cloud.google.com/sdk, then "
-            "run: gcloud components install cloud-firestore-emulator"
+            "The Firestore emulator comes with gcloud, which is not installed. Install it from cloud.google.com/sdk, "
+            "then run: gcloud components install cloud-firestore-emulator"
         )
     beside = Path(gcloud).resolve().parents[1] / _JAR
     if beside.is_file():
@@ -104,7 +104,7 @@ def jar() -> Path:
     found = Path(asked.stdout.strip()) / _JAR
     if not found.is_file():
         raise FileNotFoundError(
-            "The Firestore emulator is not installed. Run: gcloud components install cloud-firestore-emulator (where "
+            "The Firestore emulator is not installed. Run: gcloud components install cloud-firestore-emulator (if "
             "gcloud came from a package manager: its package google-cloud-cli-firestore-emulator)."
         )
     return found

@@ -58,8 +58,8 @@ class _Key:
 class Google:
     """A Google on 127.0.0.1.
 
-    Settable while it runs: `cache_control`, `status`, `body` (in the place of the certificates), `headers` (more of
-    them), and `delay` (seconds before each answer). `fetches` counts.
+    Settable while it runs: `cache_control`, `status`, `body` (instead of the certificates), `headers` (additional
+    ones), and `delay` (seconds before each answer). `fetches` counts the fetches of certificates.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Google:
         self.stop()
 
     def start(self) -> None:
-        """Listen, on the same port as before where there was one."""
+        """Listen; after a restart on the same port."""
         google = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -120,7 +120,7 @@ class Google:
         return f"http://{self.address}{PATH}"
 
     def rotate(self, *, keep: bool = True) -> None:
-        """Sign with a new key from now on; without `keep` the certificates of those before are taken away."""
+        """Sign with a new key from now on; without `keep` earlier certificates are removed."""
         self._made += 1
         self._keys = [_Key.new(self._made), *(self._keys if keep else [])]
 
@@ -173,7 +173,7 @@ class Google:
 
 
 def stripped(token: str) -> str:
-    """Return a token as Cloud Run hands it on: verified there, its signature removed."""
+    """Return a token as Cloud Run passes it on: verified there, its signature removed."""
     return f"{token.rpartition('.')[0]}.SIGNATURE_REMOVED_BY_GOOGLE"
 
 

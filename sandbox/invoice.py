@@ -1,6 +1,6 @@
-"""The invoice of the upstream's public page, and fresh ones made after it.
+"""The invoice of the upstream's public page, and new ones made from it.
 
-Every field of the example is kept, so whatever trims the answer is tried on all of them.
+Every field of the example is kept, so that trimming is tested on all of them.
 """
 
 import json
@@ -165,16 +165,16 @@ EXAMPLE: Final[Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-# Parameters that an invoice simply shows again.
+# Parameters that an invoice simply echoes.
 _ECHOED: Final = ("collection_method", "customer", "description", "footer", "statement_descriptor")
 _METADATA: Final = re.compile(r"metadata\[([^\[\]]+)\]")
 _DAY: Final = 24 * 60 * 60
 
-# 256 letters, so that one random byte picks each: a little uneven, but ids need only differ.
+# 256 letters, so that one random byte picks each. The distribution is uneven, but ids need only differ.
 _BASE62: Final = ((string.digits + string.ascii_letters) * 5)[:256].encode()
 
 
-# json.dumps would make an encoder for every call.
+# json.dumps would make an encoder for each call.
 _JSON: Final = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -188,14 +188,14 @@ _FIELDS: Final = {name: encode({name: value})[1:-1] for name, value in EXAMPLE.i
 
 
 def name(prefix: str, length: int) -> str:
-    """A random name, as long as asked after its prefix."""
+    """A random name: `length` characters after the prefix."""
     return prefix + secrets.token_bytes(length).translate(_BASE62).decode()
 
 
 def fresh(form: Mapping[str, str]) -> bytes:
-    """The JSON of a new draft invoice that reflects the plain parameters of a create form.
+    """The JSON of a new draft invoice that echoes the plain parameters of a create form.
 
-    Raises ValueError, naming the parameter, where an integer is not one.
+    Raises ValueError with the name of an integer parameter that is not an integer.
     """
     made = name("in_", 24)
     now = int(time.time())

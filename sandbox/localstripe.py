@@ -1,7 +1,7 @@
-"""localstripe, somebody else's Stripe, as a process of its own on 127.0.0.1.
+"""localstripe, an independent simulation of Stripe, as a process of its own on 127.0.0.1.
 
-Started by its own command it binds every interface, and keeps what it has in a pickle in the temp folder, which it
-loads again. Here it does neither. It is GPL: a test starts it, and nothing else may import it.
+Its own command binds every interface, and stores its data in a pickle in the temp folder, which it loads at the next
+start. Here it does neither. It is GPL: a test starts it, and nothing else may import it.
 """
 
 from __future__ import annotations

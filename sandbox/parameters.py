@@ -1,4 +1,4 @@
-"""What Stripe takes to create an invoice: the parameters of its published specification, and what each may be."""
+"""Stripe's parameters for creating an invoice, by its published specification, and their valid values."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ _METADATA: Final = re.compile(r"metadata\[([^\[\]]+)\]")
 
 
 def problem(form: Mapping[str, str]) -> dict[str, str] | None:
-    """What Stripe would find wrong with a form before it does anything: `message`, `param` and perhaps `code`."""
+    """Stripe's validation error for a form, if it has one: `message`, `param` and perhaps `code`."""
     for name, value in form.items():
         if found := _wrong(name, value):
             return found

@@ -14,6 +14,6 @@ def free_port() -> int:
 
 
 def listening(port: int) -> bool:
-    """Whether somebody takes connections on ``port``."""
+    """Whether a process accepts connections on ``port``."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""A real Redis on this machine, for tests and the benchmark: started, killed and started again at will."""
+"""A real Redis on this machine, for tests and the benchmark: can be started, killed and started again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_SECONDS = 10
 
 @dataclass
 class RedisServer:
-    """A Redis with its data in ``folder``. ``durable``: it writes to disk before it answers. ``options``: its own."""
+    """A Redis with its data in ``folder``. ``durable``: writes to disk before it answers. ``options`` are Redis's."""
 
     folder: Path
     durable: bool = False
@@ -31,11 +31,11 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """What ``STORE`` takes."""
+        """The value for ``STORE``."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it, and wait until it answers. Raises FileNotFoundError where there is no redis-server."""
+        """Start it, and wait until it answers. Raises FileNotFoundError if there is no redis-server."""
         options = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "loglevel": "warning"}
         options |= self.options
         if self.durable:
@@ -56,7 +56,7 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it in order."""
+        """End it in an orderly way."""
         self._end(signal.SIGTERM)
 
     def _end(self, how: signal.Signals) -> None:
@@ -67,7 +67,7 @@ class RedisServer:
 
 
 def program() -> str:
-    """Return a redis-server: of the path or, failing that, of a development package that carries one."""
+    """Return a redis-server: from the path or, failing that, from a development package that contains one."""
     found = shutil.which("redis-server")
     if found is not None:
         return found

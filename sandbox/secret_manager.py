@@ -11,6 +11,7 @@ It speaks AccessSecretVersion and answers as the real service does:
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -29,7 +30,7 @@ __all__ = ["SecretManager"]
 _SERVICE: Final = "google.cloud.secretmanager.v1.SecretManagerService"
 _PARENT: Final = r"projects/(?P<project>[^/]+)(?:/locations/[^/]+)?/secrets/[^/]+"
 _NAME: Final = re.compile(rf"(?P<secret>{_PARENT})/versions/(?P<version>[^/]+)")
-_THREADS: Final = 8  # more than a test's callers that wait on `delay` at the same time
+_THREADS: Final = 8  # more than any test's concurrent calls that wait for `delay`
 
 
 class _State(Enum):
@@ -51,15 +52,18 @@ class _AccessError(Exception):
 class SecretManager:
     """A Secret Manager on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart.
 
+    `otherwise` is what every version of a secret holds that was never added; None: there is no such secret.
+
     Faults, each settable while it runs: `down()` and `up()`, `corrupt` (a wrong CRC32C),
     `omit_checksum`, and `delay` (seconds before each answer).
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, otherwise: Callable[[str], bytes] | None = None) -> None:
         self.corrupt = False
         self.omit_checksum = False
         self.delay = 0.0
         self._port = port
+        self._otherwise = otherwise
         self._lock = threading.Lock()
         self._versions: dict[str, tuple[_Version, ...]] = {}
         self._aliases: dict[tuple[str, str], int] = {}
@@ -81,7 +85,7 @@ class SecretManager:
             request_deserializer=AccessSecretVersionRequest.deserialize,
             response_serializer=AccessSecretVersionResponse.serialize,
         )
-        # By default gRPC shares a port with whoever has it; two servers on one would each miss calls.
+        # By default gRPC shares a port with other servers; then each of them would miss calls.
         server = grpc.server(futures.ThreadPoolExecutor(_THREADS), options=(("grpc.so_reuseport", 0),))
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(_SERVICE, {"AccessSecretVersion": access}),)
@@ -103,7 +107,7 @@ class SecretManager:
 
     @property
     def accesses(self) -> tuple[str, ...]:
-        """The version names asked for, in order, refused ones included."""
+        """The requested version names, in order, refused ones included."""
         return tuple(self._accesses)
 
     def add(self, secret: str, value: bytes) -> int:
@@ -172,6 +176,9 @@ class SecretManager:
             raise _AccessError(grpc.StatusCode.INVALID_ARGUMENT, f"Malformed resource name: {name}")
         if found["project"] == "forbidden":
             raise _AccessError(grpc.StatusCode.PERMISSION_DENIED, f"No permission to access {name}.")
+        if self._otherwise is not None and found["secret"] not in self._versions:
+            number = found["version"] if found["version"].isdecimal() else "1"
+            return f"{found['secret']}/versions/{number}", self._otherwise(found["secret"])
         with self._lock:
             versions = self._versions.get(found["secret"], ())
             number = self._number(found["secret"], found["version"], len(versions))
@@ -183,7 +190,7 @@ class SecretManager:
         return f"{found['secret']}/versions/{number}", version.value
 
     def _number(self, secret: str, version: str, newest: int) -> int:
-        """The number a version's name stands for; 0, which no version has, for none."""
+        """The version number behind a name; 0, which no version has, if there is none."""
         if version == "latest":
             return newest
         if version.isdecimal():

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on 127.0.0.1, as much as an upstream that misbehaves on request needs of it."""
+"""HTTP/1.1 on 127.0.0.1: the part that an upstream with faults on request needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes out on the wire, when, and what becomes of the connection."""
+    """What is sent, when, and what happens to the connection then."""
 
     status: int
     body: bytes = b""
@@ -77,7 +77,7 @@ class Head:
 
 
 class _MalformedError(Exception):
-    """What came is not HTTP as this server reads it: the status to answer with, and why."""
+    """The request is not valid HTTP for this server: the status to answer with, and why."""
 
 
 _REQUEST_LINE: Final = re.compile(r"([A-Z]+) (/[!-~]*) HTTP/1\.([01])")
@@ -89,7 +89,7 @@ _ONCE: Final = frozenset(
 )  # fmt: skip
 
 
-# A client that keeps its connection sends the same head over and over, so a few are worth remembering.
+# Cached, since a client that keeps its connection sends the same head over and over.
 @functools.lru_cache(maxsize=128)
 def _parse(head: bytes) -> Head:
     first, *lines = head.decode("latin-1").split("\r\n")
@@ -136,7 +136,7 @@ def _length(method: str, fields: Mapping[str, str]) -> int:
 
 
 class _Connection(asyncio.Protocol):
-    """One TCP connection: requests in, in their order; answers out, one at a time."""
+    """One TCP connection: requests in order, answers one at a time."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Connection(asyncio.Protocol):
             self._send(self._refuse(*error.args), keep=False)
 
     def _next(self) -> tuple[Head, bytes] | None:
-        """The next request, once it is there in full."""
+        """The next request, once it has arrived in full."""
         if self._head is None:
             end = self._buffer.find(b"\r\n\r\n")
             if (len(self._buffer) if end < 0 else end) > _MAX_HEAD:
@@ -219,7 +219,7 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self, answer: Answer, *, keep: bool) -> None:
         if answer.then == "reset":
-            # Closing a socket that lingers for no time sends RST in place of FIN.
+            # Closing a socket with a linger time of 0 sends RST instead of FIN.
             linger = struct.pack("ii", 1, 0)
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.transport.abort()
@@ -235,7 +235,7 @@ class _Connection(asyncio.Protocol):
 class Server:
     """A server on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart.
 
-    What it serves is its subclass's: every hook below runs on the server's own thread, one at a time.
+    A subclass defines what it serves: every hook below runs on the server's own thread, one at a time.
     """
 
     def __init__(self, port: int = 0) -> None:

@@ -4,14 +4,14 @@
     GET  /v1/invoices/{id}    an invoice made here
     GET  /_sandbox            {"calls", "invoices", "connections", "replays"}
 
-Idempotency, as Stripe documents it for v1. Under a key of an account lie the status and body of its first call, for
-24 hours, errors of the execution (402, 404, 500) included. The same key again gets them with `Idempotent-Replayed:
-true`; with other parameters a 400 `idempotency_error`; while the first is at work a 409 `idempotency_key_in_use`. What
-is refused before execution (400 of a parameter, 401, 403, 409, 429, 503) leaves nothing under the key.
+Idempotency, as Stripe documents it for v1. For 24 hours an account's key keeps the status and body of its first call,
+errors of the execution (402, 404, 500) included. The same key again gets them with `Idempotent-Replayed: true`; with
+other parameters a 400 `idempotency_error`; while the first is running a 409 `idempotency_key_in_use`. A refusal before
+execution (400 of a parameter, 401, 403, 409, 429, 503) keeps nothing under the key.
 
-Faults are those of `sandbox.faults`. One marked + there leaves the true answer under the key, 200 and the invoice,
-whatever the client got to see: the same key again gets that invoice. Where a repeat would have been answered with an
-invoice, `fail_next` spoils that answer too, and creates nothing. Different here, or only here:
+Faults are those of `sandbox.faults`. One marked + there keeps the true answer under the key, 200 and the invoice,
+whatever the client saw: the same key again gets that invoice. Where a repeat would have been answered with an invoice,
+`fail_next` replaces that answer, too, and creates nothing. Different here, or only here:
 
     name               what the client gets                            under the key
     error_429          429 rate_limit, without Retry-After             nothing
@@ -48,7 +48,7 @@ __all__ = ["DEFAULT_VERSION", "FAULTS", "KEPT_SECONDS", "Received", "Stripe"]
 DEFAULT_VERSION: Final = "2022-11-15"
 """The account's own API version: that of the invoices made here."""
 KEPT_SECONDS: Final = 24 * 60 * 60
-"""How long an answer lies under its key."""
+"""How long a key keeps its answer."""
 
 _PATH: Final = "/v1/invoices"
 _INVOICE: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)")
@@ -69,7 +69,7 @@ _FAULTS: Final[Mapping[str, faults.Fault]] = MappingProxyType(
         "no_retry_500": always(replace(_BROKEN, headers=(_NO_RETRY,))),
     }
 )
-# Faults of the execution: what they answer is the answer.
+# Faults of the execution: their answer is kept under the key.
 _EXECUTED: Final = frozenset(("error_402", "error_404", "error_500", "error_500_created", "no_retry_500"))
 
 FAULTS: Final = frozenset(_FAULTS)
@@ -91,7 +91,7 @@ _Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What lies under an idempotency key."""
+    """What an idempotency key keeps."""
 
     parameters: _Pairs
     answer: Answer
@@ -102,7 +102,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Books:
-    """What Stripe remembers. An account is that of the key, "", or the one that Stripe-Account names."""
+    """Stripe's data. An account is "", that of the API key, or the one that Stripe-Account names."""
 
     keep: int
     answers: dict[tuple[str, str], _Kept] = field(default_factory=dict)  # by account and idempotency key
@@ -116,11 +116,11 @@ class _Books:
 
 
 class Stripe(Upstream):
-    """Stripe on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart, as it does all it remembers.
+    """Stripe on 127.0.0.1; a port of 0 takes a free one. It keeps its port and its data over a restart.
 
-    Every key is one of the same account. `clock` gives the seconds by which what lies under an idempotency key ages;
-    `delay` is what the faults `slow` and `working` wait, in seconds; `keep` is how many of the newest calls, invoices
-    and idempotency keys are remembered.
+    All API keys are of the same account. `clock` gives the seconds by which idempotency keys age; `delay` is what the
+    faults `slow` and `working` wait, in seconds; `keep` is how many of the newest calls, invoices and idempotency keys
+    are stored.
     """
 
     faults: ClassVar = _FAULTS
@@ -139,7 +139,7 @@ class Stripe(Upstream):
 
     @property
     def replays(self) -> int:
-        """How many calls were answered with what lay under their idempotency key."""
+        """How many calls got the answer that their idempotency key kept."""
         return self._books.replays
 
     def forget(self) -> None:
@@ -217,7 +217,7 @@ class Stripe(Upstream):
         return answer
 
     def _execute(self, customer: str, made: bytes, key: str) -> tuple[Answer, Answer | None, float]:
-        """The answer; what is to lie under the idempotency key; and the seconds until it is there."""
+        """The answer; the answer to keep under the idempotency key; and the seconds until it is there."""
         if customer == "cus_missing":
             missing = error(400, f"There is no customer {customer!r}.", param="customer", code="resource_missing")
             return missing, missing, 0
@@ -254,7 +254,7 @@ def _account(head: Head) -> str:
 
 
 def _key(head: Head) -> str:
-    """The API key of a request, or nothing."""
+    """The API key of a request, or an empty text."""
     scheme, _, value = head.fields.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -271,5 +271,5 @@ def _pairs(encoded: bytes) -> _Pairs:
 
 
 if __name__ == "__main__":
-    # A process of its own may run for long, so it remembers less.
+    # A separate process may run for long, so it keeps less.
     run("sandbox.stripe", lambda port: Stripe(port=port, keep=10_000))

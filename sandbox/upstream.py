@@ -1,4 +1,4 @@
-"""What both upstreams are: a server that counts what it is asked, and fails on request.
+"""The base of both upstreams: a server that counts its calls, and fails on request.
 
 GET  /_sandbox                                                {"calls", "invoices", "connections"}
 """
@@ -48,7 +48,7 @@ class _Tally:
 
 
 class Upstream(Server):
-    """An upstream on 127.0.0.1. `keep` is how many of the newest calls are kept; the counts go on past it.
+    """An upstream on 127.0.0.1. `keep` is how many of the newest calls are kept; the counts include all.
 
     `delay` is what the fault `slow` waits, in seconds.
     """
@@ -69,7 +69,7 @@ class Upstream(Server):
 
     @property
     def invoices(self) -> int:
-        """How many invoices were really created."""
+        """How many invoices were created."""
         return self._tally.invoices
 
     @property
@@ -87,7 +87,7 @@ class Upstream(Server):
         self._keys = frozenset(keys)
 
     def fail_next(self, name: str, times: int = 1) -> None:
-        """Answer with this fault, as often as asked, where an invoice would have been answered next."""
+        """Answer the next calls that would get an invoice with this fault instead, `times` times."""
         if name not in self.faults:
             raise ValueError(f"there is no fault {name!r}")
         self._failures.extend([name] * times)
@@ -95,7 +95,7 @@ class Upstream(Server):
     def forget(self) -> None:
         """Clear calls, counts and the faults still to come."""
         self._failures.clear()
-        # A new tally in one assignment: what is being counted right now goes to either, never to half of one.
+        # One assignment, so that a call that is just being counted goes to one tally as a whole.
         self._tally = _Tally(deque(maxlen=self._tally.kept.maxlen))
 
     def _creates(self, head: Head) -> bool:
@@ -103,15 +103,15 @@ class Upstream(Server):
         raise NotImplementedError
 
     def _refusal(self, head: Head) -> Answer | None:
-        """What the head of a create request alone is refused for."""
+        """The refusal of a create request by its head alone, if it gets one."""
         raise NotImplementedError
 
     def _decide(self, head: Head, body: bytes) -> Answer:
-        """Answer a request for one of the upstream's own addresses, or for none."""
+        """Answer a request to one of the upstream's own paths, or to an unknown one."""
         raise NotImplementedError
 
     def _counts(self) -> dict[str, int]:
-        """What the status address tells."""
+        """The content of the status page."""
         tally = self._tally
         return {"calls": tally.calls, "invoices": tally.invoices, "connections": tally.connections}
 
@@ -145,20 +145,20 @@ class Upstream(Server):
         return False
 
     def _fault(self, customer: str) -> str | None:
-        """The fault that is due for this customer, which is then no longer due."""
+        """The fault that is due for this customer; it is due only once."""
         if self._failures:
             return self._failures.popleft()
         return customer.removeprefix(_FAULT) if customer.startswith(_FAULT) else None
 
     def _fail(self, fault: str, made: bytes, key: str) -> Answer:
-        """Answer with a fault in the place of this invoice."""
+        """Answer with a fault instead of this invoice."""
         if fault not in self.faults:
             return faults.error(400, f"There is no fault {fault!r}.", param="customer")
         return self.faults[fault](faults.Ask(made, key, self.origin, self.delay))
 
 
 def form_of(body: bytes) -> dict[str, str]:
-    """The parameters of a form; the last of one name counts."""
+    """The parameters of a form; of a repeated name the last one counts."""
     return dict(urllib.parse.parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 

@@ -144,7 +144,7 @@ def test_head_gets_the_refusal_without_its_body(world: World) -> None:
         "/static/x",
         "/static/../main.py",
         "/_sandbox",
-        "/v1/invoices",
+        "/v1/v1/invoices",
         "/ft-4/v1/invoices",
         "/ft-4%2Fstripe-1/v1/invoices",
         "/ft-4/../v1/invoices",
@@ -251,8 +251,6 @@ BAD_QUERIES = [
     query(more="&connection_name[]=stripe-2"),
     query(more="&customer=cus_1"),
     query(more="&x-api-key=1"),
-    query(more="&"),
-    query(more="&&"),
     query(more="&a=1&b=2&c=3&d=4&e=5&f=6&g=7&h=8&i=9"),
     query(more="&validate_only=yes"),
     query(more="&validate_only="),
@@ -295,7 +293,8 @@ def test_wrong_query_is_refused(world: World, target: str) -> None:
 
 @pytest.mark.parametrize("query", ["name=ft-4&connection_name=stripe-1", "expand[]=customer"])
 def test_wrong_query_of_a_stripe_client_is_refused_in_its_words(world: World, query: str) -> None:
-    stripe_refused(world.server.call(f"/ft-4/stripe-1/v1/invoices?{query}"), 400, "query-malformed")
+    for path in ("/ft-4/stripe-1/v1/invoices", "/v1/invoices"):
+        stripe_refused(world.server.call(f"{path}?{query}"), 400, "query-malformed")
     assert not world.upstream.calls
 
 
@@ -403,7 +402,8 @@ def test_idempotency_key_sent_twice_is_refused(world: World) -> None:
         (f"{FORM}; charset=latin-1", None),
         (f"{FORM}; charset=utf-16", None),
         (f"{JSON}; charset=utf-8; charset=utf-7", None),
-        (f"{JSON}; q=1", None),
+        (f"{JSON}; q=1; charset=utf-7", None),
+        (f"{JSON}; charset=", None),
         (FORM, "gzip"),
         (JSON, "gzip"),
         (FORM, "x-gzip"),
@@ -422,7 +422,19 @@ def test_wrong_content_type_is_refused(
     assert not upstream.calls
 
 
-@pytest.mark.parametrize("media", [f"{FORM}; charset=UTF-8", FORM.upper(), f"{FORM} ; charset=utf-8", f"{FORM};"])
+@pytest.mark.parametrize(
+    "media",
+    [
+        f"{FORM}; charset=UTF-8",
+        FORM.upper(),
+        f"{FORM} ; charset=utf-8",
+        f"{FORM};",
+        f"{FORM}; charset=utf8",
+        f"{FORM};charset='utf-8'",
+        f"{FORM}; q=1",
+        f"{FORM}; boundary=x; charset=UTF8",
+    ],
+)  # fmt: skip
 def test_content_type_may_say_that_it_is_utf_8(function: Callable[..., Function], media: str) -> None:
     assert function().post(media=media, Content_Encoding="identity").status_code == 200
 
@@ -442,9 +454,11 @@ def test_gzip_that_claims_to_be_a_form_is_refused(function: Callable[..., Functi
         ("customer=cus_1&customer=cus_1", "body-malformed"),
         ("customer=cus_1&%63ustomer=cus_2", "body-malformed"),
         ("customer=cus_1&metadata[order_id]=1&metadata%5Border_id%5D=2", "body-malformed"),
-        ("customer[]=cus_1", "body-malformed"),
-        ("customer%5B%5D=cus_1", "body-malformed"),
-        ("customer=cus_1&metadata[]=1", "body-malformed"),
+        ("customer[]=cus_1", "parameter-not-granted"),
+        ("customer%5B%5D=cus_1", "parameter-not-granted"),
+        ("customer=cus_1&customer[]=cus_2", "body-malformed"),
+        ("customer=cus_1&metadata[]=1", "parameter-not-granted"),
+        ("customer=cus_1&custom_fields[][name]=a&custom_fields[][value]=b", "body-malformed"),
         ("customer=cus_1&customer[id]=cus_2", "body-malformed"),
         ("customer[id]=cus_1&customer=cus_2", "body-malformed"),
         ("customer[=cus_1", "body-malformed"),
@@ -454,8 +468,9 @@ def test_gzip_that_claims_to_be_a_form_is_refused(function: Callable[..., Functi
         ("metadata[[a]]=1&customer=cus_1", "body-malformed"),
         ("=cus_1", "body-malformed"),
         ("customer", "body-malformed"),
-        ("customer=cus_1&", "body-malformed"),
-        ("customer=cus_1&&", "body-malformed"),
+        ("customer=cus_1&=&", "body-malformed"),
+        ("customer=cus_1\r\n", "parameter-invalid"),
+        ("customer=cus_1+", "parameter-invalid"),
         ("customer=%zz", "body-malformed"),
         ("customer=%", "body-malformed"),
         ("customer=%ff", "body-malformed"),
@@ -474,7 +489,7 @@ def test_gzip_that_claims_to_be_a_form_is_refused(function: Callable[..., Functi
         (f"customer=cus_1&{'a' * 300}=1", "body-malformed"),
         ("", "parameter-missing"),
         ("description=x", "parameter-missing"),
-        ("customer=", "parameter-invalid"),
+        ("customer=", "parameter-missing"),
         ("customer=cus_1&amount=1", "parameter-not-granted"),
         ("customer=cus_1&Customer=cus_2", "parameter-not-granted"),
         ("customer=cus_1&customer =cus_2", "parameter-not-granted"),
@@ -542,7 +557,7 @@ def test_bad_form_is_refused(
         ("{'customer': 'cus_1'}", "body-malformed"),
         ('{"customer": "cus_1",}', "body-malformed"),
         ('{"customer": "cus_1"} //', "body-malformed"),
-        ('\ufeff{"customer": "cus_1"}', "body-malformed"),
+        ('\ufeff\ufeff{"customer": "cus_1"}', "body-malformed"),
         ("customer=cus_1", "body-malformed"),
         ('{"customer": "cus_1", "customer": "cus_2"}', "body-malformed"),
         ('{"customer": "cus_1", "\\u0063ustomer": "cus_2"}', "body-malformed"),
@@ -556,8 +571,8 @@ def test_bad_form_is_refused(
         ('{"customer": -Infinity}', "body-malformed"),
         ('{"customer": "cus_1", "days_until_due": 1e999}', "body-malformed"),
         ('{"customer": "cus_1", "days_until_due": -1e999}', "body-malformed"),
-        ('{"customer": "cus_1", "days_until_due": 3.0}', "body-malformed"),
-        ('{"customer": "cus_1", "days_until_due": 3e0}', "body-malformed"),
+        ('{"customer": "cus_1", "days_until_due": 3.5}', "parameter-invalid"),
+        ('{"customer": "cus_1", "days_until_due": 3e-1}', "parameter-invalid"),
         ('{"customer": "cus_1", "days_until_due": %s}' % ("9" * 5000), "body-malformed"),
         ('{"customer": "cus_1", "days_until_due": -%s}' % ("9" * 5000), "body-malformed"),
         ('{"customer": "cus_1", "days_until_due": 99999999999999999999}', "parameter-invalid"),
@@ -580,7 +595,7 @@ def test_bad_form_is_refused(
         ("{}", "parameter-missing"),
         ('{"customer": null}', "parameter-missing"),
         ('{"customer": []}', "parameter-missing"),
-        ('{"customer": ""}', "parameter-invalid"),
+        ('{"customer": ""}', "parameter-missing"),
         ('{"customer": {"id": "cus_1"}}', "parameter-not-granted"),
         ('{"customer": ["cus_1"]}', "parameter-not-granted"),
         ('{"customer": "cus_1", "amount": 1}', "parameter-not-granted"),
@@ -909,5 +924,5 @@ def test_answers_of_the_test_client_and_of_the_server_are_alike(
     function: Callable[..., Function], world: World
 ) -> None:
     """What the tests above see through the one is what a caller meets through the other."""
-    inside, outside = plain(function().post(body="customer[]=x")), world.server.call(body=b"customer[]=x")
+    inside, outside = plain(function().post(body="[customer]=x")), world.server.call(body=b"[customer]=x")
     assert refused(inside, 400, "body-malformed")["detail"] == refused(outside, 400, "body-malformed")["detail"]

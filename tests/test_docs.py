@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -10,16 +11,19 @@ import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
+import yaml
 
 from gateway.credentials.webhooks import usable
 from policies import document, refusals
 from policies.concealed import Concealed
-from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, UPSTREAM_KEY, WELCOME
+from sandbox.__main__ import POLICY, ROOT, UPSTREAM_KEY, welcome
 from sandbox.google import AUDIENCE, stripped
 from tests.conftest import KEY, sha256
 from tests.gateway.conftest import SIGNING
+from tests.test_house import SCREEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +43,44 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def test_readme_shows_the_calls_that_make_run_prints() -> None:
-    printed = re.findall(r"^curl .*?[^\\]\n", WELCOME.format(port=8080, key=CALLER_KEY), re.MULTILINE | re.DOTALL)
+    content = yaml.load(POLICY.read_text("utf-8"), yaml.BaseLoader)  # as `make run` reads it: all of it is text
+    told = welcome(8080, POLICY, content, {"appgregator": "http://127.0.0.1:8081"})
+    printed = re.findall(r"^curl .*?[^\\]\n", told, re.MULTILINE | re.DOTALL)
     shown = [block for block in blocks(ROOT / "README.md", "sh") if block.startswith("curl")]
-    assert len(printed) == 2
-    assert shown == printed
+    assert len(printed) == 3
+    assert len(shown) == 2
+    assert shown == printed[:2]
+
+
+def test_readme_fits_on_one_screen_and_a_half() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 1.5 * SCREEN
+
+
+def rows(page: Path) -> list[list[str]]:
+    """The rows of a page's tables, cell by cell."""
+    found = re.findall(r"^\| (.*) \|$", page.read_text("utf-8"), re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")] for row in found]
+
+
+def test_figures_of_the_readme_are_five_lines_of_those_in_the_page_about_load() -> None:
+    measured = rows(ROOT / "docs" / "load.md")
+    names = {name for name, *_ in measured if name}
+    shown = [row for row in rows(ROOT / "README.md") if row[0] in names]
+    assert len(shown) == 5
+    for name, rate, p99, cpu, start in shown:
+        (found,) = (row for row in measured if row[0] == name and row[-1] == cpu)
+        assert (found[1].split()[0], found[3]) == (rate, p99)
+        began = "Countersign, mounted key" if name == "Countersign, memory" else name
+        assert not start or f"{start.split()[0]} (" in "".join(row[1] for row in measured if row[0] == began)
+
+
+def test_picture_of_the_page_about_load_shows_its_figures() -> None:
+    drawn = [text for text in ET.parse(ROOT / "docs" / "load.svg").getroot().itertext() if text]
+    tables = [row for row in rows(ROOT / "docs" / "load.md") if row[0] in drawn and "(" in row[1]]
+    assert len(tables) > 10
+    for name, middle, *_ in tables:
+        unit = " ms" if middle.endswith("ms") else ""
+        assert (name, f"{middle.split()[0]}{unit}") in itertools.pairwise(drawn)
 
 
 def test_readme_shows_an_answer_with_the_fields_of_the_sandbox_policy() -> None:
@@ -256,10 +294,10 @@ def test_every_refusal_is_explained() -> None:
         assert any(row.startswith(start) and refusal.sentence in row for row in rows.splitlines()), refusal.reason
 
 
-def test_every_setting_is_in_the_readme() -> None:
+def test_every_setting_is_in_the_page_about_settings() -> None:
     code = "".join((ROOT / name).read_text("utf-8") for name in ("gateway/settings.py", "gateway/worker.py"))
     read = set(re.findall(r'environ(?:\.get\(|\.setdefault\(|\[)"([A-Z_]+)"', code))
-    table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE))
+    table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs" / "settings.md").read_text("utf-8"), re.MULTILINE))
     # The platform sets K_SERVICE; WORKERS and DEBUG are the framework's, and only ever refused.
     assert read - {"K_SERVICE", "WORKERS", "DEBUG"} == table
 

@@ -90,6 +90,52 @@ def test_every_door_opens_by_a_compiled_policy_too(
     ]
 
 
+def test_webhook_must_name_its_connection(doors: Callable[..., Function], upstream: Appgregator) -> None:
+    answer = post(doors(), signed(), target="/v1/invoices")
+    assert (answer.status_code, answer.json and answer.json["error"]["code"]) == (401, "webhook_not_verified")
+    assert "must name its connection in the address" in answer.text
+    assert not upstream.calls
+
+
+def test_caller_on_hold_is_refused_at_every_door_and_gets_no_replay(
+    doors: Callable[..., Function],
+    upstream: Appgregator,
+    google: Google,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The document is changed while the function runs; it is looked at a thousand times as often as otherwise."""
+    monkeypatch.setattr("gateway.reloading.CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.reloading.MUST_SECONDS", 0.05)
+    running, file = doors(), tmp_path / "policy.yaml"
+    free = file.read_text()
+    held = free.replace("  app:\n", "  app:\n    paused: true\n").encode()
+    first = running.post(Idempotency_Key="order-1")
+    assert first.status_code == 200
+    for written in (held, compiled.write(document.read(held.decode(), "policy.yaml"))):
+        file.write_bytes(written)
+        time.sleep(0.05)
+        for answer in (
+            running.post(Idempotency_Key="order-1"),
+            running.post(f"{TARGET}&validate_only=true"),
+            running.post(OTHER_TARGET),
+            running.post(key=None, Authorization=f"Bearer {google.mint(APP)}"),
+            post(running, signed()),
+        ):
+            refused(answer, 403, "caller-paused")
+        refused(running.post(key="nobody"), 401, "credential-unknown")
+    entries = [entry for entry in running.record.entries("refusal") if entry["reason"] == "caller-paused"]
+    assert {(entry["caller"], entry["credential"]) for entry in entries} == {
+        ("app", "k1"), ("app", f"google:{APP}"), ("app", f"webhook:{WEBHOOK}/versions/latest")
+    }  # fmt: skip
+    assert running.post(OTHER_TARGET, key=OTHER_KEY, Idempotency_Key="order-1").status_code == 200
+    file.write_text(free)
+    time.sleep(0.05)
+    again = running.post(Idempotency_Key="order-1")
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+    assert upstream.invoices == 2
+
+
 # ---------------------------------------------------------------- Google identity
 
 
@@ -271,6 +317,9 @@ HEADERS = (
     "webhook-id",
     "webhook-timestamp",
     "webhook-signature",
+    "svix-id",
+    "svix-timestamp",
+    "svix-signature",
 )
 
 
@@ -324,6 +373,29 @@ def test_webhook_sent_twice_is_one_invoice_and_a_replay(server: Callable[..., Se
     assert SIGNING.removeprefix("whsec_") not in running.record.text()
     running.stop()
     assert running.errors.read_text() == ""
+
+
+def svix(webhook: dict[str, str]) -> dict[str, str]:
+    return {name.replace("webhook-", "svix-"): value for name, value in webhook.items()}
+
+
+def test_webhook_by_svixs_names_is_the_same_webhook(doors: Callable[..., Function], upstream: Appgregator) -> None:
+    running = doors()
+    first = post(running, svix(signed()))
+    assert first.status_code == 200, first.text
+    again = post(running, signed(late=7))
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+    refused(post(running, svix(signed(secret=NEW_SIGNING))), 401, "webhook-not-verified")
+    assert upstream.invoices == 1
+
+
+@pytest.mark.parametrize("more", [("id", "timestamp", "signature"), ("id",), ("signature",)])
+def test_webhook_by_both_names_is_refused(
+    doors: Callable[..., Function], upstream: Appgregator, more: tuple[str, ...]
+) -> None:
+    both = {f"svix-{name}": signed()[f"webhook-{name}"] for name in more}
+    refused(post(doors(), {**signed(), **both}), 401, "credentials-conflict")
+    assert not upstream.calls
 
 
 def test_id_is_the_key_and_no_header_takes_its_place(doors: Callable[..., Function], upstream: Appgregator) -> None:

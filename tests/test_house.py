@@ -79,6 +79,32 @@ def test_import_rule_can_fail() -> None:
     assert {"sandbox", "gateway", "policies", "socket"} <= found
 
 
+def named(module: Path) -> str:
+    return ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def needs(module: Path, ours: set[str]) -> set[str]:
+    """The modules of ours that a module imports, for its types alone or not."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & ours or {node.module}
+    return found & ours - {named(module)}
+
+
+def test_no_module_needs_one_that_needs_it() -> None:
+    modules_by_name = {named(module): module for part in OURS if part != "tests" for module in modules(part)}
+    needed = {name: needs(module, set(modules_by_name)) for name, module in modules_by_name.items()}
+    assert needed["policies.access"] >= {"policies.model", "policies.refusals", "policies.upstreams"}
+    while ready := {name for name, others in needed.items() if not others & needed.keys()}:
+        for name in ready:
+            del needed[name]
+    assert needed == {}
+
+
 def test_localstripe_is_imported_by_the_process_that_runs_it_and_by_nothing_else() -> None:
     """It is GPL."""
     importing = [module for part in OURS for module in modules(part) if "localstripe" in imports(module)]

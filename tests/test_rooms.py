@@ -33,7 +33,7 @@ import hashlib, time
 from gateway.reading import read
 from policies import compiled, document
 from policies.access import decide
-from policies.dialect import Step
+from policies.model import Step
 from policies.refusals import Refusal
 from policies.upstreams import UPSTREAMS
 

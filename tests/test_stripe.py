@@ -10,11 +10,13 @@ import pytest
 from console import audit
 from gateway.sinks import Descriptor
 from gateway.stores.memory import Memory
+from gateway.upstreams.sending import Upstreams
+from policies import compiled, document
 from policies.idempotency import LEASE
 from sandbox import faults
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Stripe
-from tests.conftest import CUSTOMER, KEY, OTHER_KEY, RESPONSE, TARGET, launch, policy
+from tests.conftest import CUSTOMER, KEY, OTHER_KEY, RESPONSE, TARGET, launch, policy, sha256
 from tests.gateway.conftest import Clock
 from tests.problems import parsed, refused, stripe_refused
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from werkzeug.test import TestResponse
+
+    from policies.outcomes import Reply
     from tests.conftest import Function, Server
 
 #: What a call may take where nothing answers, in the place of 25 s.
@@ -85,6 +90,55 @@ def test_call_raises_one_invoice_and_answers_the_granted_fields(gate: Callable[.
     assert UPSTREAM_KEY not in loaded.record.text() + response.text
     with loaded.record.path.open() as lines:
         assert audit.verify(lines).faults == []
+
+
+def test_tied_key_raises_and_looks_at_an_invoice_where_no_connection_is_named(
+    gate: Callable[..., Function], stripe: Stripe, tmp_path: Path
+) -> None:
+    tied = f"key: {{id: k2, sha256: {sha256('csk_tied')}, connection: billing}}"
+    written = policy(
+        stripe.origin, upstream="stripe", retrieve=LOOK, secret=f"file:{tmp_path / 'key'}", credentials=[tied]
+    )
+    (tmp_path / "acme.policy").write_bytes(compiled.write(document.read(written, "policy.yaml")))
+    for settings in ({}, {"POLICY": str(tmp_path / "acme.policy")}):
+        loaded = gate(written, **settings)
+        created = loaded.post("/v1/invoices", key="csk_tied", Idempotency_Key="order-1")
+        assert created.status_code == 200, created.text
+        assert created.json is not None
+        same = loaded.post(SDK_TARGET, key="csk_tied", Idempotency_Key="order-1")
+        assert (same.data, same.headers["Idempotent-Replayed"]) == (created.data, "true")
+        found = look(loaded, created.json["id"], target="/v1/invoices/", key="csk_tied")
+        assert (found.status_code, found.json["id"], found.json["object"]) == (200, created.json["id"], "invoice")
+        for target in (SDK_TARGET.replace("stripe-1", "stripe-2"), "/ft-4/stripe-2/v1/invoices"):
+            elsewhere = loaded.post(target, key="csk_tied")
+            assert (elsewhere.status_code, elsewhere.json and elsewhere.json["error"]["code"]) == (
+                403,
+                "connection_not_granted",
+            )
+        unnamed = loaded.post("/v1/invoices")
+        assert unnamed.json is not None
+        assert (unnamed.status_code, unnamed.json["error"]["type"]) == (403, "invalid_request_error")
+        assert "Write /NAME/CONNECTION_NAME/v1/... instead" in unnamed.json["error"]["message"]
+    assert stripe.invoices == 1
+
+
+def test_key_in_use_is_told_to_stripes_clients_as_what_a_retry_mends(
+    gate: Callable[..., Function], stripe: Stripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = gate()
+    during: list[TestResponse] = []
+    send = Upstreams.send
+
+    def meanwhile(*given: Any) -> Reply:
+        if not during:
+            during.append(loaded.post(SDK_TARGET, Idempotency_Key="order-1"))
+        return send(*given)
+
+    monkeypatch.setattr(Upstreams, "send", meanwhile)
+    assert loaded.post(SDK_TARGET, Idempotency_Key="order-1").status_code == 200
+    error = stripe_refused(during[0], 409, "idempotency-key-in-use")
+    assert (error["type"], during[0].headers["Stripe-Should-Retry"]) == ("api_error", "true")
+    assert stripe.invoices == 1
 
 
 def test_no_header_of_the_caller_goes_to_stripe(server: Callable[..., Server], stripe: Stripe) -> None:
@@ -494,16 +548,14 @@ def test_body_of_a_get_is_refused(world: World, body: bytes, more: tuple[str, ..
         ("&validate_only=true&validate_only=true", "query-malformed"),
         ("&expand[0]=customer&expand[0]=customer", "body-malformed"),
         ("&expand[0]=customer&expand%5B0%5D=charge", "body-malformed"),
-        ("&expand[]=customer", "body-malformed"),
+        ("&expand[]=customer&expand[0]=customer", "body-malformed"),
         ("&expand=customer", "parameter-not-granted"),
         ("&expand[1]=customer", "parameter-invalid"),
         ("&expand[0]=payment_intent", "parameter-invalid"),
-        ("&expand[0]=", "parameter-invalid"),
         ("&invoice=in_2", "body-malformed"),
         ("&customer=cus_1", "parameter-not-granted"),
         ("&x=%zz", "body-malformed"),
         ("&x", "body-malformed"),
-        ("&&", "body-malformed"),
         ("&api_base=https://evil.example", "parameter-not-granted"),
     ],
 )
@@ -518,8 +570,14 @@ def test_ungranted_expand_is_refused_and_a_granted_one_goes_out(
     loaded = gate()
     created = (loaded.post().json or {})["id"]
     assert look(loaded, created, "expand[0]=customer&expand[1]=charge").status_code == 200
-    shown = look(loaded, created, "expand[0]=customer&validate_only=true").json
-    assert shown["would_send"]["url"] == f"{stripe.origin}/v1/invoices/{created}?expand%5B0%5D=customer"
+    for written in (
+        "expand[0]=customer",
+        "expand[]=customer",
+        "&expand%5B%5D=customer&",
+        "expand[]=&expand[]=customer",
+    ):
+        shown = look(loaded, created, f"{written}&validate_only=true").json
+        assert shown["would_send"]["url"] == f"{stripe.origin}/v1/invoices/{created}?expand%5B0%5D=customer"
     narrow = function(policy(stripe.origin, upstream="stripe", retrieve="{invoice: }"))
     refused(look(narrow, created, "expand[0]=customer"), 400, "parameter-not-granted")
     refused(look(gate(), "ii_1"), 400, "parameter-invalid")  # the policy wants in_

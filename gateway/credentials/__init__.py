@@ -5,23 +5,13 @@ How a policy document writes a kind is one line in ``policies.document``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from policies import modules
 
 if TYPE_CHECKING:
-    from gateway.credentials.google import Google
-    from gateway.secrets import Secrets
+    from gateway.means import Means
     from policies.model import Call, Caller, PolicySet
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What credentials are checked with."""
-
-    secrets: Secrets
-    google: Google
 
 
 class Kind(Protocol):

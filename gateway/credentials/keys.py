@@ -10,11 +10,12 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 from gateway.authorization import basic, bearer, looks_like_token
+from policies.callerkeys import Place, advice
 from policies.model import Proof
 from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown
 
 if TYPE_CHECKING:
-    from gateway.credentials import Means
+    from gateway.means import Means
     from policies.model import Call, Caller, PolicySet
 
 HEADERS: Final = (("x-api-key",), ("Authorization",))
@@ -41,10 +42,19 @@ def caller(_means: Means, policy_set: PolicySet, call: Call, now: float, _deadli
             return None
         if "," in key:  # how a header sent twice arrives
             raise CredentialsConflict
-        raise CredentialUnknown
+        raise CredentialUnknown(advice(key, _place(call)))
     if found.expires is not None and found.expires <= now:
-        raise CredentialUnknown(note=f"credential {found.credential} of {found.id} has expired")
+        # By its form alone, like one that is not known.
+        raise CredentialUnknown(
+            advice(key, _place(call)), note=f"credential {found.credential} of {found.id} has expired"
+        )
     return found
+
+
+def _place(call: Call) -> Place:
+    if "x-api-key" in call.credentials:
+        return Place.X_API_KEY
+    return Place.AUTHORIZATION if bearer(call.credentials["Authorization"].reveal()) else Place.BASIC
 
 
 def proof(key: str) -> Proof:

@@ -16,11 +16,13 @@ from gateway.secrets import PAUSE_SECONDS
 from policies.refusals import IdentityUnavailable, SecretUnavailable, WebhookNotVerified
 
 if TYPE_CHECKING:
-    from gateway.credentials import Means
+    from gateway.means import Means
     from policies.concealed import Concealed
     from policies.model import Call, Caller, PolicySet
 
-HEADERS: Final = (("webhook-id", "webhook-timestamp", "webhook-signature"),)
+#: The specification's names, which its library takes too, and those of Svix, from whose format it was made.
+STANDARD: Final = ("webhook-id", "webhook-timestamp", "webhook-signature")
+HEADERS: Final = (STANDARD, ("svix-id", "svix-timestamp", "svix-signature"))
 
 #: How far the sender's clock may be from ours, either way; the library's own.
 TOLERANCE_SECONDS: Final = 300
@@ -43,9 +45,15 @@ def caller(means: Means, policy_set: PolicySet, call: Call, now: float, deadline
 
     Raises :class:`IdentityUnavailable` if none of the secrets that could be read has signed, but not all could.
     """
-    if call.credentials.keys().isdisjoint(HEADERS[0]):
+    names = next((names for names in HEADERS if not call.credentials.keys().isdisjoint(names)), None)
+    if names is None:
         return None
-    headers = _checked(call, now)
+    headers = _checked(call, names, now)
+    if not call.name:
+        raise WebhookNotVerified(
+            "A signed webhook must name its connection in the address: /stripe/invoices/?name=NAME&connection_name="
+            "CONNECTION_NAME, or /NAME/CONNECTION_NAME/v1/..."
+        )
     unread: IdentityUnavailable | None = None
     for proof in policy_set.signers.get((call.name, call.connection_name), ()):
         try:
@@ -69,9 +77,9 @@ def _secret(means: Means, name: str, deadline: float) -> Concealed[str]:
     return secret
 
 
-def _checked(call: Call, now: float) -> dict[str, str]:
+def _checked(call: Call, names: tuple[str, ...], now: float) -> dict[str, str]:
     """Return the headers as the library takes them, with only the signatures that it can check."""
-    sent = [call.credentials[name].reveal() if name in call.credentials else "" for name in HEADERS[0]]
+    sent = [call.credentials[name].reveal() if name in call.credentials else "" for name in names]
     name, timestamp, signature = sent
     signatures = signature.split(" ")
     ours = [signature for signature in signatures if _SIGNATURE.fullmatch(signature)]
@@ -84,7 +92,7 @@ def _checked(call: Call, now: float) -> dict[str, str]:
         raise WebhookNotVerified(note="its headers are not as the specification has them")
     if abs(now - int(timestamp)) > TOLERANCE_SECONDS:
         raise WebhookNotVerified(note="it is not of the last five minutes")
-    return dict(zip(HEADERS[0], (name, timestamp, " ".join(ours)), strict=True))
+    return dict(zip(STANDARD, (name, timestamp, " ".join(ours)), strict=True))
 
 
 def usable(secret: Concealed[str]) -> bool:

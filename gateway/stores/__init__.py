@@ -22,30 +22,30 @@ class Store(Protocol):
     def admit(self, grant: Grant) -> Admission:
         """Count the call against the caller's limits and the connection's ceiling, and claim its idempotency key.
 
-        A caller whose budget is spent is not admitted; what a call spends is known, and counted, when it is settled.
+        A caller whose budget is spent is not admitted. What a call spends is known, and counted, when it is settled.
 
         All of it happens or none. An answer to repeat comes back in ``Admission.replay`` and uses up nothing. Raises
         :class:`LimitReached`, :class:`CeilingReached`, :class:`BudgetSpent`, the refusals of ``policies.idempotency``,
-        and :class:`StoreUnavailable`: without a yes of the store nothing is sent.
+        and :class:`StoreUnavailable`. Without an admission nothing is sent.
         """
 
     def release(self, grant: Grant, admission: Admission) -> None:
-        """Undo an admission whose call was not sent. Never raises: the claim's lease ends it otherwise."""
+        """Undo an admission whose call was not sent. Never raises: if it fails, the claim's lease runs out."""
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
-        """Put what came of a sent call into the ledger. Return whether it is kept; never raises."""
+        """Write the outcome of a sent call into the ledger. Return whether it was written; never raises."""
 
 
 class Ledger(Protocol):
-    """What an operator does with a ledger that outlives an instance. Raises :class:`StoreUnavailable`."""
+    """An operator's access to a ledger that outlives an instance. Raises :class:`StoreUnavailable`."""
 
     def held(self, prefix: str = "") -> Iterator[Held]:
         """Yield the keys whose ledger name begins with ``prefix``."""
 
     def resolve(self, key: str, answer: Answer | None) -> Verdict:
-        """Say that an open key's invoice was created (``answer`` is what its callers get) or was not (None).
+        """Decide that an open key's invoice was created (``answer`` is what its callers get) or was not (None).
 
-        Only an open key is changed. One whose invoice was not created is forgotten, and may be sent afresh.
+        Only an open key is changed. If its invoice was not created, the key is deleted and may be sent afresh.
         """
 
 

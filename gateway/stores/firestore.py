@@ -1,15 +1,15 @@
 """Limits and the ledger in Firestore, shared by every instance. ``firestore://PROJECT/DATABASE``.
 
-Every step reads what it needs in one call, has the policies judge it, and writes in one atomic commit on the condition
-that nothing it overwrites has changed since. So no lock is held in Firestore meanwhile, an instance that dies half way
-leaves nothing behind, and a commit that arrives twice is refused the second time. A step that was overtaken starts
-again, a bounded number of times within a bounded time.
+Every step reads what it needs in one call, has the policies judge it, and writes in one atomic commit, provided that
+nothing it overwrites has changed since. So no lock is held in Firestore, an instance that dies half way leaves nothing
+behind, and a commit that arrives twice is refused the second time. A step that was overtaken starts again, a bounded
+number of times within a bounded time.
 
-Firestore takes about one write a second to a document. A limit of more calls a second is shared out to several
-documents, each with its own part of the calls; a call is counted in one of them that has room, and refused when all
-are seen full at once.
+Firestore takes about one write a second to a document. A limit of more calls a second is split over several documents,
+each with its own share of the calls. A call is counted in one of them that has room, and refused if all are seen full
+at once.
 
-The clock is Firestore's: the moment at which it read.
+The clock is Firestore's: the time of its read.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ if TYPE_CHECKING:
 
     from policies.model import Grant, Limit
 
-#: A step with all its attempts, so that a refusal takes less than a second.
+#: The timeout of a step with all its attempts, so that a refusal takes less than a second.
 TOTAL_SECONDS: Final = 0.9
-#: No commit is sent with less than this part of it left: a claim whose answer comes too late would block its key.
+#: No commit is sent with less than this share of it left: a claim whose reply came too late would block its key.
 HEARING: Final = 0.3
-#: How often a step starts at most, when others overtake it.
+#: How often a step is tried at most when others overtake it.
 ATTEMPTS: Final = 20
-#: Documents of one limit at most: a call reads all of them.
+#: The most documents of one limit. A call reads all of them.
 MOST_SHARDS: Final = 32
-#: How many documents of a ceiling a call reads; where they are full, it reads all.
+#: How many documents of a ceiling a call reads first. If they are full, it reads all.
 PROBES: Final = 4
-#: Documents of a budget. Fixed, so that money that was spent is found however the limits change.
+#: Documents of a budget. Fixed, so that spent money is still counted when limits change.
 BUDGET_SHARDS: Final = 8
 #: Seconds that a document is kept beyond its use.
 SLACK: Final = 60
@@ -66,10 +66,10 @@ OPERATOR_SECONDS: Final = 5.0
 
 LEDGER: Final = "countersign-ledger"
 WINDOWS: Final = "countersign-windows"
-#: Google's own setting; settings.py keeps it off the cloud.
+#: Google's own setting; settings.py refuses it on the cloud.
 EMULATOR: Final = "FIRESTORE_EMULATOR_HOST"
 
-#: A connection that was lost is tried again at once and often: Google's client would wait for up to two minutes.
+#: A lost connection is retried at once and often: Google's client would back off for up to two minutes.
 _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
@@ -103,7 +103,7 @@ ERRORS: Final[dict[type[BaseException], type[_FailedError]]] = {
     OSError: _FailedError,  # credentials that cannot be read
 }
 
-#: How Firestore names what a document's field may hold.
+#: Firestore's name for each type of a field.
 _KINDS: Final[dict[type, str]] = {
     str: "string_value",
     bool: "boolean_value",
@@ -115,7 +115,7 @@ _KINDS: Final[dict[type, str]] = {
 
 _RANDOM: Final = random.SystemRandom()
 
-#: A document's fields by name, None for a document that is not there, and by path what to write.
+#: A document's fields by name, and what to write by path, where None deletes a document.
 Fields = dict[str, Any]
 Writes = dict[str, Fields | None]
 T = TypeVar("T")
@@ -123,7 +123,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Counter:
-    """A limit, ceiling or budget: the documents that it is kept in, and each one's part of its calls."""
+    """A limit, ceiling or budget: its documents, and each one's share of its calls."""
 
     limit: Limit
     parts: Mapping[str, Limit]
@@ -135,7 +135,7 @@ class _Counter:
         return cls(limit, {f"{start}:{place}": part for place, part in enumerate(parts)})
 
     def some(self, most: int) -> _Counter:
-        """Return this counter with a few of its documents, and their part of the calls."""
+        """Return this counter with at most ``most`` of its documents, and their share of the calls."""
         if len(self.parts) <= most:
             return self
         parts = dict(_RANDOM.sample([*self.parts.items()], most))
@@ -144,26 +144,26 @@ class _Counter:
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """Documents as they were at one moment, ``now``, in seconds."""
+    """A snapshot of documents at ``now``, in unix seconds."""
 
     now: float
     documents: Mapping[str, Fields | None]
 
     def windows(self, counter: _Counter) -> dict[str, Window]:
-        """Return what each document of a counter counts."""
+        """Return the window of each document of a counter."""
         return {
             path: Window(part, json.loads(found["buckets"]) if (found := self.documents[path]) else ())
             for path, part in counter.parts.items()
         }
 
     def taken(self, windows: Mapping[str, Window], amount: int = 1) -> Writes:
-        """Return what counts an ``amount`` in one of these windows."""
+        """Return the write that counts an ``amount`` in one of these windows, chosen at random."""
         path, window = _RANDOM.choice([*windows.items()])
         window.take(self.now, amount)
         return {path: self._kept(window)}
 
     def given_back(self, counter: _Counter, taken: float) -> Writes:
-        """Return what uncounts a call. Only the count of its bucket matters, so any document that has one will do."""
+        """Return the write that uncounts a call, in any document that has one in its bucket: only the sum matters."""
         windows = [*self.windows(counter).items()]
         _RANDOM.shuffle(windows)
         return next(({path: self._kept(window)} for path, window in windows if window.give_back(taken)), {})
@@ -216,7 +216,7 @@ class Firestore:
                 raise
             if isinstance(claim, Answer):
                 return Admission(standings(own, now), owner, now, replay=claim), {}
-            if found is not None and claim is not None and claim is held:  # ours already: the answer to it was lost
+            if found is not None and claim is not None and claim is held:  # already ours: the reply was lost
                 return Admission(standings(own, now), owner, found["taken"], doubt=claim.doubt), {}
             over = wholes[len(limits)] if ceiling else None
             spent = wholes[-1] if grant.budget is not None else None
@@ -290,7 +290,7 @@ class Firestore:
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
-            return True  # nothing is kept of such a call
+            return True  # nothing is stored for such a call
         key = _path(grant)
         returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
         spent = [counter.some(1) for counter in _budget(grant) if reply.spent]
@@ -303,7 +303,7 @@ class Firestore:
                 held = _entry(found)
                 if found is None or held is None or held.owner != admission.owner:
                     return found is None and reply.outcome is Outcome.RELEASED, {}
-                if held.state is not State.SENT:  # settled already: the answer to it was lost
+                if held.state is not State.SENT:  # already settled: the reply was lost
                     return held.state == reply.outcome.value, {}
                 entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
                 writes[key] = None if entry is None else found | _document(entry)
@@ -324,9 +324,9 @@ class Firestore:
     def _step(
         self, judge: Callable[[_Sight], tuple[T, Writes]], paths: list[str], deadline: float, *, again: bool
     ) -> T:
-        """Read the documents, have them judged, and write what the judge says: all of it or nothing.
+        """Read the documents, let ``judge`` decide, and write what it returns: all of it or nothing.
 
-        ``again``: it may be repeated when the answer to its commit was lost, since its judge sees that it is done.
+        ``again``: the step may be repeated if the reply to its commit was lost, since ``judge`` sees that it was done.
         """
         lost = 0
         for attempt in range(ATTEMPTS):
@@ -383,7 +383,7 @@ class Firestore:
         return _Sight(now, documents), times
 
     def _commit(self, writes: Writes, times: Mapping[str, Any], deadline: float) -> None:
-        """Write all or nothing, provided that none of it was written since it was read."""
+        """Write all or nothing, provided that none of it has changed since it was read."""
         if self._left(deadline) < HEARING * self._seconds:
             raise StoreUnavailable(note="Timeout", retry_after=1)
         commands = []
@@ -438,7 +438,7 @@ def _connect() -> Any:
 
 
 def _entry(found: Fields | None) -> Entry | None:
-    """Return the entry that a document keeps; an answer lies in it as its status and its body."""
+    """Return the entry in a document, which stores an answer as status and body."""
     if found is None:
         return None
     values: dict[str, Any] = {name: found.get(name) for name in Entry.__struct_fields__}
@@ -447,7 +447,7 @@ def _entry(found: Fields | None) -> Entry | None:
 
 
 def _document(entry: Entry) -> Fields:
-    """Return the fields that keep an entry."""
+    """Return the fields that store an entry."""
     values: Fields = asdict(entry)
     if entry.answer is not None:
         values |= {"status": entry.answer.status, "body": entry.answer.body}
@@ -468,7 +468,7 @@ def _about(grant: Grant) -> Fields:
 def _held(key: str, found: Fields, now: float) -> Held | None:
     entry = _entry(found)
     if entry is None or entry.expires <= now:
-        return None  # its document waits to be deleted
+        return None  # expired, and not deleted yet
     return Held(
         key=key,
         state=entry.state,
@@ -482,7 +482,7 @@ def _held(key: str, found: Fields, now: float) -> Held | None:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Turn what the client raises into what :data:`ERRORS` says that it means."""
+    """Translate the client's exceptions by :data:`ERRORS`."""
     try:
         yield
     except tuple(ERRORS) as error:
@@ -490,7 +490,7 @@ def _translated() -> Iterator[None]:
 
 
 def _raw(message: Any) -> Any:
-    """Return the protobuf message inside one of the library's wrappers, which is many times as fast to read."""
+    """Return the protobuf message inside one of the library's wrappers, which is read many times faster."""
     return type(message).pb(message)
 
 
@@ -507,7 +507,7 @@ def _metadata() -> tuple[tuple[str, str], ...]:
     return (("authorization", "Bearer owner"),) if os.environ.get(EMULATOR) else ()
 
 
-# ---------------------------------------------------------------- what a grant counts in
+# ---------------------------------------------------------------- the counters of a grant
 
 
 def _paths(counters: list[_Counter], key: str | None) -> list[str]:

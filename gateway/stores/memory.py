@@ -1,4 +1,4 @@
-"""Limits and the ledger in this process. Exact under threads, shared with nobody, gone with the process."""
+"""Limits and the ledger in this process. Exact under threads, not shared, lost with the process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from policies.model import Answer, Grant, Limit
 
-#: About a kilobyte each. A full ledger refuses rather than forgets: a forgotten key is a second invoice.
+#: About a kilobyte each. A full ledger refuses calls rather than forget a key, which could mean a second invoice.
 MAX_ENTRIES: Final = 100_000
 
 
@@ -79,7 +79,7 @@ class Memory:
         return idempotency.claim_for(grant, held, owner=owner, now=now)
 
     def _sweep(self, now: float) -> None:
-        """Forget expired keys that stand behind one kept for longer; at most once a second, since it looks at all."""
+        """Delete expired keys behind one that is kept longer. At most once a second, since it scans all of them."""
         if now >= self._next_sweep:
             self._next_sweep = now + 1
             for key in [key for key, entry in self._ledger.items() if entry.expires <= now]:
@@ -91,7 +91,7 @@ class Memory:
             if key is not None:
                 held = self._ledger.get(key)
                 if held is None or held.state is not State.SENT or held.owner != admission.owner:
-                    return  # settled already, or somebody else's: what came of it is for them to count
+                    return  # already settled, or claimed by another call, which counts for itself
                 entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
                 if entry is None:
                     del self._ledger[key]

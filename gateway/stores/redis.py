@@ -1,8 +1,8 @@
 """Limits and the ledger in Redis, shared by every instance. ``redis://`` or ``rediss://``.
 
 An admission is one script, and so one atomic step and one round trip; a settlement is another. Both run on the
-server's clock. The client never repeats a command by itself: it would repeat one whose answer was slow, too. A script
-that carries an idempotency key is safe to repeat, since it knows the owner of the claim, and is repeated once.
+server's clock. The client never repeats a command by itself, since it would also repeat one whose reply was only slow.
+A script with an idempotency key is safe to repeat, since it knows the owner of the claim, and is repeated once.
 
 Every key of one deployment carries the same hash tag, so that a cluster keeps them on one node and a script may use
 them together.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Two attempts at most, so that a refusal takes less than a second.
 TIMEOUT_SECONDS: Final = 0.4
-#: Milliseconds that a window is kept beyond its length, so that a late one is not forgotten early.
+#: Milliseconds that a key is kept beyond its use, so that it never expires early.
 SLACK: Final = 60_000
 
 PREFIX: Final = "{countersign}:"
@@ -48,7 +48,7 @@ class Meaning(Enum):
     DEMOTED = auto()
     """The server is now a replica. The address may name another server, which only a new connection finds."""
     REFUSED = auto()
-    """Repeating it at once would bring the same."""
+    """An immediate retry would get the same answer."""
 
 
 ERRORS: Final[dict[type[BaseException], Meaning]] = {
@@ -67,8 +67,8 @@ ERRORS: Final[dict[type[BaseException], Meaning]] = {
     ValueError: Meaning.REFUSED,  # a malformed host name, or an error reply that the client cannot parse
 }
 
-# The arithmetic of policies.quota and the moves of policies.idempotency, where the data is. The contract tests hold
-# both to the same promises. Times are microseconds, which a Lua number holds exactly.
+# policies.quota and policies.idempotency again, in Lua, to run where the data is. The contract tests hold both to the
+# same promises. Times are microseconds, which a Lua number represents exactly.
 _COMMON: Final = f"""
 local BUCKETS = {BUCKETS}
 
@@ -125,9 +125,9 @@ end
 """
 
 # KEYS: the ledger's entry, then a window for each limit, the ceiling's, and the budget's.
-# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, whose it is, for how long it may be sent
-# again, and where to, then of each window its calls, its seconds and '1' if the call is counted there now; what a
-# budget counts is known later.
+# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, its caller, connection and operation in
+# JSON, for how long it may be sent again, and its place; then for each window its calls, its seconds and '1' if the
+# call is counted there now (in a budget it is counted later).
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local owner, fingerprint, keyed = ARGV[2], ARGV[3], ARGV[6] == '1'
@@ -192,8 +192,8 @@ return answer('admitted', exact(now), again and '1' or '')
 """
 
 # KEYS as above. ARGV: owner, the state to enter or 'released', status, body, '1' with a key, '1' to give back, taken,
-# what was spent, now or '', then of each window its seconds and '1' if the call was counted there. Returns 1 if the
-# ledger now says so, 0 if somebody else has the key.
+# the amount spent, now or ''; then for each window its seconds and '1' if the call was counted there. Returns 1 if the
+# ledger now has that state, 0 if another call owns the key.
 _SETTLE: Final = f"""{_COMMON}
 local owner, state, keyed = ARGV[1], ARGV[2], ARGV[5] == '1'
 if keyed then
@@ -226,7 +226,7 @@ end
 return 1
 """
 
-# KEYS: the entry. ARGV: now or '', and of an invoice that was created the status and body to repeat.
+# KEYS: the entry. ARGV: now or '', then the status and body to repeat; both '' if no invoice was created.
 _RESOLVE: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local e = redis.call('HMGET', KEYS[1], 'state', 'lease')
@@ -338,7 +338,7 @@ class Redis:
 
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
         if grant.ledger_key is None and reply.reached and not reply.spent:
-            return True  # nothing is kept of such a call
+            return True  # nothing is stored for such a call
         windows = _windows(grant)
         status, body = (answer.status, answer.body) if answer is not None else ("", "")
         if reply.outcome is Outcome.UNKNOWN:

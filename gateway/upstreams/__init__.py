@@ -1,1 +1,1 @@
-"""The upstreams: a module each for how they are spoken to, the one way of sending, and the one transport."""
+"""Sends calls to the upstreams, over one transport."""

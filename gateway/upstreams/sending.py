@@ -1,7 +1,7 @@
-"""Grant -> Reply: what was granted goes out, and whatever happens is a reply.
+"""Grant -> Reply: sends a granted call. Whatever happens is a reply.
 
-A call is sent once. It is tried again only where that cannot raise a second invoice: when no byte of it went out, when
-a refused key has changed meanwhile, when it is read-only, and at an upstream that deduplicates.
+A call is sent once. It is retried only where that cannot raise a second invoice: if a refused key has changed, if the
+call is read-only, or if the upstream deduplicates.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from msgspec.structs import replace
 
 from gateway.upstreams.transport import LostError, NotSentError
 from policies.concealed import HIDDEN
-from policies.dialect import Step
-from policies.model import Outcome
+from policies.model import Outcome, Step
 from policies.outcomes import unknown, unsent
 from policies.upstreams import UPSTREAMS
 
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
     from policies.model import Admission, Grant
     from policies.outcomes import Reply
 
-#: Seconds before the second and the third try: long enough for a transient failure to pass, and a caller who has 30 s
-#: still gets the answer.
+#: Backoff in seconds before the second and the third try: long enough for a transient failure to pass, short enough for
+#: a caller whose timeout is 30 s.
 PAUSES: Final = (0.3, 1.2)
-#: The least time that is worth a try.
+#: No retry with less time left than this.
 LEAST_SECONDS: Final = 1.0
 
 OF_THIS_CALL: Final = "(one of this call alone)"
@@ -67,7 +66,7 @@ class Upstreams:
         self._transport, self._secrets, self._clock, self._sleep = transport, secrets, clock, sleep
 
     def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
-        """Send, and say what came of it; whatever happens is a reply. ``deadline`` bounds all tries together."""
+        """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
         dialect, step = _dialect(grant), Step(grant.ledger_key or admission.owner, admission.doubt)
         reached, attempts, first = False, 0, secret
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
@@ -75,7 +74,7 @@ class Upstreams:
             reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached = attempts + 1, reached or reply.reached
             if reply.upstream_status in {401, 403} and secret is first:
-                # A refused key is fetched afresh, and if it has changed the call is sent once more.
+                # Read a refused key again. If it has changed, send the call once more.
                 fresh = self._secrets.renew(secret, deadline)
                 if fresh is not None:
                     secret = fresh
@@ -90,7 +89,7 @@ class Upstreams:
             reply = _without(first, reply)
         if attempts == 1:
             return reply
-        # Whatever became of the last try, an earlier one that reached the upstream counts.
+        # An earlier try that reached the upstream counts, whatever happened to the last one.
         return replace(reply, attempts=attempts, reached=reached)
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
@@ -108,7 +107,7 @@ def _dialect(grant: Grant) -> Dialect:
 
 
 def _without(secret: Secret, reply: Reply) -> Reply:
-    """Return ``reply`` with the key nowhere in it."""
+    """Return ``reply`` without any occurrence of the key."""
     told = [reply.answer, reply.created, reply.upstream_request]
     redacted = secret.redacted(told)
     if redacted is told:

@@ -1,7 +1,8 @@
-"""The one way out: HTTP/1.1 over libcurl, with every surprising feature off and every size and time bounded in C.
+"""The only way out: HTTP/1.1 over libcurl, with every surprising feature off and every size and time bounded in C.
 
 libcurl repeats a POST by itself when a reused connection dies before it answers, which would raise a second invoice.
-It cannot do so without rewinding the body, so the body comes from a read callback, and there is no seek callback.
+It cannot do so without rewinding the body, so the body comes from a read callback, and there is no seek callback. A
+POST without a body has a connection of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MAX_IDLE_SECONDS: Final = 30
 #: Connecting takes two or three round trips; a host that needs more time than this is down.
 CONNECT_SECONDS: Final = 5.0
 
-PRIVATE: Final = "the host resolves to a private address; say private: true if it is meant to"
+PRIVATE: Final = "the host resolves to a private address; write private: true if that is intended"
 #: What setting a libcurl option can raise: pycurl's only exception class, and Python's own for an unusable value.
 _NOT_TAKEN: Final = (pycurl.error, TypeError, ValueError, OverflowError, MemoryError)
 _NO_SOCKET: Final[int] = pycurl.SOCKET_BAD
@@ -43,13 +44,13 @@ class NotSentError(Exception):
 
 
 class LostError(Exception):
-    """The request was written, wholly or in part, and no answer came that can be read."""
+    """The request was written, wholly or in part, and no readable answer came."""
 
 
 class Received(msgspec.Struct, frozen=True):
-    """An answer: any status, a body of at most ``MAX_ANSWER`` bytes, and the headers that were listened to.
+    """An answer: any status, a body of at most ``MAX_ANSWER`` bytes, and the headers that the dialect reads.
 
-    ``retry-after`` is always among these where it says something, in whole seconds.
+    A positive ``retry-after`` is always included, in whole seconds.
     """
 
     status: int
@@ -83,7 +84,7 @@ class Transport:
         """
         if seconds <= 0:
             raise NotSentError("no time was left")
-        guarded = not outgoing.private and not outgoing.url.startswith("http:")  # the policy has http for loopback only
+        guarded = not outgoing.private and not outgoing.url.startswith("http:")  # the policy allows it on loopback only
         answer = BytesIO()
         headers: dict[str, str] = {}
         refused: list[str] = []
@@ -94,7 +95,7 @@ class Transport:
                 headers[name.decode("ascii")] = value.strip().decode("latin-1")
 
         def write(chunk: bytes) -> int:
-            # libcurl aborts when fewer bytes are taken than it gave.
+            # libcurl aborts if fewer bytes are written than it passed.
             return answer.write(chunk) if answer.tell() + len(chunk) <= MAX_ANSWER else 0
 
         try:
@@ -143,7 +144,7 @@ class Transport:
         curl = getattr(self._local, name, None)
         if curl is None or _closed_by_the_other_side(curl):
             curl = self._new_handle()
-            setattr(self._local, name, curl)  # only once all is set: before, it would use the environment's proxy
+            setattr(self._local, name, curl)  # only when configured: before, it would use the environment's proxy
         return curl
 
     def _new_handle(self) -> Any:
@@ -165,6 +166,8 @@ def _set(curl: Any, outgoing: Outgoing, key: Concealed[str], hear: Callable[[byt
         curl.setopt(pycurl.POST, 1)
         curl.setopt(pycurl.POSTFIELDSIZE, len(outgoing.body))
         curl.setopt(pycurl.READFUNCTION, BytesIO(outgoing.body).read)
+        # Without a body there is nothing to rewind, so libcurl would repeat the POST if a reused connection died.
+        curl.setopt(pycurl.FRESH_CONNECT, not outgoing.body)
     else:
         curl.setopt(pycurl.HTTPGET, 1)
     if outgoing.heard:

@@ -14,8 +14,7 @@ from policies.upstreams.stripe import said
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policies.dialect import Step
-    from policies.model import Grant
+    from policies.model import Grant, Step
     from policies.outcomes import Reply
 
 _HEADERS: Final = {"Content-Type": FORM, "Accept": "application/json"}

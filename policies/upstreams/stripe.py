@@ -16,8 +16,7 @@ from policies.outcomes import Said
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policies.dialect import Step
-    from policies.model import Grant
+    from policies.model import Grant, Step
     from policies.outcomes import Reply
 
 #: The version that the catalogue of ``policies.operations`` was made from.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from sandbox.__main__ import CALLER_KEY, PLACEHOLDER, POLICY, ROOT
+from sandbox.__main__ import CALLER_KEY, POLICY, ROOT
+from sandbox.document import against
 from sandbox.ports import free_port, listening
 from tests.clients.conftest import Lossy, stripe_policy
 from tests.test_docs import blocks
@@ -38,7 +39,7 @@ CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="what is pasted i
 @pytest.fixture
 def served(server: Callable[..., Server], upstream: Appgregator) -> Server:
     """The function with the policy of `make run`, which the page is written for."""
-    return server(POLICY.read_text("utf-8").replace(PLACEHOLDER, upstream.origin))
+    return server(against(POLICY.read_text("utf-8"), {"appgregator": upstream.origin}))
 
 
 def paste(script: str, port: int, *shell: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ import stripe
 
 from sandbox.__main__ import UPSTREAM_KEY
 from tests.clients.conftest import Lossy, stripe_policy
-from tests.conftest import KEY, OTHER_KEY, policy
+from tests.conftest import KEY, OTHER_KEY, policy, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +116,22 @@ def test_whatever_the_sdk_nests_arrives_as_it_would_at_stripe(
     assert not [name for name in sent if "telemetry" in name or "x-stripe" in name]
 
 
+def test_sdk_that_is_given_a_host_and_no_path_works_with_a_tied_key(
+    server: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
+) -> None:
+    written = stripe_policy(stripe_upstream.origin).replace(
+        f"sha256: {sha256(KEY)}", f"sha256: {sha256(KEY)}, connection: at-stripe"
+    )
+    running = server(written)
+    sdk(f"http://127.0.0.1:{running.port}")
+    invoice = stripe.Invoice.create(customer=CUSTOMER)
+    assert stripe.Invoice.retrieve(invoice.id) == invoice
+    stripe.api_key = OTHER_KEY
+    error = raised(running, stripe.PermissionError, customer=CUSTOMER)
+    assert "Write /NAME/CONNECTION_NAME/v1/... instead of /v1/..." in str(error)
+    assert stripe_upstream.invoices == 1
+
+
 def test_client_object_of_the_sdk_does_as_well(
     through: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
 ) -> None:
@@ -207,7 +223,7 @@ def test_limit_is_an_exception_of_its_own_and_is_not_waited_for(
     assert len(running.record.entries("refusal")) == 1
 
 
-@pytest.mark.parametrize("path", ["", "/ft-4", "/ft-4/stripe-1/", "/ft-4/stripe-1/v1"])
+@pytest.mark.parametrize("path", ["/ft-4", "/ft-4/stripe-1/", "/ft-4/stripe-1/v1"])
 def test_base_address_that_is_not_quite_right_is_told_so(
     through: Callable[..., Server], sdk: Callable[..., None], path: str
 ) -> None:

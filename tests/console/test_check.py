@@ -32,7 +32,7 @@ def test_good_document_is_told_caller_by_caller(document: Path, capsys: pytest.C
     told = capsys.readouterr()
     assert told.err == ""
     lines = told.out.splitlines()
-    assert lines[0].startswith("The policy is in order (digest ")
+    assert lines[0].startswith("The policy is valid (digest ")
     assert "app (tests), 30/minute and 2000/day, may call:" in lines
     assert "other (tests), 1000/minute, may call:" in lines
     assert "  invoices.create on billing" in lines
@@ -40,6 +40,14 @@ def test_good_document_is_told_caller_by_caller(document: Path, capsys: pytest.C
     assert "metadata[cost_center]" in sends
     assert "lines.data.amount" in receives
     assert sha256(KEY) not in told.out
+
+
+def test_caller_on_hold_is_told_so(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document.write_text(document.read_text().replace("  app:\n", "  app:\n    paused: true\n"))
+    assert main(["check", str(document)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "app (tests), 30/minute and 2000/day, is paused, and otherwise may call:" in lines
+    assert "other (tests), 1000/minute, may call:" in lines
 
 
 def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +194,7 @@ def test_nothing_but_a_compiled_policy_is_ever_replaced(
     (tmp_path / "notes.txt").write_text("mine")
     before = (tmp_path / out).read_bytes()
     assert main(["check", str(document), "--compile", str(tmp_path / out)]) == 1
-    assert capsys.readouterr().err == f"{tmp_path / out} is there, and is no compiled policy. Name another file\n"
+    assert capsys.readouterr().err == f"{tmp_path / out} exists and is not a compiled policy. Name another file\n"
     assert (tmp_path / out).read_bytes() == before
 
 
@@ -215,7 +223,7 @@ def test_what_would_mean_something_else_is_not_written(
     right = compiled.write
     monkeypatch.setattr(compiled, "write", lambda policy_set: right(replace(policy_set, callers={})))
     assert main(["check", str(document), "--compile", str(tmp_path / "acme.policy")]) == 1
-    assert "means something else" in capsys.readouterr().err
+    assert "the result has another meaning" in capsys.readouterr().err
     assert not (tmp_path / "acme.policy").exists()
 
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from console.__main__ import main
-from console.keys import NotDoneError, _after, _Policy, mint, whole
+from console.keys import NotDoneError, _after, _Policy, mint
 from policies import compiled, document
+from policies.callerkeys import whole
 from policies.model import Proof
 from sandbox.__main__ import CALLER_KEY, ROOT
 from sandbox.__main__ import POLICY as SANDBOX
@@ -140,7 +141,7 @@ def test_new_key_of_a_caller_that_is_not_written_yet_is_made_and_said(
     told = capsys.readouterr()
     assert shown(told.out)
     assert "id: k1" in told.out
-    assert told.err == f"There is no caller othr in {file}. Did you mean other? The key is made all the same.\n"
+    assert told.err == f"There is no caller othr in {file}. Did you mean other? The key is made anyway.\n"
 
 
 def test_new_key_needs_no_policy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ def test_change_needs_a_file_that_can_be_changed(
     assert "cannot be read" in capsys.readouterr().err
     file.write_text("callers: [")
     assert key(verb, "app", "k1", "--policy", file) == 1
-    assert "Put this right first" in capsys.readouterr().err
+    assert "Correct this first" in capsys.readouterr().err
     assert file.read_text() == "callers: ["
 
 
@@ -202,7 +203,7 @@ def test_compiled_policy_is_answered_with_where_keys_are_kept(
     file.write_bytes(data)
     assert key(*arguments, "--policy", file) == 1
     told = capsys.readouterr()
-    assert told.err.startswith(f"{file} is a compiled policy, which is only read. Name the document that it was ")
+    assert told.err.startswith(f"{file} is a compiled policy, which is read-only. Name the document that it was ")
     assert (told.out, told.err.count("\n")) == ("", 1)
     assert file.read_bytes() == data
 
@@ -271,6 +272,25 @@ def test_rotation_gives_the_old_key_its_last_day_and_leaves_an_earlier_one(
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "{{id: k1, sha256: {}, connection: billing}}",
+        "\n          connection: billing\n          sha256: {}\n          id: k1",
+    ],
+)
+def test_new_key_is_tied_to_what_the_old_one_is_tied_to(
+    file: Path, capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    right = f"{{id: k1, sha256: {sha256(KEY)}}}"
+    assert right in file.read_text()
+    file.write_text(file.read_text().replace(right, said.format(sha256(KEY))))
+    assert key("rotate", "app", "k1", "--policy", file) == 0
+    assert sha256(shown(capsys.readouterr().out)) == keys_of(file)["app k2"][0]
+    callers = document.read(file.read_text(), "policy.yaml").callers.values()
+    assert [one.tied and one.tied.id for one in callers if one.id == "app"] == ["billing", "billing"]
+
+
+@pytest.mark.parametrize(
     ("now", "days", "until"),
     [
         ("2026-11-22T00:00:00", 7, "2026-11-30"),
@@ -324,7 +344,7 @@ def test_layout_that_cannot_be_changed_is_left_alone_and_said(file: Path, capsys
     assert key("revoke", "app", "k1", "--policy", file) == 1
     told = capsys.readouterr()
     assert told.err == (
-        f"{file} (line 22) is laid out in a way that cannot be changed here. Nothing was changed. By hand: remove k1 "
+        f"{file} (line 22) has a layout that this command cannot edit. Nothing was changed. By hand: remove k1 "
         "from the credentials of app.\n"
     )
     assert file.read_text() == text
@@ -499,11 +519,11 @@ def test_key_of_nobody_is_said_to_be_whole_or_not(
 ) -> None:
     made = mint()
     assert asked(monkeypatch, made, "--policy", file) == 1
-    assert capsys.readouterr().out == f"It is whole: its checksum is right.\nIt is nobody's in {file}.\n"
+    assert capsys.readouterr().out == f"The key is intact: its checksum is right.\nNo caller in {file} has this key.\n"
     for wrong in (made[:-1], made[:9] + made[10:], "hello", "\udc80é", "x" * 100_000):
         assert asked(monkeypatch, wrong, "--policy", file) == 1
         told = capsys.readouterr()
-        assert "Its checksum is not right" in told.out
+        assert "Its checksum is wrong" in told.out
         assert wrong not in told.out
     assert asked(monkeypatch, "\n", "--policy", file) == 1
     assert "no key on standard input" in capsys.readouterr().err
@@ -527,7 +547,7 @@ def test_script_makes_a_key_and_recognises_it_from_a_pipe(tmp_path: Path) -> Non
         return done.stdout
 
     made = shown(run("", "rotate", "demo-app", "k1"))
-    assert "It is whole: its checksum is right.\nIt is k2 of demo-app (you)." in run(made, "whose")
+    assert "The key is intact: its checksum is right.\nIt is k2 of demo-app (you)." in run(made, "whose")
     assert "It is k1 of demo-app (you)." in run(CALLER_KEY, "whose")
-    assert "taken out" in run("", "revoke", "demo-app", "k1")
+    assert "was removed" in run("", "revoke", "demo-app", "k1")
     assert made not in file.read_text()

@@ -60,7 +60,7 @@ def leave(store: Redis | Firestore, key: str, reply: Reply) -> str:
 
 def test_list_shows_what_waits_and_nothing_else(ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ledger", "list"]) == 0
-    assert capsys.readouterr().out == "Nothing waits for a word.\n"
+    assert capsys.readouterr().out == "No call is awaiting a decision.\n"
     unknown = leave(ledger, "unknown", UNKNOWN)
     settled = leave(ledger, "settled", Reply(Outcome.SUCCEEDED, answer={}))
     running = keyed("running")
@@ -166,8 +166,8 @@ def test_keys_that_begin_alike_are_not_guessed_between(
         (["show", "short"], "16 hexadecimal digits"),
         (["show", "*" * 16], "16 hexadecimal digits"),
         (["resolve", "0" * 16, "--created", "1234", "--by", "Ann"], "--created takes the invoice's id"),
-        (["resolve", "0" * 16, "--not-created", "--by", " "], "--by takes a name"),
-        (["resolve", "0" * 16, "--not-created", "--by", "A\nB"], "--by takes a name"),
+        (["resolve", "0" * 16, "--not-created", "--by", " "], "--by takes the name"),
+        (["resolve", "0" * 16, "--not-created", "--by", "A\nB"], "--by takes the name"),
         (["show", "0" * 16], "no such key"),
     ],
 )

@@ -128,7 +128,7 @@ def test_truncation_is_found_by_what_is_left_standing(
     assert "no stop line" in told
     assert main(["audit", "verify", str(path), "--has", ids[0], "--has", ids[4]]) == 1
     told = capsys.readouterr().out
-    assert f"WRONG    audit id {ids[4]}: its line is not there" in told
+    assert f"WRONG    audit id {ids[4]}: its line is missing" in told
     assert ids[0] not in told.replace("intent " + ids[0], "")
 
 

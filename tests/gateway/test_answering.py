@@ -96,6 +96,49 @@ def test_refusal_is_problem_json_and_says_who_said_no(audit: Audit) -> None:
     assert problem["decided_by"] == "countersign"
 
 
+NODE = "application/json,text/html,application/xhtml+xml,application/xml,text/*;q=0.9, image/*;q=0.8, */*;q=0.7"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        (None, "problem+json"),
+        ("", "problem+json"),
+        ("*/*", "problem+json"),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", "problem+json"),
+        ("application/*", "problem+json"),
+        ("application/json", "json"),
+        ("Application/JSON;charset=utf-8", "json"),
+        ("application/json, text/plain, */*", "json"),  # axios
+        (NODE, "json"),
+        ("text/plain, application/json;q=0.1", "json"),
+        ("application/json;q=0", "problem+json"),
+        ("application/json; q=0.000, */*", "problem+json"),
+        ("application/json, application/problem+json", "problem+json"),
+        ("application/problem+json;q=0.1, application/json", "problem+json"),
+        ("application/problem+json;q=0, application/json", "json"),
+        ("application/problem+json", "problem+json"),
+        ("," * 200_000 + "application/json", "problem+json"),
+    ],
+)
+def test_refusal_goes_out_as_the_json_that_was_asked_for(audit: Audit, accept: str | None, media: str) -> None:
+    """n8n and others show a body only if its type is the one that they asked for."""
+    environ = {"RAW_URI": TARGET, **({} if accept is None else {"HTTP_ACCEPT": accept})}
+    with Record(audit, environ) as record:
+        raise PathUnknown
+    response = respond(record)
+    assert response.headers["Content-Type"] == f"application/{media}"
+    assert json.loads(response.body) == PathUnknown().problem(record.audit_id)
+
+
+def test_success_is_json_whatever_was_asked_for(audit: Audit) -> None:
+    grant = granted(policy("http://127.0.0.1:9"))
+    with Record(audit, {"RAW_URI": TARGET, "HTTP_ACCEPT": "application/problem+json"}) as record:
+        record.caller, record.grant = grant.caller, grant
+        record.answer = answer_to(SUCCEEDED, grant, record.audit_id)
+    assert respond(record).headers["Content-Type"] == "application/json"
+
+
 @pytest.mark.parametrize(
     ("refusal", "name", "value"),
     [

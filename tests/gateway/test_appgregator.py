@@ -14,8 +14,7 @@ from msgspec.structs import replace
 from gateway.secrets import Mounted, SecretManager, Secrets
 from gateway.upstreams.sending import Upstreams, preview
 from gateway.upstreams.transport import LostError, Received, Transport
-from policies.dialect import Step
-from policies.model import Admission, Outcome
+from policies.model import Admission, Outcome, Step
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -296,7 +297,7 @@ def test_count_that_cannot_be_written_is_kept(
 def test_refusal_that_was_only_counted_has_an_audit_id_of_its_own(audit: Audit) -> None:
     ids = {refused(audit, PathUnknown()).audit_id for _ in range(50)}
     assert len(ids) == 50
-    assert all(audit_id.startswith(f"{audit.instance}-") for audit_id in ids)
+    assert all(re.fullmatch(f"{audit.instance}-[0-9a-f]{{24}}", audit_id) for audit_id in ids)
 
 
 def test_end_of_a_sent_call_is_written_however_many_end_so(audit: Audit, sink: Lines) -> None:

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.certificates import Certificates
-from gateway.credentials import Means
-from gateway.credentials.google import Google
 from gateway.identity import Identity
+from gateway.means import Means
 from gateway.secrets import Mounted, Secrets
+from gateway.tokens import Google
 from policies import document
+from policies.callerkeys import MISTYPED, Place, checked
 from policies.refusals import (
     CredentialMissing,
     CredentialsConflict,
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 
     from policies.model import Call, Caller
 
-FIRST, SECOND, REVOKED = "csk_first_key_0001", "csk_second_key_0002", "csk_revoked_key_0003"
-OTHER, DOTTED = "csk_key_of_another_0004", "csk.with.dots"
+FIRST, REVOKED, NOBODYS = (checked(f"csk_{letter * 43}") for letter in "abc")
+#: Made by hand, not by `countersign key`: the policy knows them, so they are as good.
+SECOND, OTHER, DOTTED, ENDED = "csk_second_key_0002", "csk_key_of_another_0004", "csk.with.dots", "csk_ended_0005"
 ANN, APP = "ann@acme.example", "billing-app@acme.iam.gserviceaccount.com"
 EXPIRY = datetime(2027, 3, 1, tzinfo=UTC).timestamp()
 GRANTS = "[{connection: billing, operation: invoices.create, parameters: {customer: }, response: [id]}]"
@@ -53,6 +55,7 @@ callers:
       - key: {{id: k1, sha256: {sha256(FIRST)}, expires: 2027-03-01}}
       - key: {{id: k2, sha256: {sha256(SECOND)}}}
       - key: {{id: k3, sha256: {sha256(DOTTED)}}}
+      - key: {{id: k4, sha256: {sha256(ENDED)}, expires: 2020-01-01}}
       - google: {APP}
     limits: [30/minute]
     grants: {GRANTS}
@@ -121,7 +124,7 @@ def test_key_works_until_the_moment_it_expires_and_the_other_goes_on() -> None:
 
 def test_unknown_expired_and_revoked_keys_are_answered_alike() -> None:
     answers = [
-        refused(key="csk_nobody_has_this_key"),
+        refused(key=NOBODYS),
         refused(key=FIRST, now=EXPIRY + 1),
         refused(key=REVOKED),
         refused(authorization=f"Bearer {REVOKED}"),
@@ -132,6 +135,69 @@ def test_unknown_expired_and_revoked_keys_are_answered_alike() -> None:
     assert len({str(sorted(refusal.problem("id").items())) for refusal in answers}) == 1
     assert len({str(sorted(refusal.headers.items())) for refusal in answers}) == 1
     assert answers[0].problem("one") != answers[0].problem("another")
+
+
+@pytest.mark.parametrize(
+    ("header", "sent", "advice"),
+    [
+        *(
+            ("x-api-key", sent, Place.X_API_KEY)
+            for sent in (
+                f"Bearer {FIRST}", f"bearer {FIRST}", f'"{FIRST}"', f"'{FIRST}'", f"<{FIRST}>", f"key={FIRST}",
+                f"x-api-key: {FIRST}", f"${{{FIRST}}}", f"\xef\xbb\xbf{FIRST}", f" {FIRST}", f"Bearer {FIRST[:-1]}",
+            )
+        ),
+        *(
+            ("Authorization", sent, Place.AUTHORIZATION)
+            for sent in (
+                FIRST, f'"{FIRST}"', f"Token {FIRST}", f"Bearer: {FIRST}", f"Bearer{FIRST}", f"Basic {FIRST}",
+                f'Bearer "{FIRST}"', f'"Bearer {FIRST}"', f"Bearer Bearer {FIRST}", f"Bearer {FIRST[:9]} {FIRST[9:]}",
+                f"Bearer {FIRST}\\n{FIRST} ", f"x-api-key {FIRST}",
+            )
+        ),
+        *(
+            ("Authorization", basic(pair), Place.BASIC)
+            for pair in (f'app:"{FIRST}"', f"app:Bearer {FIRST}", f"'{FIRST}':", f"app:x:{FIRST}")
+        ),
+        *(
+            ("x-api-key", sent, MISTYPED)
+            for sent in (
+                FIRST[:-1], FIRST + "0", FIRST[:20] + "0" + FIRST[21:], FIRST.upper(), "csk_", "csk_your_own_key",
+                f"{FIRST[:9]} {FIRST[9:]}", f"{FIRST[:9]}\\n{FIRST[9:]}", f'{FIRST}"', f"{FIRST};", f"{FIRST}\xa0",
+                f"{FIRST} {FIRST}", "csk_\xe9",
+            )
+        ),
+        ("Authorization", f"Bearer {FIRST[:-1]}", MISTYPED),
+        ("Authorization", basic(f"app:{FIRST[:-1]}"), MISTYPED),
+        *(("x-api-key", sent, CredentialUnknown.sentence) for sent in ("nobody", "sk_test_1", "csk", f"{DOTTED}x")),
+        ("Authorization", "Bearer nobody", CredentialUnknown.sentence),
+        ("Authorization", "Digest nobody", CredentialUnknown.sentence),
+        ("Authorization", basic("app:nobody"), CredentialUnknown.sentence),
+    ],
+)  # fmt: skip
+def test_key_that_was_wrapped_or_mistyped_is_said_to_be_and_shown_nowhere(header: str, sent: str, advice: str) -> None:
+    asked = call(key=sent) if header == "x-api-key" else call(key=None, authorization=sent)
+    refusal = turned_away(asked, EXPIRY - 1)
+    assert isinstance(refusal, CredentialUnknown)
+    assert refusal.detail == advice
+    shown = f"{refusal.note}{refusal.problem('id')}{refusal.headers}"
+    assert FIRST[:9] not in shown
+    assert FIRST[-9:] not in shown
+
+
+@pytest.mark.parametrize("key", [SECOND, OTHER, FIRST])
+def test_key_is_never_looked_up_without_its_wrapping(key: str) -> None:
+    for sent in (f"Bearer {key}", f'"{key}"', f"{key}x"):
+        known, nobodys = refused(key=sent), refused(key=sent.replace(key, NOBODYS))
+        assert known.problem("id") == nobodys.problem("id")
+    assert refused(authorization=key).problem("id") == refused(authorization=NOBODYS).problem("id")
+
+
+def test_key_that_has_expired_is_answered_like_an_unknown_one_of_its_form() -> None:
+    ended, unknown = refused(key=ENDED), refused(key=ENDED + "0")
+    assert ended.problem("id") == unknown.problem("id")
+    assert ended.detail == MISTYPED
+    assert ended.note == "credential k4 of app has expired"
 
 
 def test_record_alone_is_told_that_a_key_has_expired() -> None:

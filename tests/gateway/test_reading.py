@@ -12,7 +12,7 @@ import pytest
 from werkzeug.test import EnvironBuilder
 
 from gateway import reading
-from gateway.reading import MAX_BODY, MAX_TARGET, read
+from gateway.reading import MAX_BODY, MAX_HEADER, MAX_TARGET, read
 from policies.concealed import Concealed
 from policies.refusals import (
     BodyIncomplete,
@@ -67,11 +67,119 @@ def test_connection_may_be_named_in_the_path() -> None:
     assert (call.name, call.connection_name) == ("ft-4", "stripe-1")
 
 
+def test_connection_may_be_left_to_the_credential() -> None:
+    call = read(environ("/v1/invoices"))
+    assert (call.operation, call.name, call.connection_name) == ("invoices.create", "", "")
+    looked = read(environ("/v1/invoices/in_1?expand[]=customer", b"", REQUEST_METHOD="GET"))
+    assert (looked.operation, looked.name, looked.path_parameters) == ("invoices.retrieve", "", {"invoice": "in_1"})
+
+
 @pytest.mark.parametrize(
-    "media", ["application/json", "Application/JSON; Charset=UTF-8", 'application/json;charset="utf-8"']
+    "target", ["/v1/invoices/", "/v1//invoices", "//v1/invoices", "/stripe/v1/invoices", "/ft-4/v1/invoices", "/v1/"]
+)
+def test_connection_is_left_to_the_credential_at_one_path_alone(target: str) -> None:
+    with pytest.raises(PathUnknown):
+        read(environ(target))
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "application/json",
+        "Application/JSON; Charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/json; charset='utf-8'",
+        "application/json; charset=utf8",
+        "application/json;",
+        "application/json; odata=verbose",
+        "application/json; charset=utf-8; v=1",
+    ],
 )
 def test_json_may_say_its_charset(media: str) -> None:
     assert read(environ(CONTENT_TYPE=media)).media == "json"
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"CONTENT_TYPE": None}, "Content-Type is missing. Write application/json for JSON, or application/x-www"),
+        ({"CONTENT_TYPE": ""}, "Content-Type is missing."),
+        ({"CONTENT_TYPE": "text/plain;charset=UTF-8"}, "Content-Type is text/plain. Write application/json"),
+        ({"CONTENT_TYPE": "text/json"}, "Content-Type is text/json."),
+        ({"CONTENT_TYPE": "application/vnd.api+json"}, "Content-Type is application/vnd.api+json."),
+        ({"CONTENT_TYPE": "*/*"}, "Content-Type is */*."),
+        ({"CONTENT_TYPE": "a\x1b[31m\xe9"}, "Content-Type is a\\x1b[31m\\xe9."),
+        ({"CONTENT_TYPE": "Multipart/Form-Data; boundary=x"}, "The body is multipart/form-data, which is for files. "),
+        ({"CONTENT_TYPE": f"{FORM}; charset=ISO-8859-1"}, "The charset of the body is iso-8859-1. Send it in UTF-8."),
+        ({"CONTENT_TYPE": f"{FORM}; charset="}, "The charset of the body is empty. Send it in UTF-8."),
+        ({"HTTP_CONTENT_ENCODING": "gzip"}, "The body is compressed (gzip). Send it as it is."),
+    ],
+)
+def test_media_type_that_is_not_read_is_told_what_to_send_instead(members: dict[str, Any], said: str) -> None:
+    with pytest.raises(MediaTypeUnsupported) as refusal:
+        read(environ(**members))
+    assert refusal.value.detail.startswith(said)
+    assert refusal.value.detail.isascii()
+    assert refusal.value.detail.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter", "said"),
+    [
+        ("name=ft-4&connection_name=stripe-1&utm_source=x", "utm_source", "utm_source does not belong in the address."),
+        ("q=x&name=ft-4&connection_name=stripe-1", "q",
+         "q does not belong in the address. The address takes name, connection_name and validate_only; parameters go"),
+        ("name=ft-4&connection_name=stripe-1&customer=cus_1", "customer", "customer does not belong in the address."),
+        ("api_key=k&name=ft-4&connection_name=stripe-1", "api_key", "api_key does not belong in the address."),
+        ("name=ft-4&amp;connection_name=stripe-1", "amp;connection_name",
+         "amp;connection_name does not belong in the address. Did you mean connection_name?"),
+        ("name=ft-4&connectionName=stripe-1", "connectionName",
+         "connectionName does not belong in the address. Did you mean connection_name?"),
+        ("Name=ft-4&connection_name=stripe-1", "Name", "Name does not belong in the address. Did you mean name?"),
+        ("name=ft-4&connection_name=stripe-1&validateonly=true", "validateonly",
+         "validateonly does not belong in the address. Did you mean validate_only?"),
+        ("name=ft-4&connection_name=stripe-1&=x", "", "An empty name does not belong in the address."),
+        ("name=ft-4&connection_name=stripe-1&validate_only=yes", "validate_only",
+         "validate_only must be true or false."),
+        ("name=ft-4&connection_name=stripe-1&name=ft-4", "name", "name is given twice in the address. Write it once."),
+        ("name=ft-4", "connection_name",
+         "connection_name is missing in the address: write ?name=ft-4&connection_name=stripe-1."),
+        ("name=&connection_name=stripe-1", "name", "name is empty in the address: write ?name=ft-4&connection_name=s"),
+        ("name&connection_name=stripe-1", "name", "name is empty in the address"),
+        ("", "name", "name is missing in the address"),
+        ("name=ft 4&connection_name=stripe-1", "name", "name must be a plain name, such as ft-4"),
+        ("name=%FF&connection_name=stripe-1", None, "The address is not valid UTF-8."),
+    ],
+)  # fmt: skip
+def test_query_that_is_not_right_names_what_is_wrong(query: str, parameter: str | None, said: str) -> None:
+    with pytest.raises(QueryMalformed) as refusal:
+        read(environ(f"/stripe/invoices/?{query}"))
+    assert refusal.value.parameter == parameter
+    assert refusal.value.detail.startswith(said)
+
+
+@pytest.mark.parametrize("more", ["&", "&&", "&validate_only=false", "&validate_only=0"])
+def test_query_may_have_empty_pairs(more: str) -> None:
+    call = read(environ(f"{TARGET}{more}"))
+    assert (call.name, call.connection_name, call.validate_only) == ("ft-4", "stripe-1", False)
+
+
+@pytest.mark.parametrize("written", ["true", "True", "TRUE", "1"])
+def test_validate_only_is_read_as_any_boolean(written: str) -> None:
+    assert read(environ(f"{TARGET}&validate_only={written}")).validate_only
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("name=ft-4", "At this path the query must not name the connection: take out name."),
+        ("expand[]=customer", "expand[] does not belong in the address."),
+    ],
+)
+def test_query_where_the_path_names_the_connection_names_what_is_too_much(query: str, said: str) -> None:
+    with pytest.raises(QueryMalformed) as refusal:
+        read(environ(f"/ft-4/stripe-1/v1/invoices?{query}"))
+    assert refusal.value.detail.startswith(said)
 
 
 @pytest.mark.parametrize("encoding", ["identity", " Identity "])
@@ -105,6 +213,19 @@ def test_identity_is_no_encoding(encoding: str) -> None:
 def test_first_thing_that_is_wrong_is_refused(members: dict[str, Any], refusal: type[Refusal]) -> None:
     with pytest.raises(refusal):
         read(environ(**members))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-api-key", "Authorization", "X-Serverless-Authorization", "Idempotency-Key",
+        "webhook-id", "webhook-timestamp", "webhook-signature",
+    ],
+)  # fmt: skip
+def test_header_that_is_too_long_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(HeaderMalformed) as refusal:
+        read({**environ(), f"HTTP_{name.upper().replace('-', '_')}": "a" * (MAX_HEADER + 1)})
+    assert f" {name} " in refusal.value.detail
 
 
 def test_no_more_than_the_cap_is_read_of_a_body_without_a_length() -> None:

@@ -177,7 +177,7 @@ def test_outcome_that_cannot_be_written_is_answered_and_cried_out(
     assert json.loads(response.body)["id"] == "in_1"
     cried = json.loads(capsys.readouterr().err)
     assert cried["severity"] == "ALERT"
-    assert record.audit_id in cried["message"]
+    assert cried["message"] == f"countersign: the outcome of {record.audit_id} could not be recorded: OSError"
 
 
 def test_refusal_that_cannot_be_written_is_answered_all_the_same(

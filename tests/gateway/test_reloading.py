@@ -260,7 +260,7 @@ def test_revoked_key_is_refused_by_the_server_that_forks(
     server: Callable[..., Server], secret_manager: SecretManager, upstream: Appgregator
 ) -> None:
     secret_manager.add(POLICY_SECRET, policy(upstream.origin).encode())
-    running = server(POLICY=LATEST, PYTHONPATH=str(ROOT), source=Path(__file__).with_name("hurried.py"))
+    running = server(POLICY=LATEST, POLICY_SECONDS=str(PROMISED_SECONDS / 100))
     assert running.call()[0] == 200
     secret_manager.add(POLICY_SECRET, changed(policy(upstream.origin)).encode())
     time.sleep(MUST_SECONDS / 100)

@@ -88,6 +88,25 @@ def test_policy_that_is_a_folder_is_named(tmp_path: Path) -> None:
     assert "cannot be read (IsADirectoryError)" in error_of(POLICY=str(tmp_path))
 
 
+@pytest.mark.parametrize("seconds", ["0", "0.0", "-1", "61", "soon", "1e1", "inf", "nan", " 1", "1 "])
+def test_policy_seconds_that_are_no_time_within_the_promise_are_refused(document: Path, seconds: str) -> None:
+    error = error_of(POLICY=str(document), POLICY_SECONDS=seconds)
+    assert error.startswith("POLICY_SECONDS must be the seconds within which a change")
+    assert "at most 60" in error
+
+
+@pytest.mark.parametrize("seconds", ["", "0.5", "60"])
+def test_policy_seconds_may_be_fewer_off_the_cloud(document: Path, seconds: str) -> None:
+    load({"POLICY": str(document), "POLICY_SECONDS": seconds})
+
+
+@pytest.mark.parametrize("seconds", ["0.5", "60"])
+def test_policy_seconds_are_refused_on_the_cloud(document: Path, seconds: str) -> None:
+    error = error_of(POLICY=str(document), STORE="memory", POLICY_SECONDS=seconds, **CLOUD)
+    assert error.startswith("POLICY_SECONDS")
+    assert "Remove it" in error
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_policy_that_may_not_be_read_is_named(document: Path) -> None:
     document.chmod(0)
@@ -467,7 +486,7 @@ def test_google_identity_needs_to_know_whom_its_tokens_are_for(document: Path) -
     document.write_text(policy("https://upstream.example", credentials=["google: ann@acme.example"]))
     text = error_of(POLICY=str(document))
     assert text.startswith("POLICY names a Google identity")
-    assert "Write AUDIENCE" in text
+    assert "Set AUDIENCE" in text
     assert "IAM=guards" in text
     assert load({"POLICY": str(document), "IAM": "guards"}).identity.behind_iam
     assert not load({"POLICY": str(document), "AUDIENCE": "https://countersign.example"}).identity.behind_iam

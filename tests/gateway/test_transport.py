@@ -37,7 +37,8 @@ from gateway.upstreams.transport import (
     Transport,
 )
 from policies.concealed import Concealed
-from policies.dialect import FORM, KeyPlace, Outgoing, Step
+from policies.dialect import FORM, KeyPlace, Outgoing
+from policies.model import Step
 from policies.upstreams import UPSTREAMS
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.conftest import policy
@@ -499,6 +500,65 @@ def test_libcurl_left_to_itself_would_repeat_the_call(upstream: Appgregator, fau
     assert upstream.connections == 2
 
 
+@contextmanager
+def dying() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers its first request, and closes the connection of the second once it has read it."""
+    requests: list[bytes] = []
+
+    def converse(connection: socket.socket) -> None:
+        with connection:
+            while (received := connection.recv(65536)) and len(requests) < 9:
+                requests.append(received)
+                if len(requests) == 2:
+                    return
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=converse, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join()
+
+
+def test_post_without_a_body_is_not_repeated_either() -> None:
+    transport = Transport()
+    with dying() as (origin, requests):
+        assert post(transport, origin, body=b"").status == 200
+        with pytest.raises(LostError):
+            post(transport, origin, body=b"")
+        assert len(requests) == 2
+        assert transport._handle(guarded=False).getinfo(pycurl.NUM_CONNECTS) == 1  # its own, the first
+        transport._local.unguarded.close()
+
+
+def test_libcurl_left_to_itself_would_repeat_a_post_without_a_body() -> None:
+    """A read callback alone does not help: there is nothing to rewind."""
+    curl = pycurl.Curl()
+    curl.setopt(pycurl.HTTPHEADER, LINES)
+    curl.setopt(pycurl.POST, 1)
+    curl.setopt(pycurl.POSTFIELDSIZE, 0)
+    curl.setopt(pycurl.READFUNCTION, BytesIO().read)
+    curl.setopt(pycurl.PROXY, "")
+    curl.setopt(pycurl.WRITEFUNCTION, BytesIO().write)
+    with dying() as (origin, requests):
+        curl.setopt(pycurl.URL, origin + PATH)
+        curl.perform()
+        curl.perform()
+        assert len(requests) == 3
+        curl.close()
+
+
 def test_connection_closed_while_idle_is_replaced_before_anything_is_sent(
     transport: Transport, upstream: Appgregator
 ) -> None:
@@ -840,7 +900,7 @@ def test_host_with_a_private_address_is_not_connected_to(
     with socket.create_server((bound, 0), family=family) as listener:
         port = listener.getsockname()[1]
         transport = resolving(authority, port, address)
-        with pytest.raises(NotSentError, match="resolves to a private address; say private: true"):
+        with pytest.raises(NotSentError, match="resolves to a private address; write private: true"):
             post(transport, f"https://{HOST}:{port}")
         assert accepted(listener) == 0
         with pytest.raises(NotSentError, match="libcurl error 28"):

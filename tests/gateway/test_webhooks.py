@@ -12,14 +12,15 @@ import pytest
 import standardwebhooks
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.certificates import Certificates
-from gateway.credentials import Means
 from gateway.credentials import webhooks as kind
-from gateway.credentials.google import Google
 from gateway.credentials.webhooks import MAX_SIGNATURES, TOLERANCE_SECONDS
+from gateway.means import Means
 from gateway.secrets import PAUSE_SECONDS, Mounted, Secret, SecretManager, Secrets
-from policies.model import Caller, PolicySet, Proof
+from gateway.tokens import Google
+from policies.model import WEBHOOK_IDS, Caller, PolicySet, Proof
 from policies.refusals import IdentityUnavailable, Refusal, WebhookNotVerified
 from sandbox.secret_manager import SecretManager as Sandbox
 from tests.gateway.conftest import SIGNING, Clock, Webhook, call
@@ -100,6 +101,22 @@ def refused(
 def test_signature_says_which_of_the_callers_it_is(webhooks: Means) -> None:
     assert caller_of(webhooks, signed()).id == "app"
     assert caller_of(webhooks, signed(secret=OTHER_SIGNING)).id == "other"
+
+
+def test_headers_may_have_the_names_that_svix_gives_them(webhooks: Means) -> None:
+    policy_set = PolicySet(
+        "", {}, {Proof("webhook", FIRST.encode()): a_caller("app")}, frozenset(), frozenset(),
+        {("ft-4", "stripe-1"): (Proof("webhook", FIRST.encode()),)},
+    )  # fmt: skip
+    asked = call(BODY, key=None, webhook=signed())
+    named = {name.replace("webhook-", "svix-"): value for name, value in asked.credentials.items()}
+    caller = kind.caller(webhooks, policy_set, replace(asked, credentials=named), time.time(), 1e12)
+    assert caller is not None
+    assert caller.id == "app"
+
+
+def test_policies_know_the_headers_that_an_id_arrives_in() -> None:
+    assert {names[0] for names in kind.HEADERS} == WEBHOOK_IDS
 
 
 def test_either_of_two_secrets_will_do_while_they_change_and_secrets_are_read_once(

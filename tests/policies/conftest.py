@@ -105,13 +105,16 @@ def documents(draw: st.DrawFn) -> str:
     possible = [(name, "invoices.create") for name in CONNECTIONS]
     possible += [(name, "invoices.retrieve") for name in ("tight", "wide")]
     for number in range(draw(st.integers(1, 4))):
+        places = draw(st.lists(st.sampled_from(possible), min_size=1, max_size=3, unique=True))
+        tied = places[-1][0]
         kinds = [
             f"key: {{id: k1, sha256: {number:064x}}}",
             f"key: {{id: k2, sha256: {number + 16:064x}, expires: 2027-03-0{number + 1}}}",
+            f"key: {{id: k3, sha256: {number + 32:064x}, connection: {tied}}}",
             f"google: caller-{number}@acme.example",
+            f"google: {{email: tied-{number}@acme.example, connection: {tied}}}",
             f"webhook: file:signing-{number}",
         ]
-        places = draw(st.lists(st.sampled_from(possible), min_size=1, max_size=3, unique=True))
         used |= {name for name, _ in places}
         minute = draw(st.integers(1, 10))
         said = [
@@ -120,6 +123,7 @@ def documents(draw: st.DrawFn) -> str:
             f"limits: [{minute}/minute, {draw(st.integers(minute + 1, minute * 100))}/day]",
             f"grants: [{', '.join(draw(grants(*place)) for place in places)}]",
         ]
+        said += draw(st.sampled_from([[], [], ["paused: true"]]))
         if draw(st.booleans()):
             said += [f"budget: {{currency: usd, amount: {draw(st.integers(1, 10**9))}, per: hour}}"]
         callers.append(f"  caller-{number}: {{{', '.join(said)}}}")

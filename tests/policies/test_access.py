@@ -13,6 +13,7 @@ from policies import access
 from policies.concealed import Concealed
 from policies.refusals import (
     BodyMalformed,
+    CallerPaused,
     ConnectionNotGranted,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
@@ -65,7 +66,6 @@ def test_json_call_goes_upstream_as_a_form() -> None:
         {"connection_name": "stripe-2"},
         {"name": "FT-4"},
         {"name": "ft-4 "},
-        {"name": ""},
         {"operation": "invoices.delete"},
     ],
     ids=str,
@@ -90,6 +90,74 @@ def test_connection_of_another_caller_and_none_at_all_are_refused_alike(place: d
     with pytest.raises(ConnectionNotGranted) as refusal:
         access.decide(policy_set, app, call({"customer": "cus_1"}, **place))  # type: ignore[arg-type]  # all are texts
     assert refusal.value.problem("id") == ConnectionNotGranted().problem("id")
+
+
+#: A caller of two connections, one of whose keys is tied to the first of them.
+TWO = """\
+connections:
+  billing: {name: ft-4, connection_name: stripe-1, upstream: stripe, secret: file:one}
+  refunds: {name: ft-4, connection_name: stripe-2, upstream: stripe, secret: file:two}
+callers:
+  app:
+    owner: tests
+    credentials:
+      - key: {id: tied, sha256: TIED, connection: billing}
+      - google: {email: app@acme.example, connection: billing}
+      - key: {id: free, sha256: FREE}
+    limits: [1/minute]
+    grants:
+      - {connection: billing, operation: invoices.create, parameters: {customer: }, response: [id]}
+      - {connection: refunds, operation: invoices.create, parameters: {customer: }, response: [id]}
+      - {connection: refunds, operation: invoices.retrieve, parameters: {invoice: }, response: [id]}
+""".replace("TIED", "ab" * 32).replace("FREE", "cd" * 32)
+
+
+def connection_for(credential: str, name: str, connection_name: str) -> str:
+    """Return the connection that a credential's call is granted."""
+    policy_set = read(TWO)
+    caller = next(caller for caller in policy_set.callers.values() if caller.credential == credential)
+    asked = call({"customer": "cus_1"}, key="k", name=name, connection_name=connection_name)
+    return access.decide(policy_set, caller, asked).entitlement.connection.id
+
+
+@pytest.mark.parametrize("credential", ["tied", "google:app@acme.example"])
+def test_tied_credential_may_use_its_connection_named_or_not_and_no_other(credential: str) -> None:
+    assert connection_for(credential, "ft-4", "stripe-1") == "billing"
+    assert connection_for(credential, "", "") == "billing"
+    for connection_name in ("stripe-2", "nowhere"):
+        with pytest.raises(ConnectionNotGranted) as refusal:
+            connection_for(credential, "ft-4", connection_name)
+        assert refusal.value.problem("id") == ConnectionNotGranted().problem("id")
+        assert refusal.value.note == f"{credential} of app is tied to billing"
+
+
+def test_tied_credential_may_not_do_at_its_connection_what_its_caller_may_do_at_another() -> None:
+    policy_set = read(TWO)
+    tied = next(caller for caller in policy_set.callers.values() if caller.credential == "tied")
+    for name, connection_name in (("", ""), ("ft-4", "stripe-1"), ("ft-4", "stripe-2")):
+        asked = call({"invoice": "in_1"}, name=name, connection_name=connection_name, operation="invoices.retrieve")
+        with pytest.raises(ConnectionNotGranted):
+            access.decide(policy_set, tied, asked)
+
+
+def test_other_credentials_of_its_caller_are_not_tied() -> None:
+    assert [connection_for("free", "ft-4", name) for name in ("stripe-1", "stripe-2")] == ["billing", "refunds"]
+
+
+def test_credential_that_is_not_tied_must_name_its_connection() -> None:
+    with pytest.raises(ConnectionNotGranted) as refusal:
+        connection_for("free", "", "")
+    assert refusal.value.detail == (
+        "This address names no connection, and your credential is not tied to one. Write /NAME/CONNECTION_NAME/v1/... "
+        "instead of /v1/..., or ask the operator of Countersign to tie your credential to a connection."
+    )
+
+
+def test_caller_on_hold_is_refused_before_anything_else_of_its_call_is_judged() -> None:
+    text = written(idempotency="required").replace("    limits:", "    paused: true\n    limits:")
+    for asked in (call({"customer": "cus_1"}, key="k"), call(body=b"%", name="nowhere"), call(name="")):
+        assert type(refusal_of(asked, text)) is CallerPaused
+    assert decided(text.replace("paused: true", "paused: false"), {"customer": "cus_1"}, "k")
 
 
 def test_first_thing_wrong_is_the_one_that_is_said() -> None:
@@ -129,8 +197,32 @@ def test_fingerprint_sees_through_the_way_of_writing(body: bytes, media: str) ->
     assert again.form == first.form
 
 
+SPELT = "metadata:\nauto_advance:\ncurrency:\ndays_until_due:\nexpand:"
+
+
+@pytest.mark.parametrize("more", ["", "\ncollection_method: {fixed: send_invoice}"])
 @pytest.mark.parametrize(
-    "body", [b"customer=cus_2", b"customer=cus_1&metadata[a]=b", b"", b"metadata[customer]=cus_1", b"customer=cus_1+"]
+    ("body", "media"),
+    [
+        (b"auto_advance=False&currency=USD&days_until_due=30&expand[]=a&expand[]=b", "form"),
+        (b"auto_advance=0&&currency=Usd&days_until_due=30&expand%5B%5D=a&expand[]=b&", "form"),
+        (b"\xef\xbb\xbfexpand[1]=b&expand[0]=a&days_until_due=30&currency=usd&auto_advance=FALSE", "form"),
+        (b'{"auto_advance": 0, "currency": "USD", "days_until_due": 3e1, "expand": ["a", "b"]}', "json"),
+        (b'{"auto_advance": "False", "currency": "usd", "days_until_due": 30.0, "expand": ["a", "b"]}', "json"),
+        (b'{"auto_advance":false,"currency":"usd","days_until_due":30,"expand":["a","b"],"metadata":{"a":""}}', "json"),
+    ],
+)  # fmt: skip
+def test_spellings_of_one_call_are_one_call(body: bytes, media: str, more: str) -> None:
+    first = grant_of(
+        b"auto_advance=false&currency=usd&days_until_due=30&expand[0]=a&expand[1]=b",
+        parameters=SPELT + more,
+    )
+    again = grant_of(body, media, parameters=SPELT + more)
+    assert (again.form, again.fingerprint, again.ledger_key) == (first.form, first.fingerprint, first.ledger_key)
+
+
+@pytest.mark.parametrize(
+    "body", [b"customer=cus_2", b"customer=cus_1&metadata[a]=b", b"", b"metadata[customer]=cus_1", b"customer=cus_1_"]
 )
 def test_fingerprint_tells_other_parameters_apart(body: bytes) -> None:
     assert grant_of(body).fingerprint != grant_of(b"customer=cus_1").fingerprint
@@ -231,6 +323,41 @@ def test_key_from_a_parameter_that_is_not_sent_is_missed(asked: dict[str, str]) 
     assert refusal.detail.startswith("Send metadata[order_id]: ")
 
 
+def asked_as_json(body: bytes) -> Call:
+    return call(body=body, media="json")
+
+
+def test_key_from_a_parameter_is_one_however_its_number_is_written() -> None:
+    keys = {
+        key_of(FROM, asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": %b}}' % written))
+        for written in (b"1001", b'"1001"', b"1001.0", b"1.001e3")
+    }
+    assert keys == {decided(FROM, {"customer": "cus_1", "metadata[order_id]": "1001"}).ledger_key}
+
+
+@pytest.mark.parametrize("written", [b"1001.5", b"1e-3"])
+def test_number_with_a_fraction_is_never_a_key(written: bytes) -> None:
+    """It has many spellings, and each would be a key of its own. As text it has one."""
+    refusal = refusal_of(asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": %b}}' % written), FROM)
+    assert type(refusal) is ParameterInvalid
+    assert refusal.detail == (
+        "metadata[order_id] names this call, so it cannot be a number with a fraction. Send it as text, in quotes."
+    )
+    assert key_of(FROM, asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": "%b"}}' % written))
+
+
+def test_number_with_a_fraction_is_text_in_a_text_and_refused_by_name_elsewhere() -> None:
+    grant = grant_of(b'{"metadata": {"hours": 1.50}}', "json")
+    assert grant.form == b"metadata%5Bhours%5D=1.50"
+    refusal = refusal_of(asked_as_json(b'{"days_until_due": 1.5}'), written("days_until_due:"))
+    assert refusal.detail == "days_until_due must be a whole number, such as 30."
+
+
+def test_blank_parameter_is_no_key() -> None:
+    refusal = refusal_of(call({"customer": "cus_1", "metadata[order_id]": ""}), FROM)
+    assert (type(refusal), refusal.parameter) == (IdempotencyKeyMissing, "metadata[order_id]")
+
+
 def key_of(text: str, asked: Call) -> str | None:
     policy_set = read(text)
     return access.decide(policy_set, only_caller(policy_set), asked).ledger_key
@@ -245,6 +372,15 @@ def test_id_of_a_webhook_is_its_key_whatever_the_header_says(mode: str) -> None:
     assert None not in keys
     assert key_of(text, replace(signed, credentials={"webhook-id": Concealed("msg_2")})) not in keys
     assert key_of(text, replace(signed, credentials={"webhook-id": Concealed("msg_1")})) in keys
+
+
+def test_id_of_a_webhook_is_the_same_key_by_either_name_of_its_header() -> None:
+    keys = {
+        key_of(written(), replace(call({"customer": "cus_1"}), credentials={name: Concealed("msg_1")}))
+        for name in ("webhook-id", "svix-id")
+    }
+    assert len(keys) == 1
+    assert None not in keys
 
 
 def test_id_of_a_webhook_is_never_the_key_of_a_header() -> None:

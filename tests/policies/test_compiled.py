@@ -29,7 +29,7 @@ EXAMPLE = (ROOT / "policies" / "documents" / "example.yaml").read_text("utf-8")
 WHOLE = compiled.write(read(EXAMPLE))
 HEAD = len(compiled.MARK) + 2 * 32
 #: The edition, and what the documents below come to in it.
-MEANS = (3, "61e9462d255902ca416d4efb3e6fbf2520b93bf782bd01040576e46f99f37548")
+MEANS = (3, "0622b2234cbd45ae61d7e83b017780cff939dc96f8f60993ca793a201432faec")
 
 
 def sealed(body: bytes) -> bytes:
@@ -215,8 +215,8 @@ def body(**parts: bytes) -> bytes:
 
 
 GRANT = msgspec.msgpack.encode(["a", "invoices.create", [True, None, 1], [], [], ["id"], None, []])
-CALLER = msgspec.msgpack.encode(["ann", [], None, [0]])
-KEY = b"\x81\xa3key\x81\xc4\x01k\x93\x00\xa1k\xc0"
+CALLER = msgspec.msgpack.encode(["ann", [], None, [0], False])
+KEY = b"\x81\xa3key\x81\xc4\x01k\x94\x00\xa1k\xc0\xc0"
 CONNECTION = msgspec.msgpack.encode(["a", "n", "c", "stripe", "o", "s", None, False, {}, "p"])
 
 
@@ -248,8 +248,14 @@ def test_smallest_sealed_policy_is_read() -> None:
         {"grants": b"\x91" + GRANT.replace(b"create", b"delete"), "connections": b"\x91" + CONNECTION},
         {"grants": b"\x91" + GRANT.replace(b"\xa2id", b"\xa2ix"), "connections": b"\x91" + CONNECTION},
         {"connections": b"\x91" + CONNECTION.replace(b"stripe", b"strypi")},
-        {"callers": b"\x81\xa1c" + msgspec.msgpack.encode(["ann", [], None, [-1]])},
-        {"proofs": KEY.replace(b"\x93\x00", b"\x93\xff"), "callers": b"\x81\xa1c" + CALLER},
+        {"callers": b"\x81\xa1c" + msgspec.msgpack.encode(["ann", [], None, [-1], False])},
+        {"proofs": KEY.replace(b"\x94\x00", b"\x94\xff"), "callers": b"\x81\xa1c" + CALLER},
+        {
+            "connections": b"\x91" + CONNECTION,
+            "grants": b"\x91" + GRANT,
+            "callers": b"\x81\xa1c" + CALLER,
+            "proofs": KEY[:-1] + b"\xa1b",
+        },
     ],
 )
 def test_body_that_a_hostile_hand_has_sealed_is_read_whole_or_not_at_all(parts: dict[str, bytes]) -> None:

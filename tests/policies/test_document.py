@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from policies import access, document
-from policies.dialect import Step
 from policies.document import MAX_SIGNERS
 from policies.idempotency import RETENTION
-from policies.model import DocumentError, Idempotency, Kind, PolicySet, Proof, Shape
+from policies.model import DocumentError, Idempotency, Kind, PolicySet, Proof, Shape, Step
 from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
 from policies.upstreams import UPSTREAMS
 from tests.conftest import policy
@@ -128,6 +127,23 @@ def test_every_kind_of_credential_leads_to_its_caller_and_is_named_on_record() -
         ("app", "payments@acme.example", 2)
     }
     assert len({id(caller.entitlements) for caller in callers}) == 1
+
+
+def test_credential_may_be_tied_to_a_connection_that_its_caller_has_a_grant_for() -> None:
+    tied = [f"- key: {{id: k1, sha256: {SHA}, connection: billing}}"]
+    tied += ["- google: {email: ann@acme.example, connection: billing}", "- google: bob@acme.example"]
+    policy_set = read(changed(13, *tied))
+    assert {caller.credential: caller.tied and caller.tied.id for caller in policy_set.callers.values()} == {
+        "k1": "billing",
+        "google:ann@acme.example": "billing",
+        "google:bob@acme.example": None,
+    }
+    assert Proof("google", b"ann@acme.example") in policy_set.callers
+
+
+@pytest.mark.parametrize(("said", "paused"), [("paused: true", True), ("paused: false", False), ("", False)])
+def test_caller_may_be_put_on_hold(said: str, paused: bool) -> None:  # noqa: FBT001 - what the table says
+    assert only_caller(read(changed(line_of("owner:"), LINES[line_of("owner:") - 1].strip(), said))).paused is paused
 
 
 def test_what_is_read_cannot_be_changed() -> None:
@@ -524,6 +540,28 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     ),
     (13, [f"- key: {{id: k 1, sha256: {SHA}}}"], 13, "callers.app.credentials[0].key.id", "a name is up to 64"),
     *(
+        (13, [f"- {credential}"], 13, f"callers.app.credentials[0].{key}", words)
+        for credential, key, words in (
+            (
+                f"key: {{id: k, sha256: {SHA}, connection: biling}}",
+                "key.connection",
+                "no grant of app is for this connection. Did you mean billing?",
+            ),
+            (
+                "google: {email: a@b.example, connection: other}",
+                "google.connection",
+                "no grant of app is for this connection. Write one of: billing",
+            ),
+            (f"key: {{id: k, sha256: {SHA}, connection: }}", "key.connection", "write a text here"),
+            (f"key: {{id: k, sha256: {SHA}, connection: [billing]}}", "key.connection", "write a text here"),
+            ("google: {email: a@b.example}", "google", "connection is missing"),
+            ("google: {connection: billing}", "google", "email is missing"),
+            ("google: {email: A@b.example, connection: billing}", "google.email", "write the e-mail address of"),
+            ("google: [a@b.example]", "google", "write the e-mail address of"),
+            ("webhook: {secret: file:x, connection: billing}", "webhook", "write a text here"),
+        )
+    ),
+    *(
         (13, [f"- key: {{id: k, sha256: {SHA}, expires: {date}}}"], 13, "callers.app.credentials[0].key.expires", DATE)
         for date in (
             "tomorrow",
@@ -651,7 +689,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     *(
         (20, [f'"{path}":'], 20, f"{PARAMETERS}.{path}", "is not a parameter's name. Write nesting as metadata[")
         for path in (
-            "metadata[order_id", "metadata[", "metadata[]", "metadata]", "metadata[order_id]x", "metadata[a]b[c]",
+            "metadata[order_id", "metadata[", "metadata]", "metadata[order_id]x", "metadata[a]b[c]",
             "metadata[[a]]", "metadata[a]]", "[a]", "custom_fields[0]name]", "metadata[a][", "customer[",
             "metadata[a] ",
         )
@@ -659,7 +697,9 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (20, [f'"metadata[{"k" * 256}]":'], 20, f"{PARAMETERS}.metadata[{'k' * 256}]", "A parameter's name is too long."),
     (20, ['"metadata[a\\x07]":'], 20, f"{PARAMETERS}.metadata[a\x07]", "contains a control character"),
     (18, ["stamp: metadata[countersign"], 18, f"{GRANT}.stamp", "metadata[countersign is not a parameter's name"),
-    (18, ["stamp: metadata[]"], 18, f"{GRANT}.stamp", "metadata[] is not a parameter's name"),
+    (18, ["stamp: metadata[]"], 18, f"{GRANT}.stamp", "metadata[] has empty brackets"),
+    (20, ['"metadata[]":'], 20, f"{PARAMETERS}.metadata[]", "metadata[] has empty brackets. Write what they hold"),
+    (20, ['"expand[]":'], 20, f"{PARAMETERS}.expand[]", "expand[] has empty brackets"),
     (18, ["idempotency: {from: 'metadata[order_id'}"], 18, f"{GRANT}.idempotency.from", "is not a parameter's name"),
     (23, ['record: ["metadata[order_id"]'], 23, f"{GRANT}.record[0]", "metadata[order_id is not a parameter's name"),
     # record and idempotency
@@ -683,6 +723,13 @@ def test_error_names_file_line_and_key(line: int, new: list[str], at: int, key: 
     assert words in said
     assert "secret" not in said or "csk_live_secret" not in said
     assert "sk_live_secret" not in said
+
+
+def test_object_among_the_fields_of_a_response_is_refused_with_one_that_would_do() -> None:
+    assert problem(changed(22, "response: [status_transitions]")) == (
+        f"acme.yaml:22: {GRANT}.response[0]: status_transitions is an object. Name the fields in it, such as "
+        "status_transitions.finalized_at"
+    )
 
 
 @pytest.mark.parametrize("kind", ["email", "{key}"])

@@ -17,6 +17,7 @@ from policies.forms import canonical
 from policies.model import Kind
 from policies.operations import OPERATIONS
 from policies.operations.invoices_create import PARAMETERS
+from policies.parameters import template_of
 from tests.policies.conftest import call, only_caller, read, written
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def scalars(parameter: Parameter) -> st.SearchStrategy[Any]:
     if parameter.one_of is not None:
         return st.sampled_from(parameter.one_of)
     longest = parameter.max_length or 5000
-    return (TEXT | TRICKY).filter(lambda text: len(text) <= longest) | st.sampled_from(["x" * longest, "é" * longest])
+    text = (TEXT | TRICKY).filter(lambda text: len(text) <= longest and (parameter.free or text == text.strip()))
+    return text | st.sampled_from(["x" * longest, "é" * longest])
 
 
 def values(parameter: Parameter) -> st.SearchStrategy[Any]:
@@ -134,6 +136,59 @@ def pairs(content: Any, path: str = "") -> list[tuple[str, str]]:
         case list():
             return [pair for index, inner in enumerate(content) for pair in pairs(inner, f"{path}[{index}]")]
     return [(path, content)]
+
+
+# ---------------------------------------------------------------- the same, as others spell it
+
+BOOLEANS = {"true": ["true", "True", "TRUE", "1"], "false": ["false", "False", "FALSE", "0"]}
+BLANK = ["footer", "metadata[blank]", "days_until_due", "auto_advance", "customer_account", "expand[]"]
+
+
+def spelt(draw: st.DataObject, kind: Kind, value: str) -> str:
+    """Spell a value in any of the ways in which Stripe reads it."""
+    if kind is Kind.BOOLEAN:
+        return draw.draw(st.sampled_from(BOOLEANS[value]))
+    if kind is Kind.CURRENCY:
+        return draw.draw(st.sampled_from([value, value.upper(), value.title()]))
+    return value
+
+
+def spelt_form(draw: st.DataObject, fields: list[tuple[str, str]]) -> bytes:
+    """Write a form as old SDKs, web forms and Stripe's own pages write it."""
+    written = []
+    for path, value in fields:
+        template = template_of(OPERATIONS["invoices.create"], path)
+        assert template is not None
+        # An entry of a list goes without its index, as long as they all do and stand in their order.
+        name = path[: path.rindex("[")] + "[]" if template.endswith("[{i}]") else path
+        written.append(f"{quote_plus(name)}={quote_plus(spelt(draw, CATALOGUE[template].kind, value))}")
+    given = {path.partition("[")[0] for path, _ in fields}
+    blanks = [path for path in BLANK if path.partition("[")[0] not in given]
+    written += [
+        f"{quote_plus(path)}=" for path in draw.draw(st.lists(st.sampled_from(blanks), unique=True, max_size=3))
+    ]
+    mark, separator, end = (draw.draw(st.sampled_from(two)) for two in (("", "\ufeff"), ("&", "&&"), ("", "&")))
+    return f"{mark}{separator.join(written)}{end}".encode()
+
+
+def spelt_json(draw: st.DataObject, content: Any, path: str = "") -> Any:
+    """Write a content as those do whose numbers have a point, and who put booleans in quotes."""
+    match content:
+        case dict():
+            return {
+                name: spelt_json(draw, inner, f"{path}[{name}]" if path else name) for name, inner in content.items()
+            }
+        case list():
+            return [spelt_json(draw, inner, f"{path}[{index}]") for index, inner in enumerate(content)]
+        case bool():
+            return draw.draw(st.sampled_from([content, int(content), float(content), str(content)]))
+        case int():
+            return draw.draw(st.sampled_from([content, float(content), str(content)]))
+        case str():
+            template = template_of(OPERATIONS["invoices.create"], path)
+            assert template is not None
+            return spelt(draw, CATALOGUE[template].kind, content)
+    return content
 
 
 # ---------------------------------------------------------------- what is sent, read as Stripe reads it
@@ -194,6 +249,8 @@ def check(everything: tuple[PolicySet, Caller], asked: Content, draw: st.DataObj
         (json.dumps(expected, ensure_ascii=False).encode(), "json"),
         (urlencode(fields).encode(), "form"),
         ("&".join(f"{quote_plus(path, safe='[]')}={quote_plus(value)}" for path, value in fields).encode(), "form"),
+        (spelt_form(draw, pairs(expected)), "form"),
+        (json.dumps(spelt_json(draw, asked)).encode(draw.draw(st.sampled_from(["utf-8", "utf-8-sig"]))), "json"),
     ]
     first, *others = [granted(everything, body, media) for body, media in bodies]
     assert decoded(first.form) == expected

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from policies.dialect import Step
-from policies.model import Budget, Limit, Outcome
+from policies.model import Budget, Limit, Outcome, Step
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,

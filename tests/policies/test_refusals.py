@@ -11,7 +11,15 @@ import pytest
 
 from policies import refusals
 from policies.model import Limit, Standing
-from policies.refusals import TYPE_PREFIX, OutcomePending, OutcomeUnknown, Refusal, UpstreamRejected
+from policies.refusals import (
+    TYPE_PREFIX,
+    KeyInUse,
+    OutcomePending,
+    OutcomeUnknown,
+    Refusal,
+    UpstreamRejected,
+    as_stripe_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +78,7 @@ def test_every_reason_has_one_class() -> None:
 @pytest.mark.parametrize("kind", LEAVES.values(), ids=lambda kind: kind.__name__)
 def test_refusal_is_named_and_worded_for_people(kind: type[Refusal]) -> None:
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", kind.reason)
-    assert kind.title[0].isupper()
+    assert kind.title[:2].istitle()
     assert not kind.title.endswith(".")
     assert len(kind.title) < 60
     assert kind.sentence[0].isupper()
@@ -117,6 +125,24 @@ def test_exact_detail_parameter_and_wait_are_told_and_the_note_is_not() -> None:
     assert refusal.standings == (standing,)
 
 
+def test_faults_are_told_in_a_problem_and_counted_in_a_stripe_error() -> None:
+    fault = refusals.Fault(refusals.ParameterMissing, "customer", "customer is missing.", {"kind": "string"})
+    bare = refusals.Fault(refusals.ParameterInvalid, "expand", "expand is not right.", {})
+    problem = refusals.ParameterMissing("So. 1 more thing is wrong.", faults=(fault, bare)).problem("id")
+    assert problem["faults"] == [
+        {
+            "parameter": "customer",
+            "detail": "customer is missing.",
+            "reason": "parameter-missing",
+            "accepts": {"kind": "string"},
+        },
+        {"parameter": "expand", "detail": "expand is not right.", "reason": "parameter-invalid"},
+    ]
+    _, error, _ = refusals.as_stripe_error(problem)
+    assert "faults" not in json.dumps(error)
+    assert "1 more thing is wrong" in json.dumps(error)
+
+
 @pytest.mark.parametrize("status", [400, 402, 404])
 def test_upstream_refusal_keeps_the_upstreams_status_and_known_code(status: int) -> None:
     problem = UpstreamRejected(status, "So.", code="card_declined", parameter="customer").problem("id")
@@ -143,3 +169,24 @@ def test_gathering_classes_are_never_raised_by_name() -> None:
         "Refusal", "BadCall", "Unauthenticated", "PolicyRefusal", "LedgerRefusal", "Unavailable", "UpstreamRefusal",
     }  # fmt: skip
     assert {kind.reason for kind in GATHERERS} == {"refused"}
+
+
+# ---------------------------------------------------------------- as Stripe's clients read them
+
+
+def stripe_error(refusal: Refusal) -> tuple[int, str, bool]:
+    """Return the status, the type, and whether the client is told to try again."""
+    status, body, again = as_stripe_error(refusal.problem("id"))
+    error = body["error"]
+    assert isinstance(error, dict)
+    return status, error["type"], again
+
+
+def test_only_a_key_with_other_parameters_is_an_idempotency_error() -> None:
+    types = {name: stripe_error(made(kind)) for name, kind in LEAVES.items()}
+    assert [name for name, (_, kind, _) in types.items() if kind == "idempotency_error"] == ["KeyReused"]
+    assert types["KeyReused"] == (400, "idempotency_error", False)
+
+
+def test_key_in_use_is_an_error_that_a_retry_mends() -> None:
+    assert stripe_error(KeyInUse(retry_after=1)) == (409, "api_error", True)

@@ -170,3 +170,20 @@ def test_malformed_secret_cannot_be_added(secret_manager: SecretManager, secret:
 def test_version_that_is_not_there_cannot_be_disabled(secret_manager: SecretManager) -> None:
     with pytest.raises(ValueError, match="no version"):
         secret_manager.disable(SECRET, 1)
+
+
+def test_secret_that_was_never_added_is_what_is_said_of_it() -> None:
+    with SecretManager(otherwise=lambda name: name.upper().encode()) as any_secret:
+        any_secret.add(SECRET, b"added")
+        with grpc.insecure_channel(any_secret.address) as channel:
+            client = SecretManagerServiceClient(transport=SecretManagerServiceGrpcTransport(channel=channel))
+            for version, number in (("latest", 1), ("7", 7), ("live", 1)):
+                answer = client.access_secret_version(name=f"projects/q/secrets/t/versions/{version}", timeout=5)
+                assert (answer.name, answer.payload.data) == (
+                    f"projects/q/secrets/t/versions/{number}",
+                    b"PROJECTS/Q/SECRETS/T",
+                )
+            added = client.access_secret_version(name=f"{SECRET}/versions/latest", timeout=5)
+            assert added.payload.data == b"added"
+            with pytest.raises(exceptions.NotFound):
+                client.access_secret_version(name=f"{SECRET}/versions/2", timeout=5)

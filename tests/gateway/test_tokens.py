@@ -27,14 +27,16 @@ from gateway.certificates import (
     PAUSE_SECONDS,
     Certificates,
 )
-from gateway.credentials.google import Google, Token
+from gateway.tokens import Google, Token
 from policies.refusals import IdentityUnavailable, TokenNotAccepted
 from sandbox.google import AUDIENCE, stripped
 from sandbox.google import Google as Sandbox
 from tests.gateway.conftest import Clock, at_once
+from tests.gateway.test_transport import LOOPBACK, Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ANN = "ann@acme.example"
 MAX_AGE = 22000.0
@@ -425,3 +427,17 @@ def test_certificates_come_from_google_over_https_and_its_name_is_checked(sandbo
     with pytest.raises(IdentityUnavailable):
         Certificates(sandbox.url.replace("http:", "https:"), time.monotonic).find("k", time.monotonic() + 5)
     assert sandbox.fetches == 0
+
+
+def test_certificates_are_taken_from_nobody_whom_no_trusted_authority_vouches_for(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    authority, server = Authority(tmp_path), sandbox._server
+    assert server is not None
+    server.socket = authority.context(LOOPBACK).wrap_socket(server.socket, server_side=True)
+    address, key_id = sandbox.url.replace("http:", "https:"), Token.of(sandbox.mint(ANN)).header.kid
+    with pytest.raises(IdentityUnavailable):
+        Certificates(address, time.monotonic).find(key_id, time.monotonic() + 5)
+    assert sandbox.fetches == 0
+    trusting = Certificates(address, time.monotonic, str(authority.file))
+    assert trusting.find(key_id, time.monotonic() + 5) is not None
