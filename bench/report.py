@@ -36,7 +36,7 @@ def aims(results: dict[str, Any]) -> Iterator[tuple[str, str, float, bool]]:
     slower = 1000 * (results["callers"][most]["load_seconds"] - fewest["load_seconds"])
     yield _least("throughput, times hand-written", of(ours["of_hand_written"]), 2.5)
     yield _least("throughput, times bare pass-through", of(ours["of_bare"]), 0.9)
-    yield _most("policy layer, microseconds, in the quietest of three looks", results["policy_microseconds"]["all"], 60)
+    yield _most("policy layer, microseconds, the best of three measurements", results["policy_microseconds"]["all"], 60)
     yield _most("start with a mounted key, times empty", of(mounted["of_empty"]), 1.25)
     yield _most("start with Secret Manager, times empty", of(managed["of_empty"]), 1.9)
     yield _most(
@@ -100,7 +100,7 @@ def text(results: dict[str, Any]) -> str:
     for name, row in results["crowd"].items():
         lines.append(f"  {name:<30} {row['megabytes']['median']:>7.1f} at {CROWD} at once")
     looks = ", ".join(map(str, results["policy_microseconds_looks"]))
-    policy = f"Everything but sockets, microseconds at the median, in the quietest of the looks ({looks})"
+    policy = f"Everything but sockets, microseconds at the median, in the quietest of the measurements ({looks})"
     lines += _bars(policy, results["policy_microseconds"], "{:.1f}")
     lines += _bars("Where the CPU of a call goes, milliseconds", share(results), "{:.3f}")
     lines += ["", "Callers in the policy", ""]

@@ -51,6 +51,16 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"there is no {value!r}. {hint}")
 
 
+class _Version(argparse.Action):
+    """Prints the version, which only this reads."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """See :class:`argparse.Action`."""
+        project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text("utf-8"))["project"]
+        print(f"countersign {project['version']}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands. Each sets ``run``, which returns the exit status."""
     top: argparse.ArgumentParser = Parser(
@@ -58,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         description="What an operator of Countersign does by hand.",
         epilog="Example: ./countersign check policies/documents/example.yaml\nThe exit codes are in docs/cli.md.",
     )
-    top.add_argument("--version", action="version", version=f"countersign {_version()}")
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser(
@@ -137,11 +147,6 @@ def from_shell(arguments: Sequence[str]) -> int:
 def _discard_output() -> None:
     """Let what could not be written go; Python would try once more at its end, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _version() -> str:
-    project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text("utf-8"))["project"]
-    return str(project["version"])
 
 
 def _check(asked: argparse.Namespace) -> int:

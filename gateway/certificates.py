@@ -27,10 +27,10 @@ MAX_FRESH_SECONDS: Final = 86400.0
 RENEW_AFTER: Final = 0.8
 #: How long they are used beyond it while Google cannot be reached.
 LAST_GOOD_SECONDS: Final = 3600.0
-#: A token whose key is not at hand has them fetched again, but not more often than this; a failed fetch waits for less.
+#: A token with an unknown key causes another fetch, but not more often than this; a failed fetch is retried sooner.
 NEW_KEY_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 5.0
-#: A fetch in all, and what it may bring. Google's certificates are about 4 KB.
+#: The timeout of a fetch, and the most bytes of its answer. Google's certificates are about 4 KB.
 FETCH_SECONDS: Final = 3.0
 MAX_FETCHED: Final = 64 * 1024
 MAX_CERTIFICATES: Final = 32
@@ -100,7 +100,7 @@ def _get(address: str, ca_file: str, seconds: float) -> tuple[bytes, bytes]:
     head, body = BytesIO(), BytesIO()
 
     def at_most(into: BytesIO) -> Callable[[bytes], int]:
-        # Fewer bytes than were given makes libcurl give up.
+        # libcurl aborts if fewer bytes are written than it passed.
         return lambda chunk: into.write(chunk) if into.tell() + len(chunk) <= MAX_FETCHED else 0
 
     curl = careful_handle(ca_file)

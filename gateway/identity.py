@@ -34,7 +34,7 @@ _HEADERS: Final = {name: headers for headers in _KINDS for name in headers}
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The callers' door."""
+    """Identifies callers."""
 
     means: Means
     behind_iam: bool
@@ -92,7 +92,7 @@ class Identity:
 
 
 def _claimed(policy_set: PolicySet, passed: str) -> Caller | None:
-    """Return the caller that a token claims to be of. That is good enough to refuse by, and for nothing else."""
+    """Return the caller that an unverified token names. Use it only to refuse a call."""
     try:
         return google.known(policy_set, Token.of(bearer(passed) or "").claims.email)
     except TokenNotAccepted:

@@ -1,4 +1,4 @@
-"""WSGI environment -> Call: nothing a caller wrote goes further than this unread, unbounded or unsplit."""
+"""WSGI environment -> Call. Everything a caller sends is bounded and, except for the body, parsed here."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ MAX_BODY: Final = 256 * 1024
 MAX_TARGET: Final = 2048
 #: A server on the other side of a cloud sends 256 KB in well under a second.
 BODY_SECONDS: Final = 10.0
-#: Longer than any key we or Google make; only bounds what is hashed.
+#: Longer than any key of ours or Google's; bounds what is hashed.
 MAX_HEADER: Final = 4096
 
 #: A function named ``stripe`` is reached under /stripe and sees the rest; a service sees the whole path.
 _PLAIN = re.compile(r"(?:/stripe)?/(.+?)/?")
-#: For Stripe's own clients, which put a fixed path behind the base address that they are given. Some are given a host
+#: For Stripe's own clients, which append a fixed path to the base address. Some are given a host
 #: and no path; then the connection is the credential's own.
 _STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
-#: What an id may be: nothing that could act as more than one segment of a path.
+#: An id in a path: nothing that could be read as more than one segment.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
-#: RFC 9110, 7.2, as far as any client writes it. Nothing here is made of it, but what is in front of us may differ.
+#: RFC 9110, 7.2, in the forms that clients use. Countersign does not use it, but a proxy in front of it may.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
 _CREDENTIALS: Final = {
@@ -70,7 +70,7 @@ def read(environ: Mapping[str, Any]) -> Call:
     """Read a request from its WSGI environment.
 
     Raises one of the ``BadCall`` refusals. The body is read whole, in bounded size and time, and not yet parsed, so
-    that a caller who is not known costs little.
+    that an unknown caller costs little.
     """
     target: str = environ["RAW_URI"]  # PATH_INFO has %2F decoded and // folded, and hides an absolute-form target
     if len(target) > MAX_TARGET:
@@ -110,9 +110,9 @@ def read(environ: Mapping[str, Any]) -> Call:
 
 
 def speaks_stripe(environ: Mapping[str, Any]) -> bool:
-    """Whether a request came as Stripe's own clients send it, and must be refused in words that they understand.
+    """Whether a request came from one of Stripe's own clients, which need refusals in Stripe's format.
 
-    Also where their base address is not quite right, so that they can show what is wrong with it.
+    True also if their base address is wrong, so that they can show the refusal.
     """
     target: str = environ["RAW_URI"]
     return "/v1/" in target[:MAX_TARGET].partition("?")[0]
@@ -130,7 +130,7 @@ class _Route:
     parameters: Mapping[str, str]
 
 
-@lru_cache(1024)  # callers write the same few all day
+@lru_cache(1024)  # callers use the same few paths
 def _route(path: str) -> _Route | None:
     sdk = _STRIPE.fullmatch(path)
     plain = None if sdk else _PLAIN.fullmatch(path)
@@ -154,7 +154,7 @@ _PATTERNS: Final = tuple(_patterns())
 
 @lru_cache(1024)  # the same
 def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, str], bool, bytes]:
-    """Read a query: the two names, whether only to validate, and what else a GET may hold there, as it was written."""
+    """Parse a query: the two names, ``validate_only``, and the other parameters of a GET, unparsed."""
     rest = b""
     if looks:
         fields = query.split("&")
@@ -260,7 +260,7 @@ def _body(environ: Mapping[str, Any]) -> bytes:
         body, length = b"", -1
     late = watched is not None and _WATCH.done(watched)
     if late or (length is not None and len(body) != length):
-        # What comes on this connection now is the rest of this body, and no call; gunicorn then closes it.
+        # The rest of this body may still arrive, and is not a call; with this, gunicorn closes the connection.
         with suppress(AttributeError):
             environ["wsgi.input"].failed = True
     if late:
@@ -273,11 +273,11 @@ def _body(environ: Mapping[str, Any]) -> bytes:
 
 
 class _Watch:
-    """Ends the wait for a body that is overdue.
+    """Ends the wait for an overdue body.
 
-    gunicorn's threads read a body for as long as it trickles, so a few callers who send nothing could hold them all.
-    Closing the reading side of the socket makes that read return, and the answer still goes out. One thread serves
-    every call, started with the first, so that a call that is in time costs it two dictionary entries.
+    gunicorn's threads read a body for as long as it trickles, so a few callers who send nothing could starve the pool.
+    Shutting down the reading side of the socket makes that read return, and the answer can still be sent. One thread,
+    started with the first call, watches all calls, so that a call in time costs only two dictionary operations.
     """
 
     def __init__(self, seconds: float, tick: float) -> None:
@@ -286,14 +286,14 @@ class _Watch:
         self._thread = PerProcess(self._start)
 
     def over(self, sock: socket.socket) -> int:
-        """Watch the body that ``sock`` is about to bring; return what :meth:`done` takes."""
+        """Watch the body that arrives on ``sock``; return a token for :meth:`done`."""
         token = threading.get_ident()
         self._waiting[token] = (time.monotonic() + self._seconds, sock)
         self._thread.get()
         return token
 
     def done(self, token: int) -> bool:
-        """Stop watching. Return whether the body was overdue and the socket closed to it."""
+        """Stop watching. Return whether the body was overdue and the socket was shut down for reading."""
         return self._waiting.pop(token, None) is None
 
     def _start(self) -> threading.Thread:
@@ -313,7 +313,7 @@ class _Watch:
 def _close_ears(sock: socket.socket) -> None:
     try:
         sock.shutdown(0)  # SHUT_RD
-    except OSError:  # it is gone, which is as good
+    except OSError:  # already closed
         return
 
 

@@ -23,11 +23,12 @@ from gateway.kept import DownError, GoneError, Kept, Lifetime
 from policies.concealed import Concealed
 from policies.model import VERSION
 from policies.refusals import SecretUnavailable
+from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from policies.model import Grant
+    from policies.model import Connection, Grant
 
 #: How long a key is used before it is read again: one read a minute costs nothing, and a rotation is seen in that time.
 FRESH_SECONDS: Final = 60.0
@@ -249,6 +250,12 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
     }
 
 
+def of_mode(connection: Connection, secret: Secret) -> bool:
+    """Whether a key may be one of the connection's mode; only one that itself says otherwise is not."""
+    mode = UPSTREAMS[connection.upstream].mode_of(secret.value.reveal())
+    return not connection.mode or mode in {None, connection.mode}
+
+
 class Secrets:
     """The keys, cached."""
 
@@ -259,7 +266,11 @@ class Secrets:
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
-        return self.named(grant.entitlement.connection.secret, deadline)
+        connection = grant.entitlement.connection
+        secret = self.named(connection.secret, deadline)
+        if connection.mode and not of_mode(connection, secret):
+            raise SecretUnavailable(note=f"{connection.id} is for {connection.mode} data, and this key is not")
+        return secret
 
     def named(self, name: str, deadline: float) -> Secret:
         """Return the secret at ``name``. Raises :class:`SecretUnavailable`."""

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from policies.concealed import Concealed
     from policies.model import PolicySet
 
-#: An https address without query or fragment; or an OAuth client of one's own, which people's tokens are made for. Not
-#: gcloud's own client, for which everybody's tokens are, whatever service they were shown to.
+#: An https address without query or fragment; or an OAuth client of your own, the audience of people's tokens. Not
+#: gcloud's own client, which is the audience of everybody's gcloud tokens, for whatever service.
 _AUDIENCE = re.compile(
     r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 )
@@ -92,8 +92,6 @@ class Settings:
 
     on_cloud: bool
     policy: str
-    promised: float
-    """Within how many seconds a change of the policy document takes over."""
     store: str
     store_password: str
     """Where the password of the store lies, as secrets are named; empty for none."""
@@ -105,6 +103,8 @@ class Settings:
     secret_manager: str | None
     """Another Secret Manager, and certificates of Google at another place: ``HOST:PORT`` on this machine."""
     certificates: str | None
+    promised: float
+    """A change of the policy document is in force after so many seconds."""
 
     def judge(self, data: bytes, where: str) -> PolicySet:
         """Judge a policy document that was read at ``where``. Raises :class:`DocumentError`."""
@@ -113,7 +113,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a call passes through."""
+    """The parts that a call passes through."""
 
     policies: Policies
     identity: Identity
@@ -133,8 +133,8 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
     if on_cloud and environ.get("FIRESTORE_EMULATOR_HOST"):
         raise SettingError(
-            "FIRESTORE_EMULATOR_HOST has Firestore spoken to in the clear, on a machine that is not Google's. Remove "
-            "it from the function's environment."
+            "FIRESTORE_EMULATOR_HOST names a Firestore that is not Google's, without encryption. Remove it from the "
+            "function's environment."
         )
     policy = environ.get("POLICY", "")
     if not policy:
@@ -143,7 +143,6 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
     return Settings(
         on_cloud=on_cloud,
         policy=policy,
-        promised=_promised(environ, on_cloud=on_cloud),
         store=store,
         store_password=_store_password(environ, store),
         audit=_audit(environ),
@@ -154,11 +153,12 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         certificates=_on_loopback(
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
+        promised=_promised(environ, on_cloud=on_cloud),
     )
 
 
 def load(environ: Mapping[str, str]) -> Gate:
-    """Build all of it. Raises :class:`SettingError`."""
+    """Build the gate. Raises :class:`SettingError`."""
     settings = settings_of(environ)
     manager = SecretManager(settings.secret_manager)
     began = time.monotonic()
@@ -201,7 +201,7 @@ def load(environ: Mapping[str, str]) -> Gate:
 def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
     if endpoint and not _ENDPOINT.fullmatch(endpoint):
         raise SettingError(
-            f"{name} is spoken to in the clear, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
+            f"{name} is used without encryption, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
             f"use {otherwise}."
         )
     return endpoint or None
@@ -232,7 +232,7 @@ def _iam(environ: Mapping[str, str]) -> bool:
     iam = environ.get("IAM", "")
     if iam not in {"", "guards"}:
         raise SettingError(
-            "IAM must be guards, or not be set: write IAM=guards only where Cloud Run's IAM refuses all others."
+            "IAM must be guards or unset. Write IAM=guards only where Cloud Run's IAM refuses all others."
         )
     return bool(iam)
 

@@ -4,8 +4,8 @@ A token is a JWT that Google has signed. Its signature is checked with Google's 
 :mod:`gateway.certificates` keeps. The claims are checked first, so that a stranger's token costs neither a fetch nor a
 signature check.
 
-Behind Cloud Run's IAM the platform has checked the token and taken its signature away, so that only the claims are
-left to read. Whether that may be believed is for :mod:`gateway.identity` to say.
+Behind Cloud Run's IAM the platform has checked the token and removed its signature, so only the claims can be read.
+:mod:`gateway.identity` decides whether they may be trusted.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from gateway.certificates import Certificates
 
-#: Google writes its name in both ways.
+#: Google uses both forms.
 ISSUERS: Final = frozenset({"accounts.google.com", "https://accounts.google.com"})
 #: Two machines of Google's, or one and a laptop, agree on the time within this.
 SKEW_SECONDS: Final = 10
-#: What Cloud Run writes where the signature of a token that it has verified was.
+#: Cloud Run writes this in place of the signature of a token that it has verified.
 REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
 
 
@@ -48,17 +48,17 @@ class _Claims(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, taken apart. Nothing of it is proved."""
+    """A parsed token. Nothing in it is verified."""
 
     text: str
     header: _Header
     claims: _Claims
     signed: bool
-    """Whether the signature is there still."""
+    """Whether it still has a signature."""
 
     @classmethod
     def of(cls, text: str) -> Token:
-        """Take a token apart. Raises :class:`TokenNotAccepted`."""
+        """Parse a token. Raises :class:`TokenNotAccepted`."""
         match = TOKEN.fullmatch(text)
         try:
             header = _HEADER.decode(_decoded(match[1])) if match else None
@@ -75,7 +75,7 @@ _CLAIMS = msgspec.json.Decoder(_Claims)
 
 
 def stripped(text: str) -> bool:
-    """Whether ``text`` is a token whose signature was removed, or says so."""
+    """Whether ``text`` is a token whose signature was removed, or claims to be one."""
     return looks_like_token(text) and text.endswith(f".{REMOVED}")
 
 
@@ -84,7 +84,7 @@ def _decoded(segment: str) -> bytes:
 
 
 class Google:
-    """Says whom a token proves. ``audiences`` are what it may have been made for."""
+    """Verifies tokens. ``audiences`` are those that a token may have."""
 
     def __init__(self, certificates: Certificates, audiences: Collection[str]) -> None:
         self._certificates = certificates
@@ -123,7 +123,7 @@ class Google:
         return email
 
     def vouched(self, token: Token, now: float) -> str:
-        """Return the e-mail address in a token whose signature somebody else has checked; all else is checked here."""
+        """Return the e-mail address in a token, after checking all but its signature."""
         claims = token.claims
         problem = None
         if token.header.alg != "RS256":

@@ -1,4 +1,4 @@
-"""Whether a caller may make a call: the one place where a grant is made."""
+"""Decides whether a caller may make a call. Grants are made nowhere else."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
     if key is not None:
-        ledger_key = idempotency.identity(caller.id, entitlement.connection.id, entitlement.operation.id, key)
+        ledger_key = idempotency.identity(caller.first, entitlement.connection.id, entitlement.operation.id, key)
     if entitlement.stamp is not None:
         approved = _stamped(approved, entitlement.stamp, ledger_key)
     written = approved
-    if call.path_parameters:  # which stand in the address
+    if call.path_parameters:  # these are in the URL
         written = {path: value for path, value in approved.items() if path not in call.path_parameters}
     form = forms.encode(written)
     return Grant(
@@ -54,7 +54,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         parameters=approved,
         form=form,
         ledger_key=ledger_key,
-        # Of what was asked, not of what is sent: a policy that changes its fixed values breaks no repeated call.
+        # Of what was asked, not of what is sent: a change of the policy's fixed values must not break a repeated call.
         fingerprint=hashlib.sha256(
             forms.encode(asked) if entitlement.fixed or entitlement.stamp is not None else form
         ).hexdigest(),
@@ -92,7 +92,7 @@ def _given(call: Call) -> dict[str, str]:
         return given
     for name in call.path_parameters:
         if name in given:
-            raise BodyMalformed(f"{name} is given twice: it stands in the path already.")
+            raise BodyMalformed(f"{name} is given twice: it is already in the path.")
     return {**call.path_parameters, **given}
 
 
@@ -104,15 +104,15 @@ def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> di
 
 
 def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
-    """Return what tells this call from the caller's others: a parameter, the webhook's id, or the header."""
+    """Return the idempotency key of a call: a parameter, the webhook's id, or the header."""
     source = entitlement.idempotency
     if entitlement.operation.repeatable:
         return None
     if source.parameter is not None:
-        # The header is not looked at: SDKs send a fresh one by themselves, and would undo what the policy is for.
+        # The header is ignored: SDKs send a fresh one by themselves, which would defeat the policy.
         return asked[source.parameter]
     if not WEBHOOK_IDS.isdisjoint(call.credentials):
-        # Signed, as the header is not. The comma, which no header's key has, keeps the two apart.
+        # Signed, unlike the header. The comma, which no header's key contains, prevents collisions.
         [name] = WEBHOOK_IDS & call.credentials.keys()
         return f"webhook,{call.credentials[name].reveal()}"
     if call.idempotency_key is None:

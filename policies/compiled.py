@@ -67,6 +67,8 @@ class _Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     budget: Budget | None
     grants: list[int]
     paused: bool
+    formerly: str | None
+    """Its first name, if that is another."""
 
 
 class _Policy(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -135,7 +137,8 @@ class _Tables:
         if caller.id not in self.callers:
             self._numbers[caller.id] = len(self.callers)
             grants = [self.grants.setdefault(_written(one), len(self.grants)) for one in caller.entitlements.values()]
-            written = _Caller(caller.owner, caller.limits, caller.budget, grants, caller.paused)
+            formerly = caller.first if caller.first != caller.id else None
+            written = _Caller(caller.owner, caller.limits, caller.budget, grants, caller.paused, formerly)
             self.callers[caller.id] = msgspec.Raw(_encode(written))
         tied = None if caller.tied is None else caller.tied.id
         return self._numbers[caller.id], caller.credential, caller.expires, tied
@@ -226,16 +229,9 @@ class _Callers(Mapping[Proof, Caller]):
         entitlements = by_place(self._entitlement(number) for number in caller.grants)
         connection = None if tied is None else self._connections[tied]
         return Caller(
-            name,
-            caller.owner,
-            credential,
-            expires,
-            caller.limits,
-            caller.budget,
-            entitlements,
-            connection,
-            caller.paused,
-        )
+            name, caller.formerly or name, caller.owner, credential, expires,
+            caller.limits, caller.budget, entitlements, connection, caller.paused,
+        )  # fmt: skip
 
     def _entitlement(self, number: int) -> Entitlement:
         found = self._entitlements.get(number)

@@ -74,6 +74,10 @@ class Dialect(ABC):
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the meaning of an answer. ``headers`` are those in the request's ``heard``, and ``retry-after``."""
 
+    def mode_of(self, key: str) -> str | None:  # noqa: ARG002 - for dialects to say more
+        """Return ``live`` or ``test`` if the upstream's ``key`` itself tells whose data it opens; else None."""
+        return None
+
     def place(self, connection: Connection) -> str:
         """Identify the account behind a connection. Another version of the same secret is the same account."""
         secret = connection.secret.partition("/versions/")[0]

@@ -2,7 +2,7 @@
 
 The document is YAML that states facts. Its format is described in ``docs/policy.md``; what is not written in it is
 denied, and what cannot take effect (an unknown key, an unused connection, a limit that another makes unreachable) is
-an error, since whoever wrote it believed that it did.
+an error, since it must be a mistake.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from policies.suggestions import closest
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from typing import Any
 
     from policies.model import Operation, Parameter
@@ -53,19 +53,19 @@ T = TypeVar("T")
 
 _FILE = re.compile(r"file:.+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-#: As Google writes it in a token: in small letters.
+#: As Google writes it in a token: in lower case.
 _EMAIL = re.compile(r"(?=.{3,254}$)[a-z0-9._%+'-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)+")
 _DURATION = re.compile(r"([1-9][0-9]{0,3})(h|d)")
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
-#: The key of nobody: the digest of an empty text, which a slip of the shell produces.
+#: The digest of an empty text, which a mistake in the shell produces.
 _EMPTY_KEY: Final = hashlib.sha256(b"").digest()
 
 #: A signed webhook does not name its caller, so every secret that could have signed it is tried.
 MAX_SIGNERS: Final = 16
 
-#: The format needs 8; far beyond it, libyaml's reader ends the process.
+#: The format needs 8. libyaml crashes the process on very deep nesting.
 _MAX_DEPTH: Final = 16
 
 #: Time to make a key, hand it over and have it put to use, holidays included.
@@ -76,11 +76,11 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 _NULL: Final = "tag:yaml.org,2002:null"
-#: What YAML reads as nothing, where it is written without quotes.
+#: What YAML reads as null if it is written without quotes.
 _NOTHING: Final = frozenset({"", "~", "null", "Null", "NULL"})
 
 
-# A large document has a million of these, which are in nobody's cycle: collecting garbage would take most of the time.
+# A large document has a million of these, none of them in a cycle: garbage collection would take most of the time.
 class _Scalar(msgspec.Struct, gc=False):
     line: int
     value: str
@@ -90,7 +90,7 @@ class _Scalar(msgspec.Struct, gc=False):
 class _List(msgspec.Struct, gc=False):
     line: int
     start: int
-    """Where it begins in the text, and where it has ended."""
+    """Its first index in the text; ``end`` is the index after its last."""
     value: list[_Node]
     end: int = 0
 
@@ -107,7 +107,7 @@ _Node = _Scalar | _List | _Object
 
 
 class _Value:
-    """A node of the document that knows where it stands."""
+    """A node of the document, with its file, line and path."""
 
     __slots__ = ("file", "line", "node", "path")
 
@@ -145,7 +145,7 @@ class _Value:
         return values
 
     def items(self) -> Iterator[_Value]:
-        """Read a list that holds something."""
+        """Read a list that is not empty."""
         if not isinstance(self.node, _List):
             raise self.fail("write a list here: [one, another]")
         if not self.node.value:
@@ -154,7 +154,7 @@ class _Value:
             yield _Value(self.file, node, f"{self.path}[{index}]")
 
     def text(self, pattern: re.Pattern[str] | None = None, hint: str = "") -> str:
-        """Read a scalar as it is written: YAML's readings of ``no`` or ``1e3`` are not ours."""
+        """Read a scalar as it is written, without YAML's interpretation of ``no`` or ``1e3``."""
         if not isinstance(self.node, _Scalar) or self.empty or not self.node.value:
             raise self.fail(hint or "write a text here")
         value = self.node.value
@@ -191,8 +191,8 @@ def read(text: str, file: str) -> PolicySet:
         if key not in top:
             raise DocumentError(f"{file}:1: {key}: this key is missing")
     connections = _connections(top["connections"])
-    known, grants = _Credentials(), _Grants(text, connections)
     callers = top["callers"].mapping()
+    known, grants = _Credentials(callers), _Grants(text, connections)
     used: set[str] = set()
     if not callers:
         raise top["callers"].fail("no caller is written, so nobody could call")
@@ -254,7 +254,7 @@ def _compose(text: str, file: str) -> _Node:
 
 
 def _composed(events: Iterator[yaml.Event], file: str) -> _Node | None:
-    """Put a document together from what the reader comes upon, and refuse what would harm before it does."""
+    """Build the node tree from parser events, rejecting anchors and deep nesting as we go."""
     documents: list[_Node] = []
     into, around = documents, []
     for event in events:
@@ -299,21 +299,38 @@ def _name(value: _Value, name: str) -> str:
 def _connections(value: _Value) -> dict[str, Connection]:
     connections: dict[str, Connection] = {}
     accounts: dict[tuple[str, str], str] = {}
-    for name, entry in value.mapping().items():
+    entries = value.mapping()
+    for name, entry in entries.items():
         connection = _connection(_name(entry, name), entry)
         other = accounts.setdefault((connection.name, connection.connection_name), name)
         if other != name:
             raise entry.fail(f"{other} has the same name and connection_name; a call could mean either")
         connections[name] = connection
+    for name, connection in connections.items():
+        keys = entries[name].mapping()
+        if "formerly" in keys:
+            _formerly(keys["formerly"], connection.first, name, accounts)
     if not connections:
         raise value.fail("no connection is written, so nothing could be called")
     return connections
 
 
+def _formerly(value: _Value, first: T, name: str, owners: dict[T, str]) -> None:
+    """Take a first name for ``name``, unless it is or was another's. ``owners`` says whose each name is."""
+    still = owners.get(first) == name
+    owner = owners.setdefault(first, name)
+    if owner != name:
+        raise value.fail(f"this is or was the name of {owner}, and what is kept under it is not {name}'s")
+    if still:
+        raise value.fail("this is its name still. Remove the key, or write the name that it had first")
+
+
 def _connection(name: str, entry: _Value) -> Connection:
     required = ("name", "connection_name", "upstream", "secret")
     particular = {key for dialect in UPSTREAMS.values() for key in dialect.settings}
-    keys = entry.mapping(known=(*required, "origin", "ceiling", "private", *particular), required=required)
+    keys = entry.mapping(
+        known=(*required, "origin", "ceiling", "private", "mode", "formerly", *particular), required=required
+    )
     hint = "write the name that callers send: letters, digits, dots, dashes and underscores"
     dialect = UPSTREAMS[keys["upstream"].one_of(UPSTREAMS)]
     if "origin" not in keys and dialect.origin is None:
@@ -325,15 +342,22 @@ def _connection(name: str, entry: _Value) -> Connection:
         key: keys[key].text(re.compile(setting.pattern), setting.hint) if key in keys else setting.default
         for key, setting in dialect.settings.items()
     }
+    now = keys["name"].text(NAME, hint), keys["connection_name"].text(NAME, hint)
+    first = now
+    if "formerly" in keys:
+        were = keys["formerly"].mapping(known=required[:2], required=required[:2])
+        first = were["name"].text(NAME, hint), were["connection_name"].text(NAME, hint)
     connection = Connection(
         id=name,
-        name=keys["name"].text(NAME, hint),
-        connection_name=keys["connection_name"].text(NAME, hint),
+        name=now[0],
+        connection_name=now[1],
         upstream=dialect.id,
         origin=_origin(keys["origin"]) if "origin" in keys else dialect.origin or "",
         secret=_secret(keys["secret"]),
         ceiling=keys["ceiling"].limit() if "ceiling" in keys else None,
         private=keys["private"].boolean() if "private" in keys else False,
+        first=first,
+        mode=keys["mode"].one_of(("live", "test")) if "mode" in keys else "",
         settings={key: value for key, value in settings.items() if value is not None},
     )
     return replace(connection, place=dialect.place(connection))
@@ -380,7 +404,7 @@ class _Written(NamedTuple):
     tied: _Value | None = None
     """The connection that it is tied to."""
     alone: bytes | None = None
-    """What no other caller may have, where that is not the whole proof."""
+    """What no other caller may have, if that is not the whole proof."""
 
 
 class _Kind(NamedTuple):
@@ -388,15 +412,17 @@ class _Kind(NamedTuple):
 
     read: Callable[[_Value], _Written]
     taken: str
-    """What is wrong with one that another caller has."""
+    """The error if another caller has the same one."""
     signs: bool = False
-    """It does not name its caller: all that could have signed are tried."""
+    """Whether it does not name its caller, so that all possible signers are tried."""
 
 
 class _Credentials:
-    """The credentials of all callers as they are read. Each belongs to one caller, once."""
+    """The credentials and names of all callers as they are read. Each belongs to one caller, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = {name: name for name in names}
+        """Which caller has each name, or had it first."""
         self.callers: dict[Proof, Caller] = {}
         self.signers: dict[tuple[str, str], list[Proof]] = {}
         self._owners: dict[Proof, Caller] = {}
@@ -428,7 +454,11 @@ def _caller(
     used: set[str],
 ) -> None:
     required = ("owner", "credentials", "limits", "grants")
-    entry = value.mapping(known=(*required, "budget", "paused"), required=required)
+    entry = value.mapping(known=(*required, "budget", "paused", "formerly"), required=required)
+    first = name
+    if "formerly" in entry:
+        first = _name(entry["formerly"], entry["formerly"].text())
+        _formerly(entry["formerly"], first, name, known.names)
     owner = entry["owner"].text()
     entitlements: dict[tuple[str, str, str], Entitlement] = {}
     for grant in entry["grants"].items():
@@ -452,7 +482,7 @@ def _caller(
         [(kind, said)] = kinds.items()
         written = _KINDS[kind].read(said)
         tied = _tied(name, written.tied, granted) if written.tied is not None else None
-        caller = Caller(name, owner, written.name, written.expires, limits, budget, entitlements, tied, paused)
+        caller = Caller(name, first, owner, written.name, written.expires, limits, budget, entitlements, tied, paused)
         known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
         if written.name in names:
             raise credential.fail(f"the id {written.name} is used twice")
@@ -488,7 +518,7 @@ def _google(value: _Value) -> _Written:
     if isinstance(value.node, _Object):
         entry = value.mapping(known=("email", "connection"), required=("email", "connection"))
     email = entry["email"].text(
-        _EMAIL, "write the e-mail address of a service account or a person, in small letters as Google does"
+        _EMAIL, "write the e-mail address of a service account or a person, in lowercase letters as Google does"
     )
     return _Written(email.encode(), f"google:{email}", tied=entry.get("connection"))
 
@@ -537,7 +567,7 @@ def _limits(value: _Value, connections: Collection[Connection]) -> tuple[Limit, 
 def _budget(value: _Value) -> Budget:
     required = ("currency", "amount", "per")
     entry = value.mapping(known=required, required=required)
-    currency = entry["currency"].text(re.compile(r"[a-z]{3}"), "write a currency in three small letters, such as usd")
+    currency = entry["currency"].text(re.compile(r"[a-z]{3}"), "write a currency in lowercase letters, such as usd")
     amount = entry["amount"].integer()
     if amount < 1:
         raise entry["amount"].fail("write an amount in minor units (cents), 1 or more")
@@ -554,14 +584,14 @@ def _most(limit: Limit, seconds: int) -> int:
 
 
 class _Grants:
-    """The grants of all callers as they are read. Most say the same as another's, which is judged once."""
+    """The grants of all callers as they are read. Most are the same as another's, and are read only once."""
 
     def __init__(self, text: str, connections: Mapping[str, Connection]) -> None:
         self._text, self._connections = text, connections
         self._read: dict[str, Entitlement] = {}
 
     def read(self, value: _Value) -> Entitlement:
-        # A grant is an object of several keys, so that what is written the same is laid out, and means, the same.
+        # A grant is an object of several keys, so the same text has the same structure and meaning.
         written = self._text[value.node.start : value.node.end] if isinstance(value.node, _Object) else ""
         found = self._read.get(written)
         if found is None:
@@ -580,7 +610,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     if "groups" in entry:
         rules.update(_groups(entry["groups"], operation))
     if "parameters" in entry:
-        # Whole objects first, so that what is said of a part holds wherever it is written.
+        # Whole objects first, so that the entry of a part takes precedence wherever it is written.
         written = entry["parameters"].mapping().items()
         for path, bounds in sorted(written, key=lambda item: item[0].count("[")):
             for rule in _rules(path, bounds, operation):
@@ -737,7 +767,7 @@ def _if_written(bounds: Mapping[str, _Value], key: str, read_as: Callable[[_Valu
 
 
 def _refuse_impossible(rule: Rule, bounds: Mapping[str, _Value]) -> None:
-    """Bounds that no value could pass are a slip of whoever wrote them."""
+    """Refuse bounds that no value could pass: they must be a mistake."""
     if rule.minimum is not None and rule.maximum is not None and rule.minimum > rule.maximum:
         raise bounds["min"].fail("min is larger than max, so no value could pass")
     if rule.prefix is not None and rule.max_length is not None and len(rule.prefix) > rule.max_length:

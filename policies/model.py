@@ -1,4 +1,4 @@
-"""The nouns. Every value is frozen, and each stage of a call hands its own to the next:
+"""The data types. Every value is frozen, and each stage of a call passes its own to the next:
 
 ``Call`` + ``Caller`` -> ``Grant`` -> ``Secret``, ``Admission`` -> ``Reply`` (which ``outcomes`` makes).
 """
@@ -27,7 +27,7 @@ VERSION: Final = re.compile(
 
 
 class Kind(StrEnum):
-    """What a parameter's value may be. On the wire all are text; this says which text."""
+    """The type of a parameter's value. On the wire all are text."""
 
     STRING = "string"
     INTEGER = "integer"
@@ -108,11 +108,11 @@ class Operation(msgspec.Struct, frozen=True):
     parameters: Mapping[str, Parameter]
     fields: Mapping[str, Shape]
     answers: str
-    """The ``object`` that every answer of this operation names itself to be."""
+    """The value of ``object`` in every answer of this operation."""
     noun: str
-    """What it is about, in sentences: "invoice"."""
+    """The name of the object that it is about, for sentences: "invoice"."""
     ids: str
-    """The pattern of the ids of what it is about. An id that does not match stays out of the record."""
+    """The pattern of the ids of that object. An id that does not match stays out of the record."""
     spends: Spending | None = None
 
     @property
@@ -144,22 +144,26 @@ class Budget(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Connection(msgspec.Struct, frozen=True, array_like=True):
-    """A named upstream account. ``secret`` names where its key lies; it is never the key."""
+    """A named upstream account. ``secret`` is the place of its key, never the key."""
 
     id: str
     name: str
     connection_name: str
     upstream: str
-    """The id of the dialect that is spoken there."""
+    """The id of its dialect."""
     origin: str
     secret: str
     ceiling: Limit | None = None
     private: bool = False
     """Whether the origin's host may resolve to a private address."""
     settings: Mapping[str, str] = {}
-    """What its dialect takes beyond these, such as Stripe's ``version``."""
+    """The settings of its dialect, such as Stripe's ``version``."""
+    mode: str = ""
+    """``live`` or ``test``: a key that says otherwise is not used. Empty if the policy does not tell."""
+    first: tuple[str, str] = ("", "")
+    """Its first ``name`` and ``connection_name``, which stay when it gets others."""
     place: str = ""
-    """Whose data it opens, as far as the policy tells. A new version of the same secret opens the same."""
+    """Identifies the account, as far as the policy tells. A new version of the same secret is the same account."""
 
 
 class Rule(msgspec.Struct, frozen=True, array_like=True):
@@ -210,12 +214,14 @@ class Entitlement(msgspec.Struct, frozen=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Somebody the policy knows, by the credential that proved it.
+    """A caller of the policy, with the credential that proved it.
 
     ``credential`` is what the record says: a key's id, ``google:EMAIL``, or ``webhook:`` and where its secret lies.
     """
 
     id: str
+    first: str
+    """Its first name, which stays when it gets another: its keys, limits and budget are kept under that."""
     owner: str
     credential: str
     expires: float | None
@@ -248,7 +254,7 @@ class PolicySet(msgspec.Struct, frozen=True):
     kinds: frozenset[str]
     """The kinds of all credentials."""
     signers: Mapping[tuple[str, str], tuple[Proof, ...]]
-    """By (name, connection_name): the proofs of those who may use it and whose credential does not name them."""
+    """By (name, connection_name): the proofs of its callers whose credential does not name them."""
 
 
 # ---------------------------------------------------------------- one call
@@ -269,14 +275,14 @@ class Call(msgspec.Struct, frozen=True):
     media: str
     """``form`` or ``json``."""
     body: bytes
-    """What holds the parameters: the body, or of a GET what its query holds beyond the address."""
+    """The encoded parameters: the body or, for a GET, the rest of the query."""
     idempotency_key: str | None
     validate_only: bool
     path_parameters: Mapping[str, str] = {}
     """The parameters that the path holds."""
 
     def __repr__(self) -> str:
-        """Leave out what a customer's data may stand in."""
+        """Leave out everything that may contain a customer's data."""
         return f"Call({self.operation!r}, {self.name!r}, {self.connection_name!r})"
 
 
@@ -297,11 +303,11 @@ class Grant(msgspec.Struct, frozen=True):
     validate_only: bool
 
     resend_seconds: int
-    """For how long a call with this key may be sent again, should nobody know what came of it."""
+    """For how long a call with this key may be sent again if its outcome is unknown."""
 
     @property
     def budget(self) -> Budget | None:
-        """The budget that this call may spend of."""
+        """The budget that this call counts against; None if there is none."""
         return self.caller.budget if self.entitlement.operation.spends is not None else None
 
 
@@ -322,15 +328,15 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """The store's yes: limits taken and the ledger's entry claimed, or an earlier answer to repeat."""
+    """The store's admission: limits taken and the ledger's entry claimed, or an earlier answer to repeat."""
 
     standings: tuple[Standing, ...]
     owner: str
-    """Proves to the store that a settlement comes from whoever claimed."""
+    """Proves to the store that a settlement comes from the call that claimed."""
     taken: float
     """When the store counted the call, on the store's clock."""
     doubt: bool = False
-    """Whether the same key was sent before and nobody knows what came of it."""
+    """Whether the same key was sent before with an unknown outcome."""
     replay: Answer | None = None
 
 
@@ -344,7 +350,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Outcome(StrEnum):
-    """How a sent call ended, which is also what the ledger does about it."""
+    """How a sent call ended, which determines the ledger's next state."""
 
     SUCCEEDED = "succeeded"
     REJECTED = "rejected"

@@ -141,6 +141,52 @@ def test_key_in_use_is_told_to_stripes_clients_as_what_a_retry_mends(
     assert stripe.invoices == 1
 
 
+@pytest.mark.parametrize("prefix", ["sk", "rk"])
+@pytest.mark.parametrize(("mode", "other"), [("live", "test"), ("test", "live")])
+def test_key_of_the_other_mode_is_no_key(
+    function: Callable[..., Function], tmp_path: Path, mode: str, other: str, prefix: str
+) -> None:
+    right, wrong, silent = f"{prefix}_{mode}_51abc", f"{prefix}_{other}_51xyz", "some-other-key"
+    with Stripe(keys=[right, wrong, silent]) as stripe:
+        text = policy(stripe.origin, upstream="stripe", secret=f"file:{tmp_path / 'key'}")
+        text = text.replace("    upstream: stripe\n", f"    upstream: stripe\n    mode: {mode}\n")
+        (tmp_path / "key").write_text(wrong)
+        loaded = function(text)
+        for target in (TARGET, TARGET):
+            refused(loaded.post(target, Idempotency_Key="order-1"), 503, "secret-unavailable")
+        notes = {entry["note"] for entry in loaded.record.entries("refusal")}
+        assert notes == {f"billing is for {mode} data, and this key is not"}
+        assert not stripe.calls
+        assert wrong[3:] not in loaded.record.text()
+        for key in (right, silent):
+            (tmp_path / "key").write_text(key)
+            assert function(text).post(Idempotency_Key="order-1").status_code == 200
+        (tmp_path / "key").write_text(wrong)
+        unsaid = policy(stripe.origin, upstream="stripe", secret=f"file:{tmp_path / 'key'}")
+        assert function(unsaid).post(Idempotency_Key="order-1").status_code == 200
+
+
+@pytest.mark.parametrize(("following", "status"), [("sk_test_second", 200), ("sk_live_second", 503)])
+def test_key_of_the_other_mode_does_not_follow_one_that_stripe_refuses(
+    function: Callable[..., Function], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, following: str, status: int
+) -> None:
+    """A refused key is read again at once, and a changed one is sent in its place."""
+    send = Upstreams.send
+
+    def rotated(*given: Any) -> Reply:
+        (tmp_path / "key").write_text(following)
+        return send(*given)
+
+    monkeypatch.setattr(Upstreams, "send", rotated)
+    (tmp_path / "key").write_text("sk_test_first")
+    with Stripe(keys=["sk_test_second", "sk_live_second"]) as stripe:
+        text = policy(stripe.origin, upstream="stripe", secret=f"file:{tmp_path / 'key'}")
+        loaded = function(text.replace("    upstream: stripe\n", "    upstream: stripe\n    mode: test\n"))
+        assert loaded.post(Idempotency_Key="order-1").status_code == status
+        assert stripe.invoices == (status == 200)
+        assert "sk_live_second" not in str([call.headers for call in stripe.calls])
+
+
 def test_no_header_of_the_caller_goes_to_stripe(server: Callable[..., Server], stripe: Stripe) -> None:
     running = server(policy(stripe.origin, upstream="stripe"))
     names = (

@@ -1,8 +1,8 @@
 """Signed webhooks -> Caller, by the Standard Webhooks specification and with its own library.
 
-A webhook does not name its caller: the callers who may use the connection that it asks for are tried, secret by secret.
-What can be checked without a secret is checked first, and strictly, so that a stranger costs little and the library
-sees nothing that it would trip over.
+A webhook does not name its caller, so the secrets of all callers who may use its connection are tried. Everything that
+can be checked without a secret is checked first, and strictly, so that a stranger costs little and the library gets no
+input that it cannot handle.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 STANDARD: Final = ("webhook-id", "webhook-timestamp", "webhook-signature")
 HEADERS: Final = (STANDARD, ("svix-id", "svix-timestamp", "svix-signature"))
 
-#: How far the sender's clock may be from ours, either way; the library's own.
+#: The most that the sender's clock may differ from ours, either way; the library's own.
 TOLERANCE_SECONDS: Final = 300
 #: Signatures in one header: one for each secret that the sender is rotating.
 MAX_SIGNATURES: Final = 8
-#: What the specification says a secret is, in bytes.
+#: The length of a secret in bytes, by the specification.
 SECRET_BYTES: Final = range(24, 65)
 
 #: No comma, since a header sent twice arrives joined by one; no full stop, since what is signed is joined by those.
 _ID = re.compile(r"[!-+\-/-~]{1,255}")
 _TIMESTAMP = re.compile(r"[1-9][0-9]{0,11}")
 _SIGNATURE = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
-#: Schemes that are not ours to check, such as v1a, which a sender may write beside.
+#: Other schemes, such as v1a, which a sender may add; they are ignored.
 _OTHER = re.compile(r"v(?!1,)[a-z0-9]{1,8},[A-Za-z0-9+/]{1,128}={0,2}")
 _SECRET = re.compile(r"whsec_([A-Za-z0-9+/]+)={0,2}")
 
@@ -78,7 +78,7 @@ def _secret(means: Means, name: str, deadline: float) -> Concealed[str]:
 
 
 def _checked(call: Call, names: tuple[str, ...], now: float) -> dict[str, str]:
-    """Return the headers as the library takes them, with only the signatures that it can check."""
+    """Return the headers for the library, with only the signatures that it can check."""
     sent = [call.credentials[name].reveal() if name in call.credentials else "" for name in names]
     name, timestamp, signature = sent
     signatures = signature.split(" ")

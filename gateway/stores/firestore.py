@@ -352,7 +352,7 @@ class Firestore:
     def _turn(self, grant: Grant, deadline: float) -> Iterator[None]:
         """Bound how many steps of a caller run at once, so that they seldom contend for a document."""
         with self._lock:
-            place = grant.caller.id, grant.caller.limits
+            place = grant.caller.first, grant.caller.limits
             turn = self._turns.get(place)
             if turn is None:
                 fewest = min((len(counter.parts) for counter in _limits(grant)), default=MOST_SHARDS)
@@ -520,7 +520,7 @@ def _path(grant: Grant) -> str | None:
 
 def _limits(grant: Grant) -> list[_Counter]:
     caller = grant.caller
-    return [_Counter.of("caller", caller.id, limit, shares(limit, MOST_SHARDS)) for limit in caller.limits]
+    return [_Counter.of("caller", caller.first, limit, shares(limit, MOST_SHARDS)) for limit in caller.limits]
 
 
 def _ceiling(grant: Grant) -> list[_Counter]:
@@ -531,4 +531,4 @@ def _ceiling(grant: Grant) -> list[_Counter]:
 
 def _budget(grant: Grant) -> list[_Counter]:
     budget = grant.budget
-    return [_Counter.of("budget", grant.caller.id, budget.limit, (budget.limit,) * BUDGET_SHARDS)] if budget else []
+    return [_Counter.of("budget", grant.caller.first, budget.limit, (budget.limit,) * BUDGET_SHARDS)] if budget else []

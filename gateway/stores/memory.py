@@ -110,7 +110,7 @@ class Memory:
         return [*self._limits(grant), *([ceiling] if ceiling is not None else ())]
 
     def _limits(self, grant: Grant) -> list[Window]:
-        return [self._window("caller", grant.caller.id, limit) for limit in grant.caller.limits]
+        return [self._window("caller", grant.caller.first, limit) for limit in grant.caller.limits]
 
     def _ceiling(self, grant: Grant) -> Window | None:
         connection = grant.entitlement.connection
@@ -118,7 +118,7 @@ class Memory:
 
     def _budget(self, grant: Grant) -> Window | None:
         budget = grant.budget
-        return self._window("budget", grant.caller.id, budget.limit) if budget is not None else None
+        return self._window("budget", grant.caller.first, budget.limit) if budget is not None else None
 
     def _window(self, kind: str, name: str, limit: Limit) -> Window:
         place = (kind, name, limit.text)

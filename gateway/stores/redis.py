@@ -385,11 +385,11 @@ def _keys(grant: Grant, windows: list[_Window]) -> list[str]:
 
 def _windows(grant: Grant) -> list[_Window]:
     connection, caller = grant.entitlement.connection, grant.caller
-    windows: list[_Window] = [(f"{PREFIX}caller:{caller.id}:{limit.text}", limit, 1) for limit in caller.limits]
+    windows: list[_Window] = [(f"{PREFIX}caller:{caller.first}:{limit.text}", limit, 1) for limit in caller.limits]
     if connection.ceiling is not None:
         windows.append((f"{PREFIX}connection:{connection.id}:{connection.ceiling.text}", connection.ceiling, 1))
     if grant.budget is not None:
-        windows.append((f"{PREFIX}budget:{caller.id}:{grant.budget.limit.text}", grant.budget.limit, 0))
+        windows.append((f"{PREFIX}budget:{caller.first}:{grant.budget.limit.text}", grant.budget.limit, 0))
     return windows
 
 

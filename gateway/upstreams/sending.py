@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from gateway.secrets import of_mode
 from gateway.upstreams.transport import LostError, NotSentError
 from policies.concealed import HIDDEN
 from policies.model import Outcome, Step
@@ -76,7 +77,7 @@ class Upstreams:
             if reply.upstream_status in {401, 403} and secret is first:
                 # Read a refused key again. If it has changed, send the call once more.
                 fresh = self._secrets.renew(secret, deadline)
-                if fresh is not None:
+                if fresh is not None and of_mode(grant.entitlement.connection, fresh):
                     secret = fresh
                     continue
             if reply.outcome is Outcome.UNKNOWN:

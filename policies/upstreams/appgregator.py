@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from policies import outcomes
 from policies.dialect import FORM, Dialect, KeyPlace, Outgoing
-from policies.upstreams.stripe import said
+from policies.upstreams.stripe import mode_of, said
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,10 @@ class Appgregator(Dialect):
 
     id = "appgregator"
     title = "Appgregator"
+
+    def mode_of(self, key: str) -> str | None:
+        """See :class:`policies.dialect.Dialect`. Its own keys do not say; one of Stripe's may lie there by mistake."""
+        return mode_of(key)
 
     def request(self, grant: Grant, step: Step) -> Outgoing:  # noqa: ARG002 - it deduplicates nothing
         """See :class:`policies.dialect.Dialect`."""

@@ -51,6 +51,8 @@ CODES: Final = {
 
 _HEARD: Final = frozenset({b"stripe-should-retry", b"request-id"})
 _WORDS: Final = {"true": True, "false": False}
+#: docs.stripe.com/keys: secret and restricted keys.
+_KEY = re.compile(r"(?:sk|rk)_(live|test)_.*")
 _REQUEST_ID = re.compile(r"req_[A-Za-z0-9_]{1,64}")
 
 
@@ -71,6 +73,10 @@ class Stripe(Dialect):
     account = "account"
     #: docs.stripe.com/api/idempotent_requests: a key may be removed once it is at least 24 hours old.
     deduplicates = 24 * 3600
+
+    def mode_of(self, key: str) -> str | None:
+        """See :class:`policies.dialect.Dialect`."""
+        return mode_of(key)
 
     def request(self, grant: Grant, step: Step) -> Outgoing:
         """See :class:`policies.dialect.Dialect`.
@@ -103,6 +109,12 @@ class Stripe(Dialect):
             again=again and reply.outcome is not Outcome.SUCCEEDED,
             upstream_request=named if _REQUEST_ID.fullmatch(named) else None,
         )
+
+
+def mode_of(key: str) -> str | None:
+    """Return ``live`` or ``test`` as one of Stripe's keys says by its prefix, None for any other key."""
+    match = _KEY.fullmatch(key)
+    return match[1] if match else None
 
 
 def said(body: bytes) -> Said:

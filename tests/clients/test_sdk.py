@@ -175,7 +175,7 @@ def test_each_refusal_is_the_exception_that_the_sdk_has_for_it(
     through: Callable[..., Server], stripe_upstream: Stripe
 ) -> None:
     running = through()
-    unknown = raised(running, stripe.AuthenticationError, customer=CUSTOMER, api_key="csk_of_nobody")
+    unknown = raised(running, stripe.AuthenticationError, customer=CUSTOMER, api_key="of_nobody")
     assert "This caller key is not known" in str(unknown)
 
     forbidden = raised(running, stripe.PermissionError, customer=CUSTOMER, api_key=OTHER_KEY)

@@ -94,7 +94,9 @@ def test_slow_limit_is_one_document_and_a_fast_one_as_many_as_calls_a_second(fir
     store = Firestore(firestore_url, Clock(), PATIENCE)
     for _ in range(60):
         attempt(store, limited("3/second, 30/minute"))
-        attempt(store, replace(limited("100/day"), caller=replace(limited("100/day").caller, id="other")))
+        attempt(
+            store, replace(limited("100/day"), caller=replace(limited("100/day").caller, id="other", first="other"))
+        )
     assert sorted(documents(firestore_url, WINDOWS)) == [
         "caller:app:30:minute:0", "caller:app:3:second:0", "caller:app:3:second:1", "caller:app:3:second:2",
         "caller:other:100:day:0",

@@ -38,7 +38,7 @@ def test_line_that_was_torn_does_not_spoil_the_next() -> None:
     os.close(writer)
     report = verify(lines.decode().splitlines())
     assert (report.lines, report.doubts) == (6, [])
-    assert report.faults == ["line 4: this is not JSON; it was torn or edited"]
+    assert report.faults == ["line 4: this is not JSON; it was truncated or edited"]
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_limit_holds_in_every_window_however_calls_are_spread(store: Store, cloc
 
 def test_ceiling_holds_over_all_callers_of_a_connection(store: Store) -> None:
     grant = limited("1000/minute", ceiling="20/second")
-    grants = [grant, replace(grant, caller=replace(grant.caller, id="other"))]
+    grants = [grant, replace(grant, caller=replace(grant.caller, id="other", first="other"))]
     results = at_once(50, lambda number: outcome_of(store, grants[number % 2]))
     assert count(results, CeilingReached) == 30
 
@@ -143,7 +143,7 @@ def test_callers_do_not_use_up_each_others_limits(store: Store) -> None:
     grant = limited("1/minute")
     store.admit(grant)
     assert isinstance(outcome_of(store, grant), LimitReached)
-    store.admit(replace(grant, caller=replace(grant.caller, id="other")))
+    store.admit(replace(grant, caller=replace(grant.caller, id="other", first="other")))
 
 
 def test_refusal_by_one_limit_uses_up_nothing_of_the_others(store: Store, clock: Clock) -> None:
@@ -435,6 +435,24 @@ def test_caller_is_refused_once_what_it_created_comes_to_its_budget(store: Store
     assert caught.value.standings[0].remaining == 998
 
 
+@pytest.mark.parametrize(
+    ("more", "refusal"),
+    [
+        ("limits: [1/minute]", LimitReached),
+        ("limits: [5/minute]\n    budget: {currency: usd, amount: 9, per: day}", BudgetSpent),
+    ],
+)
+def test_caller_with_another_name_keeps_its_keys_and_counts(store: Store, more: str, refusal: type[Refusal]) -> None:
+    app = policy("http://127.0.0.1:9").replace("limits: [100000/minute]", more)
+    stranger = app.replace("  app:\n", "  shop:\n")
+    shop = app.replace("  app:\n", "  shop:\n    formerly: app\n")
+    before, after, another = (granted(text, idempotency_key="order-1") for text in (app, shop, stranger))
+    spend(store, before, 9)
+    assert (after.caller.id, store.admit(after).replay) == ("shop", ANSWER)
+    assert isinstance(outcome_of(store, granted(shop)), refusal)
+    assert store.admit(another).replay is None
+
+
 def test_budget_counts_no_call_only_what_was_created(store: Store) -> None:
     for reply in (REJECTED, UNKNOWN, BUSY, UNREACHED):
         grant = budgeted(1)
@@ -469,7 +487,7 @@ def test_budget_says_when_a_call_would_pass_also_when_it_is_well_past_its_amount
 def test_budget_of_one_caller_is_not_spent_by_another(store: Store) -> None:
     spend(store, budgeted(1), 1)
     grant = budgeted(1)
-    assert store.admit(replace(grant, caller=replace(grant.caller, id="other"))).replay is None
+    assert store.admit(replace(grant, caller=replace(grant.caller, id="other", first="other"))).replay is None
 
 
 def test_replay_is_told_even_when_the_budget_is_spent(store: Store) -> None:

@@ -54,9 +54,9 @@ def written(
 
 
 CONNECTIONS = {
-    "plain": "upstream: appgregator, origin: https://upstream.example",
+    "plain": "upstream: appgregator, origin: https://upstream.example, formerly: {name: ft-3, connection_name: one}",
     "tight": "upstream: stripe, ceiling: 20/second, version: 2026-05-27.dahlia, account: acct_1032D82eZvKYlo2C",
-    "wide": "upstream: stripe, origin: http://127.0.0.1:9",
+    "wide": "upstream: stripe, mode: test, origin: http://127.0.0.1:9",
 }
 BOUNDS = {
     "customer": "{required: true}",
@@ -124,6 +124,7 @@ def documents(draw: st.DrawFn) -> str:
             f"grants: [{', '.join(draw(grants(*place)) for place in places)}]",
         ]
         said += draw(st.sampled_from([[], [], ["paused: true"]]))
+        said += draw(st.sampled_from([[], [f"formerly: first-{number}"]]))
         if draw(st.booleans()):
             said += [f"budget: {{currency: usd, amount: {draw(st.integers(1, 10**9))}, per: hour}}"]
         callers.append(f"  caller-{number}: {{{', '.join(said)}}}")

@@ -383,6 +383,13 @@ def test_id_of_a_webhook_is_the_same_key_by_either_name_of_its_header() -> None:
     assert None not in keys
 
 
+def test_key_of_a_caller_stays_when_the_caller_gets_another_name() -> None:
+    asked = call({"customer": "cus_1"}, key="k")
+    shop = written().replace("  app:\n", "  shop:\n")
+    first = shop.replace("    owner:", "    formerly: app\n    owner:")
+    assert key_of(first, asked) == key_of(written(), asked) != key_of(shop, asked)
+
+
 def test_id_of_a_webhook_is_never_the_key_of_a_header() -> None:
     asked = call({"customer": "cus_1"}, key="msg_1")
     signed = replace(asked, credentials={"webhook-id": Concealed("msg_1")})

@@ -29,7 +29,7 @@ EXAMPLE = (ROOT / "policies" / "documents" / "example.yaml").read_text("utf-8")
 WHOLE = compiled.write(read(EXAMPLE))
 HEAD = len(compiled.MARK) + 2 * 32
 #: The edition, and what the documents below come to in it.
-MEANS = (3, "0622b2234cbd45ae61d7e83b017780cff939dc96f8f60993ca793a201432faec")
+MEANS = (3, "2dbb667660453d7894345be4f0f180ec99ad1db22de027c768815df2dbaa6d80")
 
 
 def sealed(body: bytes) -> bytes:
@@ -215,9 +215,9 @@ def body(**parts: bytes) -> bytes:
 
 
 GRANT = msgspec.msgpack.encode(["a", "invoices.create", [True, None, 1], [], [], ["id"], None, []])
-CALLER = msgspec.msgpack.encode(["ann", [], None, [0], False])
+CALLER = msgspec.msgpack.encode(["ann", [], None, [0], False, None])
 KEY = b"\x81\xa3key\x81\xc4\x01k\x94\x00\xa1k\xc0\xc0"
-CONNECTION = msgspec.msgpack.encode(["a", "n", "c", "stripe", "o", "s", None, False, {}, "p"])
+CONNECTION = msgspec.msgpack.encode(["a", "n", "c", "stripe", "o", "s", None, False, {}, "", ["n", "c"], "p"])
 
 
 def test_smallest_sealed_policy_is_read() -> None:
@@ -248,7 +248,7 @@ def test_smallest_sealed_policy_is_read() -> None:
         {"grants": b"\x91" + GRANT.replace(b"create", b"delete"), "connections": b"\x91" + CONNECTION},
         {"grants": b"\x91" + GRANT.replace(b"\xa2id", b"\xa2ix"), "connections": b"\x91" + CONNECTION},
         {"connections": b"\x91" + CONNECTION.replace(b"stripe", b"strypi")},
-        {"callers": b"\x81\xa1c" + msgspec.msgpack.encode(["ann", [], None, [-1], False])},
+        {"callers": b"\x81\xa1c" + msgspec.msgpack.encode(["ann", [], None, [-1], False, None])},
         {"proofs": KEY.replace(b"\x94\x00", b"\x94\xff"), "callers": b"\x81\xa1c" + CALLER},
         {
             "connections": b"\x91" + CONNECTION,

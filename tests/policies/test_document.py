@@ -141,6 +141,92 @@ def test_credential_may_be_tied_to_a_connection_that_its_caller_has_a_grant_for(
     assert Proof("google", b"ann@acme.example") in policy_set.callers
 
 
+def test_caller_and_connection_keep_their_first_names() -> None:
+    text = changed(line_of("owner:"), LINES[line_of("owner:") - 1].strip(), "formerly: billing-app")
+    text = text.replace("    ceiling:", "    formerly: {name: ft-3, connection_name: stripe-1}\n    ceiling:")
+    policy_set = read(text)
+    assert (only_caller(policy_set).id, only_caller(policy_set).first) == ("app", "billing-app")
+    assert policy_set.names == {"app"}
+    connection = policy_set.connections["billing"]
+    assert (connection.name, connection.connection_name, connection.first) == ("ft-4", "stripe-1", ("ft-3", "stripe-1"))
+    assert (only_caller(read(RIGHT)).first, read(RIGHT).connections["billing"].first) == ("app", ("ft-4", "stripe-1"))
+
+
+#: Two callers of two connections, to whom other names are given.
+TWO = """\
+connections:
+  one: {name: ft-4, connection_name: stripe-1, upstream: stripe, secret: file:one@ONE}
+  two: {name: ft-4, connection_name: stripe-2, upstream: stripe, secret: file:two@TWO}
+callers:
+  app:@APP
+    owner: tests
+    credentials: [google: app@acme.example]
+    limits: [1/minute]
+    grants: [{connection: one, operation: invoices.create, parameters: {customer: }, response: [id]}]
+  shop:@SHOP
+    owner: tests
+    credentials: [google: shop@acme.example]
+    limits: [1/minute]
+    grants: [{connection: two, operation: invoices.create, parameters: {customer: }, response: [id]}]
+"""
+
+
+def renamed(*, one: str = "", two: str = "", app: str = "", shop: str = "") -> str:
+    """Write :data:`TWO` with what its connections and callers were called first."""
+    was = {"@ONE": one and f", formerly: {one}", "@TWO": two and f", formerly: {two}"}
+    was |= {"@APP": app and f"\n    formerly: {app}", "@SHOP": shop and f"\n    formerly: {shop}"}
+    text = TWO
+    for place, said in was.items():
+        text = text.replace(place, said)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("names", "key", "words"),
+    [
+        ({"app": "shop"}, "callers.app.formerly", "this is or was the name of shop"),
+        ({"shop": "app"}, "callers.shop.formerly", "this is or was the name of app"),
+        ({"app": "first", "shop": "first"}, "callers.shop.formerly", "this is or was the name of app"),
+        ({"app": "shop", "shop": "app"}, "callers.app.formerly", "this is or was the name of shop"),
+        ({"app": "app"}, "callers.app.formerly", "this is its name still"),
+        ({"app": "a b"}, "callers.app.formerly", "a name is up to 64"),
+        ({"app": "[first]"}, "callers.app.formerly", "write a text here"),
+        ({"one": "{name: ft-4, connection_name: stripe-2}"}, "connections.one.formerly", "the name of two"),
+        ({"two": "{name: ft-4, connection_name: stripe-1}"}, "connections.two.formerly", "the name of one"),
+        (dict.fromkeys(["one", "two"], "{name: a, connection_name: b}"), "connections.two.formerly", "the name of one"),
+        ({"one": "{name: ft-4, connection_name: stripe-1}"}, "connections.one.formerly", "this is its name still"),
+        ({"one": "{name: ft-3}"}, "connections.one.formerly", "connection_name is missing"),
+        (
+            {"one": "{name: ft-3, connection_name: a b}"},
+            "connections.one.formerly.connection_name",
+            "write the name that",
+        ),
+        ({"one": "ft-3"}, "connections.one.formerly", "write an object here"),
+    ],
+    ids=str,
+)
+def test_name_that_is_or_was_anothers_is_nobody_elses_first(names: dict[str, str], key: str, words: str) -> None:
+    said = problem(renamed(**names))
+    assert f" {key}: " in said
+    assert words in said
+
+
+def test_every_one_may_have_had_another_name_first() -> None:
+    connection = "{{name: ft-3, connection_name: {}}}"
+    policy_set = read(
+        renamed(one=connection.format("stripe-1"), two=connection.format("stripe-2"), app="app-1", shop="shop-1")
+    )
+    assert {caller.id: caller.first for caller in everybody(policy_set)} == {"app": "app-1", "shop": "shop-1"}
+    assert [one.first for one in policy_set.connections.values()] == [("ft-3", "stripe-1"), ("ft-3", "stripe-2")]
+
+
+@pytest.mark.parametrize(("said", "mode"), [("mode: live", "live"), ("mode: test", "test"), ("", "")])
+@pytest.mark.parametrize("upstream", sorted(UPSTREAMS))
+def test_connection_may_say_its_mode(said: str, mode: str, upstream: str) -> None:
+    text = changed(line_of("upstream:"), f"upstream: {upstream}", said)
+    assert read(text).connections["billing"].mode == mode
+
+
 @pytest.mark.parametrize(("said", "paused"), [("paused: true", True), ("paused: false", False), ("", False)])
 def test_caller_may_be_put_on_hold(said: str, paused: bool) -> None:  # noqa: FBT001 - what the table says
     assert only_caller(read(changed(line_of("owner:"), LINES[line_of("owner:") - 1].strip(), said))).paused is paused
@@ -479,7 +565,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
         ["owner: a", "budget: {currency: USD, amount: 1, per: day}"],
         12,
         "callers.app.budget.currency",
-        "three small letters",
+        "in lowercase letters",
     ),
     (
         11,
@@ -496,7 +582,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
         "Write one of: day, hour",
     ),
     *(
-        (13, [f"- google: {email}"], 13, "callers.app.credentials[0].google", "in small letters as Google does")
+        (13, [f"- google: {email}"], 13, "callers.app.credentials[0].google", "in lowercase letters as Google does")
         for email in (
             "a@b", "Ann@acme.example", "ann", "ann@", '"@acme.example"', '"ann@acme.example "', "é@acme.example",
             "serviceAccount:a@acme.example", "a@acme..example", f"{'a' * 250}@acme.example", '""',
@@ -538,6 +624,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             (hashlib.sha256(b"").hexdigest(), "this is the digest of an empty text, so the key got lost on the way"),
         )
     ),
+    (8, ["mode: production"], 8, "connections.billing.mode", "Write one of: live, test"),
     (13, [f"- key: {{id: k 1, sha256: {SHA}}}"], 13, "callers.app.credentials[0].key.id", "a name is up to 64"),
     *(
         (13, [f"- {credential}"], 13, f"callers.app.credentials[0].{key}", words)
