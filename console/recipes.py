@@ -36,13 +36,14 @@ def recipe(policy_set: PolicySet, file: Path, url: str, *, caller: str | None, t
     ``url`` is the function's address. ``token`` is a command that prints an identity token, for a function behind
     Google's IAM. Raises :class:`NoRecipeError`.
     """
-    keyed = {one.id: one for proof, one in policy_set.callers.items() if proof.kind == "key"}
+    keyed = {one.id: one for proof, one in policy_set.callers.items() if proof.kind == "key" and not one.paused}
     if not keyed:
-        raise NoRecipeError(f"No caller in {file} has a key. docs/callers.md has a call for each other credential.")
+        raise NoRecipeError(f"No active caller in {file} has a key. docs/callers.md has calls with other credentials.")
     if caller is not None and caller not in keyed:
-        raise NoRecipeError(f"{caller} has no key in {file}. These callers have one: {', '.join(sorted(keyed))}.")
+        raise NoRecipeError(f"{caller} has no key in {file}, or is paused. Name one of: {', '.join(sorted(keyed))}.")
     chosen = keyed[caller or next(iter(keyed))]
-    calls = [(one, examples(one)) for one in chosen.entitlements.values()]
+    tied = chosen.tied
+    calls = [(one, examples(one)) for one in chosen.entitlements.values() if tied is None or tied == one.connection]
     entitlement, given = next((call for call in calls if _approved(*call)), calls[0])
     parts = " \\\n    ".join([f"curl {_address(url, entitlement, given)}", *_options(entitlement, given, token)])
     return (

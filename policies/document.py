@@ -677,6 +677,8 @@ def _catalogue_rule(path: str, parameter: Parameter) -> Rule:
 
 
 def _check_path(value: _Value, path: str) -> None:
+    if "[]" in path:
+        raise value.fail(f"{path} has empty brackets. Write what they hold, such as metadata[order_id]")
     try:
         forms.check_path(path)
     except BodyMalformed as refusal:

@@ -38,6 +38,26 @@ def test_call_is_of_the_first_caller_unless_another_is_named(
     assert '-H "X-Serverless-Authorization: Bearer $(gcloud auth print-identity-token)"' in told
 
 
+def test_call_is_of_a_caller_that_is_not_paused_and_on_the_connection_that_its_key_is_tied_to(
+    document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = document.read_text()
+    document.write_text(text.replace("  app:\n", "  app:\n    paused: true\n"))
+    assert main(["recipe", str(document), URL]) == 0
+    assert "Try a call of other:" in capsys.readouterr().out
+    assert main(["recipe", str(document), URL, "--caller", "app"]) == 1
+    assert "app has no key in " in capsys.readouterr().err
+    grant = "      - connection: other-account\n        operation: invoices.create\n        response: [id]\n"
+    grant += "        parameters: {customer: }\n"
+    text = text.replace("    grants:\n", f"    grants:\n{grant}", 1)
+    document.write_text(text)
+    assert main(["recipe", str(document), URL]) == 0
+    assert "&connection_name=stripe-2&" in capsys.readouterr().out
+    document.write_text(text.replace("}", ", connection: billing}", 1))
+    assert main(["recipe", str(document), URL]) == 0
+    assert "&connection_name=stripe-1&" in capsys.readouterr().out
+
+
 def test_call_that_only_looks_is_a_get_of_its_path_without_a_key(
     document: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,7 +83,7 @@ def test_value_is_one_word_of_the_shell(document: Path, capsys: pytest.CaptureFi
     ("change", "arguments", "says"),
     [
         ("key:", ["--caller", "nobody"], "nobody has no key in "),
-        ("google", [], "docs/callers.md has a call for each other credential."),
+        ("google", [], "docs/callers.md has calls with other credentials."),
         ("connectoins", [], "no such key. Did you mean connections?"),
         (None, [], "it cannot be read (FileNotFoundError)"),
     ],

@@ -565,13 +565,11 @@ def test_only_what_the_function_needs_is_uploaded(house: Path, isolated: dict[st
 @pytest.fixture
 def whole(house: Path) -> Path:
     """A house with the operator's own command, and a policy that is right."""
-    for name in ("countersign", "console", "gateway", ".venv"):
-        (house / name).unlink(missing_ok=True)
+    for name in ("console", "gateway", ".venv", "pyproject.toml"):
         (house / name).symlink_to(REPOSITORY / name)
     for path in (REPOSITORY / "policies").iterdir():
         if path.name != "documents":
             (house / "policies" / path.name).symlink_to(path)
-    (house / "countersign").unlink()
     shutil.copy(REPOSITORY / "countersign", house / "countersign")
     (house / "policies/documents/acme.yaml").write_text(acme())
     return house
@@ -584,7 +582,7 @@ def acme(**options: Any) -> str:
 #: What the function would refuse at its start, and what to write instead.
 GOOGLE = ["google: billing-app@acme.iam.gserviceaccount.com"]
 UNFIT = [
-    (acme(credentials=GOOGLE), ["--allow-unauthenticated"], "Set AUDIENCE"),
+    (acme(credentials=GOOGLE), ["--allow-unauthenticated"], "Set AUDIENCE to the function's own address"),
     (acme().replace("https://upstream.example", "http://127.0.0.1:8081"), [], "Deploy a policy of your own"),
     (acme().replace("invoices.create", "invoices.creat"), [], "Did you mean invoices.create?"),
     (acme().replace("metadata[order_id]:", "metadata[order_id:"), [], "is not a parameter's name"),
@@ -700,7 +698,7 @@ def test_function_without_a_key_is_deployed_and_says_where_its_calls_are(whole: 
     (whole / "policies/documents/acme.yaml").write_text(text)
     run = deploy(whole, *usual(), PATH=cloud.path)
     assert run.returncode == 0, run.stderr
-    assert "No caller in policies/documents/acme.yaml has a key. docs/callers.md" in run.stderr
+    assert "No active caller in policies/documents/acme.yaml has a key. docs/callers.md" in run.stderr
 
 
 @CURL

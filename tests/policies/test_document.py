@@ -784,8 +784,9 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (20, [f'"metadata[{"k" * 256}]":'], 20, f"{PARAMETERS}.metadata[{'k' * 256}]", "A parameter's name is too long."),
     (20, ['"metadata[a\\x07]":'], 20, f"{PARAMETERS}.metadata[a\x07]", "contains a control character"),
     (18, ["stamp: metadata[countersign"], 18, f"{GRANT}.stamp", "metadata[countersign is not a parameter's name"),
-    (20, ['"metadata[]":'], 20, f"{PARAMETERS}.metadata[]", "metadata[] has an entry without its index"),
-    (18, ["stamp: metadata[]"], 18, f"{GRANT}.stamp", "metadata[] has an entry without its index"),
+    (18, ["stamp: metadata[]"], 18, f"{GRANT}.stamp", "metadata[] has empty brackets"),
+    (20, ['"metadata[]":'], 20, f"{PARAMETERS}.metadata[]", "metadata[] has empty brackets. Write what they hold"),
+    (20, ['"expand[]":'], 20, f"{PARAMETERS}.expand[]", "expand[] has empty brackets"),
     (18, ["idempotency: {from: 'metadata[order_id'}"], 18, f"{GRANT}.idempotency.from", "is not a parameter's name"),
     (23, ['record: ["metadata[order_id"]'], 23, f"{GRANT}.record[0]", "metadata[order_id is not a parameter's name"),
     # record and idempotency
