@@ -13,7 +13,6 @@ import argparse
 import sys
 import time
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +21,7 @@ from gateway.reloading import read
 from gateway.settings import SettingError, settings_of
 from policies import compiled, document
 from policies.model import DocumentError
+from policies.suggestions import closest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +46,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         known = [] if action.choices is None else list(action.choices)
         if known and value not in known:
-            close = get_close_matches(value, known, 1)
-            hint = f"Did you mean {close[0]}?" if close else f"Write one of: {', '.join(known)}."
+            close = closest(value, known)
+            hint = f"Did you mean {close}?" if close else f"Write one of: {', '.join(known)}."
             raise argparse.ArgumentError(action, f"there is no {value!r}. {hint}")
 
 

@@ -21,7 +21,7 @@ from gateway.stores.memory import Memory
 from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
-from policies.model import VERSION, DocumentError
+from policies.model import DocumentError, names_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -273,7 +273,7 @@ def _store(environ: Mapping[str, str], *, on_cloud: bool) -> str:
 
 def _store_password(environ: Mapping[str, str], store: str) -> str:
     where = environ.get("STORE_PASSWORD", "")
-    if where and not VERSION.fullmatch(where) and not (where.startswith("file:") and len(where) > len("file:")):
+    if where and not names_secret(where):
         raise SettingError(
             "STORE_PASSWORD must say where the password lies, and not hold it: write "
             "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."

@@ -23,7 +23,6 @@ from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
     NAME,
-    VERSION,
     WHOLESALE,
     Budget,
     Caller,
@@ -37,6 +36,7 @@ from policies.model import (
     Proof,
     Risk,
     Rule,
+    names_secret,
 )
 from policies.operations import OPERATIONS
 from policies.refusals import BodyMalformed
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FILE = re.compile(r"file:.+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: As Google writes it in a token: in lower case.
 _EMAIL = re.compile(r"(?=.{3,254}$)[a-z0-9._%+'-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)+")
@@ -383,7 +382,7 @@ def _origin(value: _Value) -> str:
 
 def _secret(value: _Value) -> str:
     text = value.text()
-    if not VERSION.fullmatch(text) and not _FILE.fullmatch(text):
+    if not names_secret(text):
         raise value.fail(
             "write where the key lies: projects/PROJECT/secrets/NAME/versions/latest (of a regional secret "
             "projects/PROJECT/locations/REGION/secrets/NAME/versions/latest), or file:PATH of a mounted one"

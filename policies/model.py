@@ -22,6 +22,14 @@ VERSION: Final = re.compile(
     r"projects/(?P<project>[a-z0-9:.-]{1,63})/(?:locations/(?P<location>[a-z][a-z0-9-]{0,61}[a-z0-9])/)?"
     r"secrets/(?P<secret>[A-Za-z0-9_-]{1,255})/versions/(?P<version>[A-Za-z0-9_-]{1,63})"
 )
+#: One that is mounted as a file.
+_MOUNTED = re.compile(r"file:.+")
+
+
+def names_secret(text: str) -> bool:
+    """Whether ``text`` says where a secret lies: a version, or the file of a mounted one."""
+    return VERSION.fullmatch(text) is not None or _MOUNTED.fullmatch(text) is not None
+
 
 # ---------------------------------------------------------------- operations: what an upstream can do
 

@@ -24,6 +24,7 @@ from sandbox.google import AUDIENCE, stripped
 from tests.conftest import KEY, sha256
 from tests.gateway.conftest import SIGNING
 from tests.test_house import SCREEN
+from tests.tools import CURL, NODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,8 +162,6 @@ def test_commands_that_compile_run_as_written(tmp_path: Path, page: str) -> None
 
 
 CALLERS = ROOT / "docs" / "callers.md"
-CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="the recipes are curl: install it")
-NODE = pytest.mark.skipif(shutil.which("node") is None, reason="a recipe is in Node.js: install node 18 or later")
 
 
 class Reader:

@@ -24,6 +24,7 @@ import pytest
 from console.audit import verify
 from sandbox.__main__ import CALLER_KEY, POLICY, POLICY_SECONDS, ROOT, UPSTREAM_KEY
 from sandbox.ports import free_port, listening
+from tests.tools import CURL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +136,6 @@ def alive(process: int) -> bool:
 
 
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells whose child a process is")
-CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="what is pasted is curl")
 
 
 @CURL

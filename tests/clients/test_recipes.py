@@ -20,6 +20,7 @@ from sandbox.document import against
 from sandbox.ports import free_port, listening
 from tests.clients.conftest import Lossy, stripe_policy
 from tests.test_docs import blocks
+from tests.tools import CURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "clients.md"
 ADDRESS = "127.0.0.1:8080"
 NODE_RED = ROOT / ".venv" / "node-red" / "node_modules" / "node-red" / "red.js"
-
-CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="what is pasted is curl: install it")
 
 
 @pytest.fixture

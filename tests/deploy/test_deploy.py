@@ -15,6 +15,7 @@ import pytest
 
 from gateway.stores.firestore import LEDGER, WINDOWS
 from tests.conftest import KEY, PARAMETERS, Server, policy, sha256
+from tests.tools import CURL
 
 REPOSITORY = Path(__file__).parents[2]
 SECRET = "projects/acme/secrets/appgregator-x-api-key"
@@ -631,9 +632,6 @@ def pasted(script: str, folder: Path, path: str, **environment: str) -> subproce
         capture_output=True, text=True, cwd=folder, env=os.environ | {"PATH": path} | environment, check=False,
         input=environment.get("TYPED", ""),
     )  # fmt: skip
-
-
-CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="the call is curl: install it")
 
 
 @CURL

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from gateway.reloading import MAX_DOCUMENT
-from gateway.settings import SettingError, ledger_of, load
+from gateway.settings import SettingError, ledger_of, load, settings_of
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
@@ -95,9 +95,11 @@ def test_policy_seconds_that_are_no_time_within_the_promise_are_refused(document
     assert "at most 60" in error
 
 
-@pytest.mark.parametrize("seconds", ["", "0.5", "60"])
-def test_policy_seconds_may_be_fewer_off_the_cloud(document: Path, seconds: str) -> None:
-    load({"POLICY": str(document), "POLICY_SECONDS": seconds})
+@pytest.mark.parametrize(("seconds", "promised"), [("", 60), ("0.5", 0.5), ("60", 60)])
+def test_policy_seconds_may_be_fewer_off_the_cloud(document: Path, seconds: str, promised: float) -> None:
+    environ = {"POLICY": str(document), "POLICY_SECONDS": seconds}
+    load(environ)
+    assert settings_of(environ).promised == promised
 
 
 @pytest.mark.parametrize("seconds", ["0.5", "60"])
