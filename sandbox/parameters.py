@@ -101,7 +101,7 @@ def problem(form: Mapping[str, str]) -> dict[str, str] | None:
     for name, value in form.items():
         if found := _wrong(name, value):
             return found
-    return _gap(form) or _missing(form) or _metadata(form)
+    return _gap(form) or _missing(form) or _metadata(form) or _due(form)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -149,3 +149,13 @@ def _metadata(form: Mapping[str, str]) -> dict[str, str] | None:
     if any(len(key) > 40 for key in keys):
         return {"message": "A key of metadata may be 40 characters long.", "param": "metadata"}
     return None
+
+
+def _due(form: Mapping[str, str]) -> dict[str, str] | None:
+    due = next((name for name in ("days_until_due", "due_date") if name in form), None)
+    if (form.get("collection_method") == "send_invoice") == (due is not None):
+        return None
+    return {
+        "message": "days_until_due or due_date goes with collection_method=send_invoice, and with no other.",
+        "param": due or "days_until_due",
+    }
