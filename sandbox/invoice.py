@@ -209,7 +209,7 @@ def fresh(form: Mapping[str, str], *, empty: bool = False, livemode: bool = Fals
     if livemode:
         changes["livemode"] = True
     changes |= {field: form[field] or None for field in _ECHOED if field in form}
-    if metadata := {found[1]: form[key] for key in form if (found := _METADATA.fullmatch(key))}:
+    if metadata := {found[1]: form[key] for key in form if form[key] and (found := _METADATA.fullmatch(key))}:
         changes["metadata"] = metadata
     if "auto_advance" in form:
         changes["auto_advance"] = form["auto_advance"] in ("true", "1")

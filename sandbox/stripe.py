@@ -357,6 +357,8 @@ class Stripe(Upstream):
         return _Place(head.fields.get("stripe-account") or self._accounts.get(key, ""), _LIVE.match(key) is not None)
 
     def _retrieve(self, head: Head, name: str) -> Answer:
+        if found := parameters.look_up_problem(name for name, _ in _pairs(head.query.encode())):
+            return error(400, **found)
         place, now = self._place(head), self._now()
         if made := self._books.invoice(place, name, now):
             return Answer(200, made)
