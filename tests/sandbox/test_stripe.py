@@ -814,7 +814,7 @@ def test_answer_of_a_rule_is_kept_under_the_key_or_is_not(stripe: Stripe, fault:
     assert (first.status, second.status, stripe.invoices) == (403, 403, 0)
     assert (first.replayed, second.replayed) == (False, kept)
     if fault == "approval":
-        assert len(stripe.approvals) == 1 if kept else 2
+        assert len(stripe.approvals) == (1 if kept else 2)
         for name in stripe.approvals:
             stripe.decide(name, "approve")
         assert stripe.invoices == (1 if kept else 2), "whoever repeats it raises one more"
