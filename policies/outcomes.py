@@ -262,8 +262,7 @@ def _in_doubt(grant: Grant, refusal: Refusal | None, retry_after: int = 5) -> Re
 def _misrouted(grant: Grant, step: Step, status: int) -> Reply:
     refusal = UpstreamMisrouted(note=f"the upstream answered {status} without JSON")
     alarm = f"the origin of this connection answers {status} without JSON, as something else than the upstream would"
-    reply = Reply(Outcome.FREED, refusal=refusal, alarm=alarm)
-    return reply if not step.doubt else _released(grant, step, reply)
+    return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, alarm=alarm))
 
 
 def _rejection(grant: Grant, status: int, said: Said, effect: Mapping[Effect, str]) -> UpstreamRejected:
