@@ -192,8 +192,8 @@ def name(prefix: str, length: int) -> str:
     return prefix + secrets.token_bytes(length).translate(_BASE62).decode()
 
 
-def fresh(form: Mapping[str, str]) -> bytes:
-    """The JSON of a new draft invoice that echoes the plain parameters of a create form.
+def fresh(form: Mapping[str, str], *, live: bool = False) -> bytes:
+    """The JSON of a new draft invoice that echoes the plain parameters of a create form; `live` is its mode.
 
     Raises ValueError with the name of an integer parameter that is not an integer.
     """
@@ -213,6 +213,9 @@ def fresh(form: Mapping[str, str]) -> bytes:
     if currency := form.get("currency"):
         changes["currency"] = currency
         lines = lines.replace(encode(EXAMPLE["currency"]), encode(currency))
+    if live:
+        changes["livemode"] = True
+        lines = lines.replace(b'"livemode":false', b'"livemode":true')
     fields = _FIELDS | {"lines": lines}
     for field, value in changes.items():
         fields[field] = encode({field: value})[1:-1]

@@ -4,6 +4,8 @@
     GET  /v1/invoices/{id}    an invoice made here
     GET  /_sandbox            {"calls", "invoices", "connections", "replays"}
 
+An invoice is in live mode where the API key begins with `sk_live_` or `rk_live_`, otherwise in test mode.
+
 Idempotency, as Stripe documents it for v1. For 24 hours an account's key keeps the status and body of its first call,
 errors of the execution (402, 404, 500) included. The same key again gets them with `Idempotent-Replayed: true`; with
 other parameters a 400 `idempotency_error`; while the first is running a 409 `idempotency_key_in_use`. A refusal before
@@ -21,6 +23,9 @@ whatever the client saw: the same key again gets that invoice. Where a repeat wo
     retry_409          409 lock_timeout, Stripe-Should-Retry: true     nothing
     retry_503          503, Stripe-Should-Retry: true                  nothing
     no_retry_500       500, Stripe-Should-Retry: false                 the 500
+    other_key       +  the invoice, with the Idempotency-Key of        the invoice
+                       another call
+    other_key_400      400, with the Idempotency-Key of another call   nothing
 """
 
 from __future__ import annotations
@@ -53,9 +58,11 @@ KEPT_SECONDS: Final = 24 * 60 * 60
 _PATH: Final = "/v1/invoices"
 _INVOICE: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)")
 _VERSION: Final = re.compile(r"20\d\d-\d\d-\d\d(\.[a-z]+)?")
+_LIVE: Final = re.compile("[sr]k_live_")
 _MAX_KEY: Final = 255
 _RETRY: Final = "Stripe-Should-Retry: true"
 _NO_RETRY: Final = "Stripe-Should-Retry: false"
+_OTHER_KEY: Final = "Idempotency-Key: of-another-call"
 _BROKEN: Final = error(500, "Something went wrong here.", type="api_error")
 
 _FAULTS: Final[Mapping[str, faults.Fault]] = MappingProxyType(
@@ -67,6 +74,8 @@ _FAULTS: Final[Mapping[str, faults.Fault]] = MappingProxyType(
         "retry_409": always(error(409, "Another call holds this customer.", _RETRY, code="lock_timeout")),
         "retry_503": always(error(503, "Not available for now.", _RETRY, type="api_error")),
         "no_retry_500": always(replace(_BROKEN, headers=(_NO_RETRY,))),
+        "other_key": lambda ask: faults.created(ask.invoice, _OTHER_KEY),
+        "other_key_400": always(error(400, "The parameter is not one we know.", _OTHER_KEY, code="parameter_unknown")),
     }
 )
 # Faults of the execution: their answer is kept under the key.
@@ -167,9 +176,10 @@ class Stripe(Upstream):
         ]
         if account := head.fields.get("stripe-account"):
             lines.append(f"Stripe-Account: {account}")
-        if self._creates(head) and (key := head.fields.get("idempotency-key")):
+        if self._creates(head) and (key := head.fields.get("idempotency-key")) and _OTHER_KEY not in answer.headers:
             lines.append(f"Idempotency-Key: {key}")
-        return replace(answer, headers=(*answer.headers, *lines))
+        second = answer.second and replace(answer.second, headers=tuple(lines))
+        return replace(answer, headers=(*answer.headers, *lines), second=second)
 
     def _reply(self, head: Head, body: bytes, request: str) -> Answer:
         if self._creates(head):
@@ -207,7 +217,7 @@ class Stripe(Upstream):
             return error(400, **found)
         if not form.get("customer"):
             return _NO_CUSTOMER
-        made = invoice.fresh(form)
+        made = invoice.fresh(form, live=_LIVE.match(_key(head)) is not None)
         answer, under_key, busy = self._execute(form["customer"], made, _key(head))
         if answer.creates:
             books.invoices[place[0], json.loads(made)["id"]] = made

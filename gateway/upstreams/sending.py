@@ -69,11 +69,14 @@ class Upstreams:
     def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
         """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
         dialect, step = _dialect(grant), Step(grant.ledger_key or admission.owner, admission.doubt)
-        reached, attempts, first = False, 0, secret
+        reached, attempts, first, alarm = False, 0, secret, None
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
         while True:
             reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached = attempts + 1, reached or reply.reached
+            if reply.stray:
+                self._transport.hang_up()
+                alarm = reply.alarm
             if reply.upstream_status in {401, 403} and secret is first:
                 # Read a refused key again. If it has changed, send the call once more.
                 fresh = self._secrets.renew(secret, deadline)
@@ -91,7 +94,7 @@ class Upstreams:
         if attempts == 1:
             return reply
         # An earlier try that reached the upstream counts, whatever happened to the last one.
-        return replace(reply, attempts=attempts, reached=reached)
+        return replace(reply, attempts=attempts, reached=reached, alarm=reply.alarm or alarm)
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:

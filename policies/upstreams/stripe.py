@@ -49,7 +49,7 @@ CODES: Final = {
     "taxes_calculation_failed": "Tax could not be worked out",
 }
 
-_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id"})
+_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id", b"idempotency-key"})
 _WORDS: Final = {"true": True, "false": False}
 #: docs.stripe.com/keys: secret and restricted keys.
 _KEY = re.compile(r"(?:sk|rk)_(live|test)_.*")
@@ -100,9 +100,18 @@ class Stripe(Dialect):
         return Outgoing(operation.method, url, KeyPlace.BEARER, headers, body, _HEARD, private=connection.private)
 
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """See :class:`policies.dialect.Dialect`. Stripe's documentation says to obey ``Stripe-Should-Retry``."""
-        reply = outcomes.judge(grant, step, status, headers, body, said)
-        again = _WORDS.get(headers.get("stripe-should-retry", ""), reply.again)
+        """See :class:`policies.dialect.Dialect`.
+
+        Stripe's documentation says to obey ``Stripe-Should-Retry``. Stripe repeats a request's ``Idempotency-Key`` in
+        its answer, a refusal too, so one with another key, or with one where none was sent, is the answer to another
+        call.
+        """
+        sent = None if grant.entitlement.operation.repeatable else upstream_key(step.name)
+        if headers.get("idempotency-key", sent) != sent:
+            reply = outcomes.stray(grant, "Idempotency-Key", status)
+        else:
+            reply = outcomes.judge(grant, step, status, headers, body, said)
+        again = _WORDS.get(headers.get("stripe-should-retry", ""), reply.again) or reply.stray
         named = headers.get("request-id", "")
         return replace(
             reply,
