@@ -77,7 +77,7 @@ class Upstreams:
             if reply.stray:
                 self._transport.hang_up()
                 alarm = reply.alarm
-            if reply.upstream_status in {401, 403} and secret is first:
+            elif reply.upstream_status in {401, 403} and secret is first:
                 # Read a refused key again. If it has changed, send the call once more.
                 fresh = self._secrets.renew(secret, deadline)
                 if fresh is not None and of_mode(grant.entitlement.connection, fresh):

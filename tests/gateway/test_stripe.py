@@ -545,6 +545,17 @@ def test_stray_answer_leaves_the_call_in_doubt(told: Told) -> None:
     assert reply.alarm is not None
 
 
+def test_key_that_was_refused_to_another_call_is_not_refused_to_this_one(
+    told: Told, secret_manager: Sandbox, secrets: Secrets
+) -> None:
+    """It is not read again, and this call stays in doubt."""
+    secrets.access(asked(), time.monotonic() + 20)
+    secret_manager.add(SECRET, ROTATED.encode())
+    script = Script(Received(401, b"{}", {"idempotency-key": "any"}), answered(429, wait=7))
+    reply, _ = told(script)
+    assert (reply.outcome, script.keys) == (Outcome.UNKNOWN, [UPSTREAM_KEY] * 2)
+
+
 @pytest.mark.parametrize(
     ("answer", "what"),
     [
