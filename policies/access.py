@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import TYPE_CHECKING
 
-from policies import forms, idempotency, parameters
+from policies import forms, idempotency, keynames, parameters
 from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
     BodyMalformed,
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policies.model import Call, Caller, Entitlement, PolicySet
-
-#: Stripe's own length; printable ASCII without a comma, since a header sent twice arrives joined by one.
-_KEY = re.compile(r"[!-+\--~](?:[ -+\--~]{0,253}[!-+\--~])?")
 
 
 def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
@@ -114,11 +110,28 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
     if not WEBHOOK_IDS.isdisjoint(call.credentials):
         # Signed, unlike the header. The comma, which no header's key contains, prevents collisions.
         [name] = WEBHOOK_IDS & call.credentials.keys()
-        return f"webhook,{call.credentials[name].reveal()}"
+        named = call.credentials[name].reveal()
+        _check(name, named)
+        return f"webhook,{named}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing
         return None
-    if not _KEY.fullmatch(call.idempotency_key):
+    written = call.idempotency_key
+    key = keynames.unquoted(written) if written.startswith('"') else written
+    if key is None:
+        raise IdempotencyKeyInvalid(
+            "The Idempotency-Key header begins with a quotation mark. Write the key without any, such as order-1001, "
+            "or with one at each end and nothing behind the second. Send it once."
+        )
+    if not keynames.HEADER.fullmatch(key):
         raise IdempotencyKeyInvalid
-    return call.idempotency_key
+    _check("Idempotency-Key", key, source.prefix)
+    return key
+
+
+def _check(header: str, key: str, prefix: str = "") -> None:
+    """Refuse a key that cannot name one call. A parameter that is the key was checked with all others."""
+    fault = keynames.fault(key, prefix)
+    if fault is not None:
+        raise IdempotencyKeyInvalid(f"The {header} header {fault}")

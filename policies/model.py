@@ -200,6 +200,8 @@ class Idempotency(msgspec.Struct, frozen=True, array_like=True):
     required: bool
     parameter: str | None
     seconds: int
+    prefix: str = ""
+    """How every key must begin, with something behind it; empty if that is free."""
 
 
 class Entitlement(msgspec.Struct, frozen=True):
