@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from policies import forms, idempotency, keynames, parameters
 from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
+    AccountNotGranted,
     BodyMalformed,
     CallerPaused,
     ConnectionNotGranted,
@@ -19,20 +20,22 @@ from policies.upstreams import UPSTREAMS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policies.model import Call, Caller, Entitlement, PolicySet
+    from policies.model import Call, Caller, Connection, Entitlement, PolicySet
 
 
 def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     """Approve ``call``, or raise the refusal that says why not. What the policy does not allow is denied.
 
-    Raises :class:`CallerPaused`, :class:`ConnectionNotGranted`, :class:`BodyMalformed`, the refusals of
-    ``parameters.approve``, and those of the idempotency key.
+    Raises :class:`CallerPaused`, :class:`ConnectionNotGranted`, :class:`AccountNotGranted`, :class:`BodyMalformed`,
+    the refusals of ``parameters.approve``, and those of the idempotency key.
     """
     if caller.paused:
         raise CallerPaused
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
     if entitlement is None or caller.tied is not None:
         entitlement = _own(caller, call)
+    if call.accounts:
+        _check_accounts(entitlement.connection, call.accounts)
     asked, approved = parameters.approve(entitlement, _given(call))
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
@@ -79,6 +82,14 @@ def _own(caller: Caller, call: Call) -> Entitlement:
     if entitlement is None:
         raise ConnectionNotGranted
     return entitlement
+
+
+def _check_accounts(connection: Connection, accounts: Mapping[str, str]) -> None:
+    """Refuse a call for another account than the policy's: no header is passed on, so it would be made there."""
+    ours = connection.settings.get(UPSTREAMS[connection.upstream].account)
+    for header, account in accounts.items():
+        if account != ours:
+            raise AccountNotGranted(header)
 
 
 def _given(call: Call) -> dict[str, str]:

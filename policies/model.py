@@ -290,6 +290,8 @@ class Call(msgspec.Struct, frozen=True):
     validate_only: bool
     path_parameters: Mapping[str, str] = {}
     """The parameters that the path holds."""
+    accounts: Mapping[str, str] = {}
+    """The account that the call is for, by each header that names one. An empty header names none."""
 
     def __repr__(self) -> str:
         """Leave out everything that may contain a customer's data."""

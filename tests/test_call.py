@@ -155,7 +155,7 @@ def test_no_header_of_the_caller_goes_upstream(server: Callable[..., Server], up
     canaries = {
         name: f"canary-{number}"
         for number, name in enumerate(
-            ["X-Forwarded-For", "Forwarded", "Stripe-Account", "Stripe-Version", "Stripe-Context", "Cookie", "Accept",
+            ["X-Forwarded-For", "Forwarded", "Stripe-Version", "Cookie", "Accept",
              "Accept-Encoding", "Accept-Language", "Idempotency-Key", "User-Agent", "X-Canary", "Referer", "Origin",
              "Via", "Proxy-Authorization", "X-HTTP-Method-Override", "traceparent", "Function-Execution-Id"]
         )
@@ -174,6 +174,16 @@ def test_no_header_of_the_caller_goes_upstream(server: Callable[..., Server], up
         "content-type": FORM,
         "content-length": str(len(CUSTOMER)),
     }
+
+
+@pytest.mark.parametrize("header", ["Stripe-Account", "Stripe-Context"])
+def test_account_in_a_header_is_refused_where_no_account_can_be_chosen(
+    server: Callable[..., Server], upstream: Appgregator, header: str
+) -> None:
+    running = server()
+    refused(running.call(headers={header: "acct_1"}), 400, "account-not-granted")
+    assert not upstream.calls
+    assert running.call(headers={header: ""})[0] == 200
 
 
 # ---------------------------------------------------------------- what the policy says
