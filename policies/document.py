@@ -22,6 +22,7 @@ from policies import forms, keynames, parameters, quota
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
+    MODES,
     NAME,
     WHOLESALE,
     Budget,
@@ -356,7 +357,7 @@ def _connection(name: str, entry: _Value) -> Connection:
         ceiling=keys["ceiling"].limit() if "ceiling" in keys else None,
         private=keys["private"].boolean() if "private" in keys else False,
         first=first,
-        mode=keys["mode"].one_of(("live", "test")) if "mode" in keys else "",
+        mode=keys["mode"].one_of(MODES) if "mode" in keys else "",
         settings={key: value for key, value in settings.items() if value is not None},
     )
     return replace(connection, place=dialect.place(connection))

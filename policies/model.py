@@ -31,6 +31,9 @@ def names_secret(text: str) -> bool:
     return VERSION.fullmatch(text) is not None or _MOUNTED.fullmatch(text) is not None
 
 
+#: Whose data a connection may be for.
+MODES: Final = ("live", "test")
+
 # ---------------------------------------------------------------- operations: what an upstream can do
 
 

@@ -532,6 +532,28 @@ def test_last_good_key_serves_while_secret_manager_is_down(
     assert upstream.invoices == 3
 
 
+def test_last_good_key_serves_while_the_newest_version_holds_no_key(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    secret_manager: SecretManager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.secrets.FRESH_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.secrets.PAUSE_SECONDS", 0.01)
+    gate = function()
+    assert gate.post().status_code == 200
+    secret_manager.add(SECRET, b"")
+    for _ in range(3):
+        time.sleep(0.02)
+        assert gate.post().status_code == 200
+    assert len(secret_manager.accesses) >= 3  # it was asked
+    [line] = [line for line in gate.record.lines() if line["countersign"]["kind"] == "secret"]
+    assert line["severity"] == "ERROR"
+    assert line["message"].startswith(f"secret refused: {SECRET}/versions/latest: version 2 holds no key: ")
+    assert upstream.invoices == 4
+    assert_chain_holds(gate)
+
+
 def test_secret_manager_that_was_never_up_means_that_nothing_is_sent(
     function: Callable[..., Function],
     upstream: Appgregator,

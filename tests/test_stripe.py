@@ -155,7 +155,10 @@ def test_key_of_the_other_mode_is_no_key(
         for target in (TARGET, TARGET):
             refused(loaded.post(target, Idempotency_Key="order-1"), 503, "secret-unavailable")
         notes = {entry["note"] for entry in loaded.record.entries("refusal")}
-        assert notes == {f"billing is for {mode} data, and this key is not"}
+        assert notes == {f"the file holds a {other} key, and its connection is for {mode} data"}
+        [line] = [line for line in loaded.record.lines() if line["countersign"]["kind"] == "secret"]
+        assert (line["severity"], line["countersign"]["secret"]) == ("ERROR", f"file:{tmp_path / 'key'}")
+        assert line["countersign"]["problem"] in notes
         assert not stripe.calls
         assert wrong[3:] not in loaded.record.text()
         for key in (right, silent):

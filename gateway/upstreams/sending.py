@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from gateway.secrets import of_mode
 from gateway.upstreams.transport import LostError, NotSentError
 from policies.concealed import HIDDEN
 from policies.model import Outcome, Step
@@ -76,8 +75,8 @@ class Upstreams:
             attempts, reached = attempts + 1, reached or reply.reached
             if reply.upstream_status in {401, 403} and secret is first:
                 # Read a refused key again. If it has changed, send the call once more.
-                fresh = self._secrets.renew(secret, deadline)
-                if fresh is not None and of_mode(grant.entitlement.connection, fresh):
+                fresh = self._secrets.renew(grant, secret, deadline)
+                if fresh is not None:
                     secret = fresh
                     continue
             if reply.outcome is Outcome.UNKNOWN:

@@ -146,8 +146,9 @@ def test_client_object_of_the_sdk_does_as_well(
 
 def test_account_of_another_is_an_invalid_request(through: Callable[..., Server], stripe_upstream: Stripe) -> None:
     running = through()
-    for chosen in ({"stripe_account": "acct_other"}, {"stripe_context": "acct_other"}):
-        error = raised(running, stripe.InvalidRequestError, customer=CUSTOMER, **chosen)
+    for chosen in ("stripe_account", "stripe_context"):
+        asked: dict[str, Any] = {"customer": CUSTOMER, chosen: "acct_other"}
+        error = raised(running, stripe.InvalidRequestError, **asked)
         assert error.code == "account_not_granted"
     assert not stripe_upstream.calls
 
