@@ -71,7 +71,7 @@ def _options(entitlement: Entitlement, given: Mapping[str, str], token: str | No
         yield f'-H "X-Serverless-Authorization: Bearer $({token})"'
     yield '-H "x-api-key: $CALLER_KEY"'
     if not entitlement.operation.repeatable and entitlement.idempotency.parameter is None:
-        yield "-H 'Idempotency-Key: first-try'"
+        yield f"-H {shlex.quote(f'Idempotency-Key: {entitlement.idempotency.prefix}first-try')}"
     if entitlement.operation.method == "GET":
         yield "--get"
     elif not given:
@@ -90,14 +90,14 @@ def _approved(entitlement: Entitlement, given: Mapping[str, str]) -> bool:
 
 def examples(entitlement: Entitlement) -> dict[str, str]:
     """Return parameters that the grant takes: those that it asks for, or else the first that it allows."""
-    operation, rules = entitlement.operation, entitlement.rules
+    operation, rules, key = entitlement.operation, entitlement.rules, entitlement.idempotency
     wanted = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
-    wanted += [path for path in (*entitlement.required, entitlement.idempotency.parameter) if path is not None]
+    wanted += [path for path in (*entitlement.required, key.parameter) if path is not None]
     given: dict[str, str] = {}
     for path in wanted or [next(iter(rules))]:
         rule = rules.get(path) or rules.get(parameters.template_of(operation, path) or "")
         if rule is not None and rule.kind not in {Kind.OBJECT, Kind.ARRAY}:
-            given[path] = _example(path, rule)
+            given[path] = _example(path, rule, key.prefix if path == key.parameter else "")
             continue
         parts = [part for part in rules if part.startswith(f"{path}[")]
         needed = [
@@ -112,12 +112,13 @@ def examples(entitlement: Entitlement) -> dict[str, str]:
     return forms.canonical({path: value for path, value in given.items() if path not in fixed})
 
 
-def _example(path: str, rule: Rule) -> str:
-    """Return a value that the rule takes, where one is easily found."""
+def _example(path: str, rule: Rule, prefix: str = "") -> str:
+    """Return a value that the rule takes and that begins with ``prefix``, where one is easily found."""
     if rule.one_of is not None:
-        return next((one for one in sorted(rule.one_of) if parameters.fault(rule, one) is None), "")
+        fitting = (one for one in sorted(rule.one_of) if one.startswith(prefix))
+        return next((one for one in fitting if parameters.fault(rule, one) is None), "")
     if rule.kind is Kind.STRING:
-        return ((rule.prefix or _PREFIXES.get(path, "")) + "123")[: rule.max_length]
+        return ((prefix or rule.prefix or _PREFIXES.get(path, "")) + "123")[: rule.max_length]
     value = _EXAMPLES.get(rule.kind, "")
     if parameters.fault(rule, value) is None:
         return value

@@ -136,7 +136,7 @@ class Audit:
 
     def policy_taken(self, digest: str) -> None:
         """Record that another policy document is now in force."""
-        self._policy_line({"result": "taken", "policy": digest}, "NOTICE", f"policy taken {digest[:SHORT]}")
+        self._own_line("policy", {"result": "taken", "policy": digest}, "NOTICE", f"policy taken {digest[:SHORT]}")
         self._policy = digest
 
     def policy_refused(self, kept: str, problem: str, *, document: str | None = None) -> None:
@@ -149,11 +149,18 @@ class Audit:
         content = {"result": "unread", "policy": kept, "problem": problem}
         if document is not None:
             content |= {"result": "refused", "document": document}
-        self._policy_line(content, "ERROR", f"policy {content['result']}: {problem}")
+        self._own_line("policy", content, "ERROR", f"policy {content['result']}: {problem}")
 
-    def _policy_line(self, content: dict[str, Any], severity: str, message: str) -> None:
+    def secret_refused(self, secret: str, problem: str) -> None:
+        """Record why a version that was read of ``secret`` is not used. Neither text holds any part of it."""
+        self._own_line(
+            "secret", {"secret": secret, "problem": problem}, "ERROR", f"secret refused: {secret}: {problem}"
+        )
+
+    def _own_line(self, kind: str, content: dict[str, Any], severity: str, message: str) -> None:
+        """Write a line that is about no call. A record that is full must not keep a call from going on."""
         try:
-            self.write("policy", content, severity, message)
+            self.write(kind, content, severity, message)
         except RecordUnavailable as error:  # a revoked key must not stay valid because the log is full
             alert(f"{message}; this could not be recorded: {error.note}")
 

@@ -34,6 +34,7 @@ from policies.refusals import (
     TargetTooLong,
 )
 from policies.suggestions import closest
+from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     import socket
@@ -61,6 +62,9 @@ _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
 _CREDENTIALS: Final = {
     f"HTTP_{name.upper().replace('-', '_')}": name
     for name in (SERVERLESS, *(name for kind in KINDS for headers in kind.HEADERS for name in headers))
+}
+_ACCOUNTS: Final = {
+    f"HTTP_{name.upper().replace('-', '_')}": name for dialect in UPSTREAMS.values() for name in dialect.account_headers
 }
 _MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
 _UTF_8: Final = frozenset({"utf-8", "utf8"})
@@ -98,6 +102,7 @@ def read(environ: Mapping[str, Any]) -> Call:
         name=name,
         connection_name=connection_name,
         path_parameters=route.parameters,
+        accounts={} if environ.keys().isdisjoint(_ACCOUNTS) else _accounts(environ),
         credentials={
             (name := _CREDENTIALS[key]): Concealed(_header(environ, key, name) or "")
             for key in environ.keys() & _CREDENTIALS.keys()
@@ -214,6 +219,10 @@ def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
     if value is not None and len(value) > MAX_HEADER:
         raise HeaderMalformed(f"The {name} header is too long.")
     return value
+
+
+def _accounts(environ: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value for key, name in _ACCOUNTS.items() if (value := _header(environ, key, name))}
 
 
 @lru_cache(64)  # the same, and these may be longer

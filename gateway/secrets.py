@@ -1,8 +1,8 @@
 """Secret Manager -> Secret, which holds the upstream's key.
 
 Google's client reads it, and we check its checksum. There is one read however many calls wait (single flight), a short
-cache, the last good value for a bounded time while Secret Manager is down, and a fresh read when the upstream refuses
-the key. A version that is disabled, destroyed or forbidden is not "down": its key is dropped at once.
+cache, the last good value for a bounded time while Secret Manager is down or holds no key, and a fresh read when the
+upstream refuses the key. A version that is disabled, destroyed or forbidden is not "down": its key is dropped at once.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from gateway.edges import meaning
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError, Kept, Lifetime
 from policies.concealed import Concealed
-from policies.model import VERSION
+from policies.model import MODES, VERSION
 from policies.refusals import SecretUnavailable
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from policies.model import Connection, Grant
+    from policies.dialect import Dialect
+    from policies.model import Grant
 
 #: How long a key is used before it is read again: one read a minute costs nothing, and a rotation is seen in that time.
 FRESH_SECONDS: Final = 60.0
-#: How long the last good key is used while Secret Manager cannot be reached: longer than its outages have been,
-#: shorter than a working day in which somebody believes that a key is no longer in use.
+#: How long the last good key is used while Secret Manager cannot be reached, or holds no key: longer than its outages
+#: have been, shorter than a working day in which somebody believes that a key is no longer in use.
 LAST_GOOD_SECONDS: Final = 3600.0
 #: Seconds without a read after a failed one, or after a renewal that returned the same key: strangers can cause reads
 #: by sending webhooks.
@@ -50,6 +51,12 @@ _JSON: Final = msgspec.json.Encoder()
 
 #: A header value (RFC 9110, 5.5) without a space, which no key has.
 _VALUE = re.compile(rf"[!-~]{{{MIN_LENGTH},{MAX_LENGTH}}}")
+#: The version of a mounted secret, which does not say its own.
+_MOUNTED: Final = "mounted"
+
+
+class NotAKeyError(DownError):
+    """The version that was read holds no key: a mistake in a rotation, so the last good one is used for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +70,16 @@ class Secret:
 
     @classmethod
     def of(cls, name: str, version: str, data: bytes) -> Secret:
-        """Make a secret of what was read. Raises :class:`GoneError` for bytes that cannot be a key."""
+        """Make a secret of what was read. Raises :class:`NotAKeyError` for bytes that cannot be a key."""
         try:
             # A line break at the end comes from `echo KEY | gcloud secrets create`, and is not part of any key.
             value = data.decode("ascii").rstrip("\r\n")
         except UnicodeDecodeError:
             value = ""
         if not _VALUE.fullmatch(value):
-            raise GoneError(
-                f"the value is not a key: {MIN_LENGTH} to {MAX_LENGTH} printable ASCII characters without a space"
+            raise NotAKeyError(
+                f"{_holder(version)} holds no key: {MIN_LENGTH} to {MAX_LENGTH} printable ASCII characters without a "
+                "space"
             )
         return cls(name, version, Concealed(value), Concealed(_encodings(value)))
 
@@ -110,6 +118,10 @@ class Secret:
         return REDACTED if len(text) >= MIN_LENGTH and self.occurs_in(text) else text
 
 
+def _holder(version: str) -> str:
+    return "the file" if version == _MOUNTED else f"version {version}"
+
+
 def _encodings(value: str) -> tuple[str, ...]:
     """Return the encodings of a key, in lower case; base64 at each of the three offsets within a group."""
     raw = value.encode("ascii")
@@ -127,7 +139,7 @@ class Source(Protocol):
     """Where secrets are read."""
 
     def read(self, name: str) -> Secret:
-        """Read ``name``. Raises :class:`GoneError` or :class:`DownError`."""
+        """Read ``name``. Raises :class:`GoneError`, :class:`NotAKeyError` or :class:`DownError`."""
 
 
 class Mounted:
@@ -143,7 +155,7 @@ class Mounted:
             raise GoneError("the file does not exist") from None
         except OSError as error:
             raise DownError(type(error).__name__) from None
-        return Secret.of(name, "mounted", data)
+        return Secret.of(name, _MOUNTED, data)
 
 
 class SecretManager:
@@ -250,12 +262,6 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
     }
 
 
-def of_mode(connection: Connection, secret: Secret) -> bool:
-    """Whether a key may be one of the connection's mode; only one that itself says otherwise is not."""
-    mode = UPSTREAMS[connection.upstream].mode_of(secret.value.reveal())
-    return not connection.mode or mode in {None, connection.mode}
-
-
 def place_of(grant: Grant, secret: Secret) -> str:
     """Identify the account that a call goes to with this key: the policy's, and whether its data are live."""
     connection = grant.entitlement.connection
@@ -264,39 +270,73 @@ def place_of(grant: Grant, secret: Secret) -> str:
 
 
 class Secrets:
-    """The keys, cached."""
+    """The keys, cached. ``report(name, problem)`` is called once for each version that holds no key."""
 
-    def __init__(self, *, manager: Source, mounted: Source, clock: Callable[[], float]) -> None:
-        self._manager, self._mounted = manager, mounted
+    def __init__(
+        self,
+        *,
+        manager: Source,
+        mounted: Source,
+        clock: Callable[[], float],
+        report: Callable[[str, str], None] = lambda _name, _problem: None,
+    ) -> None:
+        self._manager, self._mounted, self._report = manager, mounted, report
+        self._reported: dict[tuple[str, str], str] = {}
         lifetime = Lifetime(renew=FRESH_SECONDS, stale=FRESH_SECONDS, good=LAST_GOOD_SECONDS)
-        self._kept = Kept(self._read, lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock)
+
+        def kept(dialect: Dialect | None, mode: str) -> Kept[Secret]:
+            return Kept(partial(self._read, dialect, mode), lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock)
+
+        # What is a key for live data is none for test data, so the last good one is another.
+        self._keys = {(one.id, mode): kept(one, mode) for one in UPSTREAMS.values() for mode in ("", *MODES)}
+        self._signing = kept(None, "")
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
         connection = grant.entitlement.connection
-        secret = self.named(connection.secret, deadline)
-        if connection.mode and not of_mode(connection, secret):
-            raise SecretUnavailable(note=f"{connection.id} is for {connection.mode} data, and this key is not")
-        return secret
+        return _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
 
     def named(self, name: str, deadline: float) -> Secret:
-        """Return the secret at ``name``. Raises :class:`SecretUnavailable`."""
-        try:
-            return self._kept.get(name, deadline)
-        except GoneError as error:
-            raise SecretUnavailable(note=str(error)) from None
-        except DownError as error:
-            raise SecretUnavailable(note=str(error), retry_after=int(PAUSE_SECONDS)) from None
+        """Return the secret at ``name``, which is no upstream's key. Raises :class:`SecretUnavailable`."""
+        return _have(self._signing, name, deadline)
 
-    def renew(self, refused: Secret, deadline: float) -> Secret | None:
+    def renew(self, grant: Grant, refused: Secret, deadline: float) -> Secret | None:
         """Drop a key that the upstream refused, and return another one; None if there is none."""
-        self._kept.drop(refused.name, refused)
+        connection = grant.entitlement.connection
+        kept = self._keys[connection.upstream, connection.mode]
+        kept.drop(refused.name, refused)
         try:
-            secret = self._kept.renew(refused.name, refused, deadline)
+            secret = kept.renew(refused.name, refused, deadline)
         except DownError:
             return None
         return secret if secret.value != refused.value else None  # another version may hold the same key
 
-    def _read(self, name: str, _deadline: float) -> Secret:
+    def _read(self, dialect: Dialect | None, mode: str, name: str, _deadline: float) -> Secret:
+        """Read a secret; with ``mode``, a key of ``dialect`` that does not itself say that it is of another one."""
         source = self._mounted if name.startswith("file:") else self._manager
-        return source.read(name)
+        try:
+            secret = source.read(name)
+            if dialect is not None and mode:
+                _check_mode(secret, dialect, mode)
+        except NotAKeyError as error:
+            if self._reported.get((name, mode)) != str(error):
+                self._reported[name, mode] = str(error)
+                self._report(name, str(error))
+            raise
+        self._reported.pop((name, mode), None)
+        return secret
+
+
+def _check_mode(secret: Secret, dialect: Dialect, mode: str) -> None:
+    says = dialect.mode_of(secret.value.reveal())
+    if says not in {None, mode}:
+        raise NotAKeyError(f"{_holder(secret.version)} holds a {says} key, and its connection is for {mode} data")
+
+
+def _have(kept: Kept[Secret], name: str, deadline: float) -> Secret:
+    try:
+        return kept.get(name, deadline)
+    except GoneError as error:
+        raise SecretUnavailable(note=str(error)) from None
+    except DownError as error:
+        raise SecretUnavailable(note=str(error), retry_after=int(PAUSE_SECONDS)) from None

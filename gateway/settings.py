@@ -176,9 +176,9 @@ def load(environ: Mapping[str, str]) -> Gate:
         manager.close()
     if any(connection.secret.startswith("projects/") for connection in first.connections.values()):
         manager.prepare()
-    secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic)
     store = shared(settings.store, password) or Memory(time.monotonic)
     audit = Audit(_sink(settings.audit), policy=first.digest, project=settings.project)
+    secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
     return Gate(
         policies=Policies(
             source,

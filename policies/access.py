@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import TYPE_CHECKING
 
-from policies import forms, idempotency, parameters
+from policies import forms, idempotency, keynames, parameters
 from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
+    AccountNotGranted,
     BodyMalformed,
     CallerPaused,
     ConnectionNotGranted,
@@ -20,23 +20,22 @@ from policies.upstreams import UPSTREAMS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policies.model import Call, Caller, Entitlement, PolicySet
-
-#: Stripe's own length; printable ASCII without a comma, since a header sent twice arrives joined by one.
-_KEY = re.compile(r"[!-+\--~](?:[ -+\--~]{0,253}[!-+\--~])?")
+    from policies.model import Call, Caller, Connection, Entitlement, PolicySet
 
 
 def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     """Approve ``call``, or raise the refusal that says why not. What the policy does not allow is denied.
 
-    Raises :class:`CallerPaused`, :class:`ConnectionNotGranted`, :class:`BodyMalformed`, the refusals of
-    ``parameters.approve``, and those of the idempotency key.
+    Raises :class:`CallerPaused`, :class:`ConnectionNotGranted`, :class:`AccountNotGranted`, :class:`BodyMalformed`,
+    the refusals of ``parameters.approve``, and those of the idempotency key.
     """
     if caller.paused:
         raise CallerPaused
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
     if entitlement is None or caller.tied is not None:
         entitlement = _own(caller, call)
+    if call.accounts:
+        _check_accounts(entitlement.connection, call.accounts)
     asked, approved = parameters.approve(entitlement, _given(call))
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
@@ -87,6 +86,14 @@ def _own(caller: Caller, call: Call) -> Entitlement:
     return entitlement
 
 
+def _check_accounts(connection: Connection, accounts: Mapping[str, str]) -> None:
+    """Refuse a call for another account than the policy's: no header is passed on, so it would be made there."""
+    ours = connection.settings.get(UPSTREAMS[connection.upstream].account)
+    for header, account in accounts.items():
+        if account != ours:
+            raise AccountNotGranted(header)
+
+
 def _given(call: Call) -> dict[str, str]:
     """Return the parameters of a call as they were sent, wherever they stand."""
     given = forms.parse(call.body, call.media)
@@ -116,11 +123,28 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
     if not WEBHOOK_IDS.isdisjoint(call.credentials):
         # Signed, unlike the header. The comma, which no header's key contains, prevents collisions.
         [name] = WEBHOOK_IDS & call.credentials.keys()
-        return f"webhook,{call.credentials[name].reveal()}"
+        named = call.credentials[name].reveal()
+        _check(name, named)
+        return f"webhook,{named}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing
         return None
-    if not _KEY.fullmatch(call.idempotency_key):
+    written = call.idempotency_key
+    key = keynames.unquoted(written) if written.startswith('"') else written
+    if key is None:
+        raise IdempotencyKeyInvalid(
+            "The Idempotency-Key header begins with a quotation mark. Write the key without any, such as order-1001, "
+            "or with one at each end and nothing behind the second. Send it once."
+        )
+    if not keynames.HEADER.fullmatch(key):
         raise IdempotencyKeyInvalid
-    return call.idempotency_key
+    _check("Idempotency-Key", key, source.prefix)
+    return key
+
+
+def _check(header: str, key: str, prefix: str = "") -> None:
+    """Refuse a key that cannot name one call. A parameter that is the key was checked with all others."""
+    fault = keynames.fault(key, prefix)
+    if fault is not None:
+        raise IdempotencyKeyInvalid(f"The {header} header {fault}")

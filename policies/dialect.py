@@ -71,6 +71,8 @@ class Dialect(ABC):
     settings: ClassVar[Mapping[str, Setting]] = {}
     account: ClassVar[str] = ""
     """The setting that names the account; empty if none does."""
+    account_headers: ClassVar[tuple[str, ...]] = ()
+    """The headers with which its own clients name another account. A call may name the policy's only."""
     deduplicates: ClassVar[int] = 0
     """For how many seconds it repeats its answer to the same idempotency key; 0 if never.
 

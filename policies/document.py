@@ -18,10 +18,11 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from policies import forms, parameters, quota
+from policies import forms, keynames, parameters, quota
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
+    MODES,
     NAME,
     WHOLESALE,
     Budget,
@@ -356,7 +357,7 @@ def _connection(name: str, entry: _Value) -> Connection:
         ceiling=keys["ceiling"].limit() if "ceiling" in keys else None,
         private=keys["private"].boolean() if "private" in keys else False,
         first=first,
-        mode=keys["mode"].one_of(("live", "test")) if "mode" in keys else "",
+        mode=keys["mode"].one_of(MODES) if "mode" in keys else "",
         settings={key: value for key, value in settings.items() if value is not None},
     )
     return replace(connection, place=dialect.place(connection))
@@ -843,13 +844,21 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
     if isinstance(value.node, _Scalar):
         mode = value.one_of(("required", "optional"))
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)
-    entry = value.mapping(known=("from", "for"), required=("from",))
-    path = entry["from"].text()
-    rule = _granted(entry["from"], path, rules, operation)
-    if rule.fixed is not None or rule.kind in {Kind.OBJECT, Kind.ARRAY}:
-        raise entry["from"].fail(
-            f"{path} cannot tell one call from another. Name a parameter that can, such as an order number"
-        )
+    entry = value.mapping(known=("required", "from", "prefix", "for"))
+    if not entry:
+        raise value.fail("write required, optional, or what every key must be, such as {prefix: order-}")
+    required = entry["required"].boolean() if "required" in entry else True
+    path = rule = None
+    if "from" in entry:
+        path = entry["from"].text()
+        rule = _granted(entry["from"], path, rules, operation)
+        if rule.fixed is not None or rule.kind in {Kind.OBJECT, Kind.ARRAY}:
+            raise entry["from"].fail(
+                f"{path} cannot tell one call from another. Name a parameter that can, such as an order number"
+            )
+        if not required:
+            raise entry["required"].fail(f"{path} is the key, so every call must send it. Remove this")
+    prefix = _key_prefix(entry["prefix"], rule) if "prefix" in entry else ""
     seconds = RETENTION
     if "for" in entry:
         hint = "write hours or days, such as 72h or 7d; 72h at least, since no-code tools repeat calls that late"
@@ -857,7 +866,22 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
         seconds = int(match[1]) * (3600 if match[2] == "h" else 86400) if match else 0
         if seconds < RETENTION:
             raise entry["for"].fail(hint)
-    return Idempotency(required=True, parameter=path, seconds=seconds)
+    return Idempotency(required, path, seconds, prefix)
+
+
+def _key_prefix(value: _Value, rule: Rule | None) -> str:
+    """Read how every key must begin. ``rule`` is that of the parameter that is the key, if one is."""
+    prefix = value.text()
+    key = f"{prefix}1"
+    if keynames.fault(key, prefix) is not None or (rule is None and not keynames.HEADER.fullmatch(key)):
+        raise value.fail("a key that begins so would be refused. Write the beginning of a name, such as order-")
+    if rule is None:
+        return prefix
+    if rule.kind is not Kind.STRING:
+        raise value.fail(f"prefix cannot be said of {rule.path}, whose kind is {rule.kind.value}")
+    if all(parameters.fault(rule, one) or keynames.fault(one, prefix) for one in rule.one_of or (key,)):
+        raise value.fail(f"{rule.path} could never begin so and have something behind it, so no call could pass")
+    return prefix
 
 
 def _granted(value: _Value, path: str, rules: Mapping[str, Rule], operation: Operation) -> Rule:

@@ -31,6 +31,9 @@ def names_secret(text: str) -> bool:
     return VERSION.fullmatch(text) is not None or _MOUNTED.fullmatch(text) is not None
 
 
+#: Whose data a connection may be for.
+MODES: Final = ("live", "test")
+
 # ---------------------------------------------------------------- operations: what an upstream can do
 
 
@@ -200,6 +203,8 @@ class Idempotency(msgspec.Struct, frozen=True, array_like=True):
     required: bool
     parameter: str | None
     seconds: int
+    prefix: str = ""
+    """How every key must begin, with something behind it; empty if that is free."""
 
 
 class Entitlement(msgspec.Struct, frozen=True):
@@ -288,6 +293,8 @@ class Call(msgspec.Struct, frozen=True):
     validate_only: bool
     path_parameters: Mapping[str, str] = {}
     """The parameters that the path holds."""
+    accounts: Mapping[str, str] = {}
+    """The account that the call is for, by each header that names one. An empty header names none."""
 
     def __repr__(self) -> str:
         """Leave out everything that may contain a customer's data."""

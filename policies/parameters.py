@@ -6,9 +6,17 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from policies import keynames
 from policies.forms import Fractional, canonical, nested, shown, split
 from policies.model import Kind, Rule
-from policies.refusals import Fault, IdempotencyKeyMissing, ParameterInvalid, ParameterMissing, ParameterNotGranted
+from policies.refusals import (
+    Fault,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyMissing,
+    ParameterInvalid,
+    ParameterMissing,
+    ParameterNotGranted,
+)
 from policies.suggestions import closest
 
 if TYPE_CHECKING:
@@ -48,8 +56,8 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
     Each value of what was asked is in its one form (see :func:`brought`), and blank ones that unset nothing are left
     out, so that all spellings of a call have one fingerprint and one key.
 
-    Raises :class:`ParameterNotGranted`, :class:`ParameterInvalid`, :class:`ParameterMissing`, or
-    :class:`IdempotencyKeyMissing` where a parameter is the key: the class of the first fault, with all of them.
+    Raises :class:`ParameterNotGranted`, :class:`ParameterInvalid`, :class:`ParameterMissing`, or where a parameter is
+    the key :class:`IdempotencyKeyMissing` or :class:`IdempotencyKeyInvalid`: the class of the first fault, with all.
     """
     rules = entitlement.rules
     faults: list[Fault] = []
@@ -95,7 +103,7 @@ def _faults_of_all(
     if entitlement.stamp is not None:
         faults += _stamped(entitlement.stamp, given)
     if entitlement.idempotency.parameter is not None:
-        faults += _keyless(entitlement.idempotency.parameter, entitlement.rules, asked)
+        faults += _keyless(entitlement.idempotency.parameter, entitlement, asked)
     return faults
 
 
@@ -240,16 +248,20 @@ def _stamped(stamp: str, given: Mapping[str, str]) -> Iterator[Fault]:
             yield Fault(ParameterNotGranted, path, f"{path} is written by the policy itself. Leave it out.", {})
 
 
-def _keyless(path: str, rules: Mapping[str, Rule], asked: Mapping[str, str]) -> Iterator[Fault]:
+def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> Iterator[Fault]:
     """Refuse a call whose key is the value of a parameter that does not name one call."""
-    value, rule = asked.get(path), rules.get(path)
+    value, rule, prefix = asked.get(path), entitlement.rules.get(path), entitlement.idempotency.prefix
     bounds = {} if rule is None else accepts(rule)
+    if prefix:
+        bounds["prefix"] = shown(prefix)
     if not value:
         said = f"Send {path}: it is what keeps a repeated call from raising a second invoice."
         yield Fault(IdempotencyKeyMissing, path, said, bounds)
     elif isinstance(value, Fractional):
         said = f"{path} names this call, so it cannot be a number with a fraction. Send it as text, in quotes."
         yield Fault(ParameterInvalid, path, said, bounds)
+    elif (problem := keynames.fault(value, prefix)) is not None:
+        yield Fault(IdempotencyKeyInvalid, path, f"{path} {problem}", bounds)
 
 
 def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault]:

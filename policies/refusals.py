@@ -26,6 +26,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     ├── PolicyRefusal                the policy said no
     │   ├── CallerPaused             403
     │   ├── ConnectionNotGranted     403  also a connection that does not exist: the answer is the same
+    │   ├── AccountNotGranted        400
     │   ├── ParameterNotGranted      400
     │   ├── ParameterInvalid         400
     │   ├── ParameterMissing         400
@@ -394,6 +395,20 @@ class ConnectionNotGranted(PolicyRefusal):
         "You may not use this connection. Check name and connection_name, or ask the operator of Countersign to grant "
         "it to you."
     )
+
+
+class AccountNotGranted(PolicyRefusal):
+    """A header names another account than the policy does for this connection."""
+
+    reason = "account-not-granted"
+    title = "This connection is for another account"
+    sentence = (
+        "Leave out the Stripe-Account header: the policy alone says for which account this connection is. Nothing was "
+        "sent. Ask the operator of Countersign for a connection of the account that you mean."
+    )
+
+    def __init__(self, header: str = "Stripe-Account") -> None:
+        super().__init__(self.sentence.replace("Stripe-Account", header))
 
 
 class ParameterNotGranted(PolicyRefusal):

@@ -155,7 +155,7 @@ def test_no_header_of_the_caller_goes_upstream(server: Callable[..., Server], up
     canaries = {
         name: f"canary-{number}"
         for number, name in enumerate(
-            ["X-Forwarded-For", "Forwarded", "Stripe-Account", "Stripe-Version", "Stripe-Context", "Cookie", "Accept",
+            ["X-Forwarded-For", "Forwarded", "Stripe-Version", "Cookie", "Accept",
              "Accept-Encoding", "Accept-Language", "Idempotency-Key", "User-Agent", "X-Canary", "Referer", "Origin",
              "Via", "Proxy-Authorization", "X-HTTP-Method-Override", "traceparent", "Function-Execution-Id"]
         )
@@ -174,6 +174,16 @@ def test_no_header_of_the_caller_goes_upstream(server: Callable[..., Server], up
         "content-type": FORM,
         "content-length": str(len(CUSTOMER)),
     }
+
+
+@pytest.mark.parametrize("header", ["Stripe-Account", "Stripe-Context"])
+def test_account_in_a_header_is_refused_where_no_account_can_be_chosen(
+    server: Callable[..., Server], upstream: Appgregator, header: str
+) -> None:
+    running = server()
+    refused(running.call(headers={header: "acct_1"}), 400, "account-not-granted")
+    assert not upstream.calls
+    assert running.call(headers={header: ""})[0] == 200
 
 
 # ---------------------------------------------------------------- what the policy says
@@ -520,6 +530,28 @@ def test_last_good_key_serves_while_secret_manager_is_down(
     assert gate.post().status_code == 200
     assert time.monotonic() - began < 0.5  # and for a while it is not asked again
     assert upstream.invoices == 3
+
+
+def test_last_good_key_serves_while_the_newest_version_holds_no_key(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    secret_manager: SecretManager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.secrets.FRESH_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.secrets.PAUSE_SECONDS", 0.01)
+    gate = function()
+    assert gate.post().status_code == 200
+    secret_manager.add(SECRET, b"")
+    for _ in range(3):
+        time.sleep(0.02)
+        assert gate.post().status_code == 200
+    assert len(secret_manager.accesses) >= 3  # it was asked
+    [line] = [line for line in gate.record.lines() if line["countersign"]["kind"] == "secret"]
+    assert line["severity"] == "ERROR"
+    assert line["message"].startswith(f"secret refused: {SECRET}/versions/latest: version 2 holds no key: ")
+    assert upstream.invoices == 4
+    assert_chain_holds(gate)
 
 
 def test_secret_manager_that_was_never_up_means_that_nothing_is_sent(

@@ -219,7 +219,10 @@ def test_key_of_the_other_mode_is_no_key(
         for target in (TARGET, TARGET):
             refused(loaded.post(target, Idempotency_Key="order-1"), 503, "secret-unavailable")
         notes = {entry["note"] for entry in loaded.record.entries("refusal")}
-        assert notes == {f"billing is for {mode} data, and this key is not"}
+        assert notes == {f"the file holds a {other} key, and its connection is for {mode} data"}
+        [line] = [line for line in loaded.record.lines() if line["countersign"]["kind"] == "secret"]
+        assert (line["severity"], line["countersign"]["secret"]) == ("ERROR", f"file:{tmp_path / 'key'}")
+        assert line["countersign"]["problem"] in notes
         assert not stripe.calls
         assert wrong[3:] not in loaded.record.text()
         # A key that does not say is used. Its mode here is test, and the invoice says so.
@@ -255,8 +258,7 @@ def test_key_of_the_other_mode_does_not_follow_one_that_stripe_refuses(
 def test_no_header_of_the_caller_goes_to_stripe(server: Callable[..., Server], stripe: Stripe) -> None:
     running = server(policy(stripe.origin, upstream="stripe"))
     names = (
-        "Stripe-Account Stripe-Version Stripe-Context Stripe-Livemode X-Stripe-Client-User-Agent Cookie Accept "
-        "User-Agent Idempotency-Key X-Canary"
+        "Stripe-Version Stripe-Livemode X-Stripe-Client-User-Agent Cookie Accept User-Agent Idempotency-Key X-Canary"
     )
     canaries = dict.fromkeys(names.split(), "canary")
     for target, key in ((TARGET, {"x-api-key": KEY}), (SDK_TARGET, {"Authorization": f"Bearer {KEY}"})):
@@ -282,6 +284,40 @@ def test_account_is_acted_for_only_where_the_policy_says_so(gate: Callable[..., 
     look = f"/invoices/{created}?{QUERY}"
     refused(gate(document).post(look, "", media=None, method="GET"), 404, "upstream-rejected")
     assert gate(acting).post(look, "", media=None, method="GET").status_code == 200
+
+
+ACCOUNT_HEADERS = ("Stripe-Account", "Stripe-Context")
+
+
+@pytest.mark.parametrize("header", ACCOUNT_HEADERS)
+@pytest.mark.parametrize("named", [None, "acct_1"], ids=["no account in the policy", "an account in the policy"])
+def test_account_of_another_in_a_header_is_refused_at_every_path(
+    gate: Callable[..., Function], stripe: Stripe, tmp_path: Path, header: str, named: str | None
+) -> None:
+    """A12: the caller believes that the invoice is another account's."""
+    document = policy(
+        stripe.origin, upstream="stripe", retrieve=LOOK, secret=f"file:{tmp_path / 'key'}",
+        credentials=[f"key: {{id: k2, sha256: {sha256('csk_tied')}, connection: billing}}"],
+    )  # fmt: skip
+    if named is not None:
+        document = document.replace("upstream: stripe\n", f"upstream: stripe\n    account: {named}\n", 1)
+    loaded = gate(document)
+    for value in ("acct_other", "acct_1,acct_1", "ACCT_1", "acct_1/acct_other"):
+        sent = {header.replace("-", "_"): value}
+        for answer in (
+            loaded.post(Idempotency_Key="order-1", **sent),
+            loaded.post(f"{TARGET}&validate_only=true", Idempotency_Key="order-1", **sent),
+            look(loaded, "in_1", **sent),
+        ):
+            assert header in refused(answer, 400, "account-not-granted")["detail"]
+        for target, key in ((SDK_TARGET, KEY), ("/v1/invoices", "csk_tied")):
+            answer = loaded.post(target, key=key, Idempotency_Key="order-1", **sent)
+            assert stripe_refused(answer, 400, "account-not-granted")["type"] == "invalid_request_error"
+    assert not stripe.calls
+    fitting = {each.replace("-", "_"): value for each in ACCOUNT_HEADERS for value in ["", named] if value is not None}
+    assert loaded.post(Idempotency_Key="order-1", **fitting).status_code == 200
+    assert dict(stripe.calls[0].headers).get("Stripe-Account") == named
+    assert "Stripe-Context" not in dict(stripe.calls[0].headers)
 
 
 def test_validate_only_shows_what_would_be_sent(gate: Callable[..., Function], stripe: Stripe) -> None:

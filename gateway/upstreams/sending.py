@@ -106,7 +106,7 @@ class Upstreams:
 
     def _renewed(self, grant: Grant, refused: Secret, deadline: float) -> Secret:
         """Read a key again that the upstream refused. Return it if it has not changed, or leads to another account."""
-        fresh = self._secrets.renew(refused, deadline)
+        fresh = self._secrets.renew(grant, refused, deadline)
         return fresh if fresh is not None and place_of(grant, fresh) == place_of(grant, refused) else refused
 
     def _quietened(self, grant: Grant, reply: Reply) -> Reply:

@@ -101,6 +101,8 @@ class Stripe(Dialect):
         "account": Setting(r"acct_[A-Za-z0-9]{1,64}", "write a connected account, such as acct_1032D82eZvKYlo2C"),
     }
     account = "account"
+    #: docs.stripe.com/connect/authentication; the second is ``stripe_context`` in Stripe's SDKs.
+    account_headers = ("Stripe-Account", "Stripe-Context")
     #: docs.stripe.com/api/idempotent_requests: a key may be removed once it is at least 24 hours old.
     deduplicates = 24 * 3600
 

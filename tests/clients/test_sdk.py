@@ -144,6 +144,15 @@ def test_client_object_of_the_sdk_does_as_well(
     assert stripe_upstream.invoices == 1
 
 
+def test_account_of_another_is_an_invalid_request(through: Callable[..., Server], stripe_upstream: Stripe) -> None:
+    running = through()
+    for chosen in ("stripe_account", "stripe_context"):
+        asked: dict[str, Any] = {"customer": CUSTOMER, chosen: "acct_other"}
+        error = raised(running, stripe.InvalidRequestError, **asked)
+        assert error.code == "account_not_granted"
+    assert not stripe_upstream.calls
+
+
 def test_answer_of_a_policy_without_object_is_an_invoice_all_the_same(
     through: Callable[..., Server], stripe_upstream: Stripe
 ) -> None:

@@ -80,6 +80,22 @@ def test_value_is_one_word_of_the_shell(document: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("idempotency", "says"),
+    [
+        ("{prefix: order-}", "-H 'Idempotency-Key: order-first-try'"),
+        ('{from: "metadata[order_id]", prefix: order-}', "--data-urlencode 'metadata[order_id]=order-123'"),
+        ('{from: "metadata[cost_center]", prefix: e}', "--data-urlencode 'metadata[cost_center]=emea'"),
+    ],
+)
+def test_key_of_the_call_begins_as_the_grant_says(
+    document: Path, capsys: pytest.CaptureFixture[str], idempotency: str, says: str
+) -> None:
+    document.write_text(policy("https://upstream.example", idempotency=idempotency))
+    assert main(["recipe", str(document), URL]) == 0
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("change", "arguments", "says"),
     [
         ("key:", ["--caller", "nobody"], "nobody has no key in "),

@@ -25,6 +25,7 @@ from gateway.secrets import (
     PAUSE_SECONDS,
     REDACTED,
     Mounted,
+    NotAKeyError,
     Secret,
     SecretManager,
     Secrets,
@@ -322,7 +323,7 @@ def test_whatever_googles_client_raises_is_down_and_its_text_stays_inside(
 def test_renewal_brings_the_changed_key(secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox) -> None:
     refused = secrets.access(grant, clock() + 25)
     secret_manager.add(SECRET, ROTATED.encode())
-    fresh = secrets.renew(refused, clock() + 25)
+    fresh = secrets.renew(grant, refused, clock() + 25)
     assert fresh is not None
     assert fresh.value.reveal() == ROTATED
     assert secrets.access(grant, clock() + 25) is fresh
@@ -335,13 +336,13 @@ def test_renewal_of_an_unchanged_key_brings_nothing_and_reads_once_in_five_secon
     refused = secrets.access(grant, clock() + 25)
     secret_manager.forget()
     for _ in range(100):
-        assert secrets.renew(refused, clock() + 25) is None
+        assert secrets.renew(grant, refused, clock() + 25) is None
         assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
         clock.tick(PAUSE_SECONDS / 100 - 0.001)
     assert len(secret_manager.accesses) == 1
     secret_manager.add(SECRET, ROTATED.encode())
     clock.tick(0.2)
-    fresh = secrets.renew(refused, clock() + 25)
+    fresh = secrets.renew(grant, refused, clock() + 25)
     assert fresh is not None
     assert fresh.value.reveal() == ROTATED
 
@@ -351,9 +352,9 @@ def test_renewal_reads_nothing_where_another_call_has_renewed(
 ) -> None:
     refused = secrets.access(grant, clock() + 25)
     secret_manager.add(SECRET, ROTATED.encode())
-    first = secrets.renew(refused, clock() + 25)
+    first = secrets.renew(grant, refused, clock() + 25)
     secret_manager.forget()
-    assert secrets.renew(refused, clock() + 25) is first
+    assert secrets.renew(grant, refused, clock() + 25) is first
     assert secret_manager.accesses == ()
 
 
@@ -364,7 +365,7 @@ def test_fifty_renewals_at_once_cost_one_read(
     secret_manager.add(SECRET, ROTATED.encode())
     secret_manager.forget()
     secret_manager.delay = 0.2
-    fresh = at_once(50, lambda _: secrets.renew(refused, clock() + 25))
+    fresh = at_once(50, lambda _: secrets.renew(grant, refused, clock() + 25))
     assert [secret and secret.value.reveal() for secret in fresh] == [ROTATED] * 50
     assert len(secret_manager.accesses) == 1
 
@@ -375,7 +376,7 @@ def test_fifty_renewals_at_once_of_an_unchanged_key_cost_one_read(
     refused = secrets.access(grant, clock() + 25)
     secret_manager.forget()
     secret_manager.delay = 0.2
-    assert at_once(50, lambda _: secrets.renew(refused, clock() + 25)) == [None] * 50
+    assert at_once(50, lambda _: secrets.renew(grant, refused, clock() + 25)) == [None] * 50
     assert len(secret_manager.accesses) == 1
 
 
@@ -387,7 +388,7 @@ def test_refused_key_is_not_handed_out_while_it_is_renewed(
     secret_manager.forget()
     secret_manager.delay = 0.3
     with ThreadPoolExecutor(1) as pool:
-        renewing = pool.submit(secrets.renew, refused, clock() + 25)
+        renewing = pool.submit(secrets.renew, grant, refused, clock() + 25)
         while not secret_manager.accesses:
             time.sleep(0.01)
         assert secrets.access(grant, clock() + 25).value.reveal() == ROTATED
@@ -401,7 +402,7 @@ def test_renewal_brings_nothing_where_nothing_can_be_read(
 ) -> None:
     refused = secrets.access(grant, clock() + 25)
     secret_manager.down(code)
-    assert secrets.renew(refused, clock() + 25) is None
+    assert secrets.renew(grant, refused, clock() + 25) is None
 
 
 # ---------------------------------------------------------------- mounted
@@ -468,23 +469,164 @@ def test_key_may_be_8_to_4096_printable_characters(key: str) -> None:
     ],
 )
 def test_value_that_cannot_be_a_key_is_refused_without_being_shown(data: bytes) -> None:
-    with pytest.raises(GoneError) as caught:
+    with pytest.raises(NotAKeyError, match="version 1 holds no key: ") as caught:
         Secret.of("s", "1", data)
     shown = "".join(traceback.format_exception(caught.value))
     for word in ("injected", "Admin", "1234567", "somebody", "inside", "with spaces"):
-        assert word not in shown.partition("the value is not a key")[2]
+        assert word not in shown.partition("holds no key")[2]
     assert caught.value.__cause__ is None
 
 
 def test_unusable_value_in_secret_manager_is_unavailable(
     secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
 ) -> None:
-    secrets.access(grant, clock() + 25)
     secret_manager.add(SECRET, b"injected-key\r\nX-Admin: yes")
-    clock.tick(FRESH_SECONDS)
     with pytest.raises(SecretUnavailable) as caught:
         secrets.access(grant, clock() + 25)
     assert "injected" not in "".join(traceback.format_exception(caught.value)) + str(caught.value.note)
+
+
+# ---------------------------------------------------------------- a version that holds no key
+
+NO_KEY = {
+    "empty": b"",
+    "a line break": b"\n",
+    "too short": b"1234567",
+    "too long": b"k" * (MAX_LENGTH + 1),
+    "a control character": b"injected\x00key",
+    "two lines": b"injected-key\r\nX-Admin: yes",
+    "not ASCII": "clé-injected".encode(),
+}
+LIVE, TEST = b"sk_live_51abc", b"sk_test_51injected"
+
+
+def of_mode(mode: str, **options: str) -> Grant:
+    """Grant a call on a connection for data of one mode."""
+    text = policy("http://127.0.0.1:9", upstream="stripe", **options)
+    return granted(text.replace("    upstream: stripe\n", f"    upstream: stripe\n    mode: {mode}\n"))
+
+
+@pytest.mark.parametrize("data", [*NO_KEY.values(), TEST], ids=[*NO_KEY, "of the other mode"])
+@pytest.mark.parametrize("mounted", [False, True], ids=["in Secret Manager", "mounted"])
+def test_last_good_key_is_used_while_a_version_holds_no_key(
+    manager: SecretManager, clock: Clock, secret_manager: Sandbox, tmp_path: Path, data: bytes, *, mounted: bool
+) -> None:
+    """Somebody has rotated it wrongly. That is no reason to stop, and one to tell the operator."""
+    told: list[tuple[str, str]] = []
+    secrets = Secrets(manager=manager, mounted=Mounted(), clock=clock, report=lambda *said: told.append(said))
+    name = f"file:{tmp_path / 'key'}" if mounted else LATEST
+
+    def add(value: bytes) -> None:
+        (tmp_path / "key").write_bytes(value)
+        secret_manager.add(SECRET, value)
+
+    add(LIVE)
+    grant = of_mode("live", secret=name)
+    assert secrets.access(grant, clock() + 25).value.reveal() == LIVE.decode()
+    add(data)
+    secret_manager.forget()
+    clock.tick(FRESH_SECONDS)
+    for reads in (1, 2, 3):
+        for _ in range(20):
+            assert secrets.access(grant, clock() + 25).value.reveal() == LIVE.decode()
+        assert mounted or len(secret_manager.accesses) == reads
+        clock.tick(PAUSE_SECONDS)
+    [(named, problem)] = told  # once, however often it is read
+    assert named == name
+    holder = "the file holds " if mounted else "version 3 holds "
+    assert problem.startswith(holder + ("a test key" if data == TEST else "no key: "))
+    assert "injected" not in problem
+    clock.tick(LAST_GOOD_SECONDS)
+    with pytest.raises(SecretUnavailable) as caught:
+        secrets.access(grant, clock() + 25)
+    assert (caught.value.note, caught.value.retry_after) == (problem, PAUSE_SECONDS)
+    add(LIVE + b"2")
+    clock.tick(PAUSE_SECONDS)
+    assert secrets.access(grant, clock() + 25).value.reveal() == (LIVE + b"2").decode()
+    add(data)
+    clock.tick(FRESH_SECONDS)
+    assert secrets.access(grant, clock() + 25).value.reveal() == (LIVE + b"2").decode()
+    assert len(told) == 2
+
+
+def test_each_version_that_holds_no_key_is_told_once(
+    manager: SecretManager, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    told: list[tuple[str, str]] = []
+    secrets = Secrets(manager=manager, mounted=Mounted(), clock=clock, report=lambda *said: told.append(said))
+    secrets.access(grant, clock() + 25)
+    for _ in range(2):
+        secret_manager.add(SECRET, b"")
+        for _ in range(3):
+            clock.tick(FRESH_SECONDS)
+            secrets.access(grant, clock() + 25)
+    assert [problem.partition(" holds")[0] for _, problem in told] == ["version 2", "version 3"]
+
+
+def test_first_version_that_holds_no_key_costs_one_read_in_five_seconds(
+    secrets: Secrets, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secret_manager.add(SECRET, TEST)
+    grant = of_mode("live")
+    for reads in (1, 2):
+        for _ in range(20):
+            with pytest.raises(SecretUnavailable) as caught:
+                secrets.access(grant, clock() + 25)
+        assert caught.value.note == "version 2 holds a test key, and its connection is for live data"
+        assert len(secret_manager.accesses) == reads
+        clock.tick(PAUSE_SECONDS)
+
+
+def test_key_is_no_key_for_a_connection_of_the_other_mode_only(
+    secrets: Secrets, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secret_manager.add(SECRET, LIVE)
+    for _ in range(2):
+        assert secrets.access(of_mode("live"), clock() + 25).value.reveal() == LIVE.decode()
+        with pytest.raises(SecretUnavailable):
+            secrets.access(of_mode("test"), clock() + 25)
+        assert secrets.access(granted(), clock() + 25).value.reveal() == LIVE.decode()
+
+
+def test_key_that_was_refused_is_not_followed_by_one_of_the_other_mode(
+    secrets: Secrets, clock: Clock, secret_manager: Sandbox
+) -> None:
+    secret_manager.add(SECRET, LIVE)
+    grant = of_mode("live")
+    refused = secrets.access(grant, clock() + 25)
+    secret_manager.add(SECRET, TEST)
+    secret_manager.forget()
+    for _ in range(20):
+        assert secrets.renew(grant, refused, clock() + 25) is None
+        assert secrets.access(grant, clock() + 25) is refused
+    assert len(secret_manager.accesses) == 1
+
+
+@pytest.mark.parametrize("how", ["disabled", "destroyed", "forbidden", "absent"])
+def test_secret_that_is_gone_costs_one_read_in_five_seconds_for_whatever_it_is_wanted(
+    secrets: Secrets, clock: Clock, secret_manager: Sandbox, how: str
+) -> None:
+    match how:
+        case "disabled":
+            secret_manager.disable(SECRET, 1)
+        case "destroyed":
+            secret_manager.destroy(SECRET, 1)
+    name = {"forbidden": "projects/forbidden/secrets/s/versions/1", "absent": f"{SECRET}/versions/9"}.get(how, LATEST)
+    grant = granted(policy("http://127.0.0.1:9", secret=name))
+    refused = Secret.of(name, "1", UPSTREAM_KEY.encode())
+    for reads in (1, 2, 3):
+        for _ in range(20):
+            with pytest.raises(SecretUnavailable) as caught:
+                secrets.access(grant, clock() + 25)
+            assert caught.value.retry_after is None  # nothing but the operator mends it
+            assert secrets.renew(grant, refused, clock() + 25) is None
+        assert len(secret_manager.accesses) == reads
+        clock.tick(PAUSE_SECONDS)
+    secret_manager.forget()
+    for _ in range(20):
+        with pytest.raises(SecretUnavailable):
+            secrets.named(name, clock() + 25)
+    assert len(secret_manager.accesses) == 1
 
 
 # ---------------------------------------------------------------- never shown

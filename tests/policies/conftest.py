@@ -91,7 +91,7 @@ def grants(draw: st.DrawFn, connection: str, operation: str) -> str:
     if draw(st.booleans()):
         said += [f"record: [{', '.join(sorted(paths & {'customer', 'description', 'currency', 'invoice'}))}]"]
     if operation == "invoices.create":
-        ways = ["required", "optional", "{from: customer, for: 7d}", None]
+        ways = ["required", "optional", "{from: customer, for: 7d}", "{prefix: order-}", None]
         said += [f"idempotency: {way}" for way in [draw(st.sampled_from(ways))] if way]
         said += draw(st.sampled_from([[], ["groups: [plain]"], ["groups: [plain, changes price or content]"]]))
         said += draw(st.sampled_from([[], ['stamp: "metadata[countersign]"']]))

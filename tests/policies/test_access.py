@@ -358,6 +358,9 @@ def test_blank_parameter_is_no_key() -> None:
     assert (type(refusal), refusal.parameter) == (IdempotencyKeyMissing, "metadata[order_id]")
 
 
+IDEMPOTENCY = ("required", "{prefix: order-}", "{prefix: o, required: false}", "{for: 7d}")
+
+
 def key_of(text: str, asked: Call) -> str | None:
     policy_set = read(text)
     return access.decide(policy_set, only_caller(policy_set), asked).ledger_key
@@ -381,6 +384,23 @@ def test_id_of_a_webhook_is_the_same_key_by_either_name_of_its_header() -> None:
     }
     assert len(keys) == 1
     assert None not in keys
+
+
+@pytest.mark.parametrize("header", ["webhook-id", "svix-id"])
+def test_id_of_a_webhook_that_names_nothing_is_refused(header: str) -> None:
+    """It is filled in by a tool, too. A prefix is for the keys of callers, who do not choose this one."""
+    signed = replace(call({"customer": "cus_1"}), credentials={header: Concealed("order-undefined")})
+    refusal = refusal_of(signed, written())
+    assert type(refusal) is IdempotencyKeyInvalid
+    assert refusal.detail.startswith(f"The {header} header contains undefined, so the automation that sent it")
+    named = replace(signed, credentials={header: Concealed("msg_1")})
+    assert key_of(written(idempotency="{prefix: order-}"), named) == key_of(written(), named)
+
+
+def test_prefix_does_not_change_which_key_it_is() -> None:
+    """A prefix that is written later must not turn a repeated call into a new one."""
+    keys = {decided(written(idempotency=i), {"customer": "cus_1"}, "order-1").ledger_key for i in IDEMPOTENCY}
+    assert len(keys) == 1
 
 
 def test_key_of_a_caller_stays_when_the_caller_gets_another_name() -> None:

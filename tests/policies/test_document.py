@@ -319,6 +319,10 @@ def test_key_without_a_date_does_not_expire() -> None:
         ('{from: "metadata[order_id]"}', Idempotency(True, "metadata[order_id]", RETENTION)),  # noqa: FBT003
         ('{from: "metadata[order_id]", for: 72h}', Idempotency(True, "metadata[order_id]", 72 * 3600)),  # noqa: FBT003
         ("{from: customer, for: 30d}", Idempotency(True, "customer", 30 * 86400)),  # noqa: FBT003
+        ("{prefix: order-}", Idempotency(True, None, RETENTION, "order-")),  # noqa: FBT003
+        ("{for: 7d}", Idempotency(True, None, 7 * 86400)),  # noqa: FBT003
+        ("{required: false, prefix: a}", Idempotency(False, None, RETENTION, "a")),  # noqa: FBT003
+        ("{required: true, from: customer, prefix: cus_}", Idempotency(True, "customer", RETENTION, "cus_")),  # noqa: FBT003
     ],
 )
 def test_idempotency_is_read_in_each_of_its_forms(said: str | None, idempotency: Idempotency) -> None:
@@ -481,7 +485,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (22, [], 16, GRANT, "response is missing"),
     (13, ["- key: {id: k1}"], 13, "callers.app.credentials[0].key", "sha256 is missing"),
     (13, [f"- key: {{sha256: {SHA}}}"], 13, "callers.app.credentials[0].key", "id is missing"),
-    (18, ["idempotency: {for: 72h}"], 18, f"{GRANT}.idempotency", "from is missing"),
+    (18, ["idempotency: {}"], 18, f"{GRANT}.idempotency", "write required, optional, or what every key must be"),
     # shapes
     (2, ["billing: [a]", "x:"], 2, "connections.billing", "write an object here: key: value"),
     (14, ["limits: 30/minute"], 14, "callers.app.limits", "write a list here: [one, another]"),
@@ -974,6 +978,41 @@ def test_idempotency_key_from_what_no_two_calls_differ_in_is_refused(parameters:
     """Every call after the first would be answered with the first one's invoice, or none could pass."""
     said = problem(written(parameters, idempotency=f"{{from: {source}}}"))
     assert f"{GRANT}.idempotency.from: {source} cannot tell one call from another" in said
+
+
+@pytest.mark.parametrize("prefix", ["undefined-", "'{{'", "' order-'", '"a\\tb-"', "'a,'", "ö-", "k" * 255], ids=ascii)
+def test_prefix_that_no_key_could_have_is_refused(prefix: str) -> None:
+    said = "a key that begins so would be refused. Write the beginning of a name, such as order-"
+    found = problem(written(idempotency=f"{{prefix: {prefix}}}"))
+    assert found == f"acme.yaml:17: {GRANT}.idempotency.prefix: {said}"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ("metadata[a]: {max_length: 6}", "metadata[a] could never begin so and have something behind it"),
+        ("metadata[a]: {prefix: inv-}", "metadata[a] could never begin so"),
+        ("metadata[a]: {prefix: order-2027-}", "metadata[a] could never begin so"),
+        ("metadata[a]: {one_of: [order-, a]}", "metadata[a] could never begin so"),
+    ],
+)
+def test_prefix_that_the_parameter_of_the_key_could_not_have_is_refused(parameters: str, said: str) -> None:
+    found = problem(written(parameters, idempotency='{from: "metadata[a]", prefix: order-}'))
+    assert f"{GRANT}.idempotency.prefix: {said}" in found
+
+
+def test_prefix_of_a_parameter_that_is_the_key_may_be_any_text_that_it_may_be() -> None:
+    for bounds, prefix in (("", "ö, "), ("{prefix: or}", "order-"), ("{one_of: [order-1, x]}", "order-")):
+        one = entitlement(f"metadata[a]: {bounds}", idempotency=f"{{from: 'metadata[a]', prefix: '{prefix}'}}")
+        assert one.idempotency.prefix == prefix
+    assert f"{GRANT}.idempotency.prefix: prefix cannot be said of days_until_due, whose kind is integer" in problem(
+        written("days_until_due:", idempotency="{from: days_until_due, prefix: '2'}")
+    )
+
+
+def test_key_from_a_parameter_cannot_be_optional() -> None:
+    said = problem(written(idempotency="{from: customer, required: false}"))
+    assert f"{GRANT}.idempotency.required: customer is the key, so every call must send it. Remove this" in said
 
 
 def test_idempotency_key_comes_from_one_exact_parameter() -> None:
