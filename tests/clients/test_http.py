@@ -310,6 +310,25 @@ def test_connection_serves_calls_in_order_also_after_one_that_was_refused(world:
     assert world.bodies == [CUSTOMER, "customer=cus_2", "customer=cus_3"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "title"),
+    [
+        (request(f"Cookie: a={'x' * 9000}"), 431, "Request Header Fields Too Large"),
+        (request(*(f"X-Header-{number}: {number}" for number in range(120))), 431, "Request Header Fields Too Large"),
+        (request("Expect: 200-nonsense"), 417, "Expectation Failed"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "Bad Request"),
+    ],
+    ids=["a cookie of 9 KB", "120 headers", "Expect", "HTTP/2 at once (curl --http2-prior-knowledge)"],
+)
+def test_request_that_the_server_itself_refuses_gets_its_page(
+    world: World, sent: bytes, status: int, title: str
+) -> None:
+    got, headers, body = parsed(world.server.raw(sent))
+    assert (got, headers["connection"], headers["content-type"]) == (status, "close", "text/html")
+    assert f"<title>{title}</title>".encode() in body
+    assert not world.upstream.calls
+
+
 # ---------------------------------------------------------------- libraries and tools
 
 
