@@ -160,7 +160,7 @@ def _meant(path: str) -> str | None:
     tidy = re.sub("/+", "/", unquote(_ORIGIN.sub("", path)))
     for meant in (tidy, tidy.lower(), tidy.rstrip("/"), tidy.lower().rstrip("/")):
         if not mentioned_in(meant) and _route(meant) is not None:
-            return f"There is nothing at this path. Did you mean {meant}?"
+            return f"{PathUnknown.sentence} You may mean {meant}."
     return None
 
 
@@ -169,7 +169,8 @@ def _wrong_method(environ: Mapping[str, Any], allowed: str) -> MethodNotAllowed:
     if method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         said = "A page of another site may not call this: it would hold the caller key. Call it from your own server."
     else:
-        said = f"{shown(method)} is not supported here. Use {allowed}{' to create an invoice' * (allowed == 'POST')}."
+        what_for = " to create an invoice" if allowed == "POST" else ""
+        said = f"This method is not supported here: {shown(method)}. Use {allowed}{what_for}."
     return MethodNotAllowed(said, allowed=allowed)
 
 

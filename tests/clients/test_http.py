@@ -22,6 +22,7 @@ import aiohttp
 import pytest
 import requests
 
+from policies.refusals import PathUnknown
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import Appgregator
 from sandbox.secret_manager import SecretManager
@@ -191,11 +192,11 @@ TOLD: dict[str, tuple[bytes, int, str, str]] = {
     **{
         f"path {path}": (request(line=f"POST {path}{TARGET[17:]} HTTP/1.1"), 404, "path-unknown", said)
         for path, said in {
-            "/Stripe/Invoices/": "There is nothing at this path. Did you mean /stripe/invoices/?",
-            "//stripe/invoices/": "There is nothing at this path. Did you mean /stripe/invoices/?",
-            "/stripe//invoices": "There is nothing at this path. Did you mean /stripe/invoices?",
-            "/stripe%2Finvoices/": "There is nothing at this path. Did you mean /stripe/invoices/?",
-            "http://countersign/stripe/invoices/": "There is nothing at this path. Did you mean /stripe/invoices/?",
+            "/Stripe/Invoices/": f"{PathUnknown.sentence} You may mean /stripe/invoices/.",
+            "//stripe/invoices/": f"{PathUnknown.sentence} You may mean /stripe/invoices/.",
+            "/stripe//invoices": f"{PathUnknown.sentence} You may mean /stripe/invoices.",
+            "/stripe%2Finvoices/": f"{PathUnknown.sentence} You may mean /stripe/invoices/.",
+            "http://countersign/stripe/invoices/": f"{PathUnknown.sentence} You may mean /stripe/invoices/.",
             "/": "There is nothing at this path. Invoices are at /stripe/invoices/",
             "/invoice": "There is nothing at this path. Invoices are at /stripe/invoices/",
         }.items()
@@ -204,13 +205,14 @@ TOLD: dict[str, tuple[bytes, int, str, str]] = {
         f"a probe of {path}": (request(line=f"GET {path} HTTP/1.1", body=b"", key=None), 404, "path-unknown", "There")
         for path in ("/", "/favicon.ico", "/healthz", "/_ah/warmup", "/robots.txt")
     },
-    "PUT (curl -T)": (request(line=PUT), 405, "method-not-allowed", "PUT is not supported here. Use POST to create an"),
+    "PUT (curl -T)": (request(line=PUT), 405, "method-not-allowed", "This method is not supported here: PUT. Use POST"),
     "GET with a body (curl -X GET -d)": (
-        request(line=GET), 405, "method-not-allowed", "GET is not supported here. Use POST to create an invoice."
+        request(line=GET),
+        405, "method-not-allowed", "This method is not supported here: GET. Use POST to create an invoice.",
     ),
     "GET with parameters (curl -G)": (
         request(line=GET.replace(TARGET, f"{TARGET}&customer=cus_1"), body=b""),
-        405, "method-not-allowed", "GET is not supported here. Use POST to create an invoice.",
+        405, "method-not-allowed", "This method is not supported here: GET. Use POST to create an invoice.",
     ),
     "a browser's preflight": (
         request("Origin: https://s.example", "Access-Control-Request-Method: POST", key=None, body=b"",

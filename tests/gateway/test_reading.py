@@ -202,9 +202,7 @@ def test_address_of_a_look_up_is_read_by_the_rule_of_one_that_creates(query: str
 def test_path_that_is_almost_right_is_answered_with_the_right_one(path: str, meant: str | None) -> None:
     with pytest.raises(PathUnknown) as refusal:
         read(environ(path))
-    assert refusal.value.detail == (
-        f"There is nothing at this path. Did you mean {meant}?" if meant else PathUnknown.sentence
-    )
+    assert refusal.value.detail == (f"{PathUnknown.sentence} You may mean {meant}." if meant else PathUnknown.sentence)
 
 
 @pytest.mark.parametrize("more", ["&", "&&", "&validate_only=false", "&validate_only=0"])
