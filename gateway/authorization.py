@@ -7,14 +7,17 @@ import binascii
 import re
 from typing import Final
 
-from policies.callerkeys import Place, mentioned_in
-from policies.refusals import CredentialMissing, CredentialUnknown
+from policies.callerkeys import advice_on_header
+from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown
 
 #: RFC 6750, 2.1: the scheme in any case, one space, the token.
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+)")
 #: RFC 7617, 2.
 _BASIC = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})")
 _NAME_AND_PASSWORD = re.compile(rb"([ -9;-~]*):([ -~]*)")
+#: How a header that was sent twice arrives.
+_TWO = re.compile(r"(?:Bearer|Basic) +[^, ]+(?: *, *(?:Bearer|Basic) +[^, ]+)+", re.IGNORECASE)
+NO_KEY: Final = "Authorization holds no key. Send Authorization: Bearer, a space, and your caller key."
 #: A JWT, RFC 7519, 3: header, claims and signature, which may have been removed.
 TOKEN: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
 
@@ -26,20 +29,28 @@ def bearer(authorization: str) -> str | None:
 
 
 def basic(authorization: str) -> str:
-    """Return the key in a Basic ``authorization``. Raises :class:`CredentialMissing` and :class:`CredentialUnknown`."""
-    if not authorization:
-        raise CredentialMissing
+    """Return the key in a Basic ``authorization``.
+
+    Raises :class:`CredentialMissing`, :class:`CredentialsConflict` and :class:`CredentialUnknown`.
+    """
+    if not authorization or authorization.lower() in {"bearer", "basic"}:
+        raise CredentialMissing(NO_KEY)
     match = _BASIC.fullmatch(authorization)
     if match is None:
-        advice = Place.AUTHORIZATION.value if mentioned_in(authorization) else None
-        raise CredentialUnknown(advice, note="Authorization is neither of the Bearer nor of the Basic scheme")
+        if _TWO.fullmatch(authorization):
+            raise CredentialsConflict
+        raise CredentialUnknown(
+            advice_on_header(authorization), note="Authorization is neither of the Bearer nor of the Basic scheme"
+        )
     try:
         pair = _NAME_AND_PASSWORD.fullmatch(base64.b64decode(match[1], validate=True))
     except binascii.Error:
         pair = None
-    key = (pair[2] or pair[1]).decode("ascii") if pair else ""
-    if not key:
+    if pair is None:
         raise CredentialUnknown(note="Authorization is of the Basic scheme and holds no key")
+    key = (pair[2] or pair[1]).decode("ascii")
+    if not key:
+        raise CredentialMissing(NO_KEY)
     return key
 
 

@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, unquote_plus
+from urllib.parse import parse_qsl, unquote, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
 from gateway.credentials import KINDS
 from gateway.credentials.google import SERVERLESS
 from gateway.forks import PerProcess
+from policies.callerkeys import mentioned_in
 from policies.concealed import Concealed
 from policies.forms import shown
 from policies.model import NAME, Call
@@ -58,7 +59,19 @@ _STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
 #: RFC 9110, 7.2, in the forms that clients use. Countersign does not use it, but a proxy in front of it may.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
+#: An absolute-form target, as for a proxy: RFC 9112, 3.2.2.
+_ORIGIN = re.compile(r"[A-Za-z]+://[^/]*")
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
+#: What other services call a key in an address, in small letters without dashes.
+_KEY_NAMES: Final = frozenset(
+    {"key", "apikey", "xapikey", "callerkey", "token", "accesstoken", "authorization", "bearer", "secret", "password"}
+)
+_KEY_SEEN: Final = (
+    "Addresses end up in logs: send the caller key in the x-api-key header, and ask the operator of Countersign for a "
+    "new one."
+)
+_ODD = re.compile(r"[^A-Za-z0-9._-]")
+_CHARACTERS: Final = {" ": "the space", "\n": "the line break", "\r": "the line break", "\t": "the tab"}
 _CREDENTIALS: Final = {
     f"HTTP_{name.upper().replace('-', '_')}": name
     for name in (SERVERLESS, *(name for kind in KINDS for headers in kind.HEADERS for name in headers))
@@ -84,10 +97,10 @@ def read(environ: Mapping[str, Any]) -> Call:
     path, _, query = target.partition("?")
     route = _route(path)
     if route is None:
-        raise PathUnknown
+        raise PathUnknown(_meant(path))
     operation = route.operations.get(environ["REQUEST_METHOD"])
     if operation is None:
-        raise MethodNotAllowed(", ".join(route.operations))
+        raise _wrong_method(environ, ", ".join(route.operations))
     looks = OPERATIONS[operation].repeatable
     names, validate_only, rest = _query(query, named_in_path=route.account is not None, looks=looks)
     name, connection_name = route.account or names
@@ -147,6 +160,25 @@ def _route(path: str) -> _Route | None:
     return None
 
 
+def _meant(path: str) -> str | None:
+    """Return a sentence with the path that a sender may have meant; None if none is close."""
+    tidy = re.sub("/+", "/", unquote(_ORIGIN.sub("", path)))
+    for meant in (tidy, tidy.lower(), tidy.rstrip("/"), tidy.lower().rstrip("/")):
+        if not mentioned_in(meant) and _route(meant) is not None:
+            return f"{PathUnknown.sentence} You may mean {meant}."
+    return None
+
+
+def _wrong_method(environ: Mapping[str, Any], allowed: str) -> MethodNotAllowed:
+    method: str = environ["REQUEST_METHOD"]
+    if method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+        said = "A page of another site may not call this: it would hold the caller key. Call it from your own server."
+    else:
+        what_for = " to create an invoice" if allowed == "POST" else ""
+        said = f"This method is not supported here: {shown(method)}. Use {allowed}{what_for}."
+    return MethodNotAllowed(said, allowed=allowed)
+
+
 def _patterns() -> Iterator[tuple[re.Pattern[str], dict[str, str]]]:
     """Yield each path of the operations' table, and its operations by method."""
     for path in {operation.path: None for operation in OPERATIONS.values()}:
@@ -160,25 +192,19 @@ _PATTERNS: Final = tuple(_patterns())
 @lru_cache(1024)  # the same
 def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, str], bool, bytes]:
     """Parse a query: the two names, ``validate_only``, and the other parameters of a GET, unparsed."""
-    rest = b""
-    if looks:
-        fields = query.split("&")
-        query = "&".join(field for field in fields if _named(field) in _ADDRESS)
-        rest = "&".join(field for field in fields if _named(field) not in _ADDRESS).encode("ascii", "replace")
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
-    except ValueError:
-        raise QueryMalformed("The address is not valid UTF-8. Write it in UTF-8, percent-encoded.") from None
-    values: dict[str, str] = {}
-    for name, value in pairs:
-        if name not in _ADDRESS:
-            raise QueryMalformed(_stranger(name), parameter=shown(name))
-        if name in values:
-            raise QueryMalformed(f"{name} is given twice in the address. Write it once.", parameter=name)
-        values[name] = value
+    if mentioned_in(unquote_plus(query)):
+        raise QueryMalformed(f"A caller key must not be written in the address. {_KEY_SEEN}")
+    fields = query.split("&")
+    others = [field for field in fields if _named(field) not in _ADDRESS] if looks else []
+    rest = "&".join(others).encode("ascii", "replace")
+    values = _values("&".join(field for field in fields if field not in others))
     validate_only = BOOLEANS.get(values.pop("validate_only", "false"))
     if validate_only is None:
         raise QueryMalformed("validate_only must be true or false.", parameter="validate_only")
+    for name in map(_named, others):
+        _refuse_secret(name)
+        if not named_in_path and closest(name, _ADDRESS) not in {None, "validate_only", *values}:
+            raise _stranger(name)
     if named_in_path:
         for name in values:
             raise QueryMalformed(
@@ -188,12 +214,37 @@ def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, 
     return (_place(values, "name"), _place(values, "connection_name")), validate_only == "true", rest
 
 
-def _stranger(name: str) -> str:
+def _values(query: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise QueryMalformed("The address is not valid UTF-8. Write it in UTF-8, percent-encoded.") from None
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in _ADDRESS:
+            raise _stranger(name)
+        if name in values:
+            raise QueryMalformed(f"{name} is given twice in the address. Write it once.", parameter=name)
+        values[name] = value
+    return values
+
+
+def _stranger(name: str) -> QueryMalformed:
+    _refuse_secret(name)
     said = f"{shown(name) or 'An empty name'} does not belong in the address."
     close = closest(name, _ADDRESS)
-    if close is not None:
-        return f"{said} Did you mean {close}?"
-    return f"{said} The address takes name, connection_name and validate_only; parameters go in the body."
+    if close is None:
+        said += " The address takes name, connection_name and validate_only; parameters go in the body."
+    else:
+        said += f" Did you mean {close}?"
+    if name.startswith("amp;"):
+        said += " Write & alone, not &amp; as in HTML."
+    return QueryMalformed(said, parameter=shown(name))
+
+
+def _refuse_secret(name: str) -> None:
+    if re.sub("[^a-z]", "", name.lower()) in _KEY_NAMES:
+        raise QueryMalformed(f"{shown(name)} does not belong in the address. {_KEY_SEEN}", parameter=shown(name))
 
 
 def _place(values: Mapping[str, str], name: str) -> str:
@@ -204,9 +255,12 @@ def _place(values: Mapping[str, str], name: str) -> str:
             f"{name} is {said} in the address: write ?name=ft-4&connection_name=stripe-1.", parameter=name
         )
     if not NAME.fullmatch(value):
-        raise QueryMalformed(
-            f"{name} must be a plain name, such as ft-4: letters, digits, dots, dashes, underscores.", parameter=name
-        )
+        said = f"{name} must be a plain name, such as ft-4: letters, digits, dots, dashes, underscores."
+        odd = _ODD.search(value)
+        if odd is not None:
+            said += f" Leave out {_CHARACTERS.get(odd[0], shown(odd[0]))}"
+            said += " and what follows it." if odd[0] in "#&;?" else "."
+        raise QueryMalformed(said, parameter=name)
     return value
 
 

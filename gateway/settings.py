@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
+from gateway.forks import apart
 from gateway.identity import Identity
 from gateway.kept import DownError
 from gateway.means import Means
@@ -21,14 +22,14 @@ from gateway.stores.memory import Memory
 from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
-from policies.model import DocumentError, names_secret
+from policies.concealed import Concealed
+from policies.model import VERSION, DocumentError, names_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.sinks import Sink
     from gateway.stores import Ledger, Store
-    from policies.concealed import Concealed
     from policies.model import PolicySet
 
 #: An https address without query or fragment; or an OAuth client of your own, the audience of people's tokens. Not
@@ -164,19 +165,29 @@ def load(environ: Mapping[str, str]) -> Gate:
     began = time.monotonic()
     source = source_of(settings.policy, manager)
     judged = partial(settings.judge, where=source.where)
-    try:
-        data = source.read()
-        first = judged(data)
+
+    def read() -> tuple[bytes, str]:
         password = _password(settings.store_password, manager)
+        return source.read(), password.reveal() if password is not None else ""
+
+    try:
+        if VERSION.fullmatch(settings.policy) or VERSION.fullmatch(settings.store_password):
+            manager.prepare()
+            data, password = apart(read)
+        else:
+            data, password = read()
+        first = judged(data)
     except SourceError as error:
         raise SettingError(f"POLICY: {source.where} {error}") from None
+    except ChildProcessError:
+        raise SettingError("Secret Manager cannot be read: the process that reads it was killed.") from None
     except DocumentError as error:
         raise SettingError(str(error)) from None
     finally:
         manager.close()
     if any(connection.secret.startswith("projects/") for connection in first.connections.values()):
         manager.prepare()
-    store = shared(settings.store, password) or Memory(time.monotonic)
+    store = shared(settings.store, Concealed(password) if password else None) or Memory(time.monotonic)
     audit = Audit(_sink(settings.audit), policy=first.digest, project=settings.project)
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
     return Gate(

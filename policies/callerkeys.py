@@ -24,21 +24,24 @@ _FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{RANDOM + _CHECK}}}")
 MISTYPED: Final = "This caller key was mistyped or cut off. Copy it again, all of it and nothing else."
 
 
-class Place(StrEnum):
-    """Where a caller key may stand: the sentence for a caller who wrote something around it there."""
+NOT_FILLED_IN: Final = (
+    "What was sent as the caller key is a placeholder, so a field or a variable was not filled in. Put your caller key "
+    "there."
+)
+_QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019"
+_SCHEME = re.compile(r"((?:Bearer )?Bearer|Token|Key|Api-?Key|Basic|Digest)[ :]", re.IGNORECASE)
+#: What shells, cmd.exe, no-code tools and docs write for a value, and what languages write for none.
+_PLACEHOLDER = re.compile(
+    r"\$\{?\w+\}?|%\w+%|\{\{.*\}\}|\$\{.*\}|<.*>|undefined|null|None|YOUR[_-]\w+", re.IGNORECASE | re.ASCII
+)
 
-    X_API_KEY = (
-        "Send the caller key alone in x-api-key, as it was given to you, without Bearer in front of it or quotation "
-        "marks around it."
-    )
-    AUTHORIZATION = (
-        "Send Authorization: Bearer, a space, and the caller key as it was given to you, without quotation marks or "
-        "anything else in it or around it."
-    )
-    BASIC = (
-        "Send the caller key alone as the password, as it was given to you, without Bearer in front of it or quotation "
-        "marks around it."
-    )
+
+class Place(StrEnum):
+    """Where a caller key may stand: how to send it there."""
+
+    X_API_KEY = "Send it alone in x-api-key, as it was given to you."
+    AUTHORIZATION = "Send Authorization: Bearer, a space, and the caller key as it was given to you."
+    BASIC = "Send it alone as the password, as it was given to you."
 
 
 def checked(unchecked: str) -> str:
@@ -61,9 +64,35 @@ def advice(key: str, place: Place) -> str | None:
 
     ``key`` is what was read at ``place``. The sentence holds no part of it.
     """
-    if whole(key) or not mentioned_in(key):
+    if whole(key):
         return None
-    return MISTYPED if key.lower().startswith(PREFIX) else place.value
+    if key.lower().startswith(PREFIX):
+        return MISTYPED
+    return _wrapped(key, place)
+
+
+def advice_on_header(authorization: str) -> str | None:
+    """Return the same of an ``Authorization`` of no scheme that is known here."""
+    return _wrapped(authorization, Place.AUTHORIZATION)
+
+
+def _wrapped(text: str, place: Place) -> str | None:
+    if mentioned_in(text):
+        return f"{_around(text)} {place.value}"
+    return NOT_FILLED_IN if _PLACEHOLDER.fullmatch(text) else None
+
+
+def _around(text: str) -> str:
+    """Say what stands around a key, in its sender's terms."""
+    written = text.encode("latin-1", "replace").decode("utf-8", "replace")  # a header arrives as latin-1 text
+    if written[0] in _QUOTES or written[-1] in _QUOTES:
+        return "The caller key has quotation marks around it."
+    if text.lower().startswith(PREFIX):
+        return "Authorization has no Bearer in front of the caller key."
+    scheme = _SCHEME.match(text)
+    if scheme is not None:
+        return f"The caller key has {scheme[1]} in front of it."
+    return "The caller key has something in it or around it that does not belong to it."
 
 
 def _checksum(text: str) -> str:

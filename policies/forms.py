@@ -43,6 +43,8 @@ _JSON = re.compile(r"\s*(?:\{|%7[Bb]|\[\s*[\[{\]]|\"\s*\{)")
 _FORM = re.compile(r"\s*[^\s\"'{}&=]+=")
 #: .NET, PowerShell and SharePoint write it before UTF-8, where it has no meaning.
 _BYTE_ORDER_MARK: Final = "\ufeff"
+_TOO_MANY: Final = f"The call has too many parameters: {MAX_FIELDS} at most."
+_TOO_DEEP: Final = f"A parameter is nested too deeply: {MAX_DEPTH} levels at most."
 _LOOKS_LIKE_JSON: Final = "This looks like JSON, but was sent as a form: send Content-Type: application/json."
 _LOOKS_LIKE_A_FORM: Final = (
     "This looks like a form, but was sent as JSON: send Content-Type: application/x-www-form-urlencoded."
@@ -122,7 +124,7 @@ def _from_form(text: str) -> dict[str, str]:
             "The form has a % that is not followed by two hexadecimal digits. Write %25 for a percent sign."
         )
     if text.count("&") >= MAX_FIELDS:
-        raise BodyMalformed(f"The form has too many fields: {MAX_FIELDS} at most.")
+        raise BodyMalformed(_TOO_MANY)
     given: dict[str, str] = {}
     lists: dict[str, list[str]] = {}
     for field in text.split("&"):
@@ -175,7 +177,7 @@ def _from_json(text: str) -> dict[str, str]:
     except json.JSONDecodeError as error:
         raise BodyMalformed(_not_json(text, error)) from None
     except RecursionError:
-        raise BodyMalformed("The JSON is nested too deeply.") from None
+        raise BodyMalformed(_TOO_DEEP) from None
     if not isinstance(value, dict):
         again = (
             "the JSON as it is, not as a text in quotes"
@@ -199,7 +201,7 @@ def _not_json(text: str, error: json.JSONDecodeError) -> str:
 
 def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> None:
     if depth > MAX_DEPTH:
-        raise BodyMalformed("The JSON is nested too deeply.")
+        raise BodyMalformed(_TOO_DEEP)
     if isinstance(value, dict):
         for name, inner in value.items():
             _flatten(f"{path}[{name}]", inner, depth + 1, given)
@@ -208,7 +210,7 @@ def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> Non
             _flatten(f"{path}[{index}]", inner, depth + 1, given)
     elif value is not None:
         if len(given) >= MAX_FIELDS:
-            raise BodyMalformed(f"The JSON has too many values: {MAX_FIELDS} at most.")
+            raise BodyMalformed(_TOO_MANY)
         check_path(path)
         given[path] = _scalar(path, value)
 
@@ -263,6 +265,8 @@ def check_path(path: str) -> None:
         raise BodyMalformed("A parameter's name is too long.")
     if path.isidentifier():
         return
+    if path.count("[") >= MAX_DEPTH:
+        raise BodyMalformed(_TOO_DEEP)
     if "[]" in path:
         raise BodyMalformed(
             f"{shown(path)} has an entry without its index. Write the index, as custom_fields[0][name]; only a list of "

@@ -219,8 +219,8 @@ class MethodNotAllowed(BadCall):
     title = "Use another method"
     sentence = "This method is not supported here. Use POST to create an invoice."
 
-    def __init__(self, allowed: str = "POST") -> None:
-        super().__init__(None if allowed == "POST" else f"This method is not supported here. Use {allowed}.")
+    def __init__(self, detail: str | None = None, *, allowed: str = "POST") -> None:
+        super().__init__(detail)
         self.allowed = allowed
 
     @property

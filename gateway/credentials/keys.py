@@ -35,7 +35,7 @@ def caller(_means: Means, policy_set: PolicySet, call: Call, now: float, _deadli
     else:
         return None
     if not key:
-        raise CredentialMissing
+        raise CredentialMissing("x-api-key is empty. Send your caller key in it.")
     found = policy_set.callers.get(proof(key))
     if found is None:
         if header is None and looks_like_token(key):

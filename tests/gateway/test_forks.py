@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from gateway.forks import PerProcess
+from gateway.forks import PerProcess, apart
 from sandbox.__main__ import ROOT
 from tests.gateway.conftest import at_once
 
@@ -51,7 +51,7 @@ def test_value_that_could_not_be_made_is_made_with_the_next_use() -> None:
 
 FORKED = """
 import os
-from gateway.forks import PerProcess
+from gateway.forks import PerProcess, apart
 values = PerProcess(os.getpid)
 parent = values.get()
 child = os.fork()
@@ -65,3 +65,43 @@ assert values.made() == parent == os.getpid()
 
 def test_forked_process_makes_its_own_and_never_sees_its_parents() -> None:
     subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, env={"PATH": os.environ["PATH"]}, check=True)
+
+
+APART = """
+import os, sys
+from gateway.forks import apart
+from gateway.kept import GoneError
+
+def refused():
+    raise GoneError("no such secret")
+
+def killed():
+    os.kill(os.getpid(), 9)
+
+assert apart(os.getpid) != os.getpid() and apart(os.getppid) == os.getpid()
+assert len(apart(lambda: bytes(3_000_000))) == 3_000_000
+for work, error in ((refused, GoneError), (killed, ChildProcessError)):
+    try:
+        apart(work)
+    except error as caught:
+        print(type(caught).__name__, caught)
+assert sys.stdout.write("written once ") is not None and apart(lambda: None) is None
+try:
+    os.wait()
+except ChildProcessError:
+    print("and no child left")
+"""
+
+
+def test_work_done_apart_brings_its_value_or_its_exception() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", APART], cwd=ROOT, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True
+    )
+    assert run.stdout.decode().splitlines() == [
+        "GoneError no such secret", "ChildProcessError ", "written once and no child left",
+    ]  # fmt: skip
+    assert run.stderr == b""
+
+
+def test_process_with_threads_is_not_forked() -> None:
+    assert at_once(2, lambda _: apart(os.getpid)) == [os.getpid()] * 2

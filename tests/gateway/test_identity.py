@@ -17,7 +17,7 @@ from gateway.means import Means
 from gateway.secrets import Mounted, Secrets
 from gateway.tokens import Google
 from policies import document
-from policies.callerkeys import MISTYPED, Place, checked
+from policies.callerkeys import MISTYPED, NOT_FILLED_IN, Place, checked
 from policies.refusals import (
     CredentialMissing,
     CredentialsConflict,
@@ -137,49 +137,82 @@ def test_unknown_expired_and_revoked_keys_are_answered_alike() -> None:
     assert answers[0].problem("one") != answers[0].problem("another")
 
 
+QUOTED, UNSCHEMED = (
+    "The caller key has quotation marks around it.",
+    "Authorization has no Bearer in front of the caller",
+)
+AROUND, BEARER = "The caller key has something in it or around it", "The caller key has Bearer in front of it."
+
+
 @pytest.mark.parametrize(
-    ("header", "sent", "advice"),
+    ("header", "sent", "says", "advice"),
     [
         *(
-            ("x-api-key", sent, Place.X_API_KEY)
-            for sent in (
-                f"Bearer {FIRST}", f"bearer {FIRST}", f'"{FIRST}"', f"'{FIRST}'", f"<{FIRST}>", f"key={FIRST}",
-                f"x-api-key: {FIRST}", f"${{{FIRST}}}", f"\xef\xbb\xbf{FIRST}", f" {FIRST}", f"Bearer {FIRST[:-1]}",
-            )
+            ("x-api-key", sent, says, Place.X_API_KEY)
+            for sent, says in {
+                f"Bearer {FIRST}": BEARER, f"bearer {FIRST}": BEARER.replace("B", "b"), f'"{FIRST}"': QUOTED,
+                f"'{FIRST}'": QUOTED, f"\xe2\x80\x9c{FIRST}\xe2\x80\x9d": QUOTED, f"key={FIRST}": AROUND,
+                f"x-api-key: {FIRST}": AROUND, f"\xef\xbb\xbf{FIRST}": AROUND, f" {FIRST}": AROUND,
+                f"Bearer {FIRST[:-1]}": BEARER, f"Token: {FIRST}": "The caller key has Token in front of it.",
+                f"<{FIRST}>": AROUND, f"${{{FIRST}}}": AROUND,
+            }.items()
         ),
         *(
-            ("Authorization", sent, Place.AUTHORIZATION)
-            for sent in (
-                FIRST, f'"{FIRST}"', f"Token {FIRST}", f"Bearer: {FIRST}", f"Bearer{FIRST}", f"Basic {FIRST}",
-                f'Bearer "{FIRST}"', f'"Bearer {FIRST}"', f"Bearer Bearer {FIRST}", f"Bearer {FIRST[:9]} {FIRST[9:]}",
-                f"Bearer {FIRST}\\n{FIRST} ", f"x-api-key {FIRST}",
-            )
+            ("Authorization", sent, says, Place.AUTHORIZATION)
+            for sent, says in {
+                FIRST: UNSCHEMED, FIRST[:-1]: UNSCHEMED, f'"{FIRST}"': QUOTED,
+                f"Token {FIRST}": "The caller key has Token in front of it.",
+                f"ApiKey {FIRST}": "The caller key has ApiKey in front of it.",
+                f"Basic {FIRST}": "The caller key has Basic in front of it.",
+                f"Bearer: {FIRST}": BEARER, f"Bearer{FIRST}": AROUND, f'Bearer "{FIRST}"': QUOTED,
+                f'"Bearer {FIRST}"': QUOTED, f"Bearer Bearer {FIRST}": BEARER.replace("Bearer", "Bearer Bearer"),
+                f"Bearer {FIRST[:9]} {FIRST[9:]}": BEARER, f"x-api-key {FIRST}": AROUND, f"Hush {FIRST}": AROUND,
+            }.items()
         ),
         *(
-            ("Authorization", basic(pair), Place.BASIC)
-            for pair in (f'app:"{FIRST}"', f"app:Bearer {FIRST}", f"'{FIRST}':", f"app:x:{FIRST}")
+            ("Authorization", basic(pair), says, Place.BASIC)
+            for pair, says in {
+                f'app:"{FIRST}"': QUOTED, f"app:Bearer {FIRST}": BEARER, f"'{FIRST}':": QUOTED,
+                f"app:x:{FIRST}": AROUND,
+            }.items()
         ),
         *(
-            ("x-api-key", sent, MISTYPED)
+            ("x-api-key", sent, MISTYPED, MISTYPED)
             for sent in (
                 FIRST[:-1], FIRST + "0", FIRST[:20] + "0" + FIRST[21:], FIRST.upper(), "csk_", "csk_your_own_key",
                 f"{FIRST[:9]} {FIRST[9:]}", f"{FIRST[:9]}\\n{FIRST[9:]}", f'{FIRST}"', f"{FIRST};", f"{FIRST}\xa0",
                 f"{FIRST} {FIRST}", "csk_\xe9",
             )
         ),
-        ("Authorization", f"Bearer {FIRST[:-1]}", MISTYPED),
-        ("Authorization", basic(f"app:{FIRST[:-1]}"), MISTYPED),
-        *(("x-api-key", sent, CredentialUnknown.sentence) for sent in ("nobody", "sk_test_1", "csk", f"{DOTTED}x")),
-        ("Authorization", "Bearer nobody", CredentialUnknown.sentence),
-        ("Authorization", "Digest nobody", CredentialUnknown.sentence),
-        ("Authorization", basic("app:nobody"), CredentialUnknown.sentence),
+        ("Authorization", f"Bearer {FIRST[:-1]}", MISTYPED, MISTYPED),
+        ("Authorization", basic(f"app:{FIRST[:-1]}"), MISTYPED, MISTYPED),
+        *(
+            ("x-api-key", sent, NOT_FILLED_IN, NOT_FILLED_IN)
+            for sent in (
+                "$KEY", "${COUNTERSIGN_KEY}", "%KEY%", "{{ $env.KEY }}", "<your caller key>", "undefined", "null",
+                "None", "YOUR_CALLER_KEY",
+            )
+        ),
+        ("Authorization", "Bearer $KEY", NOT_FILLED_IN, NOT_FILLED_IN),
+        ("Authorization", "{{key}}", NOT_FILLED_IN, NOT_FILLED_IN),
+        ("Authorization", basic("app:${KEY}"), NOT_FILLED_IN, NOT_FILLED_IN),
+        *(
+            ("x-api-key", sent, CredentialUnknown.sentence, "")
+            for sent in ("nobody", "sk_test_1", "csk", f"{DOTTED}x")
+        ),
+        ("Authorization", "Bearer nobody", CredentialUnknown.sentence, ""),
+        ("Authorization", "Digest nobody", CredentialUnknown.sentence, ""),
+        ("Authorization", basic("app:nobody"), CredentialUnknown.sentence, ""),
     ],
 )  # fmt: skip
-def test_key_that_was_wrapped_or_mistyped_is_said_to_be_and_shown_nowhere(header: str, sent: str, advice: str) -> None:
+def test_key_that_was_wrapped_or_mistyped_is_said_to_be_and_shown_nowhere(
+    header: str, sent: str, says: str, advice: str
+) -> None:
     asked = call(key=sent) if header == "x-api-key" else call(key=None, authorization=sent)
     refusal = turned_away(asked, EXPIRY - 1)
     assert isinstance(refusal, CredentialUnknown)
-    assert refusal.detail == advice
+    assert refusal.detail.startswith(says)
+    assert refusal.detail.endswith(advice)
     shown = f"{refusal.note}{refusal.problem('id')}{refusal.headers}"
     assert FIRST[:9] not in shown
     assert FIRST[-9:] not in shown
@@ -224,16 +257,30 @@ def test_key_is_the_password_or_the_name_where_the_password_is_empty(scheme: str
 @pytest.mark.parametrize(
     "authorization",
     [
-        "Basic", "Basic ", "Basic :", f"Basic {SECOND}", "Basic ====", "Basic YQ", "Basic YQ=", "Basic YQ===",
-        "Basic Y Q==", basic(""), basic(":"), basic(SECOND), basic(f"{SECOND}:x"), basic(f"{SECOND}:{SECOND}x"),
+        "Basic ", "Basic :", f"Basic {SECOND}", "Basic ====", "Basic YQ", "Basic YQ=", "Basic YQ===",
+        "Basic Y Q==", basic(""), basic(SECOND), basic(f"{SECOND}:x"), basic(f"{SECOND}:{SECOND}x"),
         basic(f"app:{SECOND}\n"), basic(f"app:\0{SECOND}"), basic(f"{SECOND}\0:"), basic(f"é:{SECOND}"),
         basic(b"\xff\xfe:\xff"), basic(f"app:{SECOND}:"), basic(f"app::{SECOND}"), basic(f"{SECOND}::"),
-        basic(f"app:{SECOND}") + "\t", basic(f"app:{SECOND}") + ", " + basic(f"app:{SECOND}"),
+        basic(f"app:{SECOND}") + "\t",
         f"Basic {base64.urlsafe_b64encode(b'??>>??>>:' + SECOND.encode()).decode()}",
     ],
 )  # fmt: skip
 def test_basic_of_any_other_form_is_401(authorization: str) -> None:
     assert isinstance(refused(authorization=authorization), CredentialUnknown)
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer", "bearer", "Basic", basic(":")])
+def test_authorization_without_a_key_is_one_that_is_missing_as_an_empty_x_api_key_is(authorization: str) -> None:
+    for refusal in (refused(authorization=authorization), refused(key="")):
+        assert isinstance(refusal, CredentialMissing)
+        assert refusal.detail.endswith((" your caller key.", " your caller key in it."))
+
+
+@pytest.mark.parametrize("pair", [("Bearer {}", "Bearer {}"), ("bearer {}", "basic YTpi"), ("Basic YTpi", "Bearer {}")])
+@pytest.mark.parametrize("between", [", ", ","])
+def test_header_that_was_sent_twice_is_a_conflict_in_either_place(pair: tuple[str, str], between: str) -> None:
+    assert isinstance(refused(authorization=between.join(pair).format(SECOND, SECOND)), CredentialsConflict)
+    assert isinstance(refused(key=between.join((SECOND, SECOND))), CredentialsConflict)
 
 
 @pytest.mark.parametrize("key", [SECOND, "", "csk_wrong"])

@@ -158,6 +158,53 @@ def test_query_that_is_not_right_names_what_is_wrong(query: str, parameter: str 
     assert refusal.value.detail.startswith(said)
 
 
+SEEN = "Addresses end up in logs: send the caller key in the x-api-key header, and ask the operator of Countersign for"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("name=ft-4&amp;connection_name=stripe-1", "amp;connection_name does not belong in the address. Did you"),
+        ("NAME=ft-4&connection_name=stripe-1", "NAME does not belong in the address. Did you mean name?"),
+        ("name=ft-4&connection_name=stripe-1&api_key=k", f"api_key does not belong in the address. {SEEN}"),
+        ("name=ft-4&connection_name=stripe-1&ACCESS-TOKEN=k", f"ACCESS-TOKEN does not belong in the address. {SEEN}"),
+        ("name=ft-4&connection_name=stripe-1&csk_1", f"A caller key must not be written in the address. {SEEN}"),
+        ("name=ft-4&connection_name=stripe-1&x=%63sk%5F1", f"A caller key must not be written in the address. {SEEN}"),
+        ("name=csk_1&connection_name=stripe-1", f"A caller key must not be written in the address. {SEEN}"),
+        ("name=ft-4", "connection_name is missing in the address"),
+        ("name=ft-4&connection_name=stripe-1#top", "connection_name must be a plain name, such as ft-4"),
+    ],
+)  # fmt: skip
+def test_address_of_a_look_up_is_read_by_the_rule_of_one_that_creates(query: str, said: str) -> None:
+    details = []
+    for path, method, body in (("/stripe/invoices/", "POST", b"customer=c"), ("/stripe/invoices/in_1", "GET", b"")):
+        with pytest.raises(QueryMalformed) as refusal:
+            read(environ(f"{path}?{query}", body, REQUEST_METHOD=method))
+        details.append(refusal.value.detail)
+        assert "csk_" not in str(refusal.value.problem("id"))
+    assert details[0] == details[1]
+    assert details[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/ft-4/stripe-1/v1/invoices/", "/ft-4/stripe-1/v1/invoices"),
+        ("/ft-4/stripe-1//v1/invoices", "/ft-4/stripe-1/v1/invoices"),
+        ("/v1/invoices/", "/v1/invoices"),
+        ("/V1/Invoices", "/v1/invoices"),
+        ("/Invoices", "/invoices"),
+        ("https://countersign.example/stripe/invoices/in_1", "/stripe/invoices/in_1"),
+        ("/stripe//invoices/csk_1", None),
+        ("/ft-4/v1/invoices", None),
+    ],
+)
+def test_path_that_is_almost_right_is_answered_with_the_right_one(path: str, meant: str | None) -> None:
+    with pytest.raises(PathUnknown) as refusal:
+        read(environ(path))
+    assert refusal.value.detail == (f"{PathUnknown.sentence} You may mean {meant}." if meant else PathUnknown.sentence)
+
+
 @pytest.mark.parametrize("more", ["&", "&&", "&validate_only=false", "&validate_only=0"])
 def test_query_may_have_empty_pairs(more: str) -> None:
     call = read(environ(f"{TARGET}{more}"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ from gateway.reloading import MAX_DOCUMENT
 from gateway.settings import SettingError, ledger_of, load, settings_of
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
-from sandbox.__main__ import SECRET, UPSTREAM_KEY
+from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY
 from sandbox.redis_server import RedisServer
 from tests.conftest import policy, running
 
@@ -185,14 +187,42 @@ def test_policy_of_a_secret_manager_that_is_down_is_named() -> None:
     assert "cannot be read from Secret Manager" in text
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_policy_and_keys_come_from_secret_manager_under_the_server_that_forks(
-    server: Callable[..., Server], secret_manager: SecretManager, upstream: Appgregator, attempt: int
+STARTED = """
+import os
+import grpc
+from gateway.settings import load
+opened, opens = [], grpc.insecure_channel
+grpc.insecure_channel = lambda *args, **more: opened.append(args) or opens(*args, **more)
+load(os.environ)
+print(opened)
+"""
+
+
+def test_process_that_the_server_forks_never_uses_googles_client_itself(
+    secret_manager: SecretManager, tmp_path: Path
 ) -> None:
-    """Google's client must not be carried over a fork, where it may hang; so more than once."""
+    """Its threads end some time after its channel; a worker that is forked meanwhile hangs with its first read."""
+    secret_manager.add(POLICY_SECRET, policy("http://127.0.0.1:9").encode())
+    secret_manager.add("projects/acme/secrets/redis", b"hunter2hunter2")
+    settings = {
+        "PATH": os.environ["PATH"],
+        "POLICY": f"{POLICY_SECRET}/versions/latest",
+        "STORE": "redis://127.0.0.1:6379",
+        "STORE_PASSWORD": "projects/acme/secrets/redis/versions/1",
+        "SECRET_MANAGER_ENDPOINT": secret_manager.address,
+        "AUDIT": f"file:{tmp_path / 'audit'}",
+    }
+    run = subprocess.run([sys.executable, "-c", STARTED], cwd=ROOT, env=settings, capture_output=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, b"[]\n", b"")
+    assert sorted(secret_manager.accesses) == sorted([settings["POLICY"], settings["STORE_PASSWORD"]])
+
+
+def test_policy_and_keys_come_from_secret_manager_under_the_server_that_forks(
+    server: Callable[..., Server], secret_manager: SecretManager, upstream: Appgregator
+) -> None:
     secret_manager.add(POLICY_SECRET, policy(upstream.origin).encode())
     running = server(POLICY=f"{POLICY_SECRET}/versions/latest")
-    status, _, body = running.call(timeout=10)
+    status, _, body = running.call()
     assert status == 200, body
     assert secret_manager.accesses == (f"{POLICY_SECRET}/versions/latest", f"{SECRET}/versions/latest")
     assert [line["kind"] for line in running.record.entries()] == ["intent", "outcome"]
