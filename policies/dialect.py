@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from enum import Enum, StrEnum, auto
+from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
 if TYPE_CHECKING:
     from policies.model import Connection, Grant, Step
-    from policies.outcomes import Reply
+    from policies.outcomes import Decision, Reply
 
 FORM: Final = "application/x-www-form-urlencoded"
 
@@ -39,17 +39,6 @@ class Outgoing(msgspec.Struct, frozen=True):
     """The response headers that the dialect reads, in lower case. Collecting them takes a little time."""
     private: bool = False
     """Whether the host may resolve to a private address."""
-
-
-class Decision(Enum):
-    """What became of an approval."""
-
-    WAITS = auto()
-    DONE = auto()
-    """Approved, and carried out by the upstream."""
-    REFUSED = auto()
-    LAPSED = auto()
-    """Nobody decided in time, or it could not be carried out: nothing was created."""
 
 
 class Setting(msgspec.Struct, frozen=True):

@@ -17,7 +17,6 @@ import msgspec
 from msgspec.structs import replace
 
 from policies import fields
-from policies.dialect import Decision
 from policies.model import Effect, Outcome
 from policies.operations import OPERATIONS
 from policies.refusals import (
@@ -130,6 +129,17 @@ class Means(Enum):
     """Something that the call needs is in use for a moment."""
     WAITS = auto()
     """A person must approve it first."""
+
+
+class Decision(Enum):
+    """What became of an approval."""
+
+    WAITS = auto()
+    DONE = auto()
+    """Approved, and carried out by the upstream."""
+    REFUSED = auto()
+    LAPSED = auto()
+    """Nobody decided in time, or it could not be carried out: nothing was created."""
 
 
 class Said(msgspec.Struct, frozen=True):

@@ -36,7 +36,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── CeilingReached           429
     │   └── BudgetSpent              429
     ├── LedgerRefusal                the same idempotency key was used before
-    │   ├── KeyInUse                 503  409 for Stripe's clients
+    │   ├── KeyInUse                 503  for Stripe's clients a conflict
     │   ├── KeyReused                422
     │   ├── KeyUsedElsewhere         422
     │   └── OutcomeStillUnknown      424
@@ -47,12 +47,12 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   └── RecordUnavailable        503
     ├── UpstreamRefusal              the upstream said no, or gave no answer that can be trusted
     │   ├── UpstreamRejected         400, 402 or 404, as the upstream answered
-    │   ├── UpstreamUnreachable      503  nothing was sent; 502 for Stripe's clients
+    │   ├── UpstreamUnreachable      503  nothing was sent; for Stripe's clients a bad gateway
     │   ├── UpstreamMisrouted        502  something else answered in its place
     │   ├── UpstreamFailed           502  for a read-only call
     │   ├── UpstreamBusy             503
     │   ├── UpstreamKeyRefused       503
-    │   ├── AwaitingApproval         503  a person has to approve it; 409 for Stripe's clients
+    │   ├── AwaitingApproval         503  a person has to approve it; for Stripe's clients a conflict
     │   ├── ApprovalRejected         403  a person did not
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
@@ -513,9 +513,9 @@ class KeyUsedElsewhere(LedgerRefusal):
     reason = "key-used-elsewhere"
     title = "This key was used at another account"
     sentence = (
-        "This idempotency key has raised an invoice already, but not where this connection leads today: its account, "
-        "its address, or test and live data have changed since. Nothing was sent. If this is another invoice, use a "
-        "new key; if it may be the same one, ask the operator of Countersign first."
+        "This idempotency key has raised an invoice already, but at another account, or with test data in place of "
+        "live. Nothing was sent. If this is another invoice, use a new key; if it may be the same one, ask the "
+        "operator of Countersign first."
     )
 
 

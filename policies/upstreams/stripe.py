@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from policies import fields, outcomes
-from policies.dialect import FORM, Decision, Dialect, KeyPlace, Outgoing, Setting
+from policies.dialect import FORM, Dialect, KeyPlace, Outgoing, Setting
 from policies.idempotency import upstream_key
 from policies.model import Outcome
-from policies.outcomes import Means, Said
+from policies.outcomes import Decision, Means, Said
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

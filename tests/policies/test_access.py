@@ -237,24 +237,44 @@ def test_fingerprint_survives_a_change_of_the_fixed_values() -> None:
     assert len(prints) == 1
 
 
-def ledger_keys(*replacements: tuple[str, str], key: str | None = "k") -> str | None:
+def ledger_keys(*replacements: tuple[str, str], key: str | None = "k", account: str = "stripe-1") -> str | None:
     text = written()
     for old, new in replacements:
         assert old in text
         text = text.replace(old, new)
-    return decided(text, {"customer": "cus_1"}, key).ledger_key
+    policy_set = read(text)
+    asked = call({"customer": "cus_1"}, key=key, connection_name=account)
+    return access.decide(policy_set, only_caller(policy_set), asked).ledger_key
 
 
 def test_ledger_key_differs_by_caller_connection_and_key() -> None:
     keys = {
         ledger_keys(),
         ledger_keys(("app:", "app2:")),
-        ledger_keys(("billing", "billing2")),
+        ledger_keys(("stripe-1", "stripe-2"), account="stripe-2"),
         ledger_keys(key="k2"),
         ledger_keys(key="K"),
     }
     assert len(keys) == 5
     assert None not in keys
+
+
+#: What an operator tidies, in a document; and under which connection_name it is called then.
+TIDIED = {
+    "a connection's label": ((("billing", "invoices-of-acme"),), "stripe-1"),
+    "a caller's label": ((("  app:\n", "  shop:\n    formerly: app\n"),), "stripe-1"),
+    "what callers write": (
+        (("stripe-1\n", "acme\n    formerly: {name: ft-4, connection_name: stripe-1}\n"),),
+        "acme",
+    ),
+    "the upstream": ((("upstream: appgregator", "upstream: stripe"),), "stripe-1"),
+    "the secret": ((("secrets/key", "secrets/another"),), "stripe-1"),
+}
+
+
+@pytest.mark.parametrize(("replacements", "account"), TIDIED.values(), ids=TIDIED.keys())
+def test_ledger_key_outlives_what_an_operator_tidies(replacements: tuple[tuple[str, str], ...], account: str) -> None:
+    assert ledger_keys(*replacements, account=account) == ledger_keys()
 
 
 def test_ledger_key_outlives_a_rotated_credential_and_other_parameters() -> None:

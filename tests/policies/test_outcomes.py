@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from policies.dialect import Decision
 from policies.model import Budget, Limit, Outcome, Step
+from policies.outcomes import Decision
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,
