@@ -31,8 +31,8 @@ configure()
 def countersign(request: Request) -> Response:
     """Answer one call. An exception inside the record is recorded and answered as a refusal."""
     with Record(gate.audit, request.environ) as record:
-        call = read(request.environ)  # 400 404 405 408 413 414 415
-        policies = gate.policies.current(record.deadline)
+        call = record.call = read(request.environ)  # 400 404 405 408 413 414 415
+        policies = record.policies = gate.policies.current(record.deadline)
         caller = record.caller = gate.identity.identify(policies, call, record.now, record.deadline)  # 401 503
         grant = record.grant = decide(policies, caller, call)  # 403 400
         if grant.validate_only:

@@ -100,8 +100,8 @@ def one(gate: Any, laps: dict[str, list[float]], key: str = CALLER_KEY) -> None:
     asked = environ(key)
     lap = _Laps(laps)
     with Record(gate.audit, asked) as record:
-        call = lap("read", lambda: read(asked))
-        policies = lap("policies", lambda: gate.policies.current(record.deadline))
+        call = record.call = lap("read", lambda: read(asked))
+        policies = record.policies = lap("policies", lambda: gate.policies.current(record.deadline))
         identify = gate.identity.identify
         caller = record.caller = lap("identify", lambda: identify(policies, call, record.now, record.deadline))
         grant: Grant = lap("decide", lambda: decide(policies, caller, call))

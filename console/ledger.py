@@ -119,6 +119,7 @@ def _resolve(asked: argparse.Namespace) -> int:
         # On record first: a decision about money that cannot be recorded is not carried out.
         audit = Audit(standard_output(), policy="")
         decision: dict[str, Any] = {"ledger": one.key[:SHORT], "created": created, "by": asked.by}
+        decision |= {"caller": one.caller, "connection": one.connection, "operation": one.operation}
         answer = None if created is None else Answer(200, json.dumps({"id": created}, separators=(",", ":")).encode())
         try:
             audit.write("resolution", decision, "NOTICE", "resolution")

@@ -5,7 +5,8 @@ line before, ``hash`` the line's own: SHA-256 of its canonical JSON without ``ha
 a caller gets contains the hash of the call's first line, so it proves that this line and all lines before it are
 unchanged. Each process writes one chain, which begins with a ``start`` line; ``console.audit`` verifies an export.
 
-Refusals past ten a second with one reason are counted, not written, so that nobody can flood the record.
+What costs a caller nothing (a refusal, a preview, a replay) is counted and not written past ten a second of one kind
+from one caller, so that nobody can flood the record. All strangers are one caller.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from json.encoder import encode_basestring_ascii as _quoted
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -34,21 +35,23 @@ from policies.refusals import RecordUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from gateway.presented import Whose
     from gateway.sinks import Sink
+    from policies.model import Proof
 
-#: How many refusals with one reason are written in one second.
+#: How many lines of one kind from one caller are written in one second.
 FLOOD: Final = 10
 #: A problem of a policy document is truncated to this length, since it may quote names of any length.
 MAX_PROBLEM: Final = 400
 
+#: How much of its first line's hash a call's audit id has.
+HASH_DIGITS: Final = 24
 GENESIS: Final = "0" * 64
 _HASHED_APART: Final = ("hash", "audit_id")
 #: Keys by their prefix: ours, a webhook's, Stripe's.
 _PASTED_KEY = re.compile(r"\b(?:csk|whsec|sk|rk)_[^\s,:]+")
 
 _SORTED = msgspec.json.Encoder(order="sorted")
-#: Cached, since most lines have one of a few messages.
-_quoted = lru_cache(1024)(json.dumps)
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:
@@ -69,7 +72,34 @@ def line_hash(content: Mapping[str, Any]) -> str:
 
 def audit_id_of(instance: str, digest: str) -> str:
     """Return the audit id of a call whose first line has this hash."""
-    return f"{instance}-{digest[:24]}"
+    return f"{instance}-{digest[:HASH_DIGITS]}"
+
+
+def counted_id(instance: str, batch: str, number: int) -> str:
+    """Return the audit id of a call that was only counted: the ``number``-th, from 1 on, of a ``counted`` line."""
+    return f"{instance}-counted-{batch}-{number}"
+
+
+def unrecorded_id(instance: str) -> str:
+    """Return the audit id of a call whose line could not be written."""
+    return f"{instance}-unrecorded-{os.urandom(12).hex()}"
+
+
+class _Kind(NamedTuple):
+    """What is counted together."""
+
+    kind: str
+    reason: str | None
+    caller: str | None
+    """None for all who have not proved who they are."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Calls that were counted and not yet reported."""
+
+    name: str = field(default_factory=lambda: os.urandom(4).hex())
+    count: int = 0
 
 
 @dataclass(slots=True)
@@ -79,11 +109,10 @@ class _Chain:
     instance: str = field(default_factory=lambda: os.urandom(6).hex())
     sequence: int = 0
     head: str = GENESIS
-    #: The second of ``written``, and how many refusals of each reason were written in it.
+    #: The second of ``written``, and how many lines of each kind were written in it.
     second: int = -1
-    written: Counter[str] = field(default_factory=Counter)
-    #: How many refusals of each reason were counted but not yet reported.
-    counted: Counter[str] = field(default_factory=Counter)
+    written: Counter[_Kind] = field(default_factory=Counter)
+    counted: dict[_Kind, _Batch] = field(default_factory=dict)
 
 
 class Audit:
@@ -102,6 +131,8 @@ class Audit:
         self._sink, self._policy = sink, policy
         self.clock, self.monotonic = clock, monotonic
         self.trace_prefix = f"projects/{project}/traces/" if project else ""
+        #: Whose the credentials were that earlier documents of this instance had.
+        self.retired: Mapping[Proof, Whose] = {}
         self._key = os.urandom(32)
         self._second, self._second_written = -1, ""
         self._lock = threading.Lock()
@@ -123,16 +154,23 @@ class Audit:
                 self._next_second(chain)
             return self._line(chain, kind, content, severity, message, extra)
 
-    def refuse(self, content: dict[str, Any], reason: str, severity: str, message: str, extra: str) -> str | None:
-        """Write a refusal and return its audit id, or count it past :data:`FLOOD` and return None."""
+    def counted(self, kind: str, caller: str | None, reason: str | None = None) -> str | None:
+        """Return None for a call whose line is to be written, or count it past :data:`FLOOD` and return its audit id.
+
+        Raises :class:`RecordUnavailable` if the record cannot even begin.
+        """
+        what = _Kind(kind, reason, caller)
         with self._lock:
             chain = self._begun()
             self._next_second(chain)
-            if chain.written[reason] >= FLOOD:
-                chain.counted[reason] += 1
+            if chain.written[what] < FLOOD:
+                chain.written[what] += 1
                 return None
-            chain.written[reason] += 1
-            return self._line(chain, "refusal", content, severity, message, extra)
+            batch = chain.counted.get(what)
+            if batch is None:
+                batch = chain.counted[what] = _Batch()
+            batch.count += 1
+            return counted_id(chain.instance, batch.name, batch.count)
 
     def policy_taken(self, digest: str) -> None:
         """Record that another policy document is now in force."""
@@ -145,7 +183,7 @@ class Audit:
         ``problem`` may quote the document, into which somebody may have pasted a key. ``document`` is the digest of the
         bytes that were read; None if they were not.
         """
-        problem = _PASTED_KEY.sub("[redacted]", problem)[:MAX_PROBLEM]
+        problem = without_keys(problem)[:MAX_PROBLEM]
         content = {"result": "unread", "policy": kept, "problem": problem}
         if document is not None:
             content |= {"result": "refused", "document": document}
@@ -169,7 +207,7 @@ class Audit:
         return hashlib.blake2b(value.encode(), key=self._key, digest_size=12).hexdigest()
 
     def close(self) -> None:
-        """Report the counted refusals and end the chain with a ``stop`` line, so that truncation is detected."""
+        """Report what was counted and end the chain with a ``stop`` line, so that truncation is detected."""
         with self._lock:
             chain = self._chain.made()
             if chain is None or not chain.sequence:
@@ -188,7 +226,7 @@ class Audit:
         return chain
 
     def _next_second(self, chain: _Chain) -> None:
-        """Once a second, report the refusals counted so far and start a new count."""
+        """Once a second, report what was counted so far and start a new count."""
         second = int(self.monotonic())
         if second != chain.second:
             chain.second = second
@@ -196,12 +234,16 @@ class Audit:
             self._report(chain)
 
     def _report(self, chain: _Chain) -> None:
-        counted = chain.counted
         with suppress(RecordUnavailable):  # what is left is reported later
-            for reason, count in list(counted.items()):
-                content = {"reason": reason, "count": count}
-                self._line(chain, "refusals", content, "WARNING", f"{count} more refusals: {reason}")
-                del counted[reason]
+            for what, batch in list(chain.counted.items()):
+                kind, reason, caller = what
+                content = {"counted": kind, "count": batch.count, "batch": batch.name}
+                content |= {} if reason is None else {"reason": reason}
+                content |= {} if caller is None else {"caller": caller}
+                message = f"{batch.count} more of {caller or 'strangers'}: {kind}{f' {reason}' if reason else ''}"
+                labels = labels_of(caller=caller, reason=reason)
+                self._line(chain, "counted", content, "WARNING", message, labels)
+                del chain.counted[what]
 
     def _timestamp(self, now: float) -> str:
         """Format unix seconds as RFC 3339. All but the fraction is cached for a second."""
@@ -230,6 +272,17 @@ class Audit:
         chain.sequence += 1
         chain.head = digest
         return audit_id
+
+
+def without_keys(text: str) -> str:
+    """Redact what looks like a key: callers and operators paste them where they do not belong."""
+    return _PASTED_KEY.sub("[redacted]", text)
+
+
+def labels_of(**labels: str | None) -> str:
+    """Return what Cloud Logging filters by, as a JSON member to append. The values need no escapes: they are names."""
+    members = ",".join([f'"{name}":"{value}"' for name, value in labels.items() if value is not None])
+    return f',"logging.googleapis.com/labels":{{{members}}}'
 
 
 def alert(message: str) -> None:

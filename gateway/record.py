@@ -1,38 +1,68 @@
 """Records one call.
 
 A call that is sent leaves two lines: ``intent`` before the send and ``outcome`` after it. Any other call leaves one:
-``refusal``, ``replay`` or ``preview``.
+``refusal``, ``replay`` or ``preview``. Each line stands alone: it says who asked for what of which connection, and its
+message is a sentence. :mod:`gateway.lines` has all members.
 """
 
 from __future__ import annotations
 
-import os
 import re
+from functools import lru_cache
+from itertools import islice
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from gateway.chain import alert
+from gateway.chain import HASH_DIGITS, alert, labels_of, unrecorded_id, without_keys
+from gateway.presented import presented
+from policies import wording
+from policies.access import given
+from policies.forms import shown, split
 from policies.idempotency import SHORT
-from policies.model import Answer, Outcome
+from policies.model import Answer, Effect, Outcome
 from policies.outcomes import lost
-from policies.refusals import RecordUnavailable, Refusal, Unforeseen
+from policies.refusals import (
+    BodyMalformed,
+    BudgetSpent,
+    CeilingReached,
+    LimitReached,
+    PathUnknown,
+    RecordUnavailable,
+    Refusal,
+    Unauthenticated,
+    Unforeseen,
+    UpstreamRejected,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from gateway.chain import Audit
     from gateway.secrets import Secret
-    from policies.model import Admission, Caller, Grant
+    from policies.model import Admission, Call, Caller, Grant, PolicySet
     from policies.outcomes import Reply
 
 #: The whole call, from the first byte read to the last written: below every no-code tool's own limit of 30 s.
 CALL_SECONDS: Final = 25.0
 #: A recorded value is truncated to this length. It only serves to find a call, and Cloud Logging takes 256 KB a line.
 MAX_VALUE: Final = 200
+#: The same in a message, which is read in a list.
+MAX_MENTIONED: Final = 60
+#: A refusal's sentence: the caller may have made it long.
+MAX_SENTENCE: Final = 400
+#: Of a refused call, so many parameters are named, and so much of each name.
+MAX_NAMES: Final = 50
+MAX_NAME: Final = 100
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 _CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
+#: What a path may hold beside names: an upstream's id, or anything long.
+_ID_IN_PATH = re.compile(r"\b[a-z]{2,12}_[A-Za-z0-9]{8,}|[^/]{65,}")
+_NAME_IN_QUERY = re.compile(r"(?:^|&)((?:connection_)?name=[A-Za-z0-9._-]{1,64})(?=&|$)")
+_DONE: Final = {Effect.CREATES: "raised", Effect.CHANGES: "changed", Effect.LOOKS: "looked at"}
+#: Cached, since many invoices have one of a few sums.
+_money = lru_cache(1024)(wording.money)
 
 
 class Record:
@@ -42,6 +72,19 @@ class Record:
     gets :attr:`answer`.
     """
 
+    # What a stage has not set yet is shared by all calls, since most of them set most of it.
+    call: Call | None = None
+    policies: PolicySet | None = None
+    caller: Caller | None = None
+    grant: Grant | None = None
+    secret: Secret | None = None
+    admission: Admission | None = None
+    answer: Answer = Answer(500, b"")
+    refusal: Refusal | None = None
+    audit_id = ""
+    _intent: str | None = None
+    _labels = ""
+
     def __init__(self, audit: Audit, environ: Mapping[str, Any]) -> None:
         """``environ`` is the call's WSGI environment."""
         self._audit = audit
@@ -50,14 +93,6 @@ class Record:
         self.deadline = self._began + CALL_SECONDS
         self.environ = environ
         self._trace = _trace(environ, audit.trace_prefix)
-        self.caller: Caller | None = None
-        self.grant: Grant | None = None
-        self.secret: Secret | None = None
-        self.admission: Admission | None = None
-        self._intent: str | None = None
-        self.audit_id = ""
-        self.answer = Answer(500, b"")
-        self.refusal: Refusal | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -72,104 +107,256 @@ class Record:
         elif not isinstance(error, Exception):
             return False
         elif self._intent is None or self.grant is None:
-            self._refuse(Unforeseen(note=_where(error)))
+            self._refuse(Unforeseen(note=_place(error)))
         else:  # the call may have been sent
-            self._refuse(lost(self.grant, _where(error)))
+            self._refuse(lost(self.grant, _place(error)))
         return True
 
     def preview(self) -> None:
         """Record a ``validate_only`` call: decided as any other, but nothing is sent or used up."""
-        self._decided("preview", "INFO")
+        self._for_nothing("preview", "tried")
 
     def replay(self) -> None:
         """Record that a kept answer is given again."""
-        self._decided("replay", "INFO")
+        self._for_nothing("replay", "got the kept answer again of")
 
     def intent(self, admission: Admission) -> None:
         """Record a call before it is sent. Raises :class:`RecordUnavailable`; then the call must not be sent."""
-        self._decided("intent", "NOTICE", owner=admission.owner[:12])
-        self._intent = self.audit_id.rpartition("-")[2]
+        self._decide()
+        self.audit_id = self._audit.write(
+            "intent",
+            {**self._decision, "owner": admission.owner[:12]},
+            "NOTICE",
+            f"{self._caller} asks for {self._what}",
+            f"{self._trace}{self._labels}}}",
+        )
+        self._intent = self.audit_id[-HASH_DIGITS:]
 
     def close(self, reply: Reply, *, settled: bool) -> None:
         """Record the outcome of the send, after :attr:`answer` was set."""
         self.refusal = reply.refusal
+        result = reply.outcome.value
         content: dict[str, Any] = {
+            **self._decision,
             "intent": self._intent,
-            "result": reply.outcome.value,
+            "result": result,
             "status": self.answer.status,
             "attempts": reply.attempts,
             "milliseconds": round((self._audit.monotonic() - self._began) * 1000),
-            **_present(
-                upstream_status=reply.upstream_status,
-                upstream_request=reply.upstream_request,
-                created=reply.created,
-                reason=reply.refusal and reply.refusal.reason,
-                note=reply.refusal and reply.refusal.note,
-                alarm=reply.alarm or (None if settled else "the outcome could not be kept in the store"),
-            ),
         }
-        severity = "INFO" if reply.outcome is Outcome.SUCCEEDED else "WARNING"
+        if reply.refusal is None:
+            severity, message = "INFO", self._raised(reply, content)
+            labels = f'{self._trace}{self._labels},"result":"{result}"}}'
+        else:
+            severity, message = "WARNING", self._not_raised(reply, reply.refusal, content)
+            labels = f'{self._trace}{self._labels},"result":"{result}","reason":"{reply.refusal.reason}"}}'
+        if not settled or reply.alarm is not None:
+            content["alarm"] = reply.alarm or "the outcome could not be kept in the store"
         if "alarm" in content or reply.outcome is Outcome.UNKNOWN:
             severity = "ALERT"
         try:
-            self._write("outcome", content, severity, f"outcome {reply.outcome.value}")
+            self._audit.write("outcome", content, severity, message, labels)
         except RecordUnavailable as error:
             # The call was made, and hiding a success would invite a second one. Its intent is on record.
             alert(f"the outcome of {self.audit_id} could not be recorded: {error.note}")
 
+    def _raised(self, reply: Reply, content: dict[str, Any]) -> str:
+        """Add what a success brought to its line, and return the message."""
+        assert self.grant is not None  # noqa: S101 - it was sent
+        operation = self.grant.entitlement.operation
+        content["upstream_status"] = reply.upstream_status
+        if reply.upstream_request is not None:
+            content["upstream_request"] = reply.upstream_request
+        named = sum_ = ""
+        if reply.created is not None:
+            content["created"] = reply.created
+            named = f" {reply.created}"
+        if reply.amount is not None and reply.currency is not None:
+            content["amount"], content["currency"] = reply.amount, reply.currency
+            sum_ = f" of {_money(reply.amount, reply.currency)}"
+        return f"{self._caller} {_DONE[operation.effect]} {operation.noun}{named}{sum_} on {self._where}"
+
+    def _not_raised(self, reply: Reply, refusal: Refusal, content: dict[str, Any]) -> str:
+        """Add why a call that was sent did not succeed, and return the message."""
+        content |= _said(refusal) | _present(
+            upstream_status=reply.upstream_status, upstream_request=reply.upstream_request
+        )
+        if reply.outcome is Outcome.UNKNOWN:
+            return f"nobody knows what became of {self._what}, which {self._caller} asked for: {_first(refusal)}"
+        return f"{self._caller} was refused {self._what}: {_first(refusal)}"
+
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = refusal
-        content: dict[str, Any] = {
-            "reason": refusal.reason,
-            "status": refusal.status,
-            **_present(
-                note=refusal.note,
-                caller=self.caller and self.caller.id,
-                credential=self.caller and self.caller.credential,
-                connection=self.grant and self.grant.entitlement.connection.id,
-                intent=self._intent,
-            ),
-        }
-        severity = "ERROR" if refusal.status >= 500 else "WARNING"
-        audit_id = None
+        caller = self.caller.id if self.caller is not None else None
         try:
-            message = f"refused {refusal.reason}"
-            if self._intent is None:
-                audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._trace)
-            else:  # never only counted: it is the end of a call that was sent
-                self._audit.write("refusal", content, severity, message, self._trace)
+            audit_id = None if self._intent else self._audit.counted("refusal", caller, refusal.reason)
+            if audit_id is None:
+                severity = "ERROR" if refusal.status >= 500 else "WARNING"
+                audit_id = self._audit.write("refusal", *self._refused(refusal, severity))
         except RecordUnavailable as error:
             alert(f"a refusal could not be recorded: {error.note}")
-        # A refusal that was counted or could not be written has an id too, of the same instance.
-        self.audit_id = self.audit_id or audit_id or f"{self._audit.instance}-{os.urandom(12).hex()}"
+            audit_id = unrecorded_id(self._audit.instance)
+        self.audit_id = self.audit_id or audit_id
 
-    def _decided(self, kind: str, severity: str, **more: str) -> None:
+    def _refused(self, refusal: Refusal, severity: str) -> tuple[dict[str, Any], str, str, str]:
+        """Return the content of a refusal's line, its severity, its message, and the members beside ours."""
+        content = {"status": refusal.status, **_said(refusal), **_present(intent=self._intent)}
+        if self.grant is not None:
+            if not self._labels:
+                self._decide()
+            content |= self._decision | _full(refusal, self.grant)
+            who, what = self._caller, self._what
+        else:
+            content |= self._asked()
+            caller, operation, connection = (content.get(name) for name in ("caller", "operation", "connection"))
+            what = f"{operation or 'a call'}{f' on {connection}' if connection else ''}"
+            who = caller or "somebody unknown"
+            if isinstance(refusal, Unauthenticated) and self.call is not None and self.policies is not None:
+                brought = presented(self.call, self.policies, self._audit.retired, self._audit.keyed_digest)
+                content["presented"] = brought
+                if "caller" in brought:
+                    who = f"somebody with credential {brought['credential']} of {brought['caller']}"
+        labels = labels_of(**{name: content.get(name) for name in ("caller", "connection", "operation", "reason")})
+        return content, severity, f"{who} was refused {what}: {_first(refusal)}", self._trace + labels
+
+    def _asked(self) -> dict[str, Any]:
+        """Return what is known of a call that was refused before it was granted."""
+        call, caller = self.call, self.caller
+        content: dict[str, Any] = {"asked": _asked(self.environ, call)}
+        if self.policies is not None:
+            content["policy"] = self.policies.digest[:SHORT]
+        if caller is not None:
+            content |= {"caller": caller.id, "credential": caller.credential}
+        if call is None:
+            return content
+        content["operation"] = call.operation
+        if caller is not None and self.policies is not None:
+            content |= _present(connection=_connection(self.policies, caller, call))
+            names = dict(islice(_parameters(call), MAX_NAMES))
+            content["parameters"] = {name: self._audit.keyed_digest(value) for name, value in names.items()}
+        return content
+
+    def _decide(self) -> None:
+        """Note what every line of a granted call says."""
         grant = self.grant
         assert grant is not None  # noqa: S101 - a decision has been made
-        caller, entitlement = grant.caller, grant.entitlement
-        decision: dict[str, Any] = {
-            "caller": caller.id,
-            "credential": caller.credential,
-            "connection": entitlement.connection.id,
-            "operation": entitlement.operation.id,
-            "policy": grant.policy[:16],
-            "parameters": {path: self._audit.keyed_digest(value) for path, value in grant.parameters.items()},
-            **more,
+        entitlement, digest = grant.entitlement, self._audit.keyed_digest
+        caller, connection, operation = grant.caller.id, entitlement.connection.id, entitlement.operation.id
+        decision = self._decision = {
+            "caller": caller,
+            "credential": grant.caller.credential,
+            "connection": connection,
+            "operation": operation,
+            "policy": grant.policy[:SHORT],
+            "parameters": {path: digest(value) for path, value in grant.parameters.items()},
         }
+        order = ""
         if entitlement.record:
             values = {p: v[:MAX_VALUE] for p, v in grant.parameters.items() if p in entitlement.record}
             if values:
                 decision["values"] = values
+                order = _mentioned(values)
         if grant.ledger_key is not None:
             decision["ledger"] = grant.ledger_key[:SHORT]
         if self.secret is not None:
             decision["secret"] = self.secret.version
-        self.audit_id = self._write(kind, decision, severity, kind)
+        self._caller, self._where = caller, f"{connection}{order}"
+        self._what = f"{operation} on {connection}{order}"
+        self._labels = (
+            f',"logging.googleapis.com/labels":{{"caller":"{caller}","connection":"{connection}",'
+            f'"operation":"{operation}"'
+        )
 
-    def _write(self, kind: str, content: dict[str, Any], severity: str, message: str) -> str:
-        if self.caller is not None:
-            message = f"{message} {self.caller.id}"
-        return self._audit.write(kind, content, severity, message, self._trace)
+    def _for_nothing(self, kind: str, done: str) -> None:
+        """Record a call that sends nothing and takes nothing, unless there are too many of these."""
+        assert self.grant is not None  # noqa: S101 - a decision has been made
+        counted = self._audit.counted(kind, self.grant.caller.id)
+        if counted is None:
+            self._decide()
+            message = f"{self._caller} {done} {self._what}"
+            counted = self._audit.write(kind, self._decision, "INFO", message, f"{self._trace}{self._labels}}}")
+        self.audit_id = counted
+
+
+def _said(refusal: Refusal) -> dict[str, Any]:
+    """Return what a line says of a refusal, whatever it is about."""
+    # That one quotes the path, which may hold an upstream's id; ``asked`` has it without.
+    detail = PathUnknown.sentence if isinstance(refusal, PathUnknown) else refusal.detail
+    others = [_cut(fault.detail) for fault in refusal.faults[1:]]
+    return {
+        "reason": refusal.reason,
+        "detail": _cut(detail),
+        **_present(
+            note=refusal.note,
+            parameter=refusal.parameter and without_keys(refusal.parameter)[:MAX_NAME],
+            others=others or None,
+            upstream_code=refusal.code if isinstance(refusal, UpstreamRejected) else None,
+            retry_after=refusal.retry_after,
+        ),
+    }
+
+
+def _full(refusal: Refusal, grant: Grant) -> dict[str, Any]:
+    """Return which limit, ceiling or budget is used up. ``amount`` is in minor units, ``window`` in seconds."""
+    budget, ceiling = grant.budget, grant.entitlement.connection.ceiling
+    match refusal:
+        case BudgetSpent() if budget is not None:
+            limit = {"amount": budget.limit.calls, "currency": budget.currency, "window": budget.limit.seconds}
+            return {"budget": limit}
+        case CeilingReached() if ceiling is not None:
+            return {"limit": ceiling.text}
+        case LimitReached():
+            full = [standing.limit.text for standing in refusal.standings if standing.remaining < 1]
+            return {"limit": full[0]} if full else {}
+    return {}
+
+
+def _asked(environ: Mapping[str, Any], call: Call | None) -> str:
+    """Return the method and the path as they were asked for, without ids and keys, and the connection's names."""
+    path, _, query = str(environ.get("RAW_URI", "")).partition("?")
+    for value in call.path_parameters.values() if call is not None else ():
+        path = path.replace(f"/{value}", "/...")
+    names = "&".join(_NAME_IN_QUERY.findall(query))
+    method = environ.get("REQUEST_METHOD", "")
+    asked = f"{method} {_ID_IN_PATH.sub('...', path)}{f'?{names}' if names else ''}"
+    return shown(without_keys(asked))
+
+
+def _connection(policies: PolicySet, caller: Caller, call: Call) -> str | None:
+    """Return the connection that a call is for, granted or not."""
+    if not call.name:
+        return None if caller.tied is None else caller.tied.id
+    names = (call.name, call.connection_name)
+    entitlement = caller.entitlements.get((*names, call.operation))
+    if entitlement is not None:
+        return entitlement.connection.id
+    found = (one.id for one in policies.connections.values() if (one.name, one.connection_name) == names)
+    return next(found, None)
+
+
+def _parameters(call: Call) -> Iterator[tuple[str, str]]:
+    """Yield the parameters of a refused call, by names that are safe to record."""
+    try:
+        for path, value in given(call).items():
+            yield without_keys(shown(path))[:MAX_NAME], value
+    except BodyMalformed:
+        return
+
+
+def _mentioned(values: Mapping[str, str]) -> str:
+    """Return the first recorded value, in brackets: ``(order_id 1001)``."""
+    path, value = next(iter(values.items()))
+    return f" ({split(path)[-1]} {shown(value[:MAX_MENTIONED])})"
+
+
+def _first(refusal: Refusal) -> str:
+    """Return the first sentence of a refusal, without its full stop."""
+    detail: str = _said(refusal)["detail"]
+    return detail.partition(". ")[0].removesuffix(".")
+
+
+def _cut(text: str) -> str:
+    return without_keys(text)[:MAX_SENTENCE]
 
 
 def _trace(environ: Mapping[str, Any], prefix: str) -> str:
@@ -188,7 +375,7 @@ def _present(**members: object) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def _where(error: Exception) -> str:
+def _place(error: Exception) -> str:
     """Name an exception by its type and the line that raised it. Its text may hold secrets and is left out."""
     *_, (frame, line) = walk_tb(error.__traceback__)
     return f"{type(error).__name__} in {frame.f_code.co_name}:{line}"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.kept import DownError, Kept, Lifetime
+from gateway.presented import retired
 from policies import compiled
 from policies.model import VERSION, DocumentError
 
@@ -200,6 +201,7 @@ class Policies:
                 self._audit.policy_refused(kept.digest, str(error), document=digest)
                 return
             self._refused = ""
+            self._audit.retired = retired(self._audit.retired, kept, policies)
             self._audit.policy_taken(policies.digest)
             self._policies, self._digest = policies, digest
 

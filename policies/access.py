@@ -36,7 +36,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         entitlement = _own(caller, call)
     if call.accounts:
         _check_accounts(entitlement.connection, call.accounts)
-    asked, approved = parameters.approve(entitlement, _given(call))
+    asked, approved = parameters.approve(entitlement, given(call))
     key = _idempotency_key(entitlement, call, asked)
     ledger_key = None
     if key is not None:
@@ -94,15 +94,15 @@ def _check_accounts(connection: Connection, accounts: Mapping[str, str]) -> None
             raise AccountNotGranted(header)
 
 
-def _given(call: Call) -> dict[str, str]:
-    """Return the parameters of a call as they were sent, wherever they stand."""
-    given = forms.parse(call.body, call.media)
+def given(call: Call) -> dict[str, str]:
+    """Return the parameters of a call as they were sent, wherever they stand. Raises :class:`BodyMalformed`."""
+    parsed = forms.parse(call.body, call.media)
     if not call.path_parameters:
-        return given
+        return parsed
     for name in call.path_parameters:
-        if name in given:
+        if name in parsed:
             raise BodyMalformed(f"{name} is given twice: it is already in the path.")
-    return {**call.path_parameters, **given}
+    return {**call.path_parameters, **parsed}
 
 
 def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> dict[str, str]:

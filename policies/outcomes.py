@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -48,6 +49,8 @@ APPROVAL_SECONDS: Final = 300
 LATE_SECONDS: Final = 30
 
 _IDS: Final = {operation.id: re.compile(operation.ids) for operation in OPERATIONS.values()}
+#: ISO 4217 in lower case, as Stripe writes it.
+_CURRENCY = re.compile(r"[a-z]{3}")
 #: The parameter that names the object of a call, by operation. A call that creates its object cannot name it.
 _NAMING: Final = {
     operation.id: match[1]
@@ -89,6 +92,9 @@ class Reply(msgspec.Struct, frozen=True):
     upstream_status: int | None = None
     created: str | None = None
     """The id of what was created, for the record."""
+    amount: int | None = None
+    """The sum of what was created, in minor units of ``currency``, for the record. Both or none."""
+    currency: str | None = None
     spent: int = 0
     """How much this counts against the caller's budget, in minor units."""
     upstream_request: str | None = None
@@ -317,15 +323,31 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
     another = _another(grant, answer)
     if another is not None:
         return stray(grant, another, status)
+    amount = currency = None
+    if (spends := operation.spends) is not None:
+        try:
+            amount, currency = _sum(answer.get(spends.amount), answer.get(spends.currency))
+        except TypeError:  # an object or a list, in place of either
+            amount = currency = None
     spent, alarm = (0, None) if grant.caller.budget is None else _spent(grant, answer)
     return Reply(
         Outcome.SUCCEEDED,
         answer=trimmed,
         upstream_status=status,
         created=created if operation.effect is Effect.CREATES and _IDS[operation.id].fullmatch(created) else None,
+        amount=amount,
+        currency=currency,
         spent=spent,
         alarm=alarm,
     )
+
+
+@lru_cache(1024, typed=True)  # many invoices have one of a few sums
+def _sum(amount: object, currency: object) -> tuple[int, str] | tuple[None, None]:
+    """Return the amount and the currency of what was created. What does not look like them stays out of the record."""
+    if type(amount) is int and 0 <= amount <= MAX_SPENT and type(currency) is str and _CURRENCY.fullmatch(currency):
+        return amount, currency
+    return None, None
 
 
 def _another(grant: Grant, answer: Mapping[str, Any]) -> str | None:

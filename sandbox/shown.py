@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 #: What is said of a line behind its message, in this order, unless the message says it already.
-_TOLD: Final = ("caller", "connection", "reason", "result", "status")
+_TOLD: Final = ("reason", "status")
 _COLOURS: Final = {"NOTICE": "36", "WARNING": "33", "ERROR": "31", "ALERT": "1;31"}
 
 

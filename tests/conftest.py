@@ -23,8 +23,10 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import functions_framework
+import msgspec
 import pytest
 
+from gateway.lines import Entry
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
 from sandbox.firestore import FirestoreEmulator
@@ -185,8 +187,11 @@ class Record:
     path: Path
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return every line as it was written."""
-        return [json.loads(line) for line in self.text().splitlines()]
+        """Return every line as it was written. Each is what its schema says, whatever is tested."""
+        lines = self.text().splitlines()
+        for line in lines:
+            msgspec.json.decode(line, type=Entry)
+        return [json.loads(line) for line in lines]
 
     def entries(self, *kinds: str) -> list[dict[str, Any]]:
         """Return what is ours of every line, of some kinds or all but ``start`` and ``stop``."""

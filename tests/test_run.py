@@ -196,7 +196,7 @@ def test_mistake_in_the_policy_is_shown_with_its_line_and_the_last_good_one_stay
         until(told, "was saved: the next call goes by it.")
         time.sleep(float(POLICY_SECONDS))
         assert call(port)[0] == 200
-        assert "outcome succeeded shop" in until(told, "outcome succeeded shop")
+        assert "shop raised invoice in_" in until(told, "shop raised invoice in_")
         assert "Traceback" not in told.read_text()
 
 
@@ -297,7 +297,7 @@ def test_record_is_shown_for_people_or_as_it_is_kept(tmp_path: Path, raw: str) -
     with running(tmp_path, port, RAW=raw) as (_, told):
         status, invoice = call(port)
         assert status == 200
-        text = until(told, "outcome succeeded")
+        text = until(told, "demo-app raised invoice")
     lines = told.read_text()[len(text) :]
     audit_id = str(invoice["audit_id"])
     if raw:
@@ -307,7 +307,8 @@ def test_record_is_shown_for_people_or_as_it_is_kept(tmp_path: Path, raw: str) -
         assert (report.faults, report.doubts) == ([], [])
     else:
         assert "{" not in text[text.index("Ctrl-C") :]
-        assert re.search(rf"^\d\d:\d\d:\d\d  INFO     outcome succeeded demo-app, 200  {audit_id}$", text, re.MULTILINE)
+        said = rf"demo-app raised invoice {invoice['id']} of 20\.00 USD on sandbox-billing, 200"
+        assert re.search(rf"^\d\d:\d\d:\d\d  INFO     {said}  {audit_id}$", text, re.MULTILINE)
         assert "\x1b" not in text  # no terminal, no colour
         assert "the record of this instance ends here" in lines
 
@@ -323,7 +324,7 @@ def test_terminal_gets_colours_unless_it_says_no(settings: dict[str, str], *, co
             while b"Ctrl-C stops everything" not in text:
                 text += terminal.read(4096)
             call(port)
-            while b"intent demo-app" not in text:
+            while b"demo-app asks for" not in text:
                 text += terminal.read(4096)
         finally:
             process.send_signal(signal.SIGTERM)

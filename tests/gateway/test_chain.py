@@ -254,7 +254,7 @@ def test_flood_of_one_reason_is_counted_and_others_are_written(audit: Audit, sin
     assert len([line for line in sink.ours("refusal") if line["reason"] == "credential-unknown"]) == 5
     clock.tick(1)
     refused(audit, PathUnknown())
-    (count,) = sink.ours("refusals")
+    (count,) = sink.ours("counted")
     assert (count["reason"], count["count"]) == ("path-unknown", 5000 - FLOOD)
     assert len(sink.ours("refusal")) == FLOOD + 6
     audit.close()
@@ -267,7 +267,7 @@ def test_every_refusal_of_a_flood_is_written_or_counted_once(audit: Audit, sink:
         if number % 70 == 0:
             clock.tick(0.31)
     audit.close()
-    counted = sum(line["count"] for line in sink.ours("refusals"))
+    counted = sum(line["count"] for line in sink.ours("counted"))
     assert counted + len(sink.ours("refusal")) == 3000
     assert counted > 0
 
@@ -276,8 +276,8 @@ def test_what_was_counted_is_reported_at_the_end(audit: Audit, sink: Lines) -> N
     for _ in range(FLOOD + 3):
         refused(audit, PathUnknown())
     audit.close()
-    assert [entry["kind"] for entry in sink.ours()][-2:] == ["refusals", "stop"]
-    assert sink.ours("refusals")[0]["count"] == 3
+    assert [entry["kind"] for entry in sink.ours()][-2:] == ["counted", "stop"]
+    assert sink.ours("counted")[0]["count"] == 3
 
 
 def test_count_that_cannot_be_written_is_kept(
@@ -291,13 +291,16 @@ def test_count_that_cannot_be_written_is_kept(
     sink.failing = False
     clock.tick(1)
     refused(audit, PathUnknown())
-    assert [line["count"] for line in sink.ours("refusals")] == [3]
+    assert [line["count"] for line in sink.ours("counted")] == [3]
 
 
 def test_refusal_that_was_only_counted_has_an_audit_id_of_its_own(audit: Audit) -> None:
     ids = {refused(audit, PathUnknown()).audit_id for _ in range(50)}
     assert len(ids) == 50
-    assert all(re.fullmatch(f"{audit.instance}-[0-9a-f]{{24}}", audit_id) for audit_id in ids)
+    written = [audit_id for audit_id in ids if re.fullmatch(f"{audit.instance}-[0-9a-f]{{24}}", audit_id)]
+    assert len(written) == FLOOD
+    (batch,) = {audit_id.rpartition("-")[0] for audit_id in ids if audit_id not in written}
+    assert re.fullmatch(f"{audit.instance}-counted-[0-9a-f]{{8}}", batch)
 
 
 def test_end_of_a_sent_call_is_written_however_many_end_so(audit: Audit, sink: Lines) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tests.gateway.conftest import Clock, Lines
 
 
+LABELS = "logging.googleapis.com/labels"
+
+
 # ---------------------------------------------------------------- what is written
 
 
@@ -73,7 +76,7 @@ def test_line_is_one_of_cloud_loggings(audit: Audit, sink: Lines, clock: Clock) 
     sent(audit)
     for line in sink.lines:
         entry = json.loads(line)
-        assert entry.keys() == {"severity", "time", "message", "countersign"}
+        assert entry.keys() - {LABELS} == {"severity", "time", "message", "countersign"}
         assert entry["time"] == "1970-01-12T13:46:40.000000Z"
         assert line.endswith("}\n")
 
@@ -239,7 +242,7 @@ def test_trace_of_the_platform_is_on_every_line_of_a_call(
 )
 def test_garbage_for_a_trace_is_left_out(audit: Audit, sink: Lines, garbage: str) -> None:
     refused(audit, PathUnknown(), HTTP_TRACEPARENT=garbage, HTTP_X_CLOUD_TRACE_CONTEXT=garbage)
-    assert json.loads(sink.lines[-1]).keys() == {"severity", "time", "message", "countersign"}
+    assert json.loads(sink.lines[-1]).keys() == {"severity", "time", "message", "countersign", LABELS}
 
 
 # ---------------------------------------------------------------- what nobody foresaw

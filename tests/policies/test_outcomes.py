@@ -586,3 +586,25 @@ def test_refused_key_of_ours_alarms_the_operator(grant: Grant) -> None:
     assert {status: judge(grant, status, b"").alarm is not None for status in (200, 400, 401, 403, 429, 500)} == {
         200: False, 400: False, 401: True, 403: True, 429: False, 500: False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"amount_due": "2000"},
+        {"amount_due": True},
+        {"amount_due": -1},
+        {"amount_due": 10**13},
+        {"amount_due": [2000]},
+        {"currency": CANARY},
+        {"currency": "USD"},
+        {"currency": {"usd": 1}},
+        {"currency": None},
+    ],
+    ids=str,
+)
+def test_sum_goes_on_record_only_if_it_looks_like_one(grant: Grant, changes: dict[str, Any]) -> None:
+    whole = judge(grant, 200, INVOICE)
+    assert (whole.amount, whole.currency) == (EXAMPLE["amount_due"], EXAMPLE["currency"])
+    odd = judge(grant, 200, encode({**EXAMPLE, "customer": "cus_1", **changes}))
+    assert (odd.outcome, odd.amount, odd.currency) == (Outcome.SUCCEEDED, None, None)

@@ -27,7 +27,7 @@ class Kept:
 
 @pytest.fixture
 def line() -> Callable[..., str]:
-    def write(message: str = "intent shop", severity: str = "NOTICE", **content: object) -> str:
+    def write(message: str = "shop asks for it", severity: str = "NOTICE", **content: object) -> str:
         kept = Kept()
         Audit(kept, policy="").write("intent", content, severity, message)
         return kept.lines[-1]
@@ -39,11 +39,11 @@ def test_line_has_time_severity_message_what_belongs_to_it_and_audit_id(line: Ca
     written = line(connection="billing", caller="shop", reason="some-reason", status=424, attempts=2)
     audit_id = json.loads(written)["countersign"]["audit_id"]
     told = shown(written, colour=False)
-    assert re.fullmatch(rf"\d\d:\d\d:\d\d  NOTICE   intent shop, billing, some-reason, 424  {audit_id}", told)
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d  NOTICE   shop asks for it, some-reason, 424  {audit_id}", told)
 
 
 def test_word_that_the_message_has_within_another_is_said_all_the_same(line: Callable[..., str]) -> None:
-    assert "intent shop-2, shop  " in shown(line("intent shop-2", caller="shop"), colour=False)
+    assert "no reason-2, reason  " in shown(line("no reason-2", reason="reason"), colour=False)
 
 
 def test_colour_is_the_severitys(line: Callable[..., str]) -> None:
