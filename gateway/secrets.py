@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from policies.model import Connection, Grant
+
+T = TypeVar("T")
 
 #: How long a key is used before it is read again: one read a minute costs nothing, and a rotation is seen in that time.
 FRESH_SECONDS: Final = 60.0
@@ -123,17 +125,33 @@ def _encodings(value: str) -> tuple[str, ...]:
     return tuple(needle.lower() for needle in needles)
 
 
+def _signing_secret(data: bytes) -> Concealed[str]:
+    """Return the text of a signing secret, which people choose: with any characters, unlike a key in a header.
+
+    Raises :class:`GoneError` for bytes that are none.
+    """
+    try:
+        text = data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        text = ""
+    if not MIN_LENGTH <= len(text) <= MAX_LENGTH:
+        raise GoneError(
+            f"the value is not a signing secret: a text of {MIN_LENGTH} to {MAX_LENGTH} characters in UTF-8"
+        )
+    return Concealed(text)
+
+
 class Source(Protocol):
     """Where secrets are read."""
 
-    def read(self, name: str) -> Secret:
-        """Read ``name``. Raises :class:`GoneError` or :class:`DownError`."""
+    def read(self, name: str) -> tuple[str, bytes]:
+        """Read ``name``; return its version and its bytes. Raises :class:`GoneError` or :class:`DownError`."""
 
 
 class Mounted:
     """``file:PATH``: a secret mounted as a volume, which the platform reads afresh at every open."""
 
-    def read(self, name: str) -> Secret:
+    def read(self, name: str) -> tuple[str, bytes]:
         """Read the file."""
         path = Path(name.removeprefix("file:"))
         try:
@@ -143,7 +161,7 @@ class Mounted:
             raise GoneError("the file does not exist") from None
         except OSError as error:
             raise DownError(type(error).__name__) from None
-        return Secret.of(name, "mounted", data)
+        return "mounted", data
 
 
 class SecretManager:
@@ -168,15 +186,6 @@ class SecretManager:
         import google_crc32c  # noqa: F401, PLC0415 - a policy with mounted secrets does not need it
         from google.cloud import secretmanager_v1  # noqa: F401, PLC0415
 
-    def read(self, name: str) -> Secret:
-        """Access a version that holds a key."""
-        version, data = self._access(name)
-        return Secret.of(name, version, data)
-
-    def read_document(self, name: str) -> bytes:
-        """Access a version that holds a policy document. Raises as :meth:`read` does."""
-        return self._access(name)[1]
-
     def close(self) -> None:
         """Close all connections: gunicorn's forked worker must not inherit one."""
         for made in (self._client, *self._regional.values()):
@@ -184,8 +193,8 @@ class SecretManager:
             if client is not None:
                 client.transport.close()
 
-    def _access(self, name: str) -> tuple[str, bytes]:
-        """Return a version's number and its payload, after comparing the checksum."""
+    def read(self, name: str) -> tuple[str, bytes]:
+        """Access a version, and compare its checksum."""
         import google_crc32c  # noqa: PLC0415 - heavy, and only needed with Secret Manager
         from google.api_core.retry import Retry  # noqa: PLC0415
 
@@ -263,6 +272,7 @@ class Secrets:
         self._manager, self._mounted = manager, mounted
         lifetime = Lifetime(renew=FRESH_SECONDS, stale=FRESH_SECONDS, good=LAST_GOOD_SECONDS)
         self._kept = Kept(self._read, lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock)
+        self._signing = Kept(self._read_signing, lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock)
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
@@ -273,9 +283,16 @@ class Secrets:
         return secret
 
     def named(self, name: str, deadline: float) -> Secret:
-        """Return the secret at ``name``. Raises :class:`SecretUnavailable`."""
+        """Return the key at ``name``. Raises :class:`SecretUnavailable`."""
+        return self._get(self._kept, name, deadline)
+
+    def signing(self, name: str, deadline: float) -> Concealed[str]:
+        """Return what webhooks are signed with, of the secret at ``name``. Raises :class:`SecretUnavailable`."""
+        return self._get(self._signing, name, deadline)
+
+    def _get(self, kept: Kept[T], name: str, deadline: float) -> T:
         try:
-            return self._kept.get(name, deadline)
+            return kept.get(name, deadline)
         except GoneError as error:
             raise SecretUnavailable(note=str(error)) from None
         except DownError as error:
@@ -291,5 +308,11 @@ class Secrets:
         return secret if secret.value != refused.value else None  # another version may hold the same key
 
     def _read(self, name: str, _deadline: float) -> Secret:
-        source = self._mounted if name.startswith("file:") else self._manager
-        return source.read(name)
+        return Secret.of(name, *self._source(name).read(name))
+
+    def _read_signing(self, name: str, _deadline: float) -> Concealed[str]:
+        _, data = self._source(name).read(name)
+        return _signing_secret(data)
+
+    def _source(self, name: str) -> Source:
+        return self._mounted if name.startswith("file:") else self._manager

@@ -14,7 +14,7 @@ from gateway.identity import Identity
 from gateway.kept import DownError
 from gateway.means import Means
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
-from gateway.secrets import Mounted, SecretManager, Secrets
+from gateway.secrets import Mounted, Secret, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
 from gateway.stores import SHARED, fault, shared, takes_password
 from gateway.stores.memory import Memory
@@ -289,7 +289,7 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
     if not where:
         return None
     try:
-        return (Mounted() if where.startswith("file:") else manager).read(where).value
+        return Secret.of(where, *(Mounted() if where.startswith("file:") else manager).read(where)).value
     except DownError as error:
         raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
 

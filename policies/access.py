@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from policies import forms, idempotency, parameters
 from policies.model import WEBHOOK_IDS, Grant
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 #: Stripe's own length; printable ASCII without a comma, since a header sent twice arrives joined by one.
 _KEY = re.compile(r"[!-+\--~](?:[ -+\--~]{0,253}[!-+\--~])?")
+_NOT_SIGNED: Final = (
+    "Leave out the Idempotency-Key header: your signature does not cover it. The body itself is the key, so send the "
+    "same body, byte for byte, to repeat a call. To name your calls yourself, ask the operator of Countersign to take "
+    "the key from a parameter (idempotency: from)."
+)
 
 
 def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
@@ -38,7 +43,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     if entitlement is None or caller.tied is not None:
         entitlement = _own(caller, call)
     asked, approved = parameters.approve(entitlement, _given(call))
-    key = _idempotency_key(entitlement, call, asked)
+    key = _idempotency_key(caller, entitlement, call, asked)
     ledger_key = None
     if key is not None:
         ledger_key = idempotency.identity(caller.first, entitlement.connection.id, entitlement.operation.id, key)
@@ -103,8 +108,8 @@ def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> di
     return forms.canonical({**approved, stamp: ledger_key[: idempotency.SHORT]})
 
 
-def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
-    """Return the idempotency key of a call: a parameter, the webhook's id, or the header."""
+def _idempotency_key(caller: Caller, entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
+    """Return the idempotency key of a call: a parameter, something that was signed, or the header."""
     source = entitlement.idempotency
     if entitlement.operation.repeatable:
         return None
@@ -115,6 +120,11 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
         # Signed, unlike the header. The comma, which no header's key contains, prevents collisions.
         [name] = WEBHOOK_IDS & call.credentials.keys()
         return f"webhook,{call.credentials[name].reveal()}"
+    if caller.body_signed:
+        if call.idempotency_key is not None:
+            # A sender who relies on it, and writes the body anew for each attempt, would get a second invoice.
+            raise IdempotencyKeyInvalid(_NOT_SIGNED)
+        return f"body,{hashlib.sha256(call.body).hexdigest()}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from policies import signing
 from policies.entitlements import by_place, entitlement
 from policies.model import (
     Budget,
@@ -178,13 +179,15 @@ def _policy_set(policy: _Policy) -> PolicySet:
     if any(one.upstream not in UPSTREAMS for one in policy.connections):
         raise LookupError
     callers = _Callers(policy, connections)
+    signers = {(name, account): tuple(proofs) for name, account, proofs in policy.signers}
     return PolicySet(
         digest=policy.digest,
         connections=connections,
         callers=callers,
         names=frozenset(policy.callers),
         kinds=frozenset(policy.proofs),
-        signers={(name, account): tuple(proofs) for name, account, proofs in policy.signers},
+        signers=signers,
+        signature_headers=signing.headers(proof for proofs in signers.values() for proof in proofs),
     )
 
 
@@ -220,17 +223,21 @@ class _Callers(Mapping[Proof, Caller]):
     def __getitem__(self, proof: Proof) -> Caller:
         found = self._read.get(proof)
         if found is None:
-            found = self._read[proof] = self._caller(*self._proofs[proof.kind][proof.value])
+            found = self._read[proof] = self._caller(
+                *self._proofs[proof.kind][proof.value], body_signed=proof.kind == signing.HMAC
+            )
         return found
 
-    def _caller(self, number: int, credential: str, expires: float | None, tied: str | None) -> Caller:
+    def _caller(
+        self, number: int, credential: str, expires: float | None, tied: str | None, *, body_signed: bool
+    ) -> Caller:
         name, raw = self._callers[number]
         caller = _caller(raw)
         entitlements = by_place(self._entitlement(number) for number in caller.grants)
         connection = None if tied is None else self._connections[tied]
         return Caller(
             name, caller.formerly or name, caller.owner, credential, expires,
-            caller.limits, caller.budget, entitlements, connection, caller.paused,
+            caller.limits, caller.budget, entitlements, connection, caller.paused, body_signed,
         )  # fmt: skip
 
     def _entitlement(self, number: int) -> Entitlement:
