@@ -79,6 +79,14 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
         "must be false: it ends calls at any point, even between an invoice and its record. Remove it.",
     ),
     "FUNCTION_USE_ASGI": (_off, "must be false: the function is a WSGI application. Remove it."),
+    "FUNCTION_SIGNATURE_TYPE": (
+        lambda text: text in {"", "http"},
+        "must be http: the function answers HTTP calls, not events. Remove it.",
+    ),
+    "FUNCTION_TARGET": (
+        "countersign".__eq__,
+        "must be countersign, the name of the function. On the cloud it is the entry point: --entry-point=countersign.",
+    ),
 }
 
 

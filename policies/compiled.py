@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from policies import signing
+from policies.callerkeys import ending
 from policies.entitlements import by_place, entitlement
 from policies.model import (
     Budget,
@@ -172,6 +174,20 @@ def read(data: bytes, file: str) -> PolicySet:
         return _policy_set(_decode(content[_DIGEST:]))
     except (msgspec.MsgspecError, LookupError, ValueError, RecursionError, MemoryError):
         raise damaged from None
+
+
+def warnings(policy_set: PolicySet, file: str, now: float) -> list[str]:
+    """Say of a compiled document what ``document.warnings`` says of the text, as far as it is known without that."""
+    ends: dict[str, dict[str, float]] = {}
+    for proof, caller in policy_set.callers.items():
+        if proof.kind == "key":
+            ends.setdefault(caller.id, {})[caller.credential] = inf if caller.expires is None else caller.expires
+    return [
+        f"{file}: callers.{name}: key {key}: warning: {says}. Make another in the document it was compiled from, "
+        f"and compile that again: ./countersign key rotate {name} {key} --policy DOCUMENT"
+        for name, keys in ends.items()
+        for key, says in ending(keys, name, now)
+    ]
 
 
 def _policy_set(policy: _Policy) -> PolicySet:

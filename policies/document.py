@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, datetime
-from math import ceil, inf
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ import yaml
 from msgspec.structs import replace
 
 from policies import forms, parameters, quota, signing
+from policies.callerkeys import ending
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
@@ -71,9 +72,6 @@ MAX_SIGNERS: Final = 16
 
 #: The format needs 8. libyaml crashes the process on very deep nesting.
 _MAX_DEPTH: Final = 16
-
-#: Time to make a key, hand it over and have it put to use, holidays included.
-SOON_SECONDS: Final = 14 * 86400
 
 #: libyaml reads a large document about ten times as fast; the pure one reads the same documents.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -225,23 +223,12 @@ def warnings(text: str, file: str, now: float) -> list[str]:
     warned: list[str] = []
     for name, caller in _Value(file, _compose(text, file), "").mapping()["callers"].mapping().items():
         written = [credential.mapping() for credential in caller.mapping()["credentials"].items()]
-        keys = [kinds["key"].mapping() for kinds in written if "key" in kinds]
-        ends = [_expiry(key["expires"]) if "expires" in key else inf for key in keys]
-        for key, end in zip(keys, ends, strict=True):
-            if end <= now:
-                says = "this key has expired, so nobody can call with it"
-            elif end == max(ends) and end < now + SOON_SECONDS:
-                says = f"this is the last key of {name}, and it ends in {_days(end - now)}"
-            else:
-                continue
-            rotate = f"./countersign key rotate {name} {key['id'].text()} --policy {file}"
-            warned.append(str(key["expires"].fail(f"warning: {says}. Make another: {rotate}")))
+        keys = {key["id"].text(): key for key in (kinds["key"].mapping() for kinds in written if "key" in kinds)}
+        ends = {one: _expiry(key["expires"]) if "expires" in key else inf for one, key in keys.items()}
+        for one, says in ending(ends, name, now):
+            rotate = f"./countersign key rotate {name} {one} --policy {file}"
+            warned.append(str(keys[one]["expires"].fail(f"warning: {says}. Make another: {rotate}")))
     return warned
-
-
-def _days(seconds: float) -> str:
-    days = ceil(seconds / 86400)
-    return "a day" if days == 1 else f"{days} days"
 
 
 def _compose(text: str, file: str) -> _Node:
