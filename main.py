@@ -12,6 +12,7 @@ from flask import Request, current_app
 from gateway.answering import Response, answer_to, previewed, replayed, respond
 from gateway.reading import read
 from gateway.record import Record
+from gateway.secrets import place_of
 from gateway.settings import SettingError, load
 from gateway.upstreams.sending import preview
 from gateway.worker import configure
@@ -40,7 +41,7 @@ def countersign(request: Request) -> Response:
             record.answer = previewed(would_send, record.audit_id)
             return respond(record)
         secret = record.secret = gate.secrets.access(grant, record.deadline)  # 503
-        admission = record.admission = gate.store.admit(grant)  # 429 409 422 424 503
+        admission = record.admission = gate.store.admit(grant, place_of(grant, secret))  # 429 409 422 424 503
         if admission.replay is not None:
             record.replay()
             record.answer = replayed(admission.replay, grant)

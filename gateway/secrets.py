@@ -265,6 +265,13 @@ def of_mode(connection: Connection, secret: Secret) -> bool:
     return not connection.mode or mode in {None, connection.mode}
 
 
+def place_of(grant: Grant, secret: Secret) -> str:
+    """Identify the account that a call goes to with this key: the policy's, and whether its data are live."""
+    connection = grant.entitlement.connection
+    mode = UPSTREAMS[connection.upstream].mode_of(secret.value.reveal())
+    return f"{connection.place} {mode}" if mode is not None else connection.place
+
+
 class Secrets:
     """The keys, cached."""
 

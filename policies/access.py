@@ -46,13 +46,14 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     key = _idempotency_key(caller, entitlement, call, asked)
     ledger_key = None
     if key is not None:
-        ledger_key = idempotency.identity(caller.first, entitlement.connection.id, entitlement.operation.id, key)
+        ledger_key = idempotency.identity(caller.first, *entitlement.connection.first, entitlement.operation.id, key)
     if entitlement.stamp is not None:
         approved = _stamped(approved, entitlement.stamp, ledger_key)
     written = approved
     if call.path_parameters:  # these are in the URL
         written = {path: value for path, value in approved.items() if path not in call.path_parameters}
     form = forms.encode(written)
+    sent = hashlib.sha256(form).hexdigest()
     return Grant(
         caller=caller,
         entitlement=entitlement,
@@ -60,9 +61,10 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         form=form,
         ledger_key=ledger_key,
         # Of what was asked, not of what is sent: a change of the policy's fixed values must not break a repeated call.
-        fingerprint=hashlib.sha256(
-            forms.encode(asked) if entitlement.fixed or entitlement.stamp is not None else form
-        ).hexdigest(),
+        fingerprint=hashlib.sha256(forms.encode(asked)).hexdigest()
+        if entitlement.fixed or entitlement.stamp is not None
+        else sent,
+        written=sent,
         policy=policy_set.digest,
         validate_only=call.validate_only,
         resend_seconds=UPSTREAMS[entitlement.connection.upstream].deduplicates,

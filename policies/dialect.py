@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
@@ -41,6 +41,17 @@ class Outgoing(msgspec.Struct, frozen=True):
     """Whether the host may resolve to a private address."""
 
 
+class Decision(Enum):
+    """What became of an approval."""
+
+    WAITS = auto()
+    DONE = auto()
+    """Approved, and carried out by the upstream."""
+    REFUSED = auto()
+    LAPSED = auto()
+    """Nobody decided in time, or it could not be carried out: nothing was created."""
+
+
 class Setting(msgspec.Struct, frozen=True):
     """A key of a connection that only this upstream has. ``hint`` says what to write if ``pattern`` does not match."""
 
@@ -70,9 +81,24 @@ class Dialect(ABC):
     def request(self, grant: Grant, step: Step) -> Outgoing:
         """Return the request of one step. Every part of its URL comes from the policy, or was validated when read."""
 
+    looks_up: ClassVar[bool] = False
+    """Whether it can be asked what became of an approval."""
+
     @abstractmethod
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the meaning of an answer. ``headers`` are those in the request's ``heard``, and ``retry-after``."""
+
+    def approval(self, grant: Grant, name: str) -> Outgoing:
+        """Return the request that asks what became of an approval, for an upstream that :attr:`looks_up`."""
+        raise NotImplementedError
+
+    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
+        """Read the answer to that: the decision, and the id of what was created."""
+        raise NotImplementedError
+
+    def found(self, grant: Grant, name: str) -> Outgoing:
+        """Return the request for what was created, by its id."""
+        raise NotImplementedError
 
     def mode_of(self, key: str) -> str | None:  # noqa: ARG002 - for dialects to say more
         """Return ``live`` or ``test`` if the upstream's ``key`` itself tells whose data it opens; else None."""

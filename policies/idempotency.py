@@ -2,16 +2,21 @@
 
 ::
 
-    (nothing) --claim--> SENT --settle--> SUCCEEDED | REJECTED | UNKNOWN
-                          │ └--release--> (nothing)       nothing was created
-                          └--lease runs out--> UNKNOWN    the call that claimed it is gone
+    (nothing), FREE --claim--> SENT --settle--> SUCCEEDED | REJECTED | FREE | UNKNOWN
+                                │ └--release--> FREE        nothing was sent
+                                └--lease runs out--> UNKNOWN    the call that claimed it is gone
 
-    UNKNOWN --claim--> SENT, in doubt                     only to an upstream that still remembers the key
-    SENT, in doubt --release--> UNKNOWN                   this send created nothing; an earlier one may have
+    UNKNOWN --claim--> SENT, in doubt          to an upstream that still remembers the key, or to look an approval up
+    SENT, in doubt --release--> UNKNOWN        this send did nothing; an earlier one may have
 
-SUCCEEDED and REJECTED are final: the same key gets the same answer again. UNKNOWN means that an invoice may exist. An
-upstream that deduplicates answers a second send under the same key with the same invoice, as long as it keeps the key.
-Only there, and only that long, the call may be sent again. Otherwise it is never sent a second time.
+SUCCEEDED and REJECTED repeat their answer. FREE runs afresh, with whatever parameters. UNKNOWN means that an invoice
+may exist. An upstream that deduplicates answers a second send under the same key with the same invoice, as long as it
+keeps the key. Only there, only that long, and only as the same form the call may be sent again. Otherwise it is never
+sent a second time. SENT and UNKNOWN do not expire.
+
+Some upstreams keep a refusal under its key too. So each key here has a row of keys there, its generations: where one
+turns out to be closed by a refusal that is kept, the call goes on with the next. A ledger that forgets everything
+begins at the first again, and so comes to the invoice that exists.
 """
 
 from __future__ import annotations
@@ -19,51 +24,38 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from policies.model import Answer, Outcome
-from policies.refusals import KeyInUse, KeyReused, OutcomeStillUnknown
+from policies.model import Answer, Entry, Outcome, State
+from policies.operations import OPERATIONS
+from policies.refusals import KeyInUse, KeyReused, KeyUsedElsewhere, OutcomeStillUnknown
+from policies.words import ago
 
 if TYPE_CHECKING:
     from policies.model import Grant
+    from policies.outcomes import Reply
 
-#: No-code tools repeat a call up to 40 hours later; a record is kept for longer than that.
+#: No-code tools repeat a call up to 40 hours later; a settled entry is kept for longer than that.
 RETENTION: Final = 72 * 3600
+#: A freed key is kept at least as long as any upstream here remembers what was sent under it.
+LEAST_FREE: Final = 25 * 3600
 #: A call has 25 s in all, so a call whose claim is older than this has ended.
 LEASE: Final = 30
+#: Past this the upstream's own list of what happened has ended too (docs.stripe.com/api/events), so nothing will prove
+#: any more what became of a call.
+PROVABLE: Final = 30 * 86400
 
+
+#: Bytes of an answer that are kept for a replay: Firestore takes a document of 1 MiB, and memory is shared.
+MAX_KEPT: Final = 64 * 1024
+#: Of a longer answer, so long a member is kept; there are less than a hundred.
+MAX_KEPT_MEMBER: Final = 512
 
 #: How many digits of a key's ledger name the record, the operator's command and a stamp use: enough to be unique.
 SHORT: Final = 16
-
-
-class State(StrEnum):
-    """The state of a key."""
-
-    SENT = "sent"
-    SUCCEEDED = "succeeded"
-    REJECTED = "rejected"
-    UNKNOWN = "unknown"
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """What the ledger stores for one key. Times are on the store's clock, in seconds."""
-
-    state: State
-    owner: str
-    fingerprint: str
-    place: str
-    """Where it was sent. Only this upstream account knows the key."""
-    sent: float
-    """When the key was first claimed: no send of it can be earlier."""
-    lease_until: float
-    expires: float
-    answer: Answer | None = None
-    doubt: bool = False
-    """Whether an earlier send may have created an invoice."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -78,6 +70,8 @@ class Held(msgspec.Struct, frozen=True):
     """When it was first claimed, in unix seconds."""
     running: bool
     """Whether the call may still be under way."""
+    approval: str | None = None
+    """What it waits for at the upstream."""
 
     @property
     def open(self) -> bool:
@@ -92,75 +86,232 @@ class Verdict(StrEnum):
     ABSENT = "absent"
     RUNNING = "running"
     SETTLED = "settled"
+    WAITING = "waiting"
+    """An approval is pending, and a person may still give it."""
 
 
-def identity(caller: str, connection: str, operation: str, key: str) -> str:
-    """Return the ledger's name for a key: 64 hexadecimal digits, unique to these four values."""
-    return hashlib.sha256(json.dumps([caller, connection, operation, key]).encode()).hexdigest()
+def identity(caller: str, name: str, connection_name: str, operation: str, key: str) -> str:
+    """Return the ledger's name for a key: 64 hexadecimal digits, unique to these five values.
+
+    They are what a caller writes, each by its first name, so that an operator may tidy labels.
+    """
+    return hashlib.sha256(json.dumps([caller, name, connection_name, operation, key]).encode()).hexdigest()
 
 
-def upstream_key(name: str) -> str:
+def upstream_key(name: str, generation: int = 0) -> str:
     """Return the key for a deduplicating upstream, derived from the ledger's name for the key (or from an owner).
 
     It depends on nothing that a store could lose: if the ledger loses an entry, the upstream still deduplicates.
     """
-    return f"countersign-{hashlib.sha256(f'upstream:{name}'.encode()).hexdigest()[:48]}"
+    return f"countersign-{hashlib.sha256(f'upstream:{name}:{generation}'.encode()).hexdigest()[:48]}"
 
 
-def claim(  # noqa: PLR0913 - all are named in the call
-    entry: Entry | None, *, owner: str, fingerprint: str, place: str, retention: int, resend: int, now: float
-) -> Entry | Answer:
+def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float) -> Entry | Answer:
     """Judge a call against its key's entry in the ledger. Return the entry to write, or the answer to repeat.
 
-    ``place`` is where the call would go, ``resend`` for how many seconds the upstream there deduplicates. Raises
-    :class:`KeyReused` for other parameters, :class:`KeyInUse` while the first call may still be running, and
-    :class:`OutcomeStillUnknown` if it may have created an invoice and must not be sent again.
+    ``wanted`` is the entry of a call with a fresh key, ``resend`` for how many seconds the upstream deduplicates.
+    Raises :class:`KeyInUse` while the call that claimed it may still be running, :class:`KeyReused` for other
+    parameters, :class:`KeyUsedElsewhere` for an invoice of another account, and :class:`OutcomeStillUnknown` if there
+    may be an invoice and the call must not be sent again.
     """
-    if entry is None or entry.expires <= now:
-        return Entry(State.SENT, owner, fingerprint, place, sent=now, lease_until=now + LEASE, expires=now + retention)
-    if entry.fingerprint != fingerprint:
-        raise KeyReused
-    if entry.state is State.SENT:
-        if now < entry.lease_until:
-            if entry.owner == owner:  # our own claim; the store's reply was lost
-                return entry
-            raise KeyInUse(retry_after=1)
-    elif entry.answer is not None:
-        return entry.answer
-    # The send must end while the upstream still remembers the key.
-    if entry.place != place or now + LEASE > entry.sent + resend:
-        raise OutcomeStillUnknown
-    return replace(entry, state=State.SENT, owner=owner, lease_until=now + LEASE, doubt=True)
-
-
-def claim_for(grant: Grant, entry: Entry | None, *, owner: str, now: float) -> Entry | Answer | None:
-    """Judge a granted call as :func:`claim` does; None for a call without a key."""
-    if grant.ledger_key is None:
-        return None
-    return claim(
-        entry,
-        owner=owner,
-        fingerprint=grant.fingerprint,
-        place=grant.entitlement.connection.place,
-        retention=grant.entitlement.idempotency.seconds,
-        resend=grant.resend_seconds,
-        now=now,
+    if held is None or (held.expires is not None and held.expires <= now):
+        return wanted
+    if held.state is State.FREE:
+        same = held.place == wanted.place
+        return replace(wanted, generation=held.generation, refused=held.refused) if same else wanted
+    if _running(held, now):
+        if held.owner == wanted.owner:  # our own claim; the store's reply was lost
+            return held
+        raise KeyInUse(retry_after=1)
+    if held.fingerprint != wanted.fingerprint:
+        raise KeyReused(_reused(held, now))
+    if held.answer is not None:
+        if held.state is State.SUCCEEDED and held.place != wanted.place:
+            raise KeyUsedElsewhere
+        return held.answer
+    # To the account that knows the key, as the same form, and to its end while the upstream still remembers the key.
+    again = held.written == wanted.written and not held.mute and now + LEASE <= held.sent + resend
+    if held.place != wanted.place or not (again or held.approval is not None):
+        raise OutcomeStillUnknown(_old(held, now))
+    gone = held.state is State.SENT  # whoever claimed it may have sent it, and told nobody
+    return replace(
+        held,
+        state=State.SENT,
+        owner=wanted.owner,
+        lease_until=wanted.lease_until,
+        doubt=held.doubt or gone,
+        until=max(held.until, held.lease_until) if gone else held.until,
     )
 
 
-def settle(entry: Entry | None, *, owner: str, outcome: Outcome, answer: Answer | None) -> Entry | None:
-    """Return the key's entry after a sent call has ended; None deletes it.
+def claim_for(grant: Grant, held: Entry | None, *, owner: str, place: str, now: float) -> Entry | Answer | None:
+    """Judge a granted call as :func:`claim` does; None for a call without a key."""
+    if grant.ledger_key is None:
+        return None
+    return claim(held, wanted(grant, owner=owner, place=place, now=now), resend=grant.resend_seconds, now=now)
 
-    A call that does not own the claim changes nothing.
+
+def wanted(grant: Grant, *, owner: str, place: str, now: float) -> Entry:
+    """Return the entry of a granted call whose key is fresh. ``place`` is where the call goes."""
+    entitlement = grant.entitlement
+    return Entry(
+        State.SENT,
+        owner,
+        grant.caller.id,
+        entitlement.connection.id,
+        entitlement.operation.id,
+        grant.fingerprint,
+        grant.written,
+        place,
+        sent=now,
+        lease_until=now + LEASE,
+    )
+
+
+def settle(held: Entry | None, *, owner: str, reply: Reply, answer: Answer | None, retention: int) -> Entry | None:
+    """Return the key's entry after a call has ended. A call that does not own the claim changes nothing.
+
+    ``retention`` is for how many seconds from its claim a settled entry is kept.
     """
-    if entry is None or entry.state is not State.SENT or entry.owner != owner:
-        return entry
-    match outcome:
-        case Outcome.RELEASED:
-            return replace(entry, state=State.UNKNOWN) if entry.doubt else None
+    if held is None or held.state is not State.SENT or held.owner != owner:
+        return held
+    generation = max(held.generation, reply.generation)
+    here, claimed = generation == held.generation, held.lease_until - LEASE
+    ended = replace(
+        held,
+        generation=generation,
+        refused=held.refused and here,
+        doubt=reply.doubt or (held.doubt and here),
+        sent=held.sent if here else claimed,
+    )
+    match reply.outcome:
+        case Outcome.SUCCEEDED | Outcome.REJECTED:
+            state = State(reply.outcome.value)
+            return replace(ended, state=state, answer=answer, doubt=False, approval=None, expires=claimed + retention)
+        case Outcome.RELEASED if not ended.doubt and held.approval is None:
+            return free(ended, refused=ended.refused, expires=claimed + retention)
+        case Outcome.RELEASED:  # this call did nothing; what was open before still is
+            return replace(ended, state=State.UNKNOWN)
+        case Outcome.FREED:
+            return free(ended, refused=True, expires=claimed + retention)
         case Outcome.UNKNOWN:
-            return replace(entry, state=State.UNKNOWN)
-        case Outcome.SUCCEEDED:
-            return replace(entry, state=State.SUCCEEDED, answer=answer)
-        case Outcome.REJECTED:
-            return replace(entry, state=State.REJECTED, answer=answer)
+            return replace(
+                ended,
+                state=State.UNKNOWN,
+                doubt=ended.doubt or reply.approval is None,
+                until=max(held.until, held.lease_until),
+                mute=reply.mute,
+                approval=reply.approval,
+            )
+
+
+def settle_for(grant: Grant, held: Entry | None, *, owner: str, reply: Reply, answer: Answer | None) -> Entry | None:
+    """Judge the end of a granted call as :func:`settle` does."""
+    retention = grant.entitlement.idempotency.seconds
+    return settle(held, owner=owner, reply=reply, answer=answer and kept(answer), retention=retention)
+
+
+def kept(answer: Answer) -> Answer:
+    """Return what the ledger keeps of an answer: all of it, or of a huge one the short members at its top."""
+    if len(answer.body) <= MAX_KEPT:
+        return answer
+    members: dict[str, object] = msgspec.json.decode(answer.body)
+    short = {name: value for name, value in members.items() if len(str(value)) <= MAX_KEPT_MEMBER}
+    return Answer(answer.status, msgspec.json.encode(short))
+
+
+def state_after(outcome: Outcome) -> State:
+    """Return the state that an outcome leads to where nothing is in doubt."""
+    return State.FREE if outcome in {Outcome.RELEASED, Outcome.FREED} else State(outcome.value)
+
+
+def free(held: Entry, *, refused: bool, expires: float) -> Entry:
+    """Return the entry of a key under which nothing was created."""
+    return replace(
+        held,
+        state=State.FREE,
+        refused=refused,
+        doubt=False,
+        until=0.0,
+        mute=False,
+        approval=None,
+        expires=max(expires, held.lease_until + LEAST_FREE),
+    )
+
+
+def blank(entry: Entry) -> bool:
+    """Whether an entry says no more than none would: the key is free, and nothing was ever refused under it."""
+    return entry.state is State.FREE and not entry.generation and not entry.refused
+
+
+def resolve(held: Entry | None, answer: Answer | None, *, now: float) -> tuple[Verdict, Entry | None]:
+    """Judge an operator's word on a key: what it created (``answer`` is what callers get), or that it did not (None).
+
+    Only an open entry is changed, or a refusal that does not prove that nothing was created. "Not created" is not
+    taken while a send may still arrive, or a person approve the call.
+    """
+    if held is None or (held.expires is not None and held.expires <= now):
+        return Verdict.ABSENT, held
+    if _running(held, now):
+        return Verdict.RUNNING, held
+    if held.state in {State.SUCCEEDED, State.FREE}:
+        return Verdict.SETTLED, held
+    if answer is not None:
+        told = replace(held, state=State.SUCCEEDED, answer=answer, approval=None, expires=now + RETENTION)
+        return Verdict.RESOLVED, told
+    if now < held.until:
+        return Verdict.RUNNING, held
+    if held.approval is not None:
+        return Verdict.WAITING, held
+    return Verdict.RESOLVED, free(held, refused=True, expires=now + RETENTION)
+
+
+def held_of(key: str, entry: Entry, *, now: float, since: float) -> Held:
+    """Return what an operator sees of an entry. ``since`` is when it was claimed, in unix seconds."""
+    return Held(
+        key=key,
+        state=entry.state,
+        caller=entry.caller,
+        connection=entry.connection,
+        operation=entry.operation,
+        since=since,
+        running=_running(entry, now),
+        approval=entry.approval,
+    )
+
+
+def _running(held: Entry, now: float) -> bool:
+    return held.state is State.SENT and now < held.lease_until
+
+
+def _reused(held: Entry, now: float) -> str:
+    """Say what became of the call that has this key, to somebody who brings it with other parameters."""
+    noun, when = OPERATIONS[held.operation].noun, ago(now - held.sent)
+    if held.state is State.SUCCEEDED:
+        told: Any = msgspec.json.decode(held.answer.body) if held.answer is not None else {}
+        name = f" {told['id']}" if isinstance(told.get("id"), str) else ""
+        return (
+            f"This idempotency key was used {when} for a call with other parameters, which went through: {noun}{name}. "
+            f"Use a new key for another {noun}, or send the same parameters to get that answer again."
+        )
+    if held.state is State.REJECTED:
+        return (
+            f"This idempotency key was used {when} for a call with other parameters. The upstream refused that one in "
+            f"words that leave open what became of it, so the {noun} may exist. Do not use another key, which might "
+            f"raise a second one. Ask the operator of Countersign to look, and to free this key."
+        )
+    return (
+        f"This idempotency key was used {when} for a call with other parameters, whose outcome is not known: the "
+        f"{noun} may exist. Do not use another key, which might raise a second one. Send the first call again as it "
+        f"was, or ask the operator of Countersign to look."
+    )
+
+
+def _old(held: Entry, now: float) -> str | None:
+    if now - held.sent < PROVABLE:
+        return None
+    return (
+        f"A call with this idempotency key was sent {ago(now - held.sent)}, and its answer never came, so the "
+        f"{OPERATIONS[held.operation].noun} may exist. It was not sent again. Do not use another key, which might "
+        "raise a second one. Only the operator of Countersign can still settle this: ask, and give the audit id."
+    )

@@ -310,9 +310,11 @@ class Grant(msgspec.Struct, frozen=True):
     form: bytes
     """What goes upstream, form-encoded."""
     ledger_key: str | None
-    """The ledger's identity of (caller, connection, operation, idempotency key)."""
+    """The ledger's identity of (caller, name, connection_name, operation, idempotency key), each by its first name."""
     fingerprint: str
     """Of what was asked: the same key with another fingerprint is another call."""
+    written: str
+    """Of the form: what an upstream that deduplicates compares under one key."""
     policy: str
     validate_only: bool
 
@@ -341,6 +343,63 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class State(StrEnum):
+    """The state of a key in the ledger."""
+
+    SENT = "sent"
+    """Claimed by a call that may be under way, until its lease runs out."""
+    UNKNOWN = "unknown"
+    """An invoice may exist, or a person has yet to approve it."""
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    """Refused in words that do not prove that nothing was created. Not sent again by itself."""
+    FREE = "free"
+    """Nothing was created: the key runs fresh. The entry only says how far it has been used at the upstream."""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the ledger stores for one key. Times are on the store's clock, in seconds."""
+
+    state: State
+    owner: str
+    """The token of the call that claimed it last."""
+    caller: str
+    connection: str
+    operation: str
+    fingerprint: str
+    """Of what was asked."""
+    written: str
+    """Of the form that was sent. Another one is not sent while the outcome of this one is open."""
+    place: str
+    """Where it was sent. Only this upstream account knows the key."""
+    sent: float
+    """When this generation of the key was first claimed: no send of it can be earlier."""
+    lease_until: float
+    expires: float | None = None
+    """None until it is settled: an entry that is open never expires."""
+    generation: int = 0
+    """How many keys derived from this one the upstream has closed by a refusal that it keeps."""
+    refused: bool = False
+    """Whether this generation was sent before, and refused: nothing was created, but the upstream may keep that."""
+    doubt: bool = False
+    """Whether a send of this generation may have had an effect that nobody read."""
+    until: float = 0.0
+    """When the lease of the last such send ends: none of them arrives later."""
+    mute: bool = False
+    """The upstream repeats an answer that proves nothing, so sending the call again would prove nothing either."""
+    approval: str | None = None
+    """The approval that it waits for, by the upstream's name."""
+    answer: Answer | None = None
+    step: str = ""
+    """Of a call in several steps: the one that is or may be under way."""
+    id: str | None = None
+    """Of a call in several steps: what it works on."""
+    asked: str = ""
+    """Of a call in several steps: the lines, the currency and the sum that were asked for, as JSON."""
+    reserved: int = 0
+    """What it holds of the caller's budgets until it is settled, in minor units."""
+
+
 class Admission(msgspec.Struct, frozen=True):
     """The store's admission: limits taken and the ledger's entry claimed, or an earlier answer to repeat."""
 
@@ -349,8 +408,8 @@ class Admission(msgspec.Struct, frozen=True):
     """Proves to the store that a settlement comes from the call that claimed."""
     taken: float
     """When the store counted the call, on the store's clock."""
-    doubt: bool = False
-    """Whether the same key was sent before with an unknown outcome."""
+    entry: Entry | None = None
+    """The claim; None without a key."""
     replay: Answer | None = None
 
 
@@ -359,8 +418,14 @@ class Step(msgspec.Struct, frozen=True):
 
     name: str
     """Identifies the call to an upstream that deduplicates: the ledger's name of its key, or the admission's owner."""
+    generation: int = 0
+    """See :class:`Entry`, also for the next two."""
+    refused: bool = False
     doubt: bool = False
-    """Whether an earlier send, whose answer was lost, may have had an effect."""
+    quiet: bool = True
+    """Whether the leases of all earlier sends of unknown outcome were over when this call was admitted."""
+    resumes: bool = True
+    """Whether the caller can come back with the same key and be told what became of an approval."""
 
 
 class Outcome(StrEnum):
@@ -368,8 +433,10 @@ class Outcome(StrEnum):
 
     SUCCEEDED = "succeeded"
     REJECTED = "rejected"
-    """The upstream refused it for good: the same call would be refused again."""
+    """Refused in words that do not prove that nothing was created. Probably nothing was; it is not sent again."""
+    FREED = "freed"
+    """Refused in words that prove that nothing was created: the same key may be used for a mended call."""
     RELEASED = "released"
-    """Nothing was created, and the same call may be sent again."""
+    """Not carried out, and the same call may be sent again."""
     UNKNOWN = "unknown"
     """An invoice may exist. Sent again only to an upstream that then answers with the same invoice."""

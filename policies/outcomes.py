@@ -1,7 +1,8 @@
 """The meaning of an upstream's answer.
 
-The rule: only an answer that says plainly that nothing was created releases the key. Any other answer that is not whole
-and readable is unknown. An unknown call is sent again only to an upstream that would answer it with the same invoice.
+The rule: only an answer that proves that nothing was created frees the key. Any other answer that is not whole and
+readable is unknown. An unknown call is sent again only to an upstream that would answer it with the same invoice, and
+a refusal of the second send proves nothing about the first, unless that can no longer arrive.
 What is particular to one upstream is read by its dialect.
 """
 
@@ -9,28 +10,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from policies import fields
+from policies.dialect import Decision
 from policies.model import Effect, Outcome
 from policies.operations import OPERATIONS
 from policies.refusals import (
+    ApprovalRejected,
+    AwaitingApproval,
     OutcomePending,
     OutcomeUnknown,
     Refusal,
     UpstreamBusy,
     UpstreamFailed,
     UpstreamKeyRefused,
+    UpstreamMisrouted,
     UpstreamRejected,
     UpstreamUnreachable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from policies.model import Grant, Step
 
 #: Minor units, ten times any real invoice. More is a mistake or an attack, and could overflow a counter.
@@ -38,6 +42,11 @@ MAX_SPENT: Final = 10**12
 #: Seconds until a retry at a busy upstream: the default without ``Retry-After``, and the cap on it.
 BUSY_SECONDS: Final = 5
 MAX_BUSY_SECONDS: Final = 3600
+
+#: Seconds until somebody asks again whether a person has approved a call.
+APPROVAL_SECONDS: Final = 300
+#: Seconds until a request that nobody waits for any more can no longer arrive: a claim's lease.
+LATE_SECONDS: Final = 30
 
 _IDS: Final = {operation.id: re.compile(operation.ids) for operation in OPERATIONS.values()}
 
@@ -47,8 +56,18 @@ _REJECTED: Final = {
     402: "The upstream refused the {noun}, although the call was in order",
     404: "The upstream has no such object",
 }
+#: Statuses of a refusal that says nothing in the upstream's own words.
+_WORDLESS: Final = frozenset({400, 402, 404, 422})
+#: Statuses with which a front end says that it has no such place, if no JSON comes with them.
+_MISROUTED: Final = frozenset({301, 307, 308, 404, 405, 410, 421})
 #: What a refused call certainly did not do.
 _NOTHING: Final = {Effect.CREATES: " Nothing was created.", Effect.CHANGES: " Nothing was changed.", Effect.LOOKS: ""}
+#: What a call that was refused in unknown words did not do, as far as anybody can tell.
+_PROBABLY: Final = {
+    Effect.CREATES: " Probably nothing was created.",
+    Effect.CHANGES: " Probably nothing was changed.",
+    Effect.LOOKS: "",
+}
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -72,37 +91,101 @@ class Reply(msgspec.Struct, frozen=True):
     attempts: int = 1
     alarm: str | None = None
     """What an operator must look at."""
+    generation: int = 0
+    """The generation of the key (see ``policies.idempotency``) that was sent last."""
+    doubt: bool = False
+    """Whether an earlier send of that generation may have had an effect that nobody read."""
+    closed: bool = False
+    """The upstream keeps a refusal under this generation, which created nothing. The call may go on with the next."""
+    key_refused: bool = False
+    """The upstream did not take our key, and so did not look at the call."""
+    mute: bool = False
+    """The upstream repeats an answer that proves nothing."""
+    approval: str | None = None
+    """The approval that the call waits for, by the upstream's name."""
+
+
+class Means(Enum):
+    """What an answer that is no success says, in the upstream's own terms."""
+
+    NOTHING = auto()
+    """It is JSON, but none of those below."""
+    FOREIGN = auto()
+    """It is no JSON: something else may have answered."""
+    REFUSED = auto()
+    """Refused in the upstream's own words: what was sent had no effect."""
+    BLOCKED = auto()
+    """Refused by a rule of the account, whatever the status."""
+    OTHER_FORM = auto()
+    """The key was used with another form, so an earlier send arrived."""
+    LOCKED = auto()
+    """Something that the call needs is in use for a moment."""
+    WAITS = auto()
+    """A person must approve it first."""
 
 
 class Said(msgspec.Struct, frozen=True):
-    """What a dialect understood of a refusal. Only ``parameter`` is the upstream's own text."""
+    """What a dialect understood of an answer that is no success. Only ``parameter`` is the upstream's own text."""
 
+    means: Means = Means.NOTHING
     code: str | None = None
     words: str | None = None
     """The code in words for the caller."""
     parameter: str | None = None
     """Passed on only if it is one that the caller sent."""
-    sent_before: bool = False
-    """The upstream knows the key with another form: an earlier send arrived."""
+    kept: bool = False
+    """Whether the upstream repeated an answer that it keeps under the key."""
+    approval: str | None = None
+    """The id of the approval that the call waits for."""
+    look: str | None = None
+    """The address where a person gives it."""
 
 
-def judge(  # noqa: PLR0913, PLR0917 - the parts of an answer, and how to read its refusals
-    grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes, said: Callable[[bytes], Said]
-) -> Reply:
-    """Return the result of a call that the upstream answered. ``said`` reads this upstream's refusals."""
-    if 200 <= status < 300:
+def judge(grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes, said: Said | None) -> Reply:  # noqa: PLR0913, PLR0917 - the parts of an answer, and what its dialect understood
+    """Return the result of a call that the upstream answered. ``said`` is for answers that are no success."""
+    if said is None:
         return _success(grant, status, body)
-    if status in _REJECTED:
-        return _rejected(grant, status, said(body))
+    reply = _refused(grant, step, status, headers, said)
+    return reply if reply.upstream_status is not None else replace(reply, upstream_status=status)
+
+
+def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], said: Said) -> Reply:
+    means = said.means
+    if means is Means.WAITS:
+        return awaiting(step, said.approval, said.look)
+    if means is Means.OTHER_FORM:
+        if step.refused:  # the refused form is kept under this key, and had no effect
+            return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
+        return unknown(grant, "the upstream knows the key with another form", status)
+    if means is Means.BLOCKED or (means is Means.REFUSED and status in _REJECTED):
+        return _freed(grant, step, status, said)
     if status in {401, 403}:
         refusal: Refusal = UpstreamKeyRefused(note=f"the upstream answered {status}")
         alarm = "the upstream refuses the key of this connection"
-        return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, upstream_status=status, alarm=alarm))
-    if status == 429:
+        return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, alarm=alarm, key_refused=True))
+    if status == 429 or means is Means.LOCKED:
         wait = min(max(int(headers.get("retry-after", BUSY_SECONDS)), 1), MAX_BUSY_SECONDS)
         refusal = UpstreamBusy(retry_after=wait)
-        return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, upstream_status=status))
-    return unknown(grant, f"the upstream answered {status}", status)
+        return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, again=means is Means.LOCKED))
+    if means is Means.FOREIGN and status in _MISROUTED:
+        return _misrouted(grant, step, status)
+    if status in _WORDLESS and not step.doubt:
+        return Reply(Outcome.REJECTED, refusal=_rejection(grant, status, said, _PROBABLY))
+    reply = unknown(grant, f"the upstream answered {status}", status)
+    if said.kept and status >= 500 and not grant.entitlement.operation.repeatable:
+        # It would be repeated for as long as the upstream keeps the key, and never say what happened.
+        return replace(reply, refusal=OutcomeUnknown(note=f"the upstream keeps {status}"), again=False, mute=True)
+    return reply
+
+
+def _freed(grant: Grant, step: Step, status: int, said: Said) -> Reply:
+    """Return the result of a refusal in words that prove that this send had no effect."""
+    refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
+    if said.kept:  # then no send under this key ever had one
+        return Reply(Outcome.RELEASED, refusal=refusal, closed=True)
+    if step.doubt and not step.quiet:  # an earlier one may still arrive
+        return _in_doubt(grant, refusal, LATE_SECONDS)
+    return Reply(Outcome.FREED, refusal=refusal)
 
 
 def unsent(grant: Grant, step: Step, note: str) -> Reply:
@@ -121,22 +204,78 @@ def unknown(grant: Grant, note: str, status: int | None = None) -> Reply:
     return Reply(outcome, refusal=lost(grant, note), upstream_status=status, again=again)
 
 
-def lost(grant: Grant, note: str) -> Refusal:
+def lost(grant: Grant, note: str, retry_after: int = 5) -> Refusal:
     """Return the refusal for an unknown outcome, which says whether to try again."""
     if grant.entitlement.operation.repeatable:
-        return UpstreamFailed(note=note, retry_after=5)
+        return UpstreamFailed(note=note, retry_after=retry_after)
     # Without an idempotency key, a repeated call would be a new one.
     if grant.resend_seconds and grant.ledger_key is not None:
-        return OutcomePending(note=note, retry_after=5)
+        return OutcomePending(note=note, retry_after=retry_after)
     return OutcomeUnknown(note=note)
+
+
+def awaiting(step: Step, approval: str | None, look: str | None = None) -> Reply:
+    """Return the result of a call that waits for a person. It is never sent again: the upstream carries it out."""
+    if approval is None or not step.resumes:
+        refusal: Refusal = OutcomeUnknown(AwaitingApproval.where(look), note="a person must approve it")
+        return Reply(Outcome.UNKNOWN, refusal=refusal, approval=approval, mute=True)
+    return Reply(
+        Outcome.UNKNOWN,
+        refusal=AwaitingApproval(look, retry_after=APPROVAL_SECONDS),
+        approval=approval,
+        doubt=step.doubt,
+    )
+
+
+def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Reply:
+    """Return the result of a call that waited for a person, who has not brought anything about."""
+    match decision:
+        case Decision.REFUSED:
+            return Reply(Outcome.REJECTED, refusal=ApprovalRejected())
+        case Decision.LAPSED if step.quiet or not step.doubt:
+            return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
+        case Decision.LAPSED:
+            return _in_doubt(grant, None, LATE_SECONDS)
+        case _:
+            return awaiting(step, approval)
+
+
+def found(grant: Grant, step: Step, approval: str, status: int, body: bytes) -> Reply:
+    """Return the result of a call that the upstream carried out after an approval, from a look at what it created."""
+    reply = _success(grant, status, body) if 200 <= status < 300 else None
+    return reply if reply is not None and reply.outcome is Outcome.SUCCEEDED else awaiting(step, approval)
 
 
 def _released(grant: Grant, step: Step, reply: Reply) -> Reply:
     """Return ``reply``, or under doubt an unknown outcome: an earlier send may have created what this one did not."""
     if not step.doubt or grant.entitlement.operation.repeatable:
         return reply
-    refusal = lost(grant, f"sent before, and now {reply.refusal.reason if reply.refusal is not None else None}")
-    return replace(reply, outcome=Outcome.UNKNOWN, refusal=refusal)
+    open_ = _in_doubt(grant, reply.refusal)
+    return replace(reply, outcome=open_.outcome, refusal=open_.refusal)
+
+
+def _in_doubt(grant: Grant, refusal: Refusal | None, retry_after: int = 5) -> Reply:
+    note = f"sent before, and now {refusal.reason if refusal is not None else None}"
+    return Reply(Outcome.UNKNOWN, refusal=lost(grant, note, retry_after))
+
+
+def _misrouted(grant: Grant, step: Step, status: int) -> Reply:
+    refusal = UpstreamMisrouted(note=f"the upstream answered {status} without JSON")
+    alarm = f"the origin of this connection answers {status} without JSON, as something else than the upstream would"
+    return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, alarm=alarm))
+
+
+def _rejection(grant: Grant, status: int, said: Said, effect: Mapping[Effect, str]) -> UpstreamRejected:
+    operation = grant.entitlement.operation
+    parameter = said.parameter if said.parameter in grant.parameters else None
+    words = said.words or _REJECTED.get(status, _REJECTED[400]).format(noun=operation.noun)
+    detail = f"{words}{f' ({parameter})' if parameter else ''}.{effect[operation.effect]}"
+    if effect is _PROBABLY and operation.effect is not Effect.LOOKS:
+        detail += (
+            " This key is not sent again. Do not use another key; the operator of Countersign can look at the "
+            "upstream, and free this one."
+        )
+    return UpstreamRejected(status, detail, code=said.code, parameter=parameter)
 
 
 def _success(grant: Grant, status: int, body: bytes) -> Reply:
@@ -168,18 +307,3 @@ def _spent(grant: Grant, answer: Mapping[str, Any]) -> tuple[int, str | None]:
     if answer.get(spends.currency) != budget.currency or not isinstance(amount, int) or isinstance(amount, bool):
         return 0, "an invoice was created that the caller's budget does not count: another currency, or no amount"
     return min(max(amount, 0), MAX_SPENT), None
-
-
-def _rejected(grant: Grant, status: int, said: Said) -> Reply:
-    if said.sent_before:
-        # An earlier send used this key with another form, for example before the policy's fixed values changed.
-        return unknown(grant, "the upstream knows the key with another form", status)
-    operation = grant.entitlement.operation
-    parameter = said.parameter if said.parameter in grant.parameters else None
-    words = said.words or _REJECTED[status].format(noun=operation.noun)
-    detail = f"{words}{f' ({parameter})' if parameter else ''}.{_NOTHING[operation.effect]}"
-    return Reply(
-        Outcome.REJECTED,
-        refusal=UpstreamRejected(status, detail, code=said.code, parameter=parameter),
-        upstream_status=status,
-    )

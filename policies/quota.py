@@ -23,6 +23,8 @@ from policies.refusals import BudgetSpent, CeilingReached, LimitReached
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from policies.model import Grant
+
 #: 1/128 is 0.8%, under the 1% that a limit may err on the safe side.
 BUCKETS: Final = 128
 
@@ -36,6 +38,37 @@ def parse_limit(text: str) -> Limit:
     if match is None:
         raise ValueError(f"write a limit as a whole number of calls per {', '.join(UNITS)}, such as 30/minute")
     return Limit(int(match[1]), UNITS[match[2]], text)
+
+
+#: A window's name, the same for every call that it counts, and what bounds it.
+Counted = tuple[str, Limit]
+
+
+def limits_of(grant: Grant) -> list[Counted]:
+    """Return the windows of a caller's limits.
+
+    A window is named by what it counts and its length, not by its number: a changed limit keeps its count.
+    """
+    first = grant.caller.first
+    return [(f"caller:{first}:{limit.seconds}", limit) for limit in grant.caller.limits]
+
+
+def ceiling_of(grant: Grant) -> Counted | None:
+    """Return the window of the connection's ceiling."""
+    connection = grant.entitlement.connection
+    ceiling = connection.ceiling
+    if ceiling is None:
+        return None
+    name, connection_name = connection.first
+    return f"connection:{name}:{connection_name}:{ceiling.seconds}", ceiling
+
+
+def budget_of(grant: Grant) -> Counted | None:
+    """Return the window of the budget that a call counts against."""
+    budget = grant.budget
+    if budget is None:
+        return None
+    return f"budget:{grant.caller.first}:{budget.currency}:{budget.limit.seconds}", budget.limit
 
 
 class Window:

@@ -35,8 +35,9 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── CeilingReached           429
     │   └── BudgetSpent              429
     ├── LedgerRefusal                the same idempotency key was used before
-    │   ├── KeyInUse                 409
+    │   ├── KeyInUse                 503  409 for Stripe's clients
     │   ├── KeyReused                422
+    │   ├── KeyUsedElsewhere         422
     │   └── OutcomeStillUnknown      424
     ├── Unavailable                  we cannot serve it now; nothing was sent
     │   ├── IdentityUnavailable      503
@@ -45,10 +46,13 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   └── RecordUnavailable        503
     ├── UpstreamRefusal              the upstream said no, or gave no answer that can be trusted
     │   ├── UpstreamRejected         400, 402 or 404, as the upstream answered
-    │   ├── UpstreamUnreachable      502  nothing was sent
+    │   ├── UpstreamUnreachable      503  nothing was sent; 502 for Stripe's clients
+    │   ├── UpstreamMisrouted        502  something else answered in its place
     │   ├── UpstreamFailed           502  for a read-only call
     │   ├── UpstreamBusy             503
     │   ├── UpstreamKeyRefused       503
+    │   ├── AwaitingApproval         503  a person has to approve it; 409 for Stripe's clients
+    │   ├── ApprovalRejected         403  a person did not
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
     └── Unforeseen                   500  an internal error before the send, so nothing was sent
@@ -149,9 +153,11 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     """Translate a refusal's problem for Stripe's clients: the status, the body, and whether they should retry.
 
     They choose their exception by status and ``type`` (docs.stripe.com/api/errors). There an invalid request is always
-    a 400, and so is a reused key. Only that one is an ``idempotency_error``, which is never worth a retry.
+    a 400, and so is a reused key. Only that one is an ``idempotency_error``, which is never worth a retry. What others
+    are told with 503, since that is the only code that they repeat, has Stripe's own code here.
     """
-    status, reason = problem["status"], problem["reason"]
+    reason = problem["reason"]
+    status = _STRIPE_STATUSES.get(reason, problem["status"])
     reused = reason == KeyReused.reason
     if reused or status in {405, 408, 413, 414, 415}:
         status = 400
@@ -165,9 +171,17 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     }
     if "parameter" in problem:
         error["param"] = problem["parameter"]
+    if reason == AwaitingApproval.reason:
+        error["code"] = "approval_required"  # Stripe's own
     return status, {"error": error}, 0 < problem.get("retry_after", 0) <= PATIENCE
 
 
+#: What Stripe's clients are told with a status of their own. They repeat a 409.
+_STRIPE_STATUSES: Final = {
+    "idempotency-key-in-use": 409,
+    "awaiting-approval": 409,
+    "upstream-unreachable": 502,
+}
 _STRIPE_TYPES: Final = {
     **dict.fromkeys((400, 401, 403, 404), "invalid_request_error"),
     402: "card_error",
@@ -458,26 +472,35 @@ class BudgetSpent(PolicyRefusal):
 class LedgerRefusal(Refusal):
     """The same idempotency key was used before."""
 
-    status = 409
+    status = 422
 
 
 class KeyInUse(LedgerRefusal):
     """A call with this key is still running."""
 
+    status = 503
     reason = "idempotency-key-in-use"
     title = "The same call is still running"
     sentence = "A call with this idempotency key is still running. Try again in a moment to get its answer."
 
 
 class KeyReused(LedgerRefusal):
-    """The key belongs to a call with other parameters."""
+    """The key belongs to a call with other parameters. What became of that is said by ``policies.idempotency``."""
 
-    status = 422
     reason = "idempotency-key-reused"
     title = "This key belongs to another call"
+    sentence = "This idempotency key was used for a call with other parameters."
+
+
+class KeyUsedElsewhere(LedgerRefusal):
+    """The key raised an invoice in another account, or with test data."""
+
+    reason = "key-used-elsewhere"
+    title = "This key was used at another account"
     sentence = (
-        "This idempotency key was used for a call with other parameters. Use a new key for a new invoice, or send "
-        "the same parameters to get the first answer again."
+        "This idempotency key has raised an invoice already, but not where this connection leads today: its account, "
+        "its address, or test and live data have changed since. Nothing was sent. If this is another invoice, use a "
+        "new key; if it may be the same one, ask the operator of Countersign first."
     )
 
 
@@ -527,6 +550,13 @@ class StoreUnavailable(Unavailable):
     title = "Calls cannot be counted"
     sentence = "Calls cannot be counted just now. Nothing was sent; try again in a moment."
 
+    def __init__(
+        self, detail: str | None = None, *, note: str | None = None, retry_after: int | None = None, lost: bool = False
+    ) -> None:
+        """``lost``: the store may have carried out what it was asked for, and its answer was lost."""
+        super().__init__(detail, note=note, retry_after=retry_after)
+        self.lost = lost
+
 
 class RecordUnavailable(Unavailable):
     """The decision cannot be recorded: no record, no call."""
@@ -568,11 +598,27 @@ class UpstreamRejected(UpstreamRefusal):
 
 
 class UpstreamUnreachable(UpstreamRefusal):
-    """No connection could be opened, so nothing was sent."""
+    """No connection could be opened, so nothing was sent.
 
+    503, which every client and no-code tool repeats by itself; some do not repeat a 502.
+    """
+
+    status = 503
     reason = "upstream-unreachable"
     title = "The upstream cannot be reached"
     sentence = "The upstream cannot be reached. Nothing was sent; it is safe to try again."
+
+
+class UpstreamMisrouted(UpstreamRefusal):
+    """Something answered that is not the upstream: the origin leads to another place."""
+
+    reason = "upstream-misrouted"
+    title = "The connection leads to the wrong place"
+    sentence = (
+        "This connection does not lead to the upstream: something else answered in its place. Nothing was created, and "
+        "trying again does not help. The operator of Countersign has been alerted. Once it is mended, send the same "
+        "call again."
+    )
 
 
 class UpstreamFailed(UpstreamRefusal):
@@ -599,6 +645,53 @@ class UpstreamKeyRefused(UpstreamRefusal):
     reason = "upstream-key-refused"
     title = "The upstream refused our key"
     sentence = "The upstream refused the key of this connection and created nothing. The operator has been alerted."
+
+
+class AwaitingApproval(UpstreamRefusal):
+    """A person has to approve the call at the upstream, which then carries it out by itself."""
+
+    status = 503
+    reason = "awaiting-approval"
+    title = "A person has to approve this"
+    sentence = (
+        "The upstream has a person approve this call, and carries it out itself once that is done. Do not use another "
+        "key, which might raise a second invoice. Send the same call again later to get its answer."
+    )
+
+    def __init__(self, look: str | None = None, *, retry_after: int | None = None) -> None:
+        super().__init__(retry_after=retry_after)
+        if look is not None:
+            self.detail = f"{self.sentence} It is approved at {look}"
+        self.look = look
+
+    @classmethod
+    def where(cls, look: str | None) -> str:
+        """Return the sentence for a caller who cannot ask again what became of the call."""
+        place = f" at {look}" if look is not None else ""
+        return (
+            f"The upstream has a person approve this call{place}, and carries it out itself once that is done, so the "
+            "invoice may come to exist. It is not sent again. Do not use another key, which might raise a second "
+            "invoice. The operator of Countersign has been told, and can find the call by its audit id."
+        )
+
+    def problem(self, audit_id: str) -> dict[str, object]:
+        """With the place where it is approved."""
+        problem = super().problem(audit_id)
+        if self.look is not None:
+            problem["approval"] = self.look
+        return problem
+
+
+class ApprovalRejected(UpstreamRefusal):
+    """A person did not approve the call."""
+
+    status = 403
+    reason = "approval-rejected"
+    title = "A person has refused this"
+    sentence = (
+        "A person has refused to approve this call at the upstream. Nothing was created, and this key is not sent "
+        "again. If the invoice is wanted after all, ask whoever refused it, and use a new key."
+    )
 
 
 class OutcomeUnknown(UpstreamRefusal):

@@ -65,9 +65,11 @@ curl -i 'http://127.0.0.1:{port}/stripe/invoices/?name={name}&connection_name={c
   --data-urlencode 'customer=cus_fault_close_after'
 
    Other customers to try: cus_fault_error_402 (a declined card), cus_fault_error_429 (the upstream is busy),
-   cus_fault_html_502 (a front end's page), cus_fault_leak_key (the answer holds the upstream's key), cus_missing.
+   cus_fault_error_500 (it breaks; Stripe keeps that under the key), cus_fault_html_404 (nothing is at its address),
+   cus_fault_html_502 (a front end's page), cus_fault_approval (a person must approve it first),
+   cus_fault_leak_key (the answer holds the upstream's key), cus_missing.
    What has reached the upstream: curl {upstream}/_sandbox
-
+{approve}
 4. Change the policy: {edit}
    A mistake in the document is shown here, with its line, and changes nothing.
 
@@ -84,6 +86,9 @@ _LOST: Final = {
     "stripe": "the invoice is created, but its answer is lost. It is sent again in the same call,\n"
     "   under the same key, and so Stripe answers with the invoice that there is.",
 }
+#: Only Stripe has somebody who approves.
+_APPROVE: Final = """   Approve what waits there, or reject it: curl {upstream}/_sandbox -d approve=apreq_...
+"""
 _EDIT: Final = """in {policy}
    write `prefix: cus_9` in the place of `prefix: cus_`, save, and paste the first call again: it is refused."""
 _EDIT_YOURS: Final = "edit {policy} and save. The next call goes by it."
@@ -215,6 +220,7 @@ def welcome(port: int, file: Path, content: dict[str, Any], upstreams: dict[str,
         header=f"'x-api-key: {CALLER_KEY}'" if known else '"x-api-key: $KEY"',
         lost=_LOST[connection["upstream"]],
         upstream=upstreams[connection["upstream"]],
+        approve=_APPROVE.format(upstream=upstreams["stripe"]) if connection["upstream"] == "stripe" else "",
         policy=file,
         edit=(_EDIT if file == _shown(POLICY) else _EDIT_YOURS).format(policy=file),
     )

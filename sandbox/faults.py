@@ -7,7 +7,10 @@ The mark + means that the invoice is created, and counted, whatever the client g
     name               what the client gets
     redirect_302, redirect_307   Location: a path here that adds to `redirected`
     html_200        +  a page of HTML with status 200
+    html_404           a page of HTML with status 404, as from Google where no function is
     html_502           the same with status 502, as from a front end
+    approval           400 approval_required, Stripe's: a person must approve it first. Stripe itself lets one do so
+    action_blocked     400 action_blocked: a rule of the account forbids it
     gzip            +  the invoice, compressed though nobody asked
     gzip_bomb       +  about 200 KB that inflate to 200 MB of JSON
     trickle         +  one byte each 50 ms, for at most 60 s
@@ -40,6 +43,7 @@ import base64
 import functools
 import gzip
 import json
+import time
 import urllib.parse
 import zlib
 from collections.abc import Callable, Mapping
@@ -48,9 +52,10 @@ from types import MappingProxyType
 from typing import Final
 
 from sandbox import invoice
+from sandbox.approvals import Approval
 from sandbox.server import Answer
 
-__all__ = ["FAULTS", "REDIRECTED", "Ask", "Fault", "always", "bomb", "created", "error"]
+__all__ = ["FAULTS", "REDIRECTED", "Ask", "Fault", "always", "approval_required", "bomb", "created", "error", "failure"]
 
 REDIRECTED: Final = "/redirected"
 _TRICKLE: Final = 0.05  # seconds between bytes
@@ -72,6 +77,7 @@ class Ask:
 
 
 Fault = Callable[[Ask], Answer]
+_LINES: Final = invoice.EXAMPLE["lines"]
 _PAGE: Final = b"<!doctype html><title>Error</title><h1>Server Error</h1><p>Please try again in 30 seconds.</p>"
 
 
@@ -80,10 +86,27 @@ def created(body: bytes, *headers: str, media: str = "application/json") -> Answ
     return Answer(200, body, headers, media, creates=True)
 
 
-def error(status: int, message: str, *headers: str, **fields: str) -> Answer:
+def error(status: int, message: str, *headers: str, **fields: object) -> Answer:
     """An error as Stripe writes it."""
     content = {"type": "invalid_request_error", "message": message} | fields
     return Answer(status, invoice.encode({"error": content}), headers)
+
+
+def failure(status: int, message: str, code: str) -> Answer:
+    """An error as Stripe's API v2 writes it: without a type."""
+    return Answer(status, invoice.encode({"error": {"code": code, "message": message}}))
+
+
+def approval_required(status: int, approval: Mapping[str, object]) -> Answer:
+    """Stripe's error for an action that waits for a person."""
+    message = f"A person must approve this first: {approval['id']}. Once approved, it is carried out by itself."
+    return error(status, message, code="approval_required", approval_request=approval)
+
+
+def _approval() -> Mapping[str, object]:
+    """An approval that nobody here can give."""
+    made = Approval(invoice.name("apreq_", 24), "", b"", time.time(), livemode=False)
+    return made.error(earlier=False)
 
 
 def always(answer: Answer) -> Fault:
@@ -142,8 +165,7 @@ def _trickle(ask: Ask) -> Answer:
 
 
 def _oversize(ask: Ask) -> Answer:
-    lines = json.loads(ask.invoice)["lines"]
-    return created(ask.changed(lines=lines | {"data": lines["data"] * 3000}))
+    return created(ask.changed(lines=_LINES | {"data": _LINES["data"] * 3000}))
 
 
 def _deep(ask: Ask) -> Answer:
@@ -167,7 +189,7 @@ def _expanded(ask: Ask) -> Answer:
         "invoice_settings": {"default_payment_method": "pm_secret"},
     }
     secret = {"internal_cost": 1234, "price_secret": "expanded-line-secret"}
-    lines = found["lines"] | {"data": [line | secret for line in found["lines"]["data"]]}
+    lines = _LINES | {"data": [line | secret for line in _LINES["data"]]}
     return created(ask.changed(customer=customer, lines=lines))
 
 
@@ -189,7 +211,10 @@ FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
         "redirect_302": _redirect(302),
         "redirect_307": _redirect(307),
         "html_200": always(created(_PAGE, media="text/html")),
+        "html_404": always(Answer(404, _PAGE, media="text/html; charset=UTF-8")),
         "html_502": always(Answer(502, _PAGE, media="text/html")),
+        "approval": lambda _: approval_required(400, _approval()),
+        "action_blocked": always(error(400, "A rule of this account blocks it.", code="action_blocked")),
         "gzip": lambda ask: created(gzip.compress(ask.invoice), "Content-Encoding: gzip"),
         "gzip_bomb": lambda _: created(bomb(), "Content-Encoding: gzip"),
         "trickle": _trickle,

@@ -8,12 +8,13 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["problem"]
+__all__ = ["look_up_problem", "problem"]
 
 # `#` is a list's index, `*` any name, `**` anything below. `text` is at most 5,000 characters long where no
-# length is given; `unset` is a whole that "" empties; a trailing `!` is required where its parent is given.
+# length is given, and not empty; `unset` is a whole that "" empties; a trailing `!` is required where its parent is
+# given.
 _TABLE: Final = """
 account_tax_ids                                 unset
 account_tax_ids[#]                              text
@@ -101,7 +102,15 @@ def problem(form: Mapping[str, str]) -> dict[str, str] | None:
     for name, value in form.items():
         if found := _wrong(name, value):
             return found
-    return _gap(form) or _missing(form) or _metadata(form)
+    return _gap(form) or _missing(form) or _metadata(form) or _due(form)
+
+
+def look_up_problem(query: Iterable[str]) -> dict[str, str] | None:
+    """Stripe's validation error for the names in the query of a look-up, which takes `expand` alone."""
+    for name in query:
+        if not re.fullmatch(r"expand\[\d*\]", name):
+            return {"message": f"There is no parameter {name}.", "param": name, "code": "parameter_unknown"}
+    return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -114,6 +123,8 @@ def _wrong(name: str, value: str) -> dict[str, str] | None:
     if kind is None:
         return {"message": f"There is no parameter {name}.", "param": name, "code": "parameter_unknown"}
     if kind.startswith("text"):
+        if not value and not _METADATA.fullmatch(name):
+            return {"message": f"{name} may not be empty.", "param": name, "code": "parameter_invalid_empty"}
         longest = int(kind.partition(":")[2] or 5000)
         wrong = len(value) > longest and f"{name} may be {longest} characters long."
         return {"message": wrong, "param": name} if wrong else None
@@ -131,6 +142,8 @@ def _gap(form: Mapping[str, str]) -> dict[str, str] | None:
     for name, indices in lists.items():
         if name != "metadata" and indices != set(range(len(indices))):
             return {"message": f"The list {name} has a gap.", "param": name}
+    if len(lists["custom_fields"]) > 4:
+        return {"message": "An invoice may have 4 custom fields.", "param": "custom_fields"}
     return None
 
 
@@ -149,3 +162,13 @@ def _metadata(form: Mapping[str, str]) -> dict[str, str] | None:
     if any(len(key) > 40 for key in keys):
         return {"message": "A key of metadata may be 40 characters long.", "param": "metadata"}
     return None
+
+
+def _due(form: Mapping[str, str]) -> dict[str, str] | None:
+    due = next((name for name in ("days_until_due", "due_date") if name in form), None)
+    if (form.get("collection_method") == "send_invoice") == (due is not None):
+        return None
+    return {
+        "message": "days_until_due or due_date goes with collection_method=send_invoice, and with no other.",
+        "param": due or "days_until_due",
+    }

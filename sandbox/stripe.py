@@ -1,21 +1,48 @@
-"""Stripe on a real socket: as much of its API v1 as raises an invoice, deduplicates a repeat, and fails on request.
+"""Stripe on a real socket: as much of its API as raises an invoice, and never kinder than the original.
 
     POST /v1/invoices         Authorization: Bearer KEY (or Basic KEY:), Idempotency-Key, Stripe-Account, Stripe-Version
     GET  /v1/invoices/{id}    an invoice made here
-    GET  /_sandbox            {"calls", "invoices", "connections", "replays"}
+    GET  /v2/core/approval_requests/{id}     what became of an action that waits for a person
+    GET  /_sandbox            {"calls", "invoices", "connections", "replays", "approvals": {id: status}}
+    POST /_sandbox            tests and people change what happens: see `Stripe.told`
 
-Idempotency, as Stripe documents it for v1. For 24 hours an account's key keeps the status and body of its first call,
-errors of the execution (402, 404, 500) included. The same key again gets them with `Idempotent-Replayed: true`; with
-other parameters a 400 `idempotency_error`; while the first is running a 409 `idempotency_key_in_use`. A refusal before
-execution (400 of a parameter, 401, 403, 409, 429, 503) keeps nothing under the key.
+What is played, and where that is said:
+
+    rule                                                                         source
+    a create makes an empty draft of 0: lines come by other calls; no number,    API reference, upgrade notes of
+    no address, auto_advance off unless asked for                                2022-08-01
+    under an older version a create without lines is 400                         upgrade notes of 2022-08-01
+    invoice_no_customer_line_items, unless pending items are excluded
+    a key's first answer is kept for 24 hours from its first call: also of an    Idempotent requests
+    execution that failed (402, 404, 500, some 400)
+    a refusal before execution keeps nothing: a parameter's 400, 401, 403,       Idempotent requests,
+    409, 429, 503                                                                Advanced error handling
+    other parameters: 400 idempotency_error; the first still at work: 409        Idempotent requests, Error codes
+    idempotency_key_in_use (its type is not documented)
+    a key belongs to the account and mode of the API key, or to the connected    Idempotent requests; modes: inferred
+    account; it counts for POST alone, and has at most 255 characters
+    Idempotency-Key, Original-Request, Idempotent-Replayed, Stripe-Should-Retry  recorded answers of 2022, 2023, 2026
+    429 has Stripe-Rate-Limited-Reason, unless a lock timed out; no Retry-After  Rate limits
+    a version that does not exist is 400; at /v2 one must be sent, and a         messages in public issues and code
+    `.preview` for what is in preview (404 not_found)
+    a restricted key without a right: 403 more_permissions_required, before      Restricted keys, messages in public
+    anything is looked at                                                        code
+    days_until_due and due_date go with collection_method=send_invoice, which    API reference
+    needs one of them
+    test and live data are apart; the answer says `livemode`                     API keys
+    approvals                                                                    `sandbox.approvals`
 
 Faults are those of `sandbox.faults`. One marked + there keeps the true answer under the key, 200 and the invoice,
 whatever the client saw: the same key again gets that invoice. Where a repeat would have been answered with an invoice,
 `fail_next` replaces that answer, too, and creates nothing. Different here, or only here:
 
     name               what the client gets                            under the key
+    approval           approval_required, with `Rules.status`          nothing, or with `Rules.kept` that answer
+    action_blocked     action_blocked, with `Rules.status`             the same
     error_429          429 rate_limit, without Retry-After             nothing
     error_500_created  + 500                                           the 500
+    lock_429           429 lock_timeout                                nothing
+    no_line_items      400 invoice_no_customer_line_items              the 400
     working         +  the invoice after `delay` seconds               in use for `delay` seconds by the clock, then
                                                                        the invoice
     retry_409          409 lock_timeout, Stripe-Should-Retry: true     nothing
@@ -33,17 +60,18 @@ import time
 import urllib.parse
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from sandbox import faults, invoice, parameters
-from sandbox.faults import always, error
+from sandbox.approvals import DECISIONS, Approval
+from sandbox.faults import always, approval_required, error
 from sandbox.server import Answer, Head
-from sandbox.upstream import FORM, Received, Upstream, run
+from sandbox.upstream import FORM, STATUS, Received, Upstream, form_of, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["DEFAULT_VERSION", "FAULTS", "KEPT_SECONDS", "Received", "Stripe"]
+__all__ = ["DEFAULT_VERSION", "FAULTS", "KEPT_SECONDS", "Received", "Rules", "Stripe"]
 
 DEFAULT_VERSION: Final = "2022-11-15"
 """The account's own API version: that of the invoices made here."""
@@ -52,17 +80,26 @@ KEPT_SECONDS: Final = 24 * 60 * 60
 
 _PATH: Final = "/v1/invoices"
 _INVOICE: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)")
+_APPROVAL: Final = re.compile(r"/v2/core/approval_requests/(\w+)")
+_LIVE: Final = re.compile(r"(sk|rk)_live_")
+_FIRST_PREVIEW: Final = "2026-08-26.preview"
+_EXCLUDED_SINCE: Final = "2022-08-01"
 _VERSION: Final = re.compile(r"20\d\d-\d\d-\d\d(\.[a-z]+)?")
 _MAX_KEY: Final = 255
 _RETRY: Final = "Stripe-Should-Retry: true"
 _NO_RETRY: Final = "Stripe-Should-Retry: false"
+_NO_LINE_ITEMS: Final = error(400, "There is nothing to invoice this customer.", code="invoice_no_customer_line_items")
 _BROKEN: Final = error(500, "Something went wrong here.", type="api_error")
 
 _FAULTS: Final[Mapping[str, faults.Fault]] = MappingProxyType(
     {
         **faults.FAULTS,
-        "error_429": always(error(429, "Too many calls.", code="rate_limit")),
+        "error_429": always(
+            error(429, "Too many calls.", "Stripe-Rate-Limited-Reason: global-rate", code="rate_limit")
+        ),
         "error_500_created": always(replace(_BROKEN, creates=True)),
+        "lock_429": always(error(429, "Another call holds this customer.", code="lock_timeout")),
+        "no_line_items": always(_NO_LINE_ITEMS),
         "working": faults.FAULTS["slow"],
         "retry_409": always(error(409, "Another call holds this customer.", _RETRY, code="lock_timeout")),
         "retry_503": always(error(503, "Not available for now.", _RETRY, type="api_error")),
@@ -70,12 +107,21 @@ _FAULTS: Final[Mapping[str, faults.Fault]] = MappingProxyType(
     }
 )
 # Faults of the execution: their answer is kept under the key.
-_EXECUTED: Final = frozenset(("error_402", "error_404", "error_500", "error_500_created", "no_retry_500"))
+_EXECUTED: Final = frozenset(
+    ("error_402", "error_404", "error_500", "error_500_created", "no_line_items", "no_retry_500")
+)
+# Faults of a rule of the account.
+_RULED: Final = frozenset(("approval", "action_blocked"))
 
 FAULTS: Final = frozenset(_FAULTS)
 """The names of all faults."""
 
 _UNAUTHORIZED: Final = error(401, "The API key is not valid.", 'WWW-Authenticate: Basic realm="Stripe"')
+_NO_VERSION: Final = error(400, "You did not provide an API version. You need to provide an API version header.")
+_NOT_IN_PREVIEW: Final = faults.failure(
+    404, "There is no such API method. For a preview feature, name a .preview version in Stripe-Version.", "not_found"
+)
+_NO_APPROVAL: Final = faults.failure(404, "There is no such approval request.", "not_found")
 _NOT_A_FORM: Final = error(400, f"The content type must be {FORM}.")
 _BAD_KEY: Final = error(400, f"An Idempotency-Key has 1 to {_MAX_KEY} characters.")
 _NO_CUSTOMER: Final = error(400, "A customer is required.", param="customer", code="parameter_missing")
@@ -87,6 +133,27 @@ _IN_USE: Final = error(
 )
 
 _Pairs = tuple[tuple[str, str], ...]
+
+
+class _Place(NamedTuple):
+    """Where data and idempotency keys are: an account, "" that of the API keys, and live or test mode."""
+
+    account: str
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the account's rules hold or block an action, as far as Stripe does not document it."""
+
+    status: int = 400
+    """Of `approval_required` and `action_blocked`."""
+    kept: bool = False
+    """Whether these answers are kept under the idempotency key. If not, each repeat makes one more request."""
+    seconds: float = 0
+    """From the approval until Stripe carries the action out."""
+    earlier: bool = False
+    """Whether the states have the words of the earlier preview: `pending`, `approved`, `execution_succeeded`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +169,34 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Books:
-    """Stripe's data. An account is "", that of the API key, or the one that Stripe-Account names."""
+    """Stripe's data, each by place and name."""
 
     keep: int
-    answers: dict[tuple[str, str], _Kept] = field(default_factory=dict)  # by account and idempotency key
-    invoices: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by account and id
+    answers: dict[tuple[_Place, str], _Kept] = field(default_factory=dict)  # by idempotency key
+    invoices: dict[tuple[_Place, str], bytes] = field(default_factory=dict)
+    approvals: dict[tuple[_Place, str], Approval] = field(default_factory=dict)
     replays: int = 0
 
     def trim(self) -> None:
-        for entries in (self.answers, self.invoices):
+        entries: dict[Any, Any]
+        for entries in (self.answers, self.invoices, self.approvals):
             while len(entries) > self.keep:
                 del entries[next(iter(entries))]
+
+    def invoice(self, place: _Place, name: str, now: float) -> bytes | None:
+        """The invoice that was made there, also by an action that was approved."""
+        return self.invoices.get((place, name)) or next(
+            (one.invoice for at, one in _made(self.approvals, now) if at == place and one.result == name), None
+        )
 
 
 class Stripe(Upstream):
     """Stripe on 127.0.0.1; a port of 0 takes a free one. It keeps its port and its data over a restart.
 
-    All API keys are of the same account. `clock` gives the seconds by which idempotency keys age; `delay` is what the
-    faults `slow` and `working` wait, in seconds; `keep` is how many of the newest calls, invoices and idempotency keys
-    are stored.
+    All API keys are of one account, but those that `accounts` gives another. `sk_live_` and `rk_live_` keys are of live
+    mode, all others of test mode. `clock` gives the unix seconds by which idempotency keys and approvals age; `delay`
+    is what the faults `slow` and `working` wait, in seconds; `rules` says how actions are held; `keep` is how many of
+    the newest calls, invoices, approvals and idempotency keys are stored.
     """
 
     faults: ClassVar = _FAULTS
@@ -130,11 +206,16 @@ class Stripe(Upstream):
         keys: Iterable[str] = ("sandbox-upstream-key",),
         port: int = 0,
         *,
+        accounts: Mapping[str, str] = MappingProxyType({}),
         keep: int = 100_000,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(keys, port, keep)
+        self.rules = Rules()
+        self._accounts = accounts
+        self._rights: dict[str, frozenset[str]] = {}
         self._clock = clock
+        self._ahead = 0.0
         self._books = _Books(keep)
 
     @property
@@ -142,16 +223,84 @@ class Stripe(Upstream):
         """How many calls got the answer that their idempotency key kept."""
         return self._books.replays
 
+    @property
+    def invoices(self) -> int:
+        """How many invoices were created, those of approved actions included."""
+        return super().invoices + sum(1 for _ in _made(self._books.approvals, self._now()))
+
+    @property
+    def approvals(self) -> dict[str, str]:
+        """The status of each approval request, the oldest first."""
+        now = self._now()
+        return {one.id: one.status(now) for one in tuple(self._books.approvals.values())}
+
+    def restrict(self, key: str, *rights: str) -> None:
+        """Let an API key do no more than this: `rak_invoice_write`, which includes `rak_invoice_read`, and the like."""
+        self._rights[key] = frozenset(rights)
+
+    def forward(self, seconds: float) -> None:
+        """Move the clock on."""
+        self._ahead += seconds
+
+    def decide(self, approval: str, decision: str) -> None:
+        """Have a person `approve`, `reject` or `cancel` a request, have it `expire`, or `fail` once it is carried out.
+
+        Raises ValueError if there is no such request or decision, or if it was decided before.
+        """
+        for at, one in tuple(self._books.approvals.items()):
+            if one.id == approval:
+                self._books.approvals[at] = one.decide(decision, self._now(), self.rules.seconds)
+                return
+        raise ValueError(f"there is no approval request {approval!r}")
+
+    def told(self, form: Mapping[str, str]) -> None:
+        """Do what the form of a `POST /_sandbox` says.
+
+            approve=apreq_…                     or reject, cancel, expire, fail: see `decide`
+            fail_next=close_after               see `fail_next`
+            forward=86400                       see `forward`
+            status=403, kept=true, seconds=60, earlier=true        see `Rules`
+
+        Raises ValueError for anything else.
+        """
+        for name, value in form.items():
+            if name in DECISIONS:
+                self.decide(value, name)
+            elif name == "fail_next":
+                self.fail_next(value)
+            elif name == "forward":
+                self.forward(float(value))
+            elif name == "status" and value in {"400", "402", "403"}:
+                self.rules = replace(self.rules, status=int(value))
+            elif name == "seconds":
+                self.rules = replace(self.rules, seconds=float(value))
+            elif name in {"kept", "earlier"} and value in {"true", "false"}:
+                self.rules = replace(self.rules, **{name: value == "true"})
+            else:
+                raise ValueError(f"nothing is known of {name}={value}")
+
     def forget(self) -> None:
-        """Clear calls, counts, the faults still to come, invoices and idempotency keys."""
+        """Clear calls, counts, the faults still to come, invoices, approvals and idempotency keys."""
         super().forget()
         self._books = _Books(self._books.keep)
 
-    def _counts(self) -> dict[str, int]:
-        return super()._counts() | {"replays": self.replays}
+    def _now(self) -> float:
+        return self._clock() + self._ahead
+
+    def _counts(self) -> dict[str, object]:
+        return super()._counts() | {"replays": self.replays, "approvals": self.approvals}
 
     def _creates(self, head: Head) -> bool:
         return head.method == "POST" and head.path == _PATH
+
+    def _answer(self, connection: int, head: Head, body: bytes) -> Answer:
+        if head.path == STATUS and head.method == "POST":
+            try:
+                self.told(form_of(body))
+            except ValueError as problem:
+                return error(400, str(problem))
+            return Answer(200, invoice.encode(self._counts()))
+        return super()._answer(connection, head, body)
 
     def _refuse(self, status: int, sentence: str) -> Answer:
         answer = super()._refuse(status, sentence)
@@ -175,60 +324,113 @@ class Stripe(Upstream):
         if self._creates(head):
             return self._refusal(head) or self._create(head, body, request)
         if head.method == "GET" and (found := _INVOICE.fullmatch(head.path)):
-            return self._retrieve(head, found[1])
+            return self._refused(head, "rak_invoice_read") or self._retrieve(head, found[1])
+        if head.method == "GET" and (found := _APPROVAL.fullmatch(head.path)):
+            return self._refused(head, "approval_requests.read") or self._approval(head, found[1])
         return error(404, f"There is nothing at {head.method} {head.path}.")
 
     def _refusal(self, head: Head) -> Answer | None:
-        if _key(head) not in self._keys:
-            return _UNAUTHORIZED
+        if refused := self._refused(head, "rak_invoice_write"):
+            return refused
         if head.media != FORM:
             return _NOT_A_FORM
         if not 0 < len(head.fields.get("idempotency-key", "none")) <= _MAX_KEY:
             return _BAD_KEY
         return None
 
-    def _retrieve(self, head: Head, name: str) -> Answer:
-        if _key(head) not in self._keys:
+    def _refused(self, head: Head, right: str) -> Answer | None:
+        """The refusal of an API key, of a version, or for want of a right."""
+        key, version = _key(head), head.fields.get("stripe-version")
+        if key not in self._keys:
             return _UNAUTHORIZED
-        made = self._books.invoices.get((_account(head), name))
-        if made is None:
-            return error(404, f"There is no invoice {name!r}.", param="invoice", code="resource_missing")
-        return Answer(200, made)
+        if version is not None and not _VERSION.fullmatch(version):
+            return error(400, f"Invalid Stripe API version: {version}")
+        rights = self._rights.get(key)
+        if rights is None or right in rights or re.sub("read$", "write", right) in rights:
+            return None
+        shown = f"{key[:8]}{'*' * 20}{key[-4:]}"
+        message = f"The key {shown!r} has no permission for this. Having the {right!r} permission would allow it."
+        return error(403, message, code="more_permissions_required")
+
+    def _place(self, head: Head) -> _Place:
+        key = _key(head)
+        return _Place(head.fields.get("stripe-account") or self._accounts.get(key, ""), _LIVE.match(key) is not None)
+
+    def _retrieve(self, head: Head, name: str) -> Answer:
+        if found := parameters.look_up_problem(name for name, _ in _pairs(head.query.encode())):
+            return error(400, **found)
+        place, now = self._place(head), self._now()
+        if made := self._books.invoice(place, name, now):
+            return Answer(200, made)
+        message = f"There is no invoice {name!r}."
+        if self._books.invoice(place._replace(live=not place.live), name, now):
+            message += f" One exists in {'test' if place.live else 'live'} mode, and this key is of the other."
+        return error(404, message, param="invoice", code="resource_missing")
+
+    def _approval(self, head: Head, name: str) -> Answer:
+        version = head.fields.get("stripe-version")
+        if version is None:
+            return _NO_VERSION
+        if not version.endswith(".preview") or version < _FIRST_PREVIEW:
+            return _NOT_IN_PREVIEW
+        found = self._books.approvals.get((self._place(head), name))
+        if found is None:
+            return _NO_APPROVAL
+        return Answer(200, invoice.encode(found.shown(self._now(), earlier=self.rules.earlier)))
 
     def _create(self, head: Head, body: bytes, request: str) -> Answer:
-        books, now = self._books, self._clock()
-        pairs = _pairs(head.query.encode()) + _pairs(body)
-        form = dict(pairs)
-        place = (_account(head), head.fields.get("idempotency-key", ""))
-        kept = books.answers.get(place)
+        books, now, place = self._books, self._now(), self._place(head)
+        pairs = tuple(sorted(_pairs(head.query.encode()) + _pairs(body)))
+        form = dict(_pairs(head.query.encode()) + _pairs(body))
+        name = head.fields.get("idempotency-key", "")
+        kept = books.answers.get((place, name))
         if kept is not None and now - kept.since < KEPT_SECONDS:
-            return self._repeat(books, kept, tuple(sorted(pairs)), _key(head), now)
+            return self._repeat(books, kept, pairs, _key(head), now)
         if found := parameters.problem(form):
             return error(400, **found)
         if not form.get("customer"):
             return _NO_CUSTOMER
-        made = invoice.fresh(form)
-        answer, under_key, busy = self._execute(form["customer"], made, _key(head))
+        made = invoice.fresh(form, empty=True, livemode=place.live)
+        answer, under_key, busy = self._execute(head, form, made, place)
         if answer.creates:
-            books.invoices[place[0], json.loads(made)["id"]] = made
-        if under_key is not None and place[1]:
-            books.answers[place] = _Kept(tuple(sorted(pairs)), under_key, request, now, now + busy)
+            books.invoices[place, json.loads(made)["id"]] = made
+        if under_key is not None and name:
+            books.answers[place, name] = _Kept(pairs, under_key, request, now, now + busy)
+            answer = replace(answer, headers=(*answer.headers, f"Original-Request: {request}"))
         books.trim()
         return answer
 
-    def _execute(self, customer: str, made: bytes, key: str) -> tuple[Answer, Answer | None, float]:
+    def _execute(
+        self, head: Head, form: Mapping[str, str], made: bytes, place: _Place
+    ) -> tuple[Answer, Answer | None, float]:
         """The answer; the answer to keep under the idempotency key; and the seconds until it is there."""
+        customer, refused = form["customer"], None
         if customer == "cus_missing":
-            missing = error(400, f"There is no customer {customer!r}.", param="customer", code="resource_missing")
-            return missing, missing, 0
-        true = Answer(200, made)
+            refused = error(400, f"There is no customer {customer!r}.", param="customer", code="resource_missing")
+        elif _takes_items(head, form):  # of which there are none here
+            refused = _NO_LINE_ITEMS
+        if refused is not None:
+            return refused, refused, 0
+        true = Answer(200, made, (_NO_RETRY,))
         fault = self._fault(customer)
         if fault is None:
             return replace(true, creates=True), true, 0
-        answer = self._fail(fault, made, key)
+        if fault in _RULED:
+            answer = self._rule(fault, made, place)
+            return answer, answer if self.rules.kept else None, 0
+        answer = self._fail(fault, made, _key(head))
         if fault in _EXECUTED:
             return answer, replace(answer, creates=False), 0
         return answer, true if answer.creates else None, self.delay if fault == "working" else 0
+
+    def _rule(self, fault: str, made: bytes, place: _Place) -> Answer:
+        """Hold or block the create of this invoice, by a rule of the account."""
+        if fault == "action_blocked":
+            return error(self.rules.status, "A rule of this account blocks it.", code="action_blocked")
+        name = invoice.name("apreq_", 24)
+        held = Approval(name, json.loads(made)["id"], made, self._now(), livemode=place.live)
+        self._books.approvals[place, name] = held
+        return approval_required(self.rules.status, held.error(earlier=self.rules.earlier))
 
     def _repeat(self, books: _Books, kept: _Kept, pairs: _Pairs, key: str, now: float) -> Answer:
         if pairs != kept.parameters:
@@ -236,7 +438,9 @@ class Stripe(Upstream):
         if now < kept.busy_until:
             return _IN_USE
         answer = kept.answer
-        if answer.status == 200 and (fault := self._fault("")):
+        # A rule holds what is executed, and a repeat is not.
+        ruled = bool(self._failures) and self._failures[0] in _RULED
+        if answer.status == 200 and not ruled and (fault := self._fault("")):
             answer = self._fail(fault, answer.body, key)
             if not answer.creates:
                 return answer
@@ -245,12 +449,19 @@ class Stripe(Upstream):
         return replace(answer, creates=False, headers=(*answer.headers, *lines))
 
 
+def _made(approvals: Mapping[tuple[_Place, str], Approval], now: float) -> Iterator[tuple[_Place, Approval]]:
+    """The approvals that Stripe has carried out, and where."""
+    return ((at, one) for (at, _), one in tuple(approvals.items()) if one.status(now) == "succeeded")
+
+
+def _takes_items(head: Head, form: Mapping[str, str]) -> bool:
+    """Whether a create takes the customer's pending items and wants some: the default until an API version."""
+    version = head.fields.get("stripe-version", DEFAULT_VERSION)
+    return version < _EXCLUDED_SINCE and "pending_invoice_items_behavior" not in form
+
+
 def _request() -> str:
     return invoice.name("req_", 14)
-
-
-def _account(head: Head) -> str:
-    return head.fields.get("stripe-account", "")
 
 
 def _key(head: Head) -> str:

@@ -18,12 +18,12 @@ from sandbox.server import Answer, Head, Headers, Server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["FORM", "NO_PATH", "Received", "Upstream", "form_of", "run"]
+__all__ = ["FORM", "NO_PATH", "STATUS", "Received", "Upstream", "form_of", "run"]
 
 FORM: Final = "application/x-www-form-urlencoded"
 NO_PATH: Final = faults.error(404, "There is nothing at this address.")
 _FAULT: Final = "cus_fault_"
-_STATUS: Final = "/_sandbox"
+STATUS: Final = "/_sandbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +110,10 @@ class Upstream(Server):
         """Answer a request to one of the upstream's own paths, or to an unknown one."""
         raise NotImplementedError
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, object]:
         """The content of the status page."""
         tally = self._tally
-        return {"calls": tally.calls, "invoices": tally.invoices, "connections": tally.connections}
+        return {"calls": tally.calls, "invoices": self.invoices, "connections": tally.connections}
 
     def _connected(self) -> None:
         self._tally.connections += 1
@@ -126,7 +126,7 @@ class Upstream(Server):
         if head.path == faults.REDIRECTED:
             tally.redirected += 1
             return Answer(200, invoice.fresh({}))
-        if head.path == _STATUS and head.method == "GET":
+        if head.path == STATUS and head.method == "GET":
             return Answer(200, invoice.encode(self._counts()))
         answer = self._decide(head, body)
         if self._creates(head):

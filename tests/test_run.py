@@ -17,7 +17,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
@@ -70,6 +70,12 @@ def until(told: Path, words: str) -> str:
 def pasted(told: Path) -> list[str]:
     """The calls that the welcome shows, in order."""
     return re.findall(r"^curl (?:.*\\\n)*.*$", told.read_text(), re.MULTILINE)
+
+
+def approvals(told: Path) -> list[tuple[str, str]]:
+    """The approval requests there are at Stripe, each with its status."""
+    found: Any = counted(told)["approvals"]
+    return list(found.items())
 
 
 def counted(told: Path) -> dict[str, int]:
@@ -253,9 +259,23 @@ def test_lost_answer_of_stripe_is_one_invoice_as_the_welcome_says(tmp_path: Path
         assert counted(told)["invoices"] == 1
 
 
+@CURL
+def test_what_waits_for_a_person_at_stripe_is_approved_as_the_welcome_says(tmp_path: Path) -> None:
+    policy, port = tmp_path / "mine.yaml", free_port()
+    policy.write_text(POLICY.read_text("utf-8").replace("upstream: appgregator", "upstream: stripe"))
+    with running(tmp_path, port, POLICY=str(policy)) as (_, told):
+        call(port, customer="cus_fault_approval")
+        ((waiting, status),) = approvals(told)
+        assert (status, counted(told)["invoices"]) == ("requires_review", 0)
+        (command,) = re.findall(r"or reject it: (curl \S+ -d approve=)apreq_\.\.\.$", told.read_text(), re.MULTILINE)
+        subprocess.run(["sh", "-c", f"{command}{waiting} -s"], capture_output=True, env=ENVIRONMENT, check=True)
+        assert approvals(told) == [(waiting, "succeeded")]
+        assert counted(told)["invoices"] == 1
+
+
 FAULTS_NAMED = {
-    "cus_fault_error_402": 402, "cus_fault_error_429": 503, "cus_fault_html_502": 424, "cus_fault_leak_key": 200,
-    "cus_missing": 404,
+    "cus_fault_error_402": 402, "cus_fault_error_429": 503, "cus_fault_error_500": 424, "cus_fault_html_404": 404,
+    "cus_fault_html_502": 424, "cus_fault_approval": 400, "cus_fault_leak_key": 200, "cus_missing": 404,
 }  # fmt: skip
 
 

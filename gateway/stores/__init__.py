@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 class Store(Protocol):
     """What every store does. Each method is one atomic step, on the store's clock."""
 
-    def admit(self, grant: Grant) -> Admission:
+    def admit(self, grant: Grant, place: str) -> Admission:
         """Count the call against the caller's limits and the connection's ceiling, and claim its idempotency key.
+
+        ``place`` is where the call goes: the ledger's entry holds for that account only.
 
         A caller whose budget is spent is not admitted. What a call spends is known, and counted, when it is settled.
 
@@ -30,10 +32,13 @@ class Store(Protocol):
         """
 
     def release(self, grant: Grant, admission: Admission) -> None:
-        """Undo an admission whose call was not sent. Never raises: if it fails, the claim's lease runs out."""
+        """Undo an admission whose call was not sent. Never raises: if it fails, it is owed (``debts``)."""
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
-        """Write the outcome of a sent call into the ledger. Return whether it was written; never raises."""
+        """Write the outcome of a sent call into the ledger. Return whether it was written; never raises.
+
+        If it was not, it is owed (``debts``).
+        """
 
 
 class Ledger(Protocol):
@@ -45,7 +50,7 @@ class Ledger(Protocol):
     def resolve(self, key: str, answer: Answer | None) -> Verdict:
         """Decide that an open key's invoice was created (``answer`` is what its callers get) or was not (None).
 
-        Only an open key is changed. If its invoice was not created, the key is deleted and may be sent afresh.
+        Only an open key is changed. If its invoice was not created, the key is free.
         """
 
 

@@ -25,26 +25,38 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
+import msgspec
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
 from google.cloud.firestore_v1.types import Document, Precondition, Value, Write
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from gateway.edges import meaning
 from gateway.forks import PerProcess
+from gateway.stores.debts import Debt, Debts
 from policies import idempotency
-from policies.idempotency import Entry, Held, State, Verdict
-from policies.model import Admission, Answer, Outcome
-from policies.outcomes import Reply
-from policies.quota import BUCKETS, Window, refuse_if_full, shares, standings, together
+from policies.idempotency import Held, Verdict
+from policies.model import Admission, Answer, Entry, Outcome
+from policies.quota import (
+    BUCKETS,
+    Window,
+    budget_of,
+    ceiling_of,
+    limits_of,
+    refuse_if_full,
+    shares,
+    standings,
+    together,
+)
 from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from policies.model import Grant, Limit
+    from policies.outcomes import Reply
 
 #: The timeout of a step with all its attempts, so that a refusal takes less than a second.
 TOTAL_SECONDS: Final = 0.9
@@ -113,6 +125,8 @@ _KINDS: Final[dict[type, str]] = {
     datetime: "timestamp_value",
 }
 
+_ENTRY: Final = msgspec.msgpack.Encoder()
+_DECODE: Final = msgspec.msgpack.Decoder(Entry).decode
 _RANDOM: Final = random.SystemRandom()
 
 #: A document's fields by name, and what to write by path, where None deletes a document.
@@ -129,10 +143,8 @@ class _Counter:
     parts: Mapping[str, Limit]
 
     @classmethod
-    def of(cls, kind: str, name: str, limit: Limit, parts: tuple[Limit, ...]) -> _Counter:
-        # A document's name must not hold a slash.
-        start = f"{WINDOWS}/{kind}:{name}:{limit.text.replace('/', ':')}"
-        return cls(limit, {f"{start}:{place}": part for place, part in enumerate(parts)})
+    def of(cls, name: str, limit: Limit, parts: tuple[Limit, ...]) -> _Counter:
+        return cls(limit, {f"{WINDOWS}/{name}:{place}": part for place, part in enumerate(parts)})
 
     def some(self, most: int) -> _Counter:
         """Return this counter with at most ``most`` of its documents, and their share of the calls."""
@@ -185,21 +197,28 @@ class Firestore:
         self._clock, self._seconds = clock, seconds
         self._lock = threading.Lock()
         self._client = PerProcess(_connect)
+        self._debts = Debts(self._end)
         self._turns: dict[tuple[str, tuple[Limit, ...]], threading.Semaphore] = {}
 
-    def admit(self, grant: Grant) -> Admission:
+    def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
-        owner, deadline = os.urandom(16).hex(), self._deadline()
-        ceiling = _ceiling(grant)
-        with self._turn(grant, deadline):
-            try:
-                # No caller is told what is left of a ceiling, so a few documents are enough while they have room.
-                return self._admit(grant, [counter.some(PROBES) for counter in ceiling], owner, deadline)
-            except CeilingReached:
-                return self._admit(grant, ceiling, owner, deadline)
+        self._debts.pay()
+        deadline, ceiling = self._deadline(), _ceiling(grant)
+        claiming = _Claiming(place, os.urandom(16).hex())
+        try:
+            with self._turn(grant, deadline):
+                try:
+                    # No caller is told what is left of a ceiling, so a few documents are enough while they have room.
+                    return self._admit(grant, [counter.some(PROBES) for counter in ceiling], claiming, deadline)
+                except CeilingReached:
+                    return self._admit(grant, ceiling, claiming, deadline)
+        except StoreUnavailable as unavailable:
+            if unavailable.lost and claiming.claim is not None:
+                self._debts.release(grant, Admission((), claiming.owner, 0.0, claiming.claim))
+            raise
 
-    def _admit(self, grant: Grant, ceiling: list[_Counter], owner: str, deadline: float) -> Admission:
-        limits, key = _limits(grant), _path(grant)
+    def _admit(self, grant: Grant, ceiling: list[_Counter], claiming: _Claiming, deadline: float) -> Admission:
+        limits, key, owner = _limits(grant), _path(grant), claiming.owner
         counters = [*limits, *ceiling, *_budget(grant)]
 
         def judge(seen: _Sight) -> tuple[Admission, Writes]:
@@ -210,14 +229,14 @@ class Firestore:
             found = seen.documents[key] if key is not None else None
             held = _entry(found)
             try:
-                claim = idempotency.claim_for(grant, held, owner=owner, now=now)
+                claim = idempotency.claim_for(grant, held, owner=owner, place=claiming.place, now=now)
             except LedgerRefusal as refusal:
                 refusal.standings = standings(own, now)
                 raise
             if isinstance(claim, Answer):
                 return Admission(standings(own, now), owner, now, replay=claim), {}
             if found is not None and claim is not None and claim is held:  # already ours: the reply was lost
-                return Admission(standings(own, now), owner, found["taken"], doubt=claim.doubt), {}
+                return Admission(standings(own, now), owner, found["taken"], claim), {}
             over = wholes[len(limits)] if ceiling else None
             spent = wholes[-1] if grant.budget is not None else None
             refuse_if_full(own, over, spent, grant.budget, now)
@@ -226,18 +245,19 @@ class Firestore:
                 writes |= seen.taken({path: window for path, window in part.items() if window.remaining(now) >= 1})
                 whole.take(now)
             if key is not None and claim is not None:
-                writes[key] = _document(claim) | _about(grant) | {"taken": now}
-            return Admission(standings(own, now), owner, now, doubt=claim is not None and claim.doubt), writes
+                writes[key] = _document(claim) | {"taken": now}
+                claiming.claim = claim
+            return Admission(standings(own, now), owner, now, claim), writes
 
         return self._step(judge, _paths(counters, key), deadline, again=key is not None)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
-        self._end(grant, admission, Reply(Outcome.RELEASED, reached=False), None)
+        self._debts.release(grant, admission)
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""
-        return self._end(grant, admission, reply, answer)
+        return self._debts.settle(grant, admission, reply, answer)
 
     def held(self, prefix: str = "") -> Iterator[Held]:
         """See :class:`gateway.stores.Ledger`."""
@@ -274,50 +294,49 @@ class Firestore:
 
         def judge(seen: _Sight) -> tuple[Verdict, Writes]:
             found = seen.documents[path]
-            held = _entry(found)
-            if found is None or held is None or held.expires <= seen.now:
-                return Verdict.ABSENT, {}
-            if held.state is State.SENT and seen.now < held.lease_until:
-                return Verdict.RUNNING, {}
-            if held.state not in {State.SENT, State.UNKNOWN}:
-                return Verdict.SETTLED, {}
-            if answer is None:
-                return Verdict.RESOLVED, {path: None}
-            entry = replace(held, state=State.SUCCEEDED, answer=answer)
-            return Verdict.RESOLVED, {path: found | _document(entry)}
+            verdict, decided = idempotency.resolve(_entry(found), answer, now=seen.now)
+            if verdict is not Verdict.RESOLVED or decided is None or found is None:
+                return verdict, {}
+            return verdict, {path: _document(decided) | {"taken": found["taken"]}}
 
         return self._step(judge, [path], time.monotonic() + OPERATOR_SECONDS, again=False)
 
-    def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
-        if grant.ledger_key is None and reply.reached and not reply.spent:
+    def _end(self, debt: Debt) -> bool:
+        grant, admission, reply, answer = debt
+        key, claim = _path(grant), admission.entry
+        if claim is None and reply.reached and not reply.spent:
             return True  # nothing is stored for such a call
-        key = _path(grant)
         returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
         spent = [counter.some(1) for counter in _budget(grant) if reply.spent]
         counters, deadline = [*returned, *spent], self._deadline()
 
         def judge(seen: _Sight) -> tuple[bool, Writes]:
             writes: Writes = {}
-            if key is not None:
+            taken = admission.taken
+            if key is not None and claim is not None:
                 found = seen.documents[key]
                 held = _entry(found)
-                if found is None or held is None or held.owner != admission.owner:
-                    return found is None and reply.outcome is Outcome.RELEASED, {}
-                if held.state is not State.SENT:  # already settled: the reply was lost
-                    return held.state == reply.outcome.value, {}
-                entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
-                writes[key] = None if entry is None else found | _document(entry)
+                ended = idempotency.settle_for(grant, held, owner=claim.owner, reply=reply, answer=answer)
+                if found is None or held is None or held.owner != claim.owner:
+                    if reply.outcome is not Outcome.RELEASED:
+                        return False, {}
+                    # The claim may still be on its way. It is only written over what it was judged by, so that is
+                    # changed; writing the same once more would not count as a change.
+                    blank = idempotency.free(claim, refused=False, expires=seen.now)
+                    mark = {"taken": found["taken"] if found is not None else seen.now, "released": claim.owner}
+                    return found is None, {key: _document(held or blank) | mark}
+                if ended is held or ended is None:  # already settled: the reply was lost
+                    return held.state == idempotency.state_after(reply.outcome), {}
+                writes[key] = _document(ended) | {"taken": found["taken"]}
+                taken = found["taken"]
             for counter in returned:
-                writes |= seen.given_back(counter, admission.taken)
+                writes |= seen.given_back(counter, taken)
             for counter in spent:
                 writes |= seen.taken(seen.windows(counter), reply.spent)
             return True, writes
 
-        try:
-            with self._turn(grant, deadline) if counters else contextlib.nullcontext():
-                return self._step(judge, _paths(counters, key), deadline, again=key is not None)
-        except StoreUnavailable:
-            return False
+        with self._turn(grant, deadline) if counters else contextlib.nullcontext():
+            return self._step(judge, _paths(counters, key), deadline, again=key is not None)
 
     # ---------------------------------------------------------------- one step: read, judge, commit
 
@@ -328,7 +347,7 @@ class Firestore:
 
         ``again``: the step may be repeated if the reply to its commit was lost, since ``judge`` sees that it was done.
         """
-        lost = 0
+        failed, lost = 0, False
         for attempt in range(ATTEMPTS):
             writes: Writes = {}
             try:
@@ -336,17 +355,20 @@ class Firestore:
                 result, writes = judge(seen)
                 if writes:
                     self._commit(writes, times, deadline)
+            except StoreUnavailable as unavailable:
+                unavailable.lost = lost
+                raise
             except _FailedError as error:
                 if writes and isinstance(error, _OvertakenError):
                     # Back off with jitter.
                     time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
                     continue
-                lost += 1
-                if lost > 1 or (writes and not again):
-                    raise StoreUnavailable(note=str(error), retry_after=1) from None
+                failed, lost = failed + 1, lost or bool(writes)
+                if failed > 1 or (writes and not again):
+                    raise StoreUnavailable(note=str(error), retry_after=1, lost=lost) from None
             else:
                 return result
-        raise StoreUnavailable(note="Contention", retry_after=1)
+        raise StoreUnavailable(note="Contention", retry_after=1, lost=lost)
 
     @contextlib.contextmanager
     def _turn(self, grant: Grant, deadline: float) -> Iterator[None]:
@@ -437,47 +459,31 @@ def _connect() -> Any:
 # ---------------------------------------------------------------- an entry and its document
 
 
+@dataclass(slots=True)
+class _Claiming:
+    """A claim that is being made, for whoever has to give it back."""
+
+    place: str
+    owner: str
+    claim: Entry | None = None
+    """What was last tried to be written."""
+
+
 def _entry(found: Fields | None) -> Entry | None:
-    """Return the entry in a document, which stores an answer as status and body."""
-    if found is None:
-        return None
-    values: dict[str, Any] = {name: found.get(name) for name in Entry.__struct_fields__}
-    answer = Answer(found["status"], found["body"]) if "status" in found else None
-    return Entry(**values | {"state": State(found["state"]), "answer": answer})
+    return _DECODE(found["entry"]) if found is not None else None
 
 
 def _document(entry: Entry) -> Fields:
-    """Return the fields that store an entry."""
-    values: Fields = asdict(entry)
-    if entry.answer is not None:
-        values |= {"status": entry.answer.status, "body": entry.answer.body}
-    del values["answer"]
-    return values | {"state": entry.state.value, "expire_at": _moment(entry.expires + SLACK)}
-
-
-def _about(grant: Grant) -> Fields:
-    """Return what an operator sees of a key beside its entry."""
-    entitlement = grant.entitlement
-    return {
-        "caller": grant.caller.id,
-        "connection": entitlement.connection.id,
-        "operation": entitlement.operation.id,
-    }
+    """Return the fields that store an entry. Only one that may expire has the field by which Firestore deletes."""
+    content: Fields = {"entry": _ENTRY.encode(entry)}
+    return content if entry.expires is None else content | {"expire_at": _moment(entry.expires + SLACK)}
 
 
 def _held(key: str, found: Fields, now: float) -> Held | None:
     entry = _entry(found)
-    if entry is None or entry.expires <= now:
+    if entry is None or (entry.expires is not None and entry.expires <= now):
         return None  # expired, and not deleted yet
-    return Held(
-        key=key,
-        state=entry.state,
-        caller=found["caller"],
-        connection=found["connection"],
-        operation=found["operation"],
-        since=entry.sent,
-        running=entry.state is State.SENT and now < entry.lease_until,
-    )
+    return idempotency.held_of(key, entry, now=now, since=entry.sent)
 
 
 @contextlib.contextmanager
@@ -519,16 +525,14 @@ def _path(grant: Grant) -> str | None:
 
 
 def _limits(grant: Grant) -> list[_Counter]:
-    caller = grant.caller
-    return [_Counter.of("caller", caller.first, limit, shares(limit, MOST_SHARDS)) for limit in caller.limits]
+    return [_Counter.of(name, limit, shares(limit, MOST_SHARDS)) for name, limit in limits_of(grant)]
 
 
 def _ceiling(grant: Grant) -> list[_Counter]:
-    connection = grant.entitlement.connection
-    ceiling = connection.ceiling
-    return [_Counter.of("connection", connection.id, ceiling, shares(ceiling, MOST_SHARDS))] if ceiling else []
+    ceiling = ceiling_of(grant)
+    return [] if ceiling is None else [_Counter.of(*ceiling, shares(ceiling[1], MOST_SHARDS))]
 
 
 def _budget(grant: Grant) -> list[_Counter]:
-    budget = grant.budget
-    return [_Counter.of("budget", grant.caller.first, budget.limit, (budget.limit,) * BUDGET_SHARDS)] if budget else []
+    budget = budget_of(grant)
+    return [] if budget is None else [_Counter.of(*budget, (budget[1],) * BUDGET_SHARDS)]

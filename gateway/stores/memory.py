@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from policies import idempotency
-from policies.idempotency import Entry, State
-from policies.model import Admission, Outcome
+from policies.model import Admission, Answer, Outcome
 from policies.outcomes import Reply
-from policies.quota import Window, refuse_if_full, standings
+from policies.quota import Window, budget_of, ceiling_of, limits_of, refuse_if_full, standings, whole_seconds
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from policies.model import Answer, Grant, Limit
+    from policies.model import Entry, Grant, Limit
 
-#: About a kilobyte each. A full ledger refuses calls rather than forget a key, which could mean a second invoice.
-MAX_ENTRIES: Final = 100_000
+#: What all entries together may take, as far as it is counted. A full ledger refuses calls rather than forget a key,
+#: which could mean a second invoice.
+MAX_BYTES: Final = 128 * 2**20
+#: The part of that which one caller may fill. Then it is refused, and the others are not.
+SHARE: Final = 4
+#: An entry with its texts and its place in the tables, as measured, without its answer's body.
+ENTRY_BYTES: Final = 1_200
+#: Nobody is asked to wait longer than this before the next try.
+MAX_WAIT: Final = 3600
 
 
 class Memory:
-    """The ``memory`` store. ``clock`` is monotonic, in seconds."""
+    """The ``memory`` store. ``clock`` is monotonic, in seconds; ``room`` is in bytes."""
 
-    def __init__(self, clock: Callable[[], float], max_entries: int = MAX_ENTRIES) -> None:
-        self._clock, self._max_entries = clock, max_entries
+    def __init__(self, clock: Callable[[], float], room: int = MAX_BYTES) -> None:
+        self._clock, self._room = clock, room
         self._lock = threading.Lock()
-        self._windows: dict[tuple[str, str, str], Window] = {}
-        self._ledger: OrderedDict[str, Entry] = OrderedDict()
-        self._next_sweep = 0.0
+        self._windows: dict[str, Window] = {}
+        self._ledger: dict[str, Entry] = {}
+        self._expiring: list[tuple[float, str]] = []
+        self._filled: Counter[str] = Counter()
 
-    def admit(self, grant: Grant) -> Admission:
+    def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
         owner = os.urandom(16).hex()
         with self._lock:
             now = self._clock()
             limits, ceiling, spent = self._limits(grant), self._ceiling(grant), self._budget(grant)
             try:
-                claim = self._claim(grant, owner, now)
+                claim = self._claim(grant, owner, place, now)
             except LedgerRefusal as refusal:
                 refusal.standings = standings(limits, now)
                 raise
-            if claim is not None and not isinstance(claim, Entry):
+            if isinstance(claim, Answer):
                 return Admission(standings(limits, now), owner, now, replay=claim)
             refuse_if_full(limits, ceiling, spent, grant.budget, now)
             for window in limits:
@@ -52,9 +60,8 @@ class Memory:
             if ceiling is not None:
                 ceiling.take(now)
             if grant.ledger_key is not None and claim is not None:
-                self._ledger[grant.ledger_key] = claim
-            doubt = claim is not None and claim.doubt
-            return Admission(standings(limits, now), owner, now, doubt=doubt)
+                self._keep(grant.ledger_key, claim)
+            return Admission(standings(limits, now), owner, now, claim)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -65,64 +72,85 @@ class Memory:
         self._end(grant, admission, reply, answer)
         return True
 
-    def _claim(self, grant: Grant, owner: str, now: float) -> Entry | Answer | None:
-        key = grant.ledger_key
-        if key is None:
-            return None
-        while self._ledger and next(iter(self._ledger.values())).expires <= now:
-            self._ledger.popitem(last=False)
-        held = self._ledger.get(key)
-        if held is None and len(self._ledger) >= self._max_entries:
-            self._sweep(now)
-            if len(self._ledger) >= self._max_entries:
-                raise StoreUnavailable(note="the ledger in memory is full")
-        return idempotency.claim_for(grant, held, owner=owner, now=now)
-
-    def _sweep(self, now: float) -> None:
-        """Delete expired keys behind one that is kept longer. At most once a second, since it scans all of them."""
-        if now >= self._next_sweep:
-            self._next_sweep = now + 1
-            for key in [key for key, entry in self._ledger.items() if entry.expires <= now]:
-                del self._ledger[key]
-
     def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> None:
         key = grant.ledger_key
         with self._lock:
+            now = self._clock()
             if key is not None:
                 held = self._ledger.get(key)
-                if held is None or held.state is not State.SENT or held.owner != admission.owner:
+                ended = idempotency.settle_for(grant, held, owner=admission.owner, reply=reply, answer=answer)
+                if ended is held or ended is None:
                     return  # already settled, or claimed by another call, which counts for itself
-                entry = idempotency.settle(held, owner=admission.owner, outcome=reply.outcome, answer=answer)
-                if entry is None:
-                    del self._ledger[key]
-                else:
-                    self._ledger[key] = entry
+                self._keep(key, None if idempotency.blank(ended) else ended)
             if not reply.reached:
-                for window in self._counting(grant):
+                ceiling = self._ceiling(grant)
+                for window in [*self._limits(grant), *([ceiling] if ceiling is not None else ())]:
                     window.give_back(admission.taken)
             budget = self._budget(grant)
             if budget is not None and reply.spent:
-                budget.take(self._clock(), reply.spent)
+                budget.take(now, reply.spent)
 
-    def _counting(self, grant: Grant) -> list[Window]:
-        """Return the windows that an admission is counted in."""
-        ceiling = self._ceiling(grant)
-        return [*self._limits(grant), *([ceiling] if ceiling is not None else ())]
+    # ---------------------------------------------------------------- the ledger
+
+    def _claim(self, grant: Grant, owner: str, place: str, now: float) -> Entry | Answer | None:
+        if grant.ledger_key is None:
+            return None
+        self._forget(now)
+        held = self._ledger.get(grant.ledger_key)
+        if held is None:
+            self._refuse_if_crowded(grant.caller.id, now)
+        return idempotency.claim_for(grant, held, owner=owner, place=place, now=now)
+
+    def _keep(self, key: str, entry: Entry | None) -> None:
+        held = self._ledger.pop(key, None)
+        if held is not None:
+            self._filled[held.caller] -= _size(held)
+            if not self._filled[held.caller]:
+                del self._filled[held.caller]
+        if entry is not None:
+            self._ledger[key] = entry
+            self._filled[entry.caller] += _size(entry)
+            if entry.expires is not None:
+                heapq.heappush(self._expiring, (entry.expires, key))
+
+    def _forget(self, now: float) -> None:
+        """Delete what has expired. An entry that is open never does."""
+        while self._expiring and self._expiring[0][0] <= now:
+            expires, key = heapq.heappop(self._expiring)
+            held = self._ledger.get(key)
+            if held is not None and held.expires == expires:
+                self._keep(key, None)
+
+    def _refuse_if_crowded(self, caller: str, now: float) -> None:
+        own = self._filled.get(caller, 0)
+        if own < self._room // SHARE and self._filled.total() < self._room:
+            return
+        wait = self._expiring[0][0] - now if self._expiring else MAX_WAIT
+        raise StoreUnavailable(
+            "So many idempotency keys were used lately that no more can be remembered just now. Nothing was sent; try "
+            "again later.",
+            note=f"the ledger in memory is full: {self._filled.total()} bytes, {own} of this caller",
+            retry_after=min(whole_seconds(wait), MAX_WAIT),
+        )
+
+    # ---------------------------------------------------------------- the windows
 
     def _limits(self, grant: Grant) -> list[Window]:
-        return [self._window("caller", grant.caller.first, limit) for limit in grant.caller.limits]
+        return [self._window(name, limit) for name, limit in limits_of(grant)]
 
     def _ceiling(self, grant: Grant) -> Window | None:
-        connection = grant.entitlement.connection
-        return self._window("connection", connection.id, connection.ceiling) if connection.ceiling else None
+        return self._window(*ceiling) if (ceiling := ceiling_of(grant)) is not None else None
 
     def _budget(self, grant: Grant) -> Window | None:
-        budget = grant.budget
-        return self._window("budget", grant.caller.first, budget.limit) if budget is not None else None
+        return self._window(*budget) if (budget := budget_of(grant)) is not None else None
 
-    def _window(self, kind: str, name: str, limit: Limit) -> Window:
-        place = (kind, name, limit.text)
-        window = self._windows.get(place)
+    def _window(self, name: str, limit: Limit) -> Window:
+        window = self._windows.get(name)
         if window is None:
-            window = self._windows[place] = Window(limit)
+            window = self._windows[name] = Window(limit)
+        window.limit = limit  # which may have changed
         return window
+
+
+def _size(entry: Entry) -> int:
+    return ENTRY_BYTES + (len(entry.answer.body) if entry.answer is not None else 0)

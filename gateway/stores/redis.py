@@ -1,7 +1,9 @@
 """Limits and the ledger in Redis, shared by every instance. ``redis://`` or ``rediss://``.
 
-An admission is one script, and so one atomic step and one round trip; a settlement is another. Both run on the
-server's clock. The client never repeats a command by itself, since it would also repeat one whose reply was only slow.
+An admission of a fresh key is one script, and so one atomic step and one round trip; a settlement is another. An
+entry that is there is judged by ``policies.idempotency``, here, and written over only if it has not changed since. All
+runs on the server's clock. The client never repeats a command by itself, since it would also repeat one whose reply
+was only slow.
 A script with an idempotency key is safe to repeat, since it knows the owner of the claim, and is repeated once.
 
 Every key of one deployment carries the same hash tag, so that a cluster keeps them on one node and a script may use
@@ -10,32 +12,48 @@ them together.
 
 from __future__ import annotations
 
-import json
 import os
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import redis
+from msgspec.structs import replace
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gateway.edges import meaning
-from policies.idempotency import LEASE, Held, State, Verdict
-from policies.model import Admission, Answer, Outcome, Standing
-from policies.outcomes import Reply
-from policies.quota import BUCKETS, budget_spent, ceiling_reached, limit_reached, whole_seconds
-from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUnknown, StoreUnavailable
+from gateway.stores.debts import Debt, Debts
+from policies import idempotency
+from policies.idempotency import LEASE, Held, Verdict
+from policies.model import Admission, Answer, Entry, Standing
+from policies.quota import (
+    BUCKETS,
+    budget_of,
+    budget_spent,
+    ceiling_of,
+    ceiling_reached,
+    limit_reached,
+    limits_of,
+    whole_seconds,
+)
+from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from policies.model import Grant, Limit
+    from policies.outcomes import Reply
 
 #: Two attempts at most, so that a refusal takes less than a second.
 TIMEOUT_SECONDS: Final = 0.4
 #: Milliseconds that a key is kept beyond its use, so that it never expires early.
 SLACK: Final = 60_000
+#: Seconds that a released owner is remembered: longer than TCP tries to deliver a claim that somebody gave up on.
+MARKED: Final = 1_800
+#: How often a claim is judged anew, at most, because the entry has changed meanwhile.
+ATTEMPTS: Final = 5
 
 PREFIX: Final = "{countersign}:"
 
@@ -67,8 +85,11 @@ ERRORS: Final[dict[type[BaseException], Meaning]] = {
     ValueError: Meaning.REFUSED,  # a malformed host name, or an error reply that the client cannot parse
 }
 
-# policies.quota and policies.idempotency again, in Lua, to run where the data is. The contract tests hold both to the
-# same promises. Times are microseconds, which a Lua number represents exactly.
+_ENTRY: Final = msgspec.msgpack.Encoder()
+_DECODE: Final = msgspec.msgpack.Decoder(Entry).decode
+
+# policies.quota again, in Lua, to run where the data is. The contract tests hold both to the same promises. Times are
+# microseconds, which a Lua number represents exactly.
 _COMMON: Final = f"""
 local BUCKETS = {BUCKETS}
 
@@ -124,20 +145,23 @@ local function frees(w, now)
 end
 """
 
-# KEYS: the ledger's entry, then a window for each limit, the ceiling's, and the budget's.
-# ARGV: now or '', owner, fingerprint, lease, retention in ms, '1' with a key, its caller, connection and operation in
-# JSON, for how long it may be sent again, and its place; then for each window its calls, its seconds and '1' if the
-# call is counted there now (in a budget it is counted later).
+# An entry of the ledger is a hash, judged in policies.idempotency alone: ``e`` is the entry, without the times in
+# ``sent`` and ``lease``, which the script that writes it may set to its own clock; ``v`` is its version, which is the
+# owner and the state; ``taken`` is when the call was counted. It is written only over the version that was judged.
+
+# KEYS: the ledger's entry, the mark of a released owner, then a window for each limit, the ceiling's, and the budget's.
+# ARGV: now or '', '1' with a key, the version that was judged ('' for none), the entry to write, its version, when it
+# was first sent or '', the lease; then for each window its calls, its seconds and '1' if the call is counted there now
+# (in a budget it is counted later).
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
-local owner, fingerprint, keyed = ARGV[2], ARGV[3], ARGV[6] == '1'
-local lease, again = tonumber(ARGV[4]), false
+local keyed = ARGV[2] == '1'
 local windows = {{}}
-for i = 2, #KEYS do
-  local calls, seconds, counts = tonumber(ARGV[3 * i + 4]), tonumber(ARGV[3 * i + 5]), ARGV[3 * i + 6] == '1'
+for i = 3, #KEYS do
+  local calls, seconds, counts = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i]), ARGV[3 * i + 1] == '1'
   local width = seconds * 1000000 / BUCKETS
   local total, first = forget(KEYS[i], width, now)
-  windows[i - 1] = {{
+  windows[i - 2] = {{
     key = KEYS[i], calls = calls, seconds = seconds, counts = counts, width = width, total = total, first = first
   }}
 end
@@ -152,73 +176,62 @@ local function answer(verdict, ...)
 end
 
 if keyed then
-  local e = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fingerprint', 'lease', 'expires', 'taken', 'status', 'body',
-    'sent', 'doubt', 'place')
-  if e[1] and tonumber(e[5]) > now then
-    if e[3] ~= fingerprint then return answer('reused', '', '') end
-    if e[1] == 'sent' then
-      if now < tonumber(e[4]) then
-        if e[2] == owner then return answer('admitted', e[6], e[10]) end
-        return answer('in-use', '', '')
-      end
-    elseif e[1] ~= 'unknown' then
-      return answer('replay', e[7], e[8])
-    end
-    if e[11] ~= ARGV[9] or now + lease > tonumber(e[9]) + tonumber(ARGV[8]) then return answer('unknown', '', '') end
-    again = true
-  end
+  local held = redis.call('HMGET', KEYS[1], 'v', 'e', 'sent', 'lease', 'taken')
+  if held[1] == ARGV[5] then return answer('admitted', held[5], held[3], held[4], '') end
+  if redis.call('EXISTS', KEYS[2]) == 1 then return answer('released', '', '', '', '') end
+  if (held[1] or '') ~= ARGV[3] then return answer('held', exact(now), held[3] or '', held[4] or '', held[2] or '') end
 end
 
 for i, w in ipairs(windows) do
-  if w.total >= w.calls then return answer('full', i, '') end
+  if w.total >= w.calls then return answer('full', i, '', '', '') end
 end
 for _, w in ipairs(windows) do
   if w.counts then
     w.total, w.first = take(w.key, w.seconds, w.width, w.total, w.first, now, 1)
   end
 end
-if again then
-  redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'taken', exact(now), 'lease', exact(now + lease),
-    'doubt', '1')
-elseif keyed then
-  local retention = tonumber(ARGV[5])
-  redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'state', 'sent', 'owner', owner, 'fingerprint', fingerprint, 'about', ARGV[7],
-    'sent', exact(now), 'taken', exact(now), 'lease', exact(now + lease), 'expires', exact(now + retention * 1000),
-    'doubt', '', 'place', ARGV[9])
-  redis.call('PEXPIRE', KEYS[1], retention + {SLACK})
+local sent, lease = ARGV[6], exact(now + tonumber(ARGV[7]))
+if sent == '' then sent = exact(now) end
+if keyed then
+  redis.call('HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', sent, 'lease', lease, 'taken', exact(now))
+  if ARGV[3] ~= '' then redis.call('PERSIST', KEYS[1]) end
 end
-return answer('admitted', exact(now), again and '1' or '')
+return answer('admitted', exact(now), sent, lease, '')
 """
 
-# KEYS as above. ARGV: owner, the state to enter or 'released', status, body, '1' with a key, '1' to give back, taken,
-# the amount spent, now or ''; then for each window its seconds and '1' if the call was counted there. Returns 1 if the
-# ledger now has that state, 0 if another call owns the key.
+# KEYS as above. ARGV: now or '', '1' with a key, the version that was claimed, the entry to write ('' to delete it),
+# its version, when it was first sent, for how many milliseconds it is kept or '', '1' to give back, taken, the amount
+# spent; then for each window its seconds and '1' if the call was counted there. Returns 1 if the ledger now has that
+# version, 0 if another call owns the key. Of a claim that is not there the owner is marked: it must not come later.
 _SETTLE: Final = f"""{_COMMON}
-local owner, state, keyed = ARGV[1], ARGV[2], ARGV[5] == '1'
+local keyed, taken = ARGV[2] == '1', ARGV[9]
 if keyed then
-  local e = redis.call('HMGET', KEYS[1], 'state', 'owner', 'doubt')
-  if e[2] ~= owner then return (not e[1] and state == 'released') and 1 or 0 end
-  if state == 'released' and e[3] == '1' then state = 'unknown' end
-  if e[1] ~= 'sent' then return e[1] == state and 1 or 0 end
-  if state == 'released' then
+  local held = redis.call('HMGET', KEYS[1], 'v', 'taken')
+  if held[1] ~= ARGV[3] then
+    if held[1] == ARGV[5] then return 1 end
+    if ARGV[8] == '1' then redis.call('SET', KEYS[2], '1', 'EX', {MARKED}) end
+    return (ARGV[8] == '1' and not held[1]) and 1 or 0
+  end
+  taken = held[2]
+  if ARGV[4] == '' then
     redis.call('DEL', KEYS[1])
   else
-    redis.call('HSET', KEYS[1], 'state', state, 'status', ARGV[3], 'body', ARGV[4])
+    redis.call('HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', ARGV[6])
+    if ARGV[7] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[7]) end
   end
 end
-local spent = tonumber(ARGV[8])
-for i = 2, #KEYS do
-  local seconds, counted = tonumber(ARGV[2 * i + 6]), ARGV[2 * i + 7] == '1'
+local spent = tonumber(ARGV[10])
+for i = 3, #KEYS do
+  local seconds, counted = tonumber(ARGV[2 * i + 5]), ARGV[2 * i + 6] == '1'
   local width = seconds * 1000000 / BUCKETS
-  if counted and ARGV[6] == '1' then
-    local bucket = math.floor(tonumber(ARGV[7]) / width)
+  if counted and ARGV[8] == '1' then
+    local bucket = math.floor(tonumber(taken) / width)
     if tonumber(redis.call('HGET', KEYS[i], bucket) or 0) > 0 then
       redis.call('HINCRBY', KEYS[i], bucket, -1)
       redis.call('HINCRBY', KEYS[i], 't', -1)
     end
   elseif not counted and spent > 0 then
-    local now = clock(ARGV[9])
+    local now = clock(ARGV[1])
     local total, first = forget(KEYS[i], width, now)
     take(KEYS[i], seconds, width, total, first, now, spent)
   end
@@ -226,30 +239,21 @@ end
 return 1
 """
 
-# KEYS: the entry. ARGV: now or '', then the status and body to repeat; both '' if no invoice was created.
-_RESOLVE: Final = f"""{_COMMON}
-local now = clock(ARGV[1])
-local e = redis.call('HMGET', KEYS[1], 'state', 'lease')
-if not e[1] then return 'absent' end
-if e[1] == 'sent' and now < tonumber(e[2]) then return 'running' end
-if e[1] ~= 'sent' and e[1] ~= 'unknown' then return 'settled' end
-if ARGV[2] == '' then
-  redis.call('DEL', KEYS[1])
-else
-  redis.call('HSET', KEYS[1], 'state', 'succeeded', 'status', ARGV[2], 'body', ARGV[3])
-end
-return 'resolved'
+# KEYS: the entry. ARGV: the version that was judged, the entry to write, its version, for how many milliseconds.
+_RESOLVE: Final = """
+if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'v', ARGV[3], 'e', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 1
 """
-
-_REFUSALS: Final[dict[bytes, type[LedgerRefusal]]] = {
-    b"reused": KeyReused,
-    b"in-use": KeyInUse,
-    b"unknown": OutcomeStillUnknown,
-}
 
 
 #: A window's key, its limit, and 1 if an admission is counted in it.
 _Window = tuple[str, "Limit", int]
+
+
+class _NotOpenedError(exceptions.ConnectionError):
+    """No connection could be opened, so no command was sent. Its text is the client's class for that."""
 
 
 class Redis:
@@ -264,132 +268,199 @@ class Redis:
             socket_connect_timeout=TIMEOUT_SECONDS,
             client_name="countersign",
         )
+        pool = self._client.connection_pool
+        pool.connection_class = _telling(pool.connection_class)
         self._admit: Any = self._client.register_script(_ADMIT)
         self._settle: Any = self._client.register_script(_SETTLE)
         self._resolve: Any = self._client.register_script(_RESOLVE)
+        self._debts = Debts(self._end)
 
-    def admit(self, grant: Grant) -> Admission:
+    def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
+        self._debts.pay()
         owner = os.urandom(16).hex()
-        windows = _windows(grant)
-        now = self._now()
-        retention = grant.entitlement.idempotency.seconds * 1000
-        lease, keyed = LEASE * 1_000_000, _keyed(grant)
-        resend = grant.resend_seconds * 1_000_000
-        arguments: list[str | int] = [now, owner, grant.fingerprint, lease, retention, keyed, _about(grant), resend]
-        arguments.append(grant.entitlement.connection.place)
+        windows, held = _windows(grant), None
+        # The script sets the times of a fresh claim.
+        claim = None if grant.ledger_key is None else idempotency.wanted(grant, owner=owner, place=place, now=0.0)
+        for _ in range(ATTEMPTS):
+            try:
+                admission = self._claim(grant, windows, owner, held, claim)
+            except StoreUnavailable as unavailable:
+                if unavailable.lost and claim is not None:
+                    self._debts.release(grant, Admission((), owner, 0.0, claim))
+                raise
+            if isinstance(admission, Admission):
+                return admission
+            held, now, standings = admission
+            try:
+                judged = idempotency.claim_for(grant, held, owner=owner, place=place, now=now)
+            except LedgerRefusal as refusal:
+                refusal.standings = standings
+                raise
+            if isinstance(judged, Answer):
+                return Admission(standings, owner, 0.0, replay=judged)
+            claim = judged
+        raise StoreUnavailable(note="Contention", retry_after=1)
+
+    def _claim(
+        self, grant: Grant, windows: list[_Window], owner: str, held: Entry | None, claim: Entry | None
+    ) -> Admission | tuple[Entry | None, float, tuple[Standing, ...]]:
+        """Write a claim over what was judged. Return the admission, or what is held instead, with the time."""
+        arguments: list[Any] = [self._now(), int(claim is not None), _version(held)]
+        if claim is None:
+            arguments += ["", "", "", 0]
+        else:
+            sent = "" if held is None else _micro(claim.sent)
+            arguments += [_ENTRY.encode(claim), _version(claim), sent, LEASE * 1_000_000]
         for _, limit, counts in windows:
             arguments += [limit.calls, limit.seconds, counts]
-        again = grant.ledger_key is not None
-        verdict, first, second, *standing = self._run(self._admit, _keys(grant, windows), arguments, again=again)
+        verdict, first, sent, lease, entry, *standing = self._run(
+            self._admit, _keys(grant, owner, windows), arguments, again=claim is not None
+        )
         standings = _standings(grant.caller.limits, standing)
-        if verdict == b"admitted":
-            return Admission(standings, owner, int(first) / 1_000_000, doubt=second == b"1")
-        if verdict == b"replay":
-            return Admission(standings, owner, 0.0, replay=Answer(int(first), second))
-        if verdict == b"full":
-            raise _full(grant, windows, standing, standings)
-        refusal = _REFUSALS[verdict](retry_after=1 if verdict == b"in-use" else None)
-        refusal.standings = standings
-        raise refusal
+        match verdict:
+            case b"admitted":
+                if claim is not None:
+                    claim = replace(claim, sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
+                return Admission(standings, owner, int(first) / 1_000_000, claim)
+            case b"held":
+                return _entry(entry, sent, lease), int(first) / 1_000_000, standings
+            case b"full":
+                raise _full(grant, windows, standing, standings)
+            case _:  # this owner was released: somebody has given up on it
+                raise StoreUnavailable(note="Released", retry_after=1)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
-        self._end(grant, admission, Reply(Outcome.RELEASED, reached=False), None)
+        self._debts.release(grant, admission)
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""
-        return self._end(grant, admission, reply, answer)
+        return self._debts.settle(grant, admission, reply, answer)
 
     def held(self, prefix: str = "") -> Iterator[Held]:
         """See :class:`gateway.stores.Ledger`."""
-        for key, entry, now in self._entries(f"{PREFIX}ledger:", prefix):
-            if None not in entry:
-                state, about, sent, lease = entry
-                yield Held(
-                    key=key,
-                    state=State(state.decode()),
-                    **json.loads(about),
-                    since=int(sent) / 1_000_000,
-                    running=state == b"sent" and now < int(lease),
-                )
-
-    def _entries(self, start: str, prefix: str) -> Iterator[tuple[str, Any, int]]:
+        start = f"{PREFIX}ledger:"
         try:
-            now = int(self._now() or self._now_there())
+            now = int(self._now() or self._now_there()) / 1_000_000
             for key in self._client.scan_iter(match=f"{start}{prefix}*", count=1000):
-                entry = self._client.hmget(key, "state", "about", "sent", "lease")
-                yield key.decode().removeprefix(start), entry, now
+                entry = self._read(key)
+                if entry is not None and not (entry.expires is not None and entry.expires <= now):
+                    yield idempotency.held_of(key.decode().removeprefix(start), entry, now=now, since=entry.sent)
         except tuple(ERRORS) as error:
             raise self._unavailable(error) from None
 
+    def _read(self, key: Any) -> Entry | None:
+        content: Any = self._client.hmget(key, "e", "sent", "lease")
+        return _entry(*content)
+
     def resolve(self, key: str, answer: Answer | None) -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
-        arguments = [self._now(), *((answer.status, answer.body) if answer is not None else ("", ""))]
-        said: bytes = self._run(self._resolve, [f"{PREFIX}ledger:{key}"], arguments, again=False)
-        return Verdict(said.decode())
+        place = f"{PREFIX}ledger:{key}"
+        try:
+            now = int(self._now() or self._now_there()) / 1_000_000
+            held = self._read(place)
+        except tuple(ERRORS) as error:
+            raise self._unavailable(error) from None
+        verdict, decided = idempotency.resolve(held, answer, now=now)
+        if verdict is not Verdict.RESOLVED or decided is None or held is None:
+            return verdict
+        arguments = [_version(held), _ENTRY.encode(decided), _version(decided), _kept(decided, now)]
+        done = self._run(self._resolve, [place], arguments, again=False)
+        return verdict if done else Verdict.RUNNING  # somebody else was quicker
 
     def _now(self) -> str:
-        return "" if self._clock is None else str(round(self._clock() * 1_000_000))
+        return "" if self._clock is None else _micro(self._clock())
 
     def _now_there(self) -> int:
         seconds, microseconds = self._client.time()
         return int(seconds) * 1_000_000 + int(microseconds)
 
-    def _end(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer | None) -> bool:
-        if grant.ledger_key is None and reply.reached and not reply.spent:
+    def _end(self, debt: Debt) -> bool:
+        grant, admission, reply, answer = debt
+        claim = admission.entry
+        if claim is None and reply.reached and not reply.spent:
             return True  # nothing is stored for such a call
         windows = _windows(grant)
-        status, body = (answer.status, answer.body) if answer is not None else ("", "")
-        if reply.outcome is Outcome.UNKNOWN:
-            status, body = "", ""
-        taken = str(round(admission.taken * 1_000_000))
-        arguments: list[Any] = [admission.owner, reply.outcome.value, status, body, _keyed(grant)]
-        arguments += [int(not reply.reached), taken, reply.spent, self._now()]
+        arguments: list[Any] = [self._now(), int(claim is not None)]
+        if claim is None:
+            arguments += ["", "", "", "", ""]
+        else:
+            ended = idempotency.settle_for(grant, claim, owner=claim.owner, reply=reply, answer=answer)
+            assert ended is not None  # noqa: S101 - the claim is
+            content = b"" if idempotency.blank(ended) else _ENTRY.encode(ended)
+            arguments += [_version(claim), content, _version(ended), _micro(ended.sent)]
+            arguments.append(_kept(ended, claim.lease_until - LEASE))
+        arguments += [int(not reply.reached), _micro(admission.taken), reply.spent]
         for _, limit, counts in windows:
             arguments += [limit.seconds, counts]
-        try:
-            return bool(self._run(self._settle, _keys(grant, windows), arguments, again=grant.ledger_key is not None))
-        except StoreUnavailable:
-            return False
+        return bool(self._run(self._settle, _keys(grant, admission.owner, windows), arguments, again=claim is not None))
 
-    def _run(self, script: Any, keys: list[str], arguments: list[Any], *, again: bool) -> Any:
+    def _run(self, script: Any, keys: list[str], arguments: list[Any], *, again: bool, lost: bool = False) -> Any:
         """Run a script. ``again``: it is safe to repeat. Raises :class:`StoreUnavailable`."""
         try:
             return script(keys=keys, args=arguments)
         except tuple(ERRORS) as error:
-            if not again or meaning(ERRORS, error) is not Meaning.LOST:
-                raise self._unavailable(error) from None
-        return self._run(script, keys, arguments, again=False)
+            meant = meaning(ERRORS, error)
+            lost = lost or (meant is Meaning.LOST and not isinstance(error, _NotOpenedError))
+            if not again or meant is not Meaning.LOST:
+                raise self._unavailable(error, lost=lost) from None
+        return self._run(script, keys, arguments, again=False, lost=lost)
 
-    def _unavailable(self, error: BaseException) -> StoreUnavailable:
+    def _unavailable(self, error: BaseException, *, lost: bool = False) -> StoreUnavailable:
         if meaning(ERRORS, error) is Meaning.DEMOTED:
             self._client.connection_pool.disconnect()
-        return StoreUnavailable(note=type(error).__name__, retry_after=1)
+        note = str(error) if isinstance(error, _NotOpenedError) else type(error).__name__
+        return StoreUnavailable(note=note, retry_after=1, lost=lost)
 
 
-def _about(grant: Grant) -> str:
-    entitlement = grant.entitlement
-    return json.dumps(
-        {"caller": grant.caller.id, "connection": entitlement.connection.id, "operation": entitlement.operation.id}
-    )
+def _telling(kind: Any) -> Any:
+    """Return a class of connections that tell when they could not be opened: then no command was sent."""
+
+    class Telling(kind):  # type: ignore[misc]  # whichever class the address asks for
+        def connect(self) -> None:
+            try:
+                super().connect()
+            except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+                if type(error) not in {exceptions.ConnectionError, exceptions.TimeoutError}:
+                    raise  # an answer to what is said first, such as a password
+                raise _NotOpenedError(type(error).__name__) from None
+
+    return Telling
 
 
-def _keyed(grant: Grant) -> int:
-    return int(grant.ledger_key is not None)
+def _entry(content: bytes | None, sent: bytes | None, lease: bytes | None) -> Entry | None:
+    if not content or not sent or not lease:
+        return None
+    return replace(_DECODE(content), sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
 
 
-def _keys(grant: Grant, windows: list[_Window]) -> list[str]:
-    return [f"{PREFIX}ledger:{grant.ledger_key or 'none'}", *(key for key, _, _ in windows)]
+def _version(entry: Entry | None) -> str:
+    return "" if entry is None else f"{entry.owner}:{entry.state.value}"
+
+
+def _micro(seconds: float) -> str:
+    return str(round(seconds * 1_000_000))
+
+
+def _kept(entry: Entry, now: float) -> str:
+    return "" if entry.expires is None else str(round((entry.expires - now) * 1000) + SLACK)
+
+
+def _keys(grant: Grant, owner: str, windows: list[_Window]) -> list[str]:
+    return [
+        f"{PREFIX}ledger:{grant.ledger_key or 'none'}",
+        f"{PREFIX}released:{owner}",
+        *(key for key, _, _ in windows),
+    ]
 
 
 def _windows(grant: Grant) -> list[_Window]:
-    connection, caller = grant.entitlement.connection, grant.caller
-    windows: list[_Window] = [(f"{PREFIX}caller:{caller.first}:{limit.text}", limit, 1) for limit in caller.limits]
-    if connection.ceiling is not None:
-        windows.append((f"{PREFIX}connection:{connection.id}:{connection.ceiling.text}", connection.ceiling, 1))
-    if grant.budget is not None:
-        windows.append((f"{PREFIX}budget:{caller.first}:{grant.budget.limit.text}", grant.budget.limit, 0))
+    ceiling, budget = ceiling_of(grant), budget_of(grant)
+    counted = [*limits_of(grant), *([ceiling] if ceiling is not None else ())]
+    windows: list[_Window] = [(f"{PREFIX}{name}", limit, 1) for name, limit in counted]
+    if budget is not None:
+        windows.append((f"{PREFIX}{budget[0]}", budget[1], 0))
     return windows
 
 

@@ -1,7 +1,7 @@
 """Grant -> Reply: sends a granted call. Whatever happens is a reply.
 
 A call is sent once. It is retried only where that cannot raise a second invoice: if a refused key has changed, if the
-call is read-only, or if the upstream deduplicates.
+call is read-only, or if the upstream deduplicates. A call that waits for a person is not sent again, but asked about.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from gateway.secrets import of_mode
+from gateway.secrets import place_of
 from gateway.upstreams.transport import LostError, NotSentError
 from policies.concealed import HIDDEN
 from policies.model import Outcome, Step
-from policies.outcomes import unknown, unsent
+from policies.outcomes import awaiting, decided, found, unknown, unsent
+from policies.refusals import UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 PAUSES: Final = (0.3, 1.2)
 #: No retry with less time left than this.
 LEAST_SECONDS: Final = 1.0
+#: So many keys closed by a kept refusal are passed in one call. Each stands for a mended call.
+CLOSED: Final = 5
+#: A wrong origin raises one alarm per connection in this time.
+ALARM_SECONDS: Final = 600
 
 OF_THIS_CALL: Final = "(one of this call alone)"
 
@@ -65,33 +70,72 @@ class Upstreams:
         sleep: Callable[[float], None],
     ) -> None:
         self._transport, self._secrets, self._clock, self._sleep = transport, secrets, clock, sleep
+        self._alarmed: dict[str, float] = {}
 
     def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
         """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
-        dialect, step = _dialect(grant), Step(grant.ledger_key or admission.owner, admission.doubt)
-        reached, attempts, first = False, 0, secret
+        dialect, entry = _dialect(grant), admission.entry
+        step, approval = _step(grant, admission, dialect), None if entry is None else entry.approval
+        reached, attempts, first, closed = False, 0, secret, 0
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
         while True:
-            reply = self._attempt(dialect, grant, step, secret, deadline)
+            if approval is None:
+                reply = self._attempt(dialect, grant, step, secret, deadline)
+            else:
+                reply, approval = self._ask(dialect, grant, step, approval, secret, deadline), None
             attempts, reached = attempts + 1, reached or reply.reached
-            if reply.upstream_status in {401, 403} and secret is first:
-                # Read a refused key again. If it has changed, send the call once more.
-                fresh = self._secrets.renew(secret, deadline)
-                if fresh is not None and of_mode(grant.entitlement.connection, fresh):
-                    secret = fresh
+            if reply.key_refused and secret is first:
+                secret = self._renewed(grant, first, deadline)
+                if secret is not first:
                     continue
+            if reply.closed:  # nothing was created under this key, and nothing ever will be
+                step = replace(step, generation=step.generation + 1, refused=False, doubt=False)
+                closed += 1
+                if closed <= CLOSED and deadline - self._clock() >= LEAST_SECONDS:
+                    continue
+                break
             if reply.outcome is Outcome.UNKNOWN:
-                step = replace(step, doubt=True)
+                step = replace(step, doubt=reply.approval is None or step.doubt, quiet=False)
             pause = next(pauses, None) if reply.again else None
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
-        if secret is not first:
-            reply = _without(first, reply)
-        if attempts == 1:
+        reply = self._quietened(grant, reply if secret is first else _without(first, reply))
+        if attempts == 1 and not step.generation and not step.doubt:
             return reply
         # An earlier try that reached the upstream counts, whatever happened to the last one.
-        return replace(reply, attempts=attempts, reached=reached)
+        return replace(reply, attempts=attempts, reached=reached, generation=step.generation, doubt=step.doubt)
+
+    def _renewed(self, grant: Grant, refused: Secret, deadline: float) -> Secret:
+        """Read a key again that the upstream refused. Return it if it has not changed, or leads to another account."""
+        fresh = self._secrets.renew(refused, deadline)
+        return fresh if fresh is not None and place_of(grant, fresh) == place_of(grant, refused) else refused
+
+    def _quietened(self, grant: Grant, reply: Reply) -> Reply:
+        """Alarm about a wrong origin once in a while: every call of its connection meets it."""
+        if not isinstance(reply.refusal, UpstreamMisrouted):
+            return reply
+        name, now = grant.entitlement.connection.id, self._clock()
+        if now < self._alarmed.get(name, -ALARM_SECONDS) + ALARM_SECONDS:
+            return replace(reply, alarm=None)
+        self._alarmed[name] = now
+        return reply
+
+    def _ask(  # noqa: PLR0913, PLR0917 - what a look needs, and what it is about
+        self, dialect: Dialect, grant: Grant, step: Step, approval: str, secret: Secret, deadline: float
+    ) -> Reply:
+        """Ask what became of a call that waits for a person. It is not sent again."""
+        if not dialect.looks_up:
+            return awaiting(step, approval)
+        try:
+            asked = self._transport.send(dialect.approval(grant, approval), secret.value, deadline - self._clock())
+            decision, created = dialect.decided(asked.status, asked.body)
+            if created is None:
+                return decided(grant, step, approval, decision)
+            looked = self._transport.send(dialect.found(grant, created), secret.value, deadline - self._clock())
+        except (NotSentError, LostError):
+            return awaiting(step, approval)
+        return _without(secret, found(grant, step, approval, looked.status, looked.body))
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:
@@ -101,6 +145,14 @@ class Upstreams:
         except LostError as error:
             return unknown(grant, str(error))
         return _without(secret, dialect.judge(grant, step, received.status, received.headers, received.body))
+
+
+def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
+    entry = admission.entry
+    if entry is None or grant.ledger_key is None:
+        return Step(admission.owner, resumes=False)
+    quiet = admission.taken >= entry.until
+    return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.looks_up)
 
 
 def _dialect(grant: Grant) -> Dialect:

@@ -46,7 +46,7 @@ class Appgregator(Dialect):
 
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """See :class:`policies.dialect.Dialect`."""
-        return outcomes.judge(grant, step, status, headers, body, said)
+        return outcomes.judge(grant, step, status, headers, body, said(status, headers, body))
 
 
 DIALECT: Final = Appgregator()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from policies import fields, outcomes
-from policies.dialect import FORM, Dialect, KeyPlace, Outgoing, Setting
+from policies.dialect import FORM, Decision, Dialect, KeyPlace, Outgoing, Setting
 from policies.idempotency import upstream_key
 from policies.model import Outcome
-from policies.outcomes import Said
+from policies.outcomes import Means, Said
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policies.model import Grant, Step
+    from policies.model import Connection, Grant, Step
     from policies.outcomes import Reply
 
 #: The version that the catalogue of ``policies.operations`` was made from.
 VERSION: Final = "2026-05-27.dahlia"
+
+#: The version of the preview that approvals are read with (docs.stripe.com, changelog of 2026-08-26).
+APPROVALS: Final = "2026-08-26.preview"
 
 #: Stripe's error codes that a call can get, in words for the caller. Any other code is not passed on: an upstream's
 #: text may contain anything, the key included.
@@ -49,7 +52,34 @@ CODES: Final = {
     "taxes_calculation_failed": "Tax could not be worked out",
 }
 
-_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id"})
+_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id", b"idempotent-replayed"})
+#: docs.stripe.com/api/errors: the types of a refusal that had no effect; also as a library's classes are spelt, which
+#: some that forward to Stripe pass on.
+_BY_TYPE: Final = {
+    **dict.fromkeys(
+        ("invalid_request_error", "card_error", "StripeInvalidRequestError", "StripeCardError"), Means.REFUSED
+    ),
+    **dict.fromkeys(("idempotency_error", "StripeIdempotencyError"), Means.OTHER_FORM),
+}
+#: Codes that say more than their type.
+_BY_CODE: Final = {
+    "action_blocked": Means.BLOCKED,
+    "lock_timeout": Means.LOCKED,
+    # A call under the same key is under way, whatever type comes with it.
+    "idempotency_key_in_use": Means.NOTHING,
+}
+#: The outcomes after which nothing is tried again.
+_ENDED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FREED, Outcome.REJECTED})
+#: docs.stripe.com, "The Approval Request object" (public preview).
+_APPROVAL = re.compile(r"(?:apreq|areq)_[A-Za-z0-9_]{1,64}")
+_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,64}")
+#: Its states that end it. Any other still waits; *approved* is not carried out yet.
+_DECISIONS: Final = {
+    **dict.fromkeys(("succeeded", "execution_succeeded"), Decision.DONE),
+    **dict.fromkeys(("rejected", "canceled"), Decision.REFUSED),
+    **dict.fromkeys(("expired", "failed", "execution_failed"), Decision.LAPSED),
+}
+_LOOK = re.compile(r"https://dashboard\.stripe\.com/[A-Za-z0-9/_.?=&%-]{1,200}")
 _WORDS: Final = {"true": True, "false": False}
 #: docs.stripe.com/keys: secret and restricted keys.
 _KEY = re.compile(r"(?:sk|rk)_(live|test)_.*")
@@ -85,9 +115,7 @@ class Stripe(Dialect):
         the call.
         """
         connection, operation = grant.entitlement.connection, grant.entitlement.operation
-        headers = {"Accept": "application/json", "Stripe-Version": connection.settings["version"]}
-        if "account" in connection.settings:
-            headers["Stripe-Account"] = connection.settings["account"]
+        headers = _headers(connection)
         url = f"{connection.origin}/v1/{operation.path.format_map(grant.parameters)}"
         body = None
         if operation.repeatable:
@@ -95,20 +123,58 @@ class Stripe(Dialect):
             url = f"{url}?{query}" if query else url
         else:
             headers["Content-Type"] = FORM
-            headers["Idempotency-Key"] = upstream_key(step.name)
+            headers["Idempotency-Key"] = upstream_key(step.name, step.generation)
             body = grant.form
         return Outgoing(operation.method, url, KeyPlace.BEARER, headers, body, _HEARD, private=connection.private)
 
+    looks_up = True
+
+    def approval(self, grant: Grant, name: str) -> Outgoing:
+        """See :class:`policies.dialect.Dialect`."""
+        connection = grant.entitlement.connection
+        return _look(connection, f"/v2/core/approval_requests/{name}", {"Stripe-Version": APPROVALS})
+
+    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
+        """See :class:`policies.dialect.Dialect`. A state that is not known here still waits."""
+        answer = fields.decoded(body) if status == 200 else None
+        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
+            return Decision.WAITS, None
+        decision = _DECISIONS.get(answer["status"], Decision.WAITS)
+        if decision is not Decision.DONE:
+            return decision, None
+        told: Any = answer.get("status_details")
+        for name in ("succeeded", "result"):
+            told = told.get(name) if isinstance(told, dict) else None
+        created = _text(_ID, told.get("id")) if isinstance(told, dict) else None
+        return (decision, created) if created is not None else (Decision.WAITS, None)
+
+    def found(self, grant: Grant, name: str) -> Outgoing:
+        """See :class:`policies.dialect.Dialect`."""
+        return _look(grant.entitlement.connection, f"/v1/{grant.entitlement.operation.path.partition('/')[0]}/{name}")
+
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """See :class:`policies.dialect.Dialect`. Stripe's documentation says to obey ``Stripe-Should-Retry``."""
-        reply = outcomes.judge(grant, step, status, headers, body, said)
+        reply = outcomes.judge(grant, step, status, headers, body, said(status, headers, body))
         again = _WORDS.get(headers.get("stripe-should-retry", ""), reply.again)
         named = headers.get("request-id", "")
         return replace(
             reply,
-            again=again and reply.outcome is not Outcome.SUCCEEDED,
+            again=again and not reply.mute and reply.outcome not in _ENDED,
             upstream_request=named if _REQUEST_ID.fullmatch(named) else None,
         )
+
+
+def _headers(connection: Connection) -> dict[str, str]:
+    headers = {"Accept": "application/json", "Stripe-Version": connection.settings["version"]}
+    if "account" in connection.settings:
+        headers["Stripe-Account"] = connection.settings["account"]
+    return headers
+
+
+def _look(connection: Connection, path: str, more: Mapping[str, str] | None = None) -> Outgoing:
+    headers = {**_headers(connection), **(more or {})}
+    url = f"{connection.origin}{path}"
+    return Outgoing("GET", url, KeyPlace.BEARER, headers, None, _HEARD, private=connection.private)
 
 
 def mode_of(key: str) -> str | None:
@@ -117,20 +183,36 @@ def mode_of(key: str) -> str | None:
     return match[1] if match else None
 
 
-def said(body: bytes) -> Said:
-    """Read a refusal as docs.stripe.com/api/errors describes it. Only known values are passed on."""
+def said(status: int, headers: Mapping[str, str], body: bytes) -> Said | None:
+    """Read an answer as docs.stripe.com/api/errors describes it; None for a success. Only known values are passed on.
+
+    The code is looked at before the status: which status comes with an approval is not documented.
+    """
+    fine = 200 <= status < 300
+    if fine and b"approval_re" not in body:
+        return None
     answer = fields.decoded(body)
     error = answer.get("error") if isinstance(answer, dict) else None
+    kept = headers.get("idempotent-replayed") == "true"
     if not isinstance(error, dict):
-        return Said()
-    code, parameter = error.get("code"), error.get("param")
-    words = CODES.get(code) if isinstance(code, str) else None
+        return None if fine else Said(Means.FOREIGN if answer is None else Means.NOTHING, kept=kept)
+    code, kind, request, parameter = (error.get(name) for name in ("code", "type", "approval_request", "param"))
+    code, kind = code if isinstance(code, str) else "", kind if isinstance(kind, str) else ""
+    if code == "approval_required" or isinstance(request, dict):
+        named = request if isinstance(request, dict) else {}
+        approval, look = _text(_APPROVAL, named.get("id")), _text(_LOOK, named.get("dashboard_url"))
+        return Said(Means.WAITS, approval=approval, look=look)
     return Said(
-        code=code if words is not None else None,
-        words=words,
+        _BY_CODE.get(code) or _BY_TYPE.get(kind, Means.NOTHING),
+        code=code if code in CODES else None,
+        words=CODES.get(code),
         parameter=parameter if isinstance(parameter, str) else None,
-        sent_before=error.get("type") == "idempotency_error",
+        kept=kept,
     )
+
+
+def _text(pattern: re.Pattern[str], value: object) -> str | None:
+    return value if isinstance(value, str) and pattern.fullmatch(value) else None
 
 
 DIALECT: Final = Stripe()

@@ -105,7 +105,7 @@ def test_whatever_the_sdk_nests_arrives_as_it_would_at_stripe(
     invoice = stripe.Invoice.create(**asked)
     assert type(invoice) is stripe.Invoice
     assert type(invoice.lines) is stripe.ListObject
-    assert invoice.lines.data[0].amount == 2000
+    assert (invoice.lines.data, invoice.amount_due) == ([], 0)  # lines come by calls of their own
     assert invoice.description == asked["description"]
     sdk(stripe_upstream.origin, UPSTREAM_KEY)
     stripe.Invoice.create(**asked)

@@ -18,7 +18,7 @@ from policies.idempotency import LEASE
 from policies.model import Answer, Outcome
 from policies.outcomes import Reply
 from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
-from tests.gateway.conftest import Clock, granted
+from tests.gateway.conftest import Clock, admit, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def keyed(key: str) -> Grant:
 def leave(store: Redis | Firestore, key: str, reply: Reply) -> str:
     """Leave a key in the state that ``reply`` leads to; return its name in the ledger."""
     grant = keyed(key)
-    store.settle(grant, store.admit(grant), reply, Answer(200, b'{"id":"in_1"}'))
+    store.settle(grant, admit(store, grant), reply, Answer(200, b'{"id":"in_1"}'))
     assert grant.ledger_key is not None
     return grant.ledger_key
 
@@ -64,7 +64,7 @@ def test_list_shows_what_waits_and_nothing_else(ledger: Redis | Firestore, capsy
     unknown = leave(ledger, "unknown", UNKNOWN)
     settled = leave(ledger, "settled", Reply(Outcome.SUCCEEDED, answer={}))
     running = keyed("running")
-    ledger.admit(running)
+    admit(ledger, running)
     assert main(["ledger", "list"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{unknown[:16]}  unknown    \S+Z \(0\.0 h ago\)  app on billing", line)
@@ -80,7 +80,7 @@ def test_list_shows_what_waits_and_nothing_else(ledger: Redis | Firestore, capsy
 def test_call_that_was_cut_off_waits_once_its_lease_has_run_out(make: Callable[..., Redis | Firestore]) -> None:
     clock = Clock()
     store = make(clock)
-    store.admit(keyed("cut off"))
+    admit(store, keyed("cut off"))
     (held,) = store.held()
     assert not held.open
     clock.tick(LEASE)
@@ -123,9 +123,9 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
 def test_not_created_lets_the_same_key_be_sent_again(ledger: Redis | Firestore) -> None:
     key = leave(ledger, "unknown", UNKNOWN)
     with pytest.raises(OutcomeStillUnknown):
-        ledger.admit(keyed("unknown"))
+        admit(ledger, keyed("unknown"))
     assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 0
-    assert ledger.admit(keyed("unknown")).replay is None
+    assert admit(ledger, keyed("unknown")).replay is None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_only_an_open_key_is_resolved(
     ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str], reply: Reply | None, says: str
 ) -> None:
     grant = keyed("k")
-    admission = ledger.admit(grant)
+    admission = admit(ledger, grant)
     if reply is not None:
         ledger.settle(grant, admission, reply, Answer(200, b'{"id":"in_1"}'))
     before = list(ledger.held())
@@ -154,7 +154,7 @@ def test_keys_that_begin_alike_are_not_guessed_between(
 ) -> None:
     store, grant = ledger, keyed("k")
     for end in "ab":
-        store.admit(replace(grant, ledger_key="0" * 63 + end))
+        admit(store, replace(grant, ledger_key="0" * 63 + end))
     assert len(list(ledger.held("0" * 16))) == 2
     assert main(["ledger", "show", "0" * 16]) == 1
     assert capsys.readouterr().err

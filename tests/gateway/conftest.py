@@ -24,6 +24,7 @@ from tests.conftest import CUSTOMER, KEY, TARGET, policy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.stores import Store
     from policies.model import Grant
 
 T = TypeVar("T")
@@ -98,6 +99,15 @@ def granted(
     policies = document.read(text or policy("http://127.0.0.1:9"), "policy.yaml")
     asked = call(body, key=key, account=account, idempotency_key=idempotency_key, invoice=invoice)
     return decide(policies, policies.callers[Proof("key", hashlib.sha256(key.encode()).digest())], asked)
+
+
+def admit(store: Store, grant: Grant) -> Admission:
+    """Admit a call to where its connection leads."""
+    return store.admit(grant, grant.entitlement.connection.place)
+
+
+def in_doubt(admission: Admission) -> bool:
+    return admission.entry is not None and admission.entry.doubt
 
 
 def at_once(threads: int, work: Callable[[int], T]) -> list[T]:

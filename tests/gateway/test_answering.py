@@ -16,7 +16,7 @@ from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import CredentialMissing, LimitReached, MethodNotAllowed, PathUnknown, Refusal, UpstreamBusy
 from tests.conftest import TARGET, policy
-from tests.gateway.conftest import Clock, granted
+from tests.gateway.conftest import Clock, admit, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def answered(audit: Audit, reply: Reply, limits: str = "30/minute") -> tuple[Rec
     grant = granted(policy("http://127.0.0.1:9", limits=limits))
     with Record(audit, {"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
-        record.admission = Memory(Clock()).admit(grant)
+        record.admission = admit(Memory(Clock()), grant)
         record.intent(record.admission)
         record.answer = answer_to(reply, grant, record.audit_id)
         record.close(reply, settled=True)
@@ -169,10 +169,10 @@ def test_every_limit_stands_in_the_headers(audit: Audit) -> None:
 
 def test_refusal_by_a_limit_shows_how_the_limits_stand(audit: Audit) -> None:
     store, grant = Memory(Clock()), granted(policy("http://127.0.0.1:9", limits="1/minute"))
-    store.admit(grant)
+    admit(store, grant)
     with Record(audit, {"RAW_URI": TARGET}) as record:
         record.caller, record.grant = grant.caller, grant
-        store.admit(grant)
+        admit(store, grant)
     response = respond(record)
     assert response.status == 429
     assert response.headers["RateLimit-Policy"] == f'"1/minute";q={parse_limit("1/minute").calls};w=60'

@@ -80,9 +80,9 @@ LOST = (Outcome.UNKNOWN, OutcomeUnknown, 424)
 ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], int | None]] = {
     **dict.fromkeys(("gzip", "set_cookie", "expanded", "slow", "leak_key"), ((Outcome.SUCCEEDED, None, 200), 200)),
     "error_400": ((Outcome.REJECTED, UpstreamRejected, 400), 400),
-    "echo_key": ((Outcome.REJECTED, UpstreamRejected, 400), 400),
+    **dict.fromkeys(("echo_key", "approval", "action_blocked"), ((Outcome.REJECTED, UpstreamRejected, 400), 400)),
     "error_402": ((Outcome.REJECTED, UpstreamRejected, 402), 402),
-    "error_404": ((Outcome.REJECTED, UpstreamRejected, 404), 404),
+    **dict.fromkeys(("error_404", "html_404"), ((Outcome.REJECTED, UpstreamRejected, 404), 404)),
     "error_401": ((Outcome.RELEASED, UpstreamKeyRefused, 503), 401),
     "error_403": ((Outcome.RELEASED, UpstreamKeyRefused, 503), 403),
     "error_429": ((Outcome.RELEASED, UpstreamBusy, 503), 429),

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from gateway.stores.firestore import Firestore
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from policies.idempotency import LEASE, RETENTION, State, Verdict
-from policies.model import Admission, Answer, Budget, Limit, Outcome
+from policies.idempotency import LEASE, RETENTION, Verdict
+from policies.model import Admission, Answer, Budget, Limit, Outcome, State
 from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import (
@@ -30,7 +30,7 @@ from policies.refusals import (
     UpstreamUnreachable,
 )
 from tests.conftest import CUSTOMER, OTHER_KEY, policy
-from tests.gateway.conftest import Clock, at_once, granted
+from tests.gateway.conftest import Clock, admit, at_once, granted, in_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ def keyed(key: str = "order-1", *, body: str = "customer=cus_1", limits: str = "
 
 def used(store: Store, grant: Grant) -> int:
     """How many calls of its only limit a caller has used: what admitting one more leaves, undone again."""
-    admission = store.admit(grant)
+    admission = admit(store, grant)
     store.release(grant, admission)
     (standing,) = admission.standings
     return standing.limit.calls - standing.remaining - 1
@@ -90,7 +90,7 @@ def used(store: Store, grant: Grant) -> int:
 
 def outcome_of(store: Store, grant: Grant) -> Admission | Refusal:
     try:
-        return store.admit(grant)
+        return admit(store, grant)
     except Refusal as refusal:
         return refusal
 
@@ -141,9 +141,9 @@ def test_ceiling_holds_over_all_callers_of_a_connection(store: Store) -> None:
 
 def test_callers_do_not_use_up_each_others_limits(store: Store) -> None:
     grant = limited("1/minute")
-    store.admit(grant)
+    admit(store, grant)
     assert isinstance(outcome_of(store, grant), LimitReached)
-    store.admit(replace(grant, caller=replace(grant.caller, id="other", first="other")))
+    admit(store, replace(grant, caller=replace(grant.caller, id="other", first="other")))
 
 
 def test_refusal_by_one_limit_uses_up_nothing_of_the_others(store: Store, clock: Clock) -> None:
@@ -152,25 +152,25 @@ def test_refusal_by_one_limit_uses_up_nothing_of_the_others(store: Store, clock:
     for _ in range(10):
         assert isinstance(outcome_of(store, grant), LimitReached)
     clock.tick(2)
-    assert [standing.remaining for standing in store.admit(grant).standings] == [0, 1]
+    assert [standing.remaining for standing in admit(store, grant).standings] == [0, 1]
 
 
 def test_refusal_by_the_ceiling_uses_up_nothing_of_the_limits(store: Store, clock: Clock) -> None:
     grant = limited("10/minute", ceiling="1/second")
-    store.admit(grant)
+    admit(store, grant)
     for _ in range(5):
         assert isinstance(outcome_of(store, grant), CeilingReached)
     clock.tick(2)
-    assert store.admit(grant).standings[0].remaining == 8
+    assert admit(store, grant).standings[0].remaining == 8
 
 
 def test_refusal_by_a_limit_claims_no_key(store: Store, clock: Clock) -> None:
     grant = keyed(limits="1/second")
-    store.admit(limited("1/second"))
+    admit(store, limited("1/second"))
     with pytest.raises(LimitReached):
-        store.admit(grant)
+        admit(store, grant)
     clock.tick(2)
-    assert store.admit(grant).replay is None
+    assert admit(store, grant).replay is None
 
 
 @pytest.mark.parametrize("limit", ["1/second", "3/minute", "7/hour", "2/day"])
@@ -192,42 +192,42 @@ def test_retry_after_of_several_full_limits_satisfies_all(store: Store, clock: C
     grant = limited("1/second, 3/minute")
     for _ in range(3):
         clock.tick(2)
-        store.admit(grant)
+        admit(store, grant)
     with pytest.raises(LimitReached) as caught:
-        store.admit(grant)
+        admit(store, grant)
     assert caught.value.retry_after is not None
     assert caught.value.retry_after > 50
     clock.tick(caught.value.retry_after)
-    store.admit(grant)
+    admit(store, grant)
 
 
 def test_retry_after_of_the_ceiling_is_when_a_call_passes(store: Store, clock: Clock) -> None:
     grant = limited("1000/minute", ceiling="2/hour")
     for _ in range(2):
-        store.admit(grant)
+        admit(store, grant)
     with pytest.raises(CeilingReached) as caught:
-        store.admit(grant)
+        admit(store, grant)
     assert caught.value.retry_after is not None
     clock.tick(caught.value.retry_after)
-    store.admit(grant)
+    admit(store, grant)
 
 
 def test_standings_say_what_is_left_of_each_limit_and_when_there_is_more(store: Store, clock: Clock) -> None:
     grant = limited("3/second, 30/minute")
-    store.admit(grant)
+    admit(store, grant)
     clock.tick(0.5)
-    first, second = store.admit(grant).standings
+    first, second = admit(store, grant).standings
     assert (first.limit.text, first.remaining, first.reset) == ("3/second", 1, 1)
     assert (second.limit.text, second.remaining, second.reset) == ("30/minute", 28, 60)
     clock.tick(second.reset)
-    assert [standing.remaining for standing in store.admit(grant).standings] == [2, 28]
+    assert [standing.remaining for standing in admit(store, grant).standings] == [2, 28]
 
 
 def test_refusals_carry_the_standings_too(store: Store) -> None:
     grant = limited("1/minute")
-    store.admit(grant)
+    admit(store, grant)
     with pytest.raises(LimitReached) as caught:
-        store.admit(grant)
+        admit(store, grant)
     (standing,) = caught.value.standings
     assert (standing.remaining, standing.reset) == (0, caught.value.retry_after)
     assert "1/minute" in caught.value.detail
@@ -239,42 +239,42 @@ def test_refusals_carry_the_standings_too(store: Store) -> None:
 def test_release_gives_everything_back_and_frees_the_key(store: Store) -> None:
     grant = keyed(limits="5/minute")
     before = used(store, limited("5/minute"))
-    store.release(grant, store.admit(grant))
+    store.release(grant, admit(store, grant))
     assert used(store, limited("5/minute")) == before == 0
-    assert store.admit(grant).replay is None
+    assert admit(store, grant).replay is None
 
 
 def test_release_gives_the_ceiling_back(store: Store) -> None:
     grant = limited("100/minute", ceiling="1/minute")
     for _ in range(5):
-        store.release(grant, store.admit(grant))
-    store.admit(grant)
+        store.release(grant, admit(store, grant))
+    admit(store, grant)
     with pytest.raises(CeilingReached):
-        store.admit(grant)
+        admit(store, grant)
 
 
 def test_release_after_the_window_has_passed_gives_nothing_of_the_next(store: Store, clock: Clock) -> None:
     grant = limited("2/second")
-    old = store.admit(grant)
+    old = admit(store, grant)
     clock.tick(5)
-    store.admit(grant)
+    admit(store, grant)
     store.release(grant, old)
-    store.admit(grant)
+    admit(store, grant)
     with pytest.raises(LimitReached):
-        store.admit(grant)
+        admit(store, grant)
 
 
 def test_call_that_did_not_reach_the_upstream_is_given_back_and_may_be_sent_again(store: Store) -> None:
     grant = keyed(limits="5/minute")
-    assert store.settle(grant, store.admit(grant), UNREACHED, ANSWER)
+    assert store.settle(grant, admit(store, grant), UNREACHED, ANSWER)
     assert used(store, limited("5/minute")) == 0
-    assert store.admit(grant).replay is None
+    assert admit(store, grant).replay is None
 
 
 @pytest.mark.parametrize("reply", [SUCCEEDED, REJECTED, UNKNOWN, BUSY], ids=lambda reply: str(reply.outcome))
 def test_call_that_reached_the_upstream_counts_whatever_came_back(store: Store, reply: Reply) -> None:
     for grant in (keyed(limits="5/minute"), limited("5/minute")):
-        store.settle(grant, store.admit(grant), reply, ANSWER)
+        store.settle(grant, admit(store, grant), reply, ANSWER)
     assert used(store, limited("5/minute")) == 2
 
 
@@ -297,99 +297,99 @@ def test_different_keys_run_side_by_side(store: Store) -> None:
 @pytest.mark.parametrize("reply", [None, SUCCEEDED, REJECTED, UNKNOWN], ids=lambda r: str(r and r.outcome))
 def test_key_with_other_parameters_is_refused_in_every_state(store: Store, reply: Reply | None) -> None:
     grant = keyed()
-    admission = store.admit(grant)
+    admission = admit(store, grant)
     if reply is not None:
         store.settle(grant, admission, reply, ANSWER)
     with pytest.raises(KeyReused):
-        store.admit(keyed(body="customer=cus_2"))
+        admit(store, keyed(body="customer=cus_2"))
     assert used(store, limited("1000/minute")) == 1
 
 
 def test_same_key_of_another_caller_is_another_key(store: Store) -> None:
     grant = keyed()
-    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    store.settle(grant, admit(store, grant), SUCCEEDED, ANSWER)
     other = granted(key=OTHER_KEY, account="stripe-2", idempotency_key="order-1")
-    assert store.admit(other).replay is None
+    assert admit(store, other).replay is None
 
 
 @pytest.mark.parametrize("reply", [SUCCEEDED, REJECTED], ids=lambda reply: str(reply.outcome))
 def test_answer_is_repeated_byte_for_byte_and_uses_up_nothing(store: Store, reply: Reply) -> None:
     grant = keyed(limits="1/minute")
-    assert store.settle(grant, store.admit(grant), reply, ANSWER)
+    assert store.settle(grant, admit(store, grant), reply, ANSWER)
     for _ in range(5):  # although the limit is used up
-        admission = store.admit(grant)
+        admission = admit(store, grant)
         assert admission.replay == ANSWER
         assert [standing.remaining for standing in admission.standings] == [0]
 
 
 def test_replay_is_not_taken_for_a_claim_when_released(store: Store) -> None:
     grant = keyed()
-    store.settle(grant, store.admit(grant), SUCCEEDED, ANSWER)
+    store.settle(grant, admit(store, grant), SUCCEEDED, ANSWER)
     for outcome in (SUCCEEDED, UNKNOWN, BUSY):
-        store.settle(grant, replace(store.admit(grant), owner="somebody else"), outcome, Answer(500, b""))
-    assert store.admit(grant).replay == ANSWER
+        store.settle(grant, replace(admit(store, grant), owner="somebody else"), outcome, Answer(500, b""))
+    assert admit(store, grant).replay == ANSWER
 
 
 def test_unknown_outcome_is_never_sent_again(store: Store, clock: Clock) -> None:
     grant = keyed()
-    assert store.settle(grant, store.admit(grant), UNKNOWN, ANSWER)
+    assert store.settle(grant, admit(store, grant), UNKNOWN, ANSWER)
     for seconds in (0, LEASE, 3600, 40 * 3600):
         clock.tick(seconds)
         with pytest.raises(OutcomeStillUnknown):
-            store.admit(grant)
+            admit(store, grant)
 
 
 def test_released_key_runs_fresh(store: Store) -> None:
     grant = keyed()
-    store.settle(grant, store.admit(grant), BUSY, ANSWER)
-    admission = store.admit(grant)
+    store.settle(grant, admit(store, grant), BUSY, ANSWER)
+    admission = admit(store, grant)
     assert admission.replay is None
     store.settle(grant, admission, SUCCEEDED, ANSWER)
-    assert store.admit(grant).replay == ANSWER
+    assert admit(store, grant).replay == ANSWER
 
 
 def test_claim_whose_lease_ran_out_may_have_been_sent(store: Store, clock: Clock) -> None:
     grant = keyed()
-    admission = store.admit(grant)
+    admission = admit(store, grant)
     clock.tick(LEASE - 0.001)
     with pytest.raises(KeyInUse):
-        store.admit(grant)
+        admit(store, grant)
     clock.tick(0.001)
     with pytest.raises(OutcomeStillUnknown):
-        store.admit(grant)
+        admit(store, grant)
     # Whoever claimed it was only slow.
     store.settle(grant, admission, SUCCEEDED, ANSWER)
-    assert store.admit(grant).replay == ANSWER
+    assert admit(store, grant).replay == ANSWER
 
 
 def test_late_settlement_does_not_touch_a_claim_of_somebody_else(store: Store) -> None:
     grant = keyed()
-    first = store.admit(grant)
+    first = admit(store, grant)
     store.release(grant, first)
-    second = store.admit(grant)
+    second = admit(store, grant)
     store.settle(grant, first, SUCCEEDED, ANSWER)
     with pytest.raises(KeyInUse):
-        store.admit(grant)
+        admit(store, grant)
     store.settle(grant, second, SUCCEEDED, ANSWER)
-    assert store.admit(grant).replay == ANSWER
+    assert admit(store, grant).replay == ANSWER
 
 
 @pytest.mark.parametrize("reply", [SUCCEEDED, UNKNOWN], ids=lambda reply: str(reply.outcome))
 def test_key_is_kept_for_the_retention_and_runs_fresh_after_it(store: Store, clock: Clock, reply: Reply) -> None:
     grant = keyed()
-    store.settle(grant, store.admit(grant), reply, ANSWER)
+    store.settle(grant, admit(store, grant), reply, ANSWER)
     clock.tick(RETENTION - 0.001)
     result = outcome_of(store, grant)
     assert isinstance(result, OutcomeStillUnknown) if reply is UNKNOWN else not isinstance(result, Refusal)
     clock.tick(0.001)
-    assert store.admit(grant).replay is None
+    assert admit(store, grant).replay is None
 
 
 def test_call_without_a_key_is_never_repeated_or_held_back(store: Store) -> None:
     grant = limited("1000/minute")
     assert grant.ledger_key is None
     for _ in range(3):
-        admission = store.admit(grant)
+        admission = admit(store, grant)
         assert admission.replay is None
         assert store.settle(grant, admission, SUCCEEDED, ANSWER)
 
@@ -400,8 +400,8 @@ def test_no_count_is_lost_under_a_storm_of_admissions_and_releases(store: Store)
     def admitted() -> Admission:
         for _ in range(9):
             with suppress(StoreUnavailable):  # all at one document of Firestore's; nothing was counted
-                return store.admit(grant)
-        return store.admit(grant)
+                return admit(store, grant)
+        return admit(store, grant)
 
     def work(number: int) -> None:
         for turn in range(20):
@@ -423,7 +423,7 @@ def budgeted(amount: int, *, key: str | None = None, per: int = 86400) -> Grant:
 
 
 def spend(store: Store, grant: Grant, amount: int) -> None:
-    assert store.settle(grant, store.admit(grant), replace(SUCCEEDED, spent=amount), ANSWER)
+    assert store.settle(grant, admit(store, grant), replace(SUCCEEDED, spent=amount), ANSWER)
 
 
 @pytest.mark.parametrize("key", [None, "order-1"])
@@ -431,7 +431,7 @@ def test_caller_is_refused_once_what_it_created_comes_to_its_budget(store: Store
     spend(store, budgeted(5000, key=key), 4999)
     spend(store, budgeted(5000), 1)
     with pytest.raises(BudgetSpent) as caught:
-        store.admit(budgeted(5000))
+        admit(store, budgeted(5000))
     assert caught.value.standings[0].remaining == 998
 
 
@@ -448,51 +448,51 @@ def test_caller_with_another_name_keeps_its_keys_and_counts(store: Store, more: 
     shop = app.replace("  app:\n", "  shop:\n    formerly: app\n")
     before, after, another = (granted(text, idempotency_key="order-1") for text in (app, shop, stranger))
     spend(store, before, 9)
-    assert (after.caller.id, store.admit(after).replay) == ("shop", ANSWER)
+    assert (after.caller.id, admit(store, after).replay) == ("shop", ANSWER)
     assert isinstance(outcome_of(store, granted(shop)), refusal)
-    assert store.admit(another).replay is None
+    assert admit(store, another).replay is None
 
 
 def test_budget_counts_no_call_only_what_was_created(store: Store) -> None:
     for reply in (REJECTED, UNKNOWN, BUSY, UNREACHED):
         grant = budgeted(1)
-        store.settle(grant, store.admit(grant), reply, ANSWER)
-    assert store.admit(budgeted(1)).replay is None
+        store.settle(grant, admit(store, grant), reply, ANSWER)
+    assert admit(store, budgeted(1)).replay is None
 
 
 def test_budget_is_exceeded_by_no_more_than_the_calls_that_were_under_way(store: Store) -> None:
     grant = budgeted(100)
-    under_way = [store.admit(grant) for _ in range(3)]
+    under_way = [admit(store, grant) for _ in range(3)]
     for admission in under_way:
         store.settle(grant, admission, replace(SUCCEEDED, spent=100), ANSWER)
     with pytest.raises(BudgetSpent):
-        store.admit(grant)
+        admit(store, grant)
 
 
 def test_budget_says_when_a_call_would_pass_also_when_it_is_well_past_its_amount(store: Store, clock: Clock) -> None:
     first = budgeted(100, per=3600)
-    under_way = [store.admit(first) for _ in range(2)]
+    under_way = [admit(store, first) for _ in range(2)]
     for admission in under_way:
         store.settle(first, admission, replace(SUCCEEDED, spent=90), ANSWER)
         clock.tick(600)
     with pytest.raises(BudgetSpent) as caught:
-        store.admit(first)
+        admit(store, first)
     assert caught.value.retry_after is not None
     clock.tick(caught.value.retry_after - 29)  # a bucket of an hour is 28.125 s
     assert isinstance(outcome_of(store, first), BudgetSpent)
     clock.tick(29)
-    store.admit(first)
+    admit(store, first)
 
 
 def test_budget_of_one_caller_is_not_spent_by_another(store: Store) -> None:
     spend(store, budgeted(1), 1)
     grant = budgeted(1)
-    assert store.admit(replace(grant, caller=replace(grant.caller, id="other", first="other"))).replay is None
+    assert admit(store, replace(grant, caller=replace(grant.caller, id="other", first="other"))).replay is None
 
 
 def test_replay_is_told_even_when_the_budget_is_spent(store: Store) -> None:
     spend(store, budgeted(1, key="order-1"), 1)
-    assert store.admit(budgeted(1, key="order-1")).replay == ANSWER
+    assert admit(store, budgeted(1, key="order-1")).replay == ANSWER
 
 
 # ---------------------------------------------------------------- sent again where the upstream deduplicates
@@ -507,25 +507,25 @@ def stripes(key: str | None = "order-1", *, limits: str = "1000/minute", more: s
 
 
 def leave_unknown(store: Store, grant: Grant) -> None:
-    assert store.settle(grant, store.admit(grant), UNKNOWN, ANSWER)
+    assert store.settle(grant, admit(store, grant), UNKNOWN, ANSWER)
 
 
 def test_first_send_of_a_key_is_in_no_doubt(store: Store) -> None:
     for grant in (stripes("a"), stripes(None), keyed("b")):
-        assert not store.admit(grant).doubt
+        assert not in_doubt(admit(store, grant))
 
 
 def test_unknown_is_sent_again_in_doubt_and_under_an_owner_of_its_own(store: Store) -> None:
     grant = stripes()
-    first = store.admit(grant)
+    first = admit(store, grant)
     store.settle(grant, first, UNKNOWN, ANSWER)
-    again = store.admit(grant)
-    assert (again.doubt, again.replay) == (True, None)
+    again = admit(store, grant)
+    assert (in_doubt(again), again.replay) == (True, None)
     assert again.owner != first.owner
     with pytest.raises(KeyInUse):
-        store.admit(grant)
+        admit(store, grant)
     store.settle(grant, again, SUCCEEDED, ANSWER)
-    assert store.admit(grant).replay == ANSWER
+    assert admit(store, grant).replay == ANSWER
 
 
 def test_unknown_is_sent_again_only_while_the_upstream_is_sure_to_know_the_key(store: Store, clock: Clock) -> None:
@@ -533,10 +533,10 @@ def test_unknown_is_sent_again_only_while_the_upstream_is_sure_to_know_the_key(s
         leave_unknown(store, stripes(key))
         clock.tick(seconds)
         if key == "in time":
-            assert store.admit(stripes(key)).doubt
+            assert in_doubt(admit(store, stripes(key)))
         else:
             with pytest.raises(OutcomeStillUnknown):
-                store.admit(stripes(key))
+                admit(store, stripes(key))
 
 
 def test_window_counts_from_the_first_send_whatever_came_of_the_second(store: Store, clock: Clock) -> None:
@@ -547,34 +547,34 @@ def test_window_counts_from_the_first_send_whatever_came_of_the_second(store: St
         leave_unknown(store, grant)
     clock.tick(0.001)
     with pytest.raises(OutcomeStillUnknown):
-        store.admit(grant)
+        admit(store, grant)
 
 
 def test_window_of_a_key_that_was_released_counts_from_its_next_send(store: Store, clock: Clock) -> None:
     grant = stripes()
-    store.settle(grant, store.admit(grant), BUSY, ANSWER)
+    store.settle(grant, admit(store, grant), BUSY, ANSWER)
     clock.tick(DAY)
     leave_unknown(store, grant)
     clock.tick(DAY - LEASE)
-    assert store.admit(grant).doubt
+    assert in_doubt(admit(store, grant))
 
 
 def test_claim_is_sent_again_once_its_lease_has_run_out_and_not_before(store: Store, clock: Clock) -> None:
     grant = stripes()
-    first = store.admit(grant)
+    first = admit(store, grant)
     clock.tick(LEASE - 0.001)
     with pytest.raises(KeyInUse):
-        store.admit(grant)
+        admit(store, grant)
     clock.tick(0.001)
-    second = store.admit(grant)
-    assert second.doubt
+    second = admit(store, grant)
+    assert in_doubt(second)
     for reply in (SUCCEEDED, REJECTED, UNKNOWN, BUSY, UNREACHED):  # the first owner was only slow, and is too late
         store.settle(grant, first, reply, Answer(500, b""))
     store.release(grant, first)
     with pytest.raises(KeyInUse):
-        store.admit(grant)
+        admit(store, grant)
     store.settle(grant, second, SUCCEEDED, ANSWER)
-    assert store.admit(grant).replay == ANSWER
+    assert admit(store, grant).replay == ANSWER
 
 
 @pytest.mark.parametrize("reply", [BUSY, UNREACHED, None], ids=["busy", "unreached", "not sent"])
@@ -582,22 +582,22 @@ def test_second_send_that_created_nothing_leaves_the_doubt(store: Store, clock: 
     grant = stripes()
     leave_unknown(store, grant)
     for _ in range(2):
-        again = store.admit(grant)
-        assert again.doubt
+        again = admit(store, grant)
+        assert in_doubt(again)
         if reply is None:
             store.release(grant, again)
         else:
             assert store.settle(grant, again, reply, ANSWER)
     clock.tick(DAY)
     with pytest.raises(OutcomeStillUnknown):
-        store.admit(grant)
+        admit(store, grant)
 
 
 def test_rejection_of_a_second_send_is_kept_and_repeated(store: Store) -> None:
     grant = stripes()
     leave_unknown(store, grant)
-    store.settle(grant, store.admit(grant), REJECTED, ANSWER)
-    assert store.admit(grant).replay == ANSWER
+    store.settle(grant, admit(store, grant), REJECTED, ANSWER)
+    assert admit(store, grant).replay == ANSWER
 
 
 def test_one_of_fifty_is_sent_again(store: Store) -> None:
@@ -605,7 +605,7 @@ def test_one_of_fifty_is_sent_again(store: Store) -> None:
     leave_unknown(store, grant)
     results = at_once(50, lambda _: outcome_of(store, grant))
     assert count(results, KeyInUse) == 49
-    assert [result.doubt for result in results if not isinstance(result, Refusal)] == [True]
+    assert [in_doubt(result) for result in results if not isinstance(result, Refusal)] == [True]
 
 
 def test_second_send_counts_against_the_limits_and_is_refused_by_them(store: Store, clock: Clock) -> None:
@@ -613,12 +613,12 @@ def test_second_send_counts_against_the_limits_and_is_refused_by_them(store: Sto
     leave_unknown(store, grant)
     leave_unknown(store, grant)
     with pytest.raises(LimitReached):
-        store.admit(grant)
+        admit(store, grant)
     clock.tick(2)
-    again = store.admit(grant)  # refused, it was not taken for sent
-    assert (again.doubt, again.standings[0].remaining) == (True, 1)
+    again = admit(store, grant)  # refused, it was not taken for sent
+    assert (in_doubt(again), again.standings[0].remaining) == (True, 1)
     store.release(grant, again)
-    assert store.admit(grant).standings[0].remaining == 1  # given back like any other
+    assert admit(store, grant).standings[0].remaining == 1  # given back like any other
 
 
 def test_second_send_is_refused_where_the_budget_is_spent(store: Store) -> None:
@@ -629,7 +629,7 @@ def test_second_send_is_refused_where_the_budget_is_spent(store: Store) -> None:
     leave_unknown(store, unknown)
     spend(store, other, 1)
     with pytest.raises(BudgetSpent):
-        store.admit(unknown)
+        admit(store, unknown)
 
 
 def test_invoice_that_a_second_send_finds_is_spent_once(store: Store) -> None:
@@ -641,19 +641,19 @@ def test_invoice_that_a_second_send_finds_is_spent_once(store: Store) -> None:
     fresh = replace(grant, ledger_key=None)
     spend(store, fresh, 1)
     with pytest.raises(BudgetSpent):
-        store.admit(fresh)
+        admit(store, fresh)
 
 
 def test_invoice_that_a_slow_send_and_its_repetition_both_find_is_spent_once(store: Store, clock: Clock) -> None:
     budget = Budget("usd", Limit(100, 86400, "100 usd/day"))
     grant = stripes()
     grant = replace(grant, caller=replace(grant.caller, budget=budget))
-    slow = store.admit(grant)
+    slow = admit(store, grant)
     clock.tick(LEASE)
-    again = store.admit(grant)
+    again = admit(store, grant)
     for admission in (slow, again):
         store.settle(grant, admission, replace(SUCCEEDED, spent=50), ANSWER)
-    assert store.admit(replace(grant, ledger_key=None)).replay is None
+    assert admit(store, replace(grant, ledger_key=None)).replay is None
 
 
 @pytest.mark.parametrize(
@@ -672,13 +672,13 @@ def test_call_that_another_upstream_may_have_taken_is_not_sent_again(store: Stor
     leave_unknown(store, keyed(body=CUSTOMER))
     assert keyed(body=CUSTOMER).ledger_key == stripes().ledger_key
     with pytest.raises(OutcomeStillUnknown):
-        store.admit(stripes())
+        admit(store, stripes())
 
 
 def test_other_parameters_are_refused_whatever_may_be_sent_again(store: Store) -> None:
     leave_unknown(store, stripes())
     with pytest.raises(KeyReused):
-        store.admit(replace(stripes(), fingerprint="other"))
+        admit(store, replace(stripes(), fingerprint="other"))
 
 
 @pytest.mark.parametrize("store", sorted(STORES.keys() - {"memory"}), indirect=True)  # whose ledger no operator reaches
@@ -688,7 +688,7 @@ def test_operator_resolves_a_key_that_is_in_doubt(store: Store, clock: Clock, *,
     began = clock()
     leave_unknown(store, grant)
     clock.tick(60)
-    again = store.admit(grant)
+    again = admit(store, grant)
     ledger: Any = store
     (held,) = ledger.held()
     assert (held.state, held.since, held.running, held.open) == (State.SENT, began, True, False)
@@ -697,5 +697,5 @@ def test_operator_resolves_a_key_that_is_in_doubt(store: Store, clock: Clock, *,
     (held,) = ledger.held()
     assert (held.state, held.since, held.open) == (State.UNKNOWN, began, True)
     assert ledger.resolve(grant.ledger_key, ANSWER if created else None) is Verdict.RESOLVED
-    after = store.admit(grant)
-    assert (after.replay, after.doubt) == (ANSWER if created else None, False)
+    after = admit(store, grant)
+    assert (after.replay, in_doubt(after)) == (ANSWER if created else None, False)

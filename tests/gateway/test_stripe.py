@@ -148,11 +148,14 @@ PENDING = (Outcome.UNKNOWN, OutcomePending, 504)
 #: By fault: the outcome, the refusal and its status; and how many tries, invoices and calls there were.
 ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], tuple[int, int, int]]] = {
     **dict.fromkeys(("gzip", "set_cookie", "expanded", "slow", "leak_key", "working"), (DONE, (1, 1, 1))),
-    **dict.fromkeys(("error_400", "echo_key"), ((NO, UpstreamRejected, 400), (1, 0, 1))),
+    **dict.fromkeys(
+        ("error_400", "echo_key", "approval", "action_blocked", "no_line_items"),
+        ((NO, UpstreamRejected, 400), (1, 0, 1)),
+    ),
     "error_402": ((NO, UpstreamRejected, 402), (1, 0, 1)),
-    "error_404": ((NO, UpstreamRejected, 404), (1, 0, 1)),
+    **dict.fromkeys(("error_404", "html_404"), ((NO, UpstreamRejected, 404), (1, 0, 1))),
     **dict.fromkeys(("error_401", "error_403"), ((Outcome.RELEASED, UpstreamKeyRefused, 503), (1, 0, 1))),
-    "error_429": ((Outcome.RELEASED, UpstreamBusy, 503), (1, 0, 1)),
+    **dict.fromkeys(("error_429", "lock_429"), ((Outcome.RELEASED, UpstreamBusy, 503), (1, 0, 1))),
     # Nothing lies under the key, or the invoice does: the second try brings it.
     **dict.fromkeys(("error_409", "error_503", "html_502", "retry_409", "retry_503"), (DONE, (2, 1, 2))),
     **dict.fromkeys(("close_after", "reset_after", "truncated"), (DONE, (2, 1, 2))),

@@ -9,17 +9,31 @@ from typing import NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from policies.idempotency import LEASE, RETENTION, Entry, State, claim, identity, settle, upstream_key
-from policies.model import Answer, Outcome
-from policies.refusals import KeyInUse, KeyReused, LedgerRefusal, OutcomeStillUnknown
+from policies.idempotency import (
+    LEASE,
+    LEAST_FREE,
+    PROVABLE,
+    RETENTION,
+    Verdict,
+    claim,
+    identity,
+    resolve,
+    settle,
+    upstream_key,
+)
+from policies.model import Answer, Entry, Outcome, State
+from policies.outcomes import Reply
+from policies.refusals import KeyInUse, KeyReused, KeyUsedElsewhere, LedgerRefusal, OutcomeStillUnknown
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
 NOW = 1000.0
-SENT = Entry(State.SENT, "a", "print", "there", NOW, NOW + LEASE, NOW + RETENTION)
-SUCCEEDED = replace(SENT, state=State.SUCCEEDED, answer=ANSWER)
-REJECTED = replace(SENT, state=State.REJECTED, answer=Answer(400, b"{}"))
-UNKNOWN = replace(SENT, state=State.UNKNOWN)
-HELD = [SENT, SUCCEEDED, REJECTED, UNKNOWN]
+SENT = Entry(State.SENT, "a", "app", "billing", "invoices.create", "print", "form", "there", NOW, NOW + LEASE)
+SUCCEEDED = replace(SENT, state=State.SUCCEEDED, answer=ANSWER, expires=NOW + RETENTION)
+REJECTED = replace(SENT, state=State.REJECTED, answer=Answer(400, b"{}"), expires=NOW + RETENTION)
+UNKNOWN = replace(SENT, state=State.UNKNOWN, doubt=True, until=NOW + LEASE)
+FREE = replace(SENT, state=State.FREE, refused=True, generation=3, expires=NOW + RETENTION)
+SETTLED = [SUCCEEDED, REJECTED]
+AWAITING = replace(SENT, state=State.UNKNOWN, approval="areq_1")
 
 
 def claimed(
@@ -27,21 +41,25 @@ def claimed(
     owner: str = "b",
     *,
     fingerprint: str = "print",
+    written: str = "form",
     now: float = NOW,
     place: str = "there",
-    retention: int = RETENTION,
     resend: int = 0,
 ) -> Entry | Answer:
-    return claim(entry, owner=owner, fingerprint=fingerprint, place=place, retention=retention, resend=resend, now=now)
+    wanted = replace(
+        SENT, owner=owner, fingerprint=fingerprint, written=written, place=place, sent=now, lease_until=now + LEASE
+    )
+    return claim(entry, wanted, resend=resend, now=now)
 
 
-def settled(entry: Entry | None, outcome: Outcome, owner: str = "a") -> Entry | None:
-    return settle(entry, owner=owner, outcome=outcome, answer=ANSWER)
+def settled(entry: Entry | None, outcome: Outcome, owner: str = "a", **reply: object) -> Entry | None:
+    ended = replace(Reply(outcome), **reply)
+    return settle(entry, owner=owner, reply=ended, answer=ANSWER, retention=RETENTION)
 
 
 def test_first_claim_is_sent_under_a_lease() -> None:
     assert claimed(None, "a") == SENT
-    assert claimed(None, "a", retention=10 * RETENTION) == replace(SENT, expires=NOW + 10 * RETENTION)
+    assert SENT.expires is None
 
 
 def test_claim_whose_reply_was_lost_is_made_again_by_its_owner() -> None:
@@ -76,20 +94,50 @@ def test_settled_answer_is_repeated_to_whoever_brings_the_key(entry: Entry, owne
 
 
 @pytest.mark.parametrize("owner", ["a", "b"])
-@pytest.mark.parametrize("entry", [UNKNOWN, replace(SUCCEEDED, answer=None)])
-def test_unknown_outcome_is_left_by_nobody(owner: str, entry: Entry) -> None:
+@pytest.mark.parametrize("entry", [UNKNOWN, SENT, replace(SUCCEEDED, answer=None, expires=None)])
+@pytest.mark.parametrize("later", [LEASE, RETENTION, 100 * RETENTION])
+def test_unknown_outcome_is_left_by_nobody_and_never_forgotten(owner: str, entry: Entry, later: float) -> None:
     with pytest.raises(OutcomeStillUnknown):
-        claimed(entry, owner, now=NOW + RETENTION - 0.001)
+        claimed(entry, owner, now=NOW + later)
 
 
-@pytest.mark.parametrize("entry", HELD, ids=lambda entry: entry.state)
+def test_only_an_operator_ends_what_has_been_unknown_for_a_month() -> None:
+    with pytest.raises(OutcomeStillUnknown) as early:
+        claimed(UNKNOWN, now=NOW + PROVABLE - 1)
+    assert "ask, and give the audit id" not in early.value.detail
+    with pytest.raises(OutcomeStillUnknown) as late:
+        claimed(UNKNOWN, now=NOW + PROVABLE)
+    assert "sent 30 days ago" in late.value.detail
+    assert "Only the operator of Countersign can still settle this" in late.value.detail
+
+
+@pytest.mark.parametrize("entry", [SUCCEEDED, REJECTED, UNKNOWN, AWAITING], ids=lambda entry: entry.state)
 @pytest.mark.parametrize("owner", ["a", "b"])
 def test_key_with_other_parameters_is_refused_whatever_became_of_the_first(entry: Entry, owner: str) -> None:
     with pytest.raises(KeyReused):
-        claimed(entry, owner, fingerprint="other")
+        claimed(entry, owner, fingerprint="other", now=NOW + LEASE)
 
 
-@pytest.mark.parametrize("entry", HELD, ids=lambda entry: entry.state)
+def test_key_with_other_parameters_waits_for_a_call_that_may_leave_it_free() -> None:
+    with pytest.raises(KeyInUse):
+        claimed(SENT, fingerprint="other")
+
+
+@pytest.mark.parametrize("fingerprint", ["print", "other"])
+@pytest.mark.parametrize("now", [NOW, NOW + LEASE])
+def test_free_key_runs_with_whatever_parameters_from_where_it_was_at_the_upstream(fingerprint: str, now: float) -> None:
+    fresh = claimed(None, fingerprint=fingerprint, now=now)
+    assert claimed(FREE, fingerprint=fingerprint, now=now) == replace(fresh, generation=3, refused=True)
+    assert claimed(FREE, place="elsewhere", now=now) == claimed(None, place="elsewhere", now=now)
+
+
+def test_invoice_of_another_account_is_not_repeated() -> None:
+    with pytest.raises(KeyUsedElsewhere):
+        claimed(SUCCEEDED, place="elsewhere")
+    assert claimed(REJECTED, place="elsewhere") == REJECTED.answer
+
+
+@pytest.mark.parametrize("entry", SETTLED, ids=lambda entry: entry.state)
 @pytest.mark.parametrize("fingerprint", ["print", "other"])
 def test_expired_key_is_free(entry: Entry, fingerprint: str) -> None:
     now = NOW + RETENTION
@@ -107,7 +155,8 @@ def test_record_outlives_a_replay_40_hours_later() -> None:
         (Outcome.SUCCEEDED, SUCCEEDED),
         (Outcome.REJECTED, replace(REJECTED, answer=ANSWER)),
         (Outcome.UNKNOWN, UNKNOWN),
-        (Outcome.RELEASED, None),
+        (Outcome.RELEASED, replace(FREE, refused=False, generation=0)),
+        (Outcome.FREED, replace(FREE, generation=0)),
     ],
 )
 def test_owner_settles_what_it_sent(outcome: Outcome, after: Entry | None) -> None:
@@ -129,7 +178,7 @@ def test_settlement_by_another_or_a_second_time_changes_nothing(
 
 #: For how long: long enough for a few leases.
 KNOWN = 100
-DOUBTFUL = replace(SENT, owner="b", doubt=True)
+DOUBTFUL = replace(SENT, owner="b", doubt=True, until=NOW + LEASE)
 
 
 @pytest.mark.parametrize("now", [NOW, NOW + LEASE, NOW + KNOWN - LEASE])
@@ -137,7 +186,6 @@ def test_unknown_is_sent_again_while_the_upstream_knows_the_key(now: float) -> N
     again = replace(DOUBTFUL, lease_until=now + LEASE)
     assert claimed(UNKNOWN, resend=KNOWN, now=now) == again
     assert again.sent == NOW  # the first send's: what the upstream knows ages from there
-    assert again.expires == UNKNOWN.expires
 
 
 @pytest.mark.parametrize("now", [NOW + KNOWN - LEASE + 0.001, NOW + KNOWN, NOW + KNOWN + 1, NOW + RETENTION - 0.001])
@@ -172,7 +220,7 @@ def test_running_call_is_not_sent_again(entry: Entry, now: float) -> None:
 
 def test_claim_that_outlives_its_lease_is_sent_again_even_by_its_owner() -> None:
     again = claimed(SENT, "a", resend=KNOWN, now=NOW + LEASE)
-    assert again == replace(SENT, lease_until=NOW + 2 * LEASE, doubt=True)
+    assert again == replace(SENT, lease_until=NOW + 2 * LEASE, doubt=True, until=NOW + LEASE)
 
 
 def test_second_claim_whose_reply_was_lost_is_made_again_and_still_in_doubt() -> None:
@@ -200,16 +248,111 @@ def test_other_parameters_are_refused_and_not_sent_again(entry: Entry) -> None:
         claimed(entry, fingerprint="other", resend=KNOWN, now=NOW + LEASE)
 
 
-def test_expired_key_is_free_of_doubt() -> None:
-    now = NOW + RETENTION
-    assert claimed(replace(UNKNOWN, doubt=True), resend=KNOWN, now=now) == claimed(None, resend=KNOWN, now=now)
+def test_call_whose_form_would_be_another_by_now_is_not_sent_again() -> None:
+    """A fixed value of the policy has changed: the upstream would not take it for the same call."""
+    for entry in (UNKNOWN, SENT):
+        with pytest.raises(OutcomeStillUnknown):
+            claimed(entry, written="another", resend=KNOWN, now=NOW + LEASE)
+
+
+def test_call_to_which_the_upstream_repeats_nothing_but_an_error_is_not_sent_again() -> None:
+    mute = settled(SENT, Outcome.UNKNOWN, mute=True)
+    with pytest.raises(OutcomeStillUnknown):
+        claimed(mute, resend=KNOWN, now=NOW + 1)
+
+
+@pytest.mark.parametrize("now", [NOW + 1, NOW + 100 * RETENTION])
+@pytest.mark.parametrize("written", ["form", "another"])
+def test_call_that_waits_for_a_person_is_claimed_at_any_time_to_ask_what_became_of_it(now: float, written: str) -> None:
+    again = claimed(AWAITING, "c", written=written, now=now)
+    assert again == replace(AWAITING, state=State.SENT, owner="c", lease_until=now + LEASE)
+    for outcome in (Outcome.RELEASED, Outcome.UNKNOWN):
+        waits = settle(
+            again if isinstance(again, Entry) else None,
+            owner="c",
+            reply=Reply(outcome, approval="areq_1"),
+            answer=None,
+            retention=RETENTION,
+        )
+        assert waits is not None
+        assert (waits.state, waits.approval, waits.doubt) == (State.UNKNOWN, "areq_1", False)
+
+
+# ---------------------------------------------------------------- generations of a key
+
+
+def test_next_generation_is_in_no_doubt_of_the_one_before() -> None:
+    moved = settled(DOUBTFUL, Outcome.RELEASED, "b", generation=1)
+    assert moved is not None
+    assert (moved.state, moved.generation, moved.refused, moved.doubt) == (State.FREE, 1, False, False)
+    lost = settled(replace(DOUBTFUL, refused=True), Outcome.UNKNOWN, "b", generation=1)
+    assert lost is not None
+    assert (lost.state, lost.generation, lost.refused, lost.doubt) == (State.UNKNOWN, 1, False, True)
+    assert lost.sent == DOUBTFUL.lease_until - LEASE
+
+
+def test_refused_generation_stays_refused_until_something_else_is_known() -> None:
+    again = claimed(FREE)
+    assert isinstance(again, Entry)
+    for outcome, refused in ((Outcome.RELEASED, True), (Outcome.UNKNOWN, True), (Outcome.FREED, True)):
+        after = settled(again, outcome, "b", generation=3)
+        assert after is not None
+        assert (after.generation, after.refused) == (3, refused)
+
+
+def test_settlement_never_goes_back_a_generation() -> None:
+    assert settled(replace(SENT, generation=2), Outcome.RELEASED) == replace(FREE, refused=False, generation=2)
+
+
+def test_free_key_is_remembered_for_longer_than_any_upstream_remembers_it() -> None:
+    brief = settle(SENT, owner="a", reply=Reply(Outcome.FREED), answer=None, retention=60)
+    assert brief is not None
+    assert brief.expires == SENT.lease_until + LEAST_FREE > NOW + 24 * 3600
+
+
+# ---------------------------------------------------------------- an operator's word
+
+
+@pytest.mark.parametrize(
+    ("entry", "now", "verdict"),
+    [
+        (None, NOW, Verdict.ABSENT),
+        (SUCCEEDED, NOW + RETENTION, Verdict.ABSENT),
+        (SENT, NOW, Verdict.RUNNING),
+        (SUCCEEDED, NOW, Verdict.SETTLED),
+        (REJECTED, NOW, Verdict.RESOLVED),
+        (FREE, NOW, Verdict.SETTLED),
+        (UNKNOWN, NOW + LEASE - 1, Verdict.RUNNING),
+        (UNKNOWN, NOW + LEASE, Verdict.RESOLVED),
+        (SENT, NOW + LEASE, Verdict.RESOLVED),
+        (AWAITING, NOW + LEASE, Verdict.WAITING),
+    ],
+)
+def test_nothing_created_is_believed_only_once_nothing_can_arrive_any_more(
+    entry: Entry | None, now: float, verdict: Verdict
+) -> None:
+    said, decided = resolve(entry, None, now=now)
+    assert said is verdict
+    if verdict is Verdict.RESOLVED:
+        assert decided is not None
+        assert (decided.state, decided.expires) == (State.FREE, now + RETENTION)
+        assert isinstance(claimed(decided, fingerprint="other", now=now), Entry)
+    else:
+        assert decided == entry
+
+
+@pytest.mark.parametrize("entry", [UNKNOWN, AWAITING, REJECTED])
+def test_invoice_that_an_operator_found_is_believed_at_once(entry: Entry) -> None:
+    verdict, decided = resolve(entry, ANSWER, now=NOW)
+    assert verdict is Verdict.RESOLVED
+    assert claimed(decided, now=NOW + RETENTION - 1) == ANSWER
 
 
 @pytest.mark.parametrize(
     ("outcome", "after"),
     [
-        (Outcome.SUCCEEDED, replace(DOUBTFUL, state=State.SUCCEEDED, answer=ANSWER)),
-        (Outcome.REJECTED, replace(DOUBTFUL, state=State.REJECTED, answer=ANSWER)),
+        (Outcome.SUCCEEDED, replace(SUCCEEDED, owner="b", until=NOW + LEASE)),
+        (Outcome.REJECTED, replace(SUCCEEDED, state=State.REJECTED, owner="b", until=NOW + LEASE)),
         (Outcome.UNKNOWN, replace(DOUBTFUL, state=State.UNKNOWN)),
         (Outcome.RELEASED, replace(DOUBTFUL, state=State.UNKNOWN)),  # an earlier send may have created an invoice
     ],
@@ -224,7 +367,7 @@ def test_first_owner_settles_nothing_once_somebody_else_has_claimed(outcome: Out
 
 
 def test_upstream_key_is_made_of_nothing_that_a_store_could_lose_and_tells_nothing() -> None:
-    name = identity("app", "billing", "invoices.create", "order-7")
+    name = identity("app", "ft-4", "stripe-1", "invoices.create", "order-7")
     assert upstream_key(name) == upstream_key(name) != upstream_key(name[:-1])
     assert re.fullmatch(r"countersign-[0-9a-f]{48}", upstream_key(name))
     assert name[:16] not in upstream_key(name)
@@ -234,27 +377,28 @@ def test_upstream_key_is_made_of_nothing_that_a_store_could_lose_and_tells_nothi
 
 
 def test_identity_is_64_hexadecimal_digits_that_say_nothing_of_the_key() -> None:
-    name = identity("app", "billing", "invoices.create", "order-7")
+    name = identity("app", "ft-4", "stripe-1", "invoices.create", "order-7")
     assert len(bytes.fromhex(name)) == 32
-    assert name == identity("app", "billing", "invoices.create", "order-7")
+    assert name == identity("app", "ft-4", "stripe-1", "invoices.create", "order-7")
 
 
 def test_identity_differs_in_every_part_however_the_parts_are_cut() -> None:
-    quadruples = [
-        ("a", "b", "c", "d"),
-        ("x", "b", "c", "d"),
-        ("a", "x", "c", "d"),
-        ("a", "b", "x", "d"),
-        ("a", "b", "c", "x"),
-        ("ab", "", "c", "d"),
-        ("", "ab", "c", "d"),
-        ("a", "b", "cd", ""),
-        ("a", 'b","c', "", "d"),
-        ("a", "b", "c", 'd"]'),
-        ("a", "b", "c", "ü"),
-        ("a", "b", "c", "\\u00fc"),
+    parts = [
+        ("a", "b", "c", "d", "e"),
+        ("x", "b", "c", "d", "e"),
+        ("a", "x", "c", "d", "e"),
+        ("a", "b", "x", "d", "e"),
+        ("a", "b", "c", "x", "e"),
+        ("a", "b", "c", "d", "x"),
+        ("ab", "", "c", "d", "e"),
+        ("", "ab", "c", "d", "e"),
+        ("a", "b", "c", "de", ""),
+        ("a", 'b","c', "", "d", "e"),
+        ("a", "b", "c", "d", 'e"]'),
+        ("a", "b", "c", "d", "ü"),
+        ("a", "b", "c", "d", "\\u00fc"),
     ]
-    assert len({identity(*quadruple) for quadruple in quadruples}) == len(quadruples)
+    assert len({identity(*part) for part in parts}) == len(parts)
 
 
 # ---------------------------------------------------------------- every order of two callers

@@ -10,17 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from policies.dialect import Decision
 from policies.model import Budget, Limit, Outcome, Step
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,
     UpstreamBusy,
     UpstreamKeyRefused,
+    UpstreamMisrouted,
     UpstreamRejected,
 )
 from policies.upstreams import UPSTREAMS
 from policies.upstreams.stripe import CODES
 from sandbox.invoice import EXAMPLE, encode
+from tests.policies.conftest import decided, written
 
 if TYPE_CHECKING:
     from policies.model import Grant
@@ -67,15 +70,15 @@ def said(reply: Reply) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("status", "outcome", "kind", "answered"),
     [
-        *((status, Outcome.REJECTED, UpstreamRejected, status) for status in (400, 402, 404)),
+        *((status, Outcome.REJECTED, UpstreamRejected, status) for status in (400, 402, 422)),
         *((status, Outcome.RELEASED, UpstreamKeyRefused, 503) for status in (401, 403)),
         (429, Outcome.RELEASED, UpstreamBusy, 503),
         *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (500, 501, 502, 503, 504, 520, 599)),
-        *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (100, 301, 302, 307, 308, 405, 408, 409, 413)),
-        *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (415, 418, 422, 424, 425, 0, 600, 999)),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (100, 302, 303, 408, 409, 413)),
+        *((status, Outcome.UNKNOWN, OutcomeUnknown, 424) for status in (415, 418, 424, 425, 0, 600, 999)),
     ],
 )
-def test_every_status_but_success_means_the_same_whatever_the_body(
+def test_status_means_the_same_whatever_the_body_if_that_says_nothing_in_the_upstreams_own_words(
     grant: Grant, *, body: bytes, status: int, outcome: Outcome, kind: type[Refusal], answered: int
 ) -> None:
     reply = judge(grant, status, body)
@@ -88,6 +91,190 @@ def test_every_status_but_success_means_the_same_whatever_the_body(
     assert reply.reached
     assert reply.upstream_status == status
     assert "canary" not in repr((said(reply), reply.refusal.note, reply.alarm))
+
+
+@pytest.mark.parametrize("status", [301, 307, 308, 404, 405, 410, 421])
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:12]))
+def test_front_end_that_says_no_such_place_without_json_is_not_the_upstream(
+    grant: Grant, status: int, body: bytes
+) -> None:
+    reply = judge(grant, status, body)
+    if body[:1] != b"{":
+        assert (reply.outcome, type(reply.refusal)) == (Outcome.RELEASED, UpstreamMisrouted)
+        assert (said(reply)["status"], "retry_after" in said(reply)) == (502, False)
+        assert reply.alarm is not None
+    else:
+        assert reply.outcome is (Outcome.REJECTED if status == 404 else Outcome.UNKNOWN)
+
+
+# ---------------------------------------------------------------- what a refusal proves, and of which send
+
+REFUSED = {"error": {"type": "invalid_request_error", "code": "resource_missing"}}
+DECLINED = {"error": {"type": "card_error", "code": "card_declined"}}
+OTHER_FORM = {"error": {"type": "idempotency_error"}}
+BLOCKED = {"error": {"type": "invalid_request_error", "code": "action_blocked"}}
+LOCKED = {"error": {"type": "invalid_request_error", "code": "lock_timeout"}}
+IN_USE = {"error": {"type": "invalid_request_error", "code": "idempotency_key_in_use"}}
+AWAITS = {
+    "error": {
+        "type": "invalid_request_error",
+        "code": "approval_required",
+        "approval_request": {"id": "areq_1", "dashboard_url": "https://dashboard.stripe.com/approvals/areq_1"},
+    }
+}
+REPLAYED = {"idempotent-replayed": "true"}
+#: The first send of a key; one of a key that was refused before; one after a send of unknown outcome that can no longer
+#: arrive, and one after such a send that still can.
+FIRST = Step("key")
+FREED = Step("key", generation=1, refused=True)
+QUIET = Step("key", doubt=True, quiet=True)
+DOUBT = Step("key", doubt=True, quiet=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "headers", "first", "freed", "quiet", "doubt"),
+    [
+        (400, REFUSED, {}, "freed", "freed", "freed", "unknown"),
+        (404, REFUSED, {}, "freed", "freed", "freed", "unknown"),
+        (402, DECLINED, {}, "freed", "freed", "freed", "unknown"),
+        (402, DECLINED, REPLAYED, "closed", "closed", "closed", "closed"),
+        (400, REFUSED, REPLAYED, "closed", "closed", "closed", "closed"),
+        (400, BLOCKED, {}, "freed", "freed", "freed", "unknown"),
+        (403, BLOCKED, {}, "freed", "freed", "freed", "unknown"),
+        (500, BLOCKED, {}, "freed", "freed", "freed", "unknown"),
+        (400, OTHER_FORM, {}, "unknown", "closed", "unknown", "unknown"),
+        (400, {"error": {"type": "StripeInvalidRequestError"}}, {}, "freed", "freed", "freed", "unknown"),
+        (400, {"error": {"type": "api_error"}}, {}, "rejected", "rejected", "unknown", "unknown"),
+        (400, "StripeConnectionError", {}, "rejected", "rejected", "unknown", "unknown"),
+        (422, {"problem": "no"}, {}, "rejected", "rejected", "unknown", "unknown"),
+        (401, REFUSED, {}, "released", "released", "unknown", "unknown"),
+        (403, REFUSED, {}, "released", "released", "unknown", "unknown"),
+        (429, REFUSED, {}, "released", "released", "unknown", "unknown"),
+        (429, LOCKED, {}, "released", "released", "unknown", "unknown"),
+        (400, LOCKED, {}, "released", "released", "unknown", "unknown"),
+        (404, "<html>", {}, "released", "released", "unknown", "unknown"),
+        (301, "<html>", {}, "released", "released", "unknown", "unknown"),
+        (302, "<html>", {}, "unknown", "unknown", "unknown", "unknown"),
+        (200, "<html>", {}, "unknown", "unknown", "unknown", "unknown"),
+        (409, IN_USE, {}, "unknown", "unknown", "unknown", "unknown"),
+        (424, REFUSED, {}, "unknown", "unknown", "unknown", "unknown"),
+        (500, {"error": {"type": "api_error"}}, {}, "unknown", "unknown", "unknown", "unknown"),
+        (500, {"error": {"type": "api_error"}}, REPLAYED, "mute", "mute", "mute", "mute"),
+        *((status, AWAITS, {}, "waits", "waits", "waits", "waits") for status in (200, 202, 400, 402, 403, 409, 500)),
+        (400, {"error": {"code": "approval_required"}}, {}, "mute", "mute", "mute", "mute"),
+        (400, {"error": {"approval_request": {"id": "areq_1"}}}, {}, "waits", "waits", "waits", "waits"),
+    ],
+)
+def test_answer_frees_a_key_only_if_no_send_of_it_can_have_had_an_effect(  # one row of the table
+    *, stripes: Grant, status: int, answer: object, headers: dict[str, str], first: str, freed: str, quiet: str,
+    doubt: str,
+) -> None:  # fmt: skip
+    body = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+    dialect = UPSTREAMS["stripe"]
+    replies = [dialect.judge(stripes, step, status, headers, body) for step in (FIRST, FREED, QUIET, DOUBT)]
+    assert [meant(reply) for reply in replies] == [first, freed, quiet, doubt]
+
+
+def meant(reply: Reply) -> str:
+    if reply.closed:
+        assert reply.outcome is Outcome.RELEASED
+        return "closed"
+    if reply.mute or reply.approval:
+        assert reply.outcome is Outcome.UNKNOWN
+        return "mute" if reply.mute else "waits"
+    return reply.outcome.value
+
+
+@pytest.fixture
+def stripes() -> Grant:
+    """A call with a key at Stripe."""
+    text = written("customer:").replace("upstream: appgregator", "upstream: stripe")
+    return decided(text, {"customer": "cus_1"}, key="order-1")
+
+
+def stripe_said(grant: Grant, status: int, answer: object, step: Step = FIRST, **headers: str) -> dict[str, Any]:
+    return said(UPSTREAMS["stripe"].judge(grant, step, status, headers, json.dumps(answer).encode()))
+
+
+def test_call_that_waits_for_a_person_says_where_and_when_to_come_back(stripes: Grant) -> None:
+    problem = stripe_said(stripes, 403, AWAITS)
+    assert (problem["status"], problem["reason"], problem["retry_after"]) == (503, "awaiting-approval", 300)
+    assert problem["approval"] == "https://dashboard.stripe.com/approvals/areq_1"
+    assert problem["detail"].endswith("It is approved at https://dashboard.stripe.com/approvals/areq_1")
+    assert "Nothing was created" not in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "look", ["http://dashboard.stripe.com/x", "https://dashboard.stripe.com.evil.example/x", CANARY, "", None, 7, []]
+)
+def test_place_that_is_not_stripes_own_is_not_passed_on(stripes: Grant, look: object) -> None:
+    error = {"code": "approval_required", "approval_request": {"id": "areq_1", "dashboard_url": look}}
+    problem = stripe_said(stripes, 400, {"error": error})
+    assert "approval" not in problem
+    assert problem["reason"] == "awaiting-approval"
+
+
+@pytest.mark.parametrize(
+    "step", [Step("owner", resumes=False), FIRST], ids=["without a key", "an approval without an id"]
+)
+def test_caller_who_cannot_ask_again_is_not_told_to(stripes: Grant, step: Step) -> None:
+    error = dict(AWAITS["error"]) if not step.resumes else {"code": "approval_required"}
+    problem = stripe_said(stripes, 400, {"error": error}, step)
+    assert (problem["status"], problem["reason"]) == (424, "outcome-unknown")
+    assert "a person approve this call" in problem["detail"]
+    assert "Do not use another key" in problem["detail"]
+
+
+def test_refusal_while_an_earlier_send_may_still_arrive_says_when_it_no_longer_can(stripes: Grant) -> None:
+    problem = stripe_said(stripes, 400, REFUSED, DOUBT)
+    assert (problem["status"], problem["reason"], problem["retry_after"]) == (504, "outcome-unknown", 30)
+
+
+def test_error_that_the_upstream_keeps_is_not_worth_another_try(stripes: Grant) -> None:
+    problem = stripe_said(stripes, 500, {}, **REPLAYED)
+    assert (problem["status"], "retry_after" in problem) == (424, False)
+
+
+def test_refusal_in_unknown_words_is_not_told_as_nothing(grant: Grant) -> None:
+    problem = said(judge(grant, 400, b"StripeConnectionError"))
+    assert "Probably nothing was created. This key is not sent again. Do not use another key" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "decision", "created"),
+    [
+        (200, {"status": "pending"}, Decision.WAITS, None),
+        (200, {"status": "approved"}, Decision.WAITS, None),
+        (200, {"status": "requires_execution"}, Decision.WAITS, None),
+        (200, {"status": "something new"}, Decision.WAITS, None),
+        (200, {"status": "succeeded"}, Decision.WAITS, None),
+        (200, {"status": "succeeded", "status_details": []}, Decision.WAITS, None),
+        (
+            200,
+            {"status": "succeeded", "status_details": {"succeeded": {"result": {"id": "in_1", "object": "invoice"}}}},
+            Decision.DONE,
+            "in_1",
+        ),
+        (
+            200,
+            {"status": "succeeded", "status_details": {"succeeded": {"result": {"id": "../evil"}}}},
+            Decision.WAITS,
+            None,
+        ),
+        (200, {"status": "rejected"}, Decision.REFUSED, None),
+        (200, {"status": "canceled"}, Decision.REFUSED, None),
+        (200, {"status": "expired"}, Decision.LAPSED, None),
+        (200, {"status": "failed"}, Decision.LAPSED, None),
+        (200, {"status": "execution_failed"}, Decision.LAPSED, None),
+        (200, [], Decision.WAITS, None),
+        (403, {"status": "rejected"}, Decision.WAITS, None),
+        (404, {"status": "expired"}, Decision.WAITS, None),
+    ],
+)
+def test_approval_ends_by_the_upstreams_own_word_alone(
+    status: int, body: object, decision: Decision, created: str | None
+) -> None:
+    assert UPSTREAMS["stripe"].decided(status, json.dumps(body).encode()) == (decision, created)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 299])
@@ -246,7 +433,8 @@ def test_nothing_is_a_success_but_an_invoice_with_an_id(grant: Grant, body: byte
 
 
 def rejected(grant: Grant, status: int = 400, **error: object) -> dict[str, Any]:
-    return said(judge(grant, status, json.dumps({"error": error}).encode()))
+    answer = {"error": {"type": "invalid_request_error", **error}}
+    return said(judge(grant, status, json.dumps(answer).encode()))
 
 
 @pytest.mark.parametrize("code", sorted(CODES))

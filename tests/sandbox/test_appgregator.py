@@ -564,6 +564,21 @@ def test_huge_header_is_400_kb(upstream: Appgregator) -> None:
     assert upstream.invoices == 2
 
 
+def test_address_with_nothing_at_it_is_a_page_of_html(upstream: Appgregator) -> None:
+    answer = fault(upstream, "html_404")
+    assert (answer.status, answer.headers["content-type"]) == (404, "text/html; charset=UTF-8")
+    assert upstream.invoices == 0
+
+
+@pytest.mark.parametrize(("name", "code"), [("approval", "approval_required"), ("action_blocked", "action_blocked")])
+def test_rule_of_the_account_is_told_in_stripes_words(upstream: Appgregator, name: str, code: str) -> None:
+    answer = fault(upstream, name)
+    error = answer.json()["error"]
+    assert (answer.status, error["type"], error["code"]) == (400, "invalid_request_error", code)
+    assert error.get("approval_request", {}).get("status") == ("requires_review" if name == "approval" else None)
+    assert upstream.invoices == 0
+
+
 def test_expanded_customer_brings_fields_that_nobody_asked_for(upstream: Appgregator) -> None:
     found = fault(upstream, "expanded").json()
     assert found["customer"]["id"] == "cus_fault_expanded"

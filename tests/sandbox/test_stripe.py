@@ -20,7 +20,8 @@ import stripe as sdk
 
 from sandbox import faults, invoice
 from sandbox import stripe as box
-from sandbox.stripe import DEFAULT_VERSION, FAULTS, KEPT_SECONDS, Stripe
+from sandbox.approvals import EXPIRES_SECONDS
+from sandbox.stripe import DEFAULT_VERSION, FAULTS, KEPT_SECONDS, Rules, Stripe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,6 +94,13 @@ def retrieve(stripe: Stripe, name: str, query: str = "", **headers: str) -> Answ
     return call(stripe, b"", method="GET", path=f"{PATH}/{name}{query}", **headers)
 
 
+def tell(stripe: Stripe, form: str, status: int = 200) -> Any:
+    """Change what happens, by the door that other processes have."""
+    answer = call(stripe, form, path="/_sandbox", authorization=None)
+    assert answer.status == status, answer.body
+    return answer.json()
+
+
 def lose(stripe: Stripe, fault: str, key: str) -> None:
     """A call whose answer does not arrive."""
     stripe.fail_next(fault)
@@ -101,6 +109,37 @@ def lose(stripe: Stripe, fault: str, key: str) -> None:
 
 
 # --- Invoices
+
+
+def test_create_brings_an_empty_draft_of_0(stripe: Stripe) -> None:
+    """Lines come by calls of their own, so a create bills nobody."""
+    made = call(stripe).json()
+    sums = {name: made[name] for name in made if name.startswith(("amount_", "subtotal", "total"))}
+    assert {value for value in sums.values() if not isinstance(value, list)} == {0}
+    assert sums.keys() >= {"amount_due", "amount_paid", "amount_remaining", "subtotal", "total", "total_excluding_tax"}
+    url = f"/v1/invoices/{made['id']}/lines"
+    assert made["lines"] == {"object": "list", "data": [], "has_more": False, "total_count": 0, "url": url}
+    assert [made[name] for name in ("status", "number", "hosted_invoice_url", "invoice_pdf")] == ["draft", *[None] * 3]
+    assert (made["auto_advance"], made["collection_method"]) == (False, "charge_automatically")
+    include = call(stripe, "customer=cus_1&pending_invoice_items_behavior=include")
+    assert include.json()["total"] == 0, "nobody has pending items here"
+
+
+@pytest.mark.parametrize(
+    ("version", "more", "status"),
+    [
+        ("2020-08-27", "", 400), ("2022-07-31", "", 400), ("2022-08-01", "", 200), (DEFAULT_VERSION, "", 200),
+        ("2020-08-27", "&pending_invoice_items_behavior=exclude", 200),
+    ],
+)  # fmt: skip
+def test_create_without_lines_was_refused_until_2022_08_01(
+    stripe: Stripe, version: str, more: str, status: int
+) -> None:
+    answer = call(stripe, BODY + more, Stripe_Version=version, key="k")
+    assert answer.status == status
+    if status == 400:
+        assert answer.error["code"] == "invoice_no_customer_line_items"
+        assert call(stripe, Stripe_Version=version, key="k").replayed, "it was executed, and so lies under the key"
 
 
 def test_create_answers_with_an_invoice(stripe: Stripe) -> None:
@@ -134,6 +173,16 @@ def test_invoice_that_is_not_there_is_missing(stripe: Stripe) -> None:
     assert retrieve(stripe, made, authorization="Bearer wrong").status == 401
 
 
+@pytest.mark.parametrize("query", ["?colour=red", "?expand=customer", "?expand[]=customer&customer=cus_1"])
+def test_look_up_takes_expand_and_nothing_else(stripe: Stripe, query: str) -> None:
+    answer = retrieve(stripe, call(stripe).json()["id"], query)
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+
+
+def test_blank_metadata_is_none(stripe: Stripe) -> None:
+    assert call(stripe, "customer=cus_1&metadata[a]=&metadata[b]=x").json()["metadata"] == {"b": "x"}
+
+
 @pytest.mark.parametrize("scheme", ["Bearer {}", "bearer {}", "Basic {}"])
 def test_key_may_come_as_bearer_or_basic(stripe: Stripe, scheme: str) -> None:
     sent = base64.b64encode(f"{KEY}:".encode()).decode() if "Basic" in scheme else KEY
@@ -154,6 +203,65 @@ def test_rotation_replaces_the_accepted_keys_and_keeps_the_account(stripe: Strip
     assert call(stripe, key="k", authorization="Bearer next").body == first.body
 
 
+# --- Modes, accounts and rights
+
+TEST, LIVE, RESTRICTED = "sk_test_51abc", "sk_live_51abc", "rk_live_51abcdefghij"
+
+
+@pytest.fixture
+def company() -> Iterator[Stripe]:
+    """An account with keys of both modes, and a key of another account."""
+    keys = (TEST, LIVE, RESTRICTED, "sk_live_other")
+    with Stripe(keys=keys, accounts={"sk_live_other": "acct_other"}) as running:
+        yield running
+
+
+def sent_by(key: str) -> dict[str, Any]:
+    return {"authorization": f"Bearer {key}", "key": "k"}
+
+
+def test_test_and_live_data_are_apart(company: Stripe) -> None:
+    test, live = (call(company, **sent_by(key)).json() for key in (TEST, LIVE))
+    assert (test["livemode"], live["livemode"]) == (False, True)
+    assert test["id"] != live["id"], "the key of one mode is not that of the other"
+    assert call(company, **sent_by(RESTRICTED)).json()["id"] == live["id"], "of the same account and mode"
+    assert retrieve(company, live["id"], authorization=f"Bearer {LIVE}").status == 200
+    for key, there in ((TEST, "live"), (LIVE, "test")):
+        gone = retrieve(company, (live if key == TEST else test)["id"], authorization=f"Bearer {key}")
+        assert (gone.status, gone.error["code"]) == (404, "resource_missing")
+        assert f"exists in {there} mode" in gone.error["message"]
+
+
+def test_another_account_has_its_own_data_and_keys(company: Stripe) -> None:
+    ours, theirs = (call(company, **sent_by(key)).json()["id"] for key in (LIVE, "sk_live_other"))
+    assert ours != theirs
+    assert retrieve(company, ours, authorization="Bearer sk_live_other").status == 404
+    connected = [call(company, Stripe_Account="acct_1", **sent_by(key)) for key in (LIVE, TEST)]
+    assert len({ours, theirs, *(answer.json()["id"] for answer in connected)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("rights", "write", "read"),
+    [((), 403, 403), (("rak_invoice_read",), 403, 404), (("rak_invoice_write",), 200, 404),
+     (("rak_customer_write", "rak_event_read"), 403, 403)],
+)  # fmt: skip
+def test_restricted_key_does_what_it_has_the_right_to(
+    company: Stripe, rights: tuple[str, ...], write: int, read: int
+) -> None:
+    """Said before the object is looked for, and nothing is kept."""
+    company.restrict(RESTRICTED, *rights)
+    made, found = call(company, **sent_by(RESTRICTED)), retrieve(company, "in_1", authorization=f"Bearer {RESTRICTED}")
+    assert (made.status, found.status) == (write, read)
+    for answer, right in ((made, "rak_invoice_write"), (found, "rak_invoice_read")):
+        if answer.status == 403:
+            assert (answer.error["type"], answer.error["code"]) == (
+                "invalid_request_error", "more_permissions_required",
+            )  # fmt: skip
+            assert f"{right!r} permission" in answer.error["message"]
+            assert RESTRICTED not in answer.error["message"]
+    assert call(company, **sent_by(LIVE)).replayed == (write == 200)
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", PATH), ("POST", f"{PATH}/in_1"), ("POST", "/v1/charges"), ("POST", f"{PATH}/"), ("DELETE", PATH)],
@@ -168,12 +276,26 @@ def test_other_addresses_are_not_there(stripe: Stripe, method: str, path: str) -
     ("body", "param", "code"),
     [
         ("description=x", "customer", "parameter_missing"),
-        ("customer=", "customer", "parameter_missing"),
+        ("customer=", "customer", "parameter_invalid_empty"),
+        ("customer=cus_1&description=", "description", "parameter_invalid_empty"),
+        (
+            "customer=cus_1&custom_fields[0][name]=&custom_fields[0][value]=b",
+            "custom_fields[0][name]",
+            "parameter_invalid_empty",
+        ),
+        (
+            "customer=cus_1" + "".join(f"&custom_fields[{n}][name]=a&custom_fields[{n}][value]=b" for n in range(5)),
+            "custom_fields",
+            None,
+        ),
         ("customer=cus_1&colour=red", "colour", "parameter_unknown"),
         ("customer=cus_1&metadata[a][b]=x", "metadata[a][b]", "parameter_unknown"),
         ("customer=cus_1&description[a]=x", "description[a]", "parameter_unknown"),
         ("customer=cus_1&days_until_due=soon", "days_until_due", "parameter_invalid_integer"),
         ("customer=cus_1&due_date=", "due_date", "parameter_invalid_integer"),
+        ("customer=cus_1&due_date=1900000", "due_date", None),
+        ("customer=cus_1&days_until_due=30&collection_method=charge_automatically", "days_until_due", None),
+        ("customer=cus_1&collection_method=send_invoice", "days_until_due", None),
         ("customer=cus_1&auto_advance=banana", "auto_advance", None),
         ("customer=cus_1&collection_method=by_hand", "collection_method", None),
         ("customer=cus_1&currency=dollars", "currency", None),
@@ -199,8 +321,10 @@ def test_parameter_that_is_wrong_is_named_and_nothing_is_kept(
 @pytest.mark.parametrize(
     "body",
     [
-        "auto_advance=1", "auto_advance=false", "metadata=", "footer=", "expand[]=customer", "expand[0]=a&expand[1]=b",
-        "custom_fields[0][name]=a&custom_fields[0][value]=b", "transfer_data[destination]=acct_1", "due_date=1900000",
+        "auto_advance=1", "auto_advance=false", "metadata=", "metadata[a]=", "expand[]=customer",
+        "expand[0]=a&expand[1]=b", "custom_fields[0][name]=a&custom_fields[0][value]=b",
+        "transfer_data[destination]=acct_1",
+        "due_date=1900000&collection_method=send_invoice", "days_until_due=30&collection_method=send_invoice",
         "payment_settings[payment_method_options][card][request_three_d_secure]=any", "rendering[amount_tax_display]=",
         "metadata[7]=a", f"description={'x' * 1500}",
     ],
@@ -222,7 +346,7 @@ def test_json_is_refused(stripe: Stripe) -> None:
         ({}, DEFAULT_VERSION),
         ({"Stripe_Version": "2024-06-20"}, "2024-06-20"),
         ({"Stripe_Version": "2026-10-28.endive"}, "2026-10-28.endive"),
-        ({"Stripe_Version": "newest"}, DEFAULT_VERSION),
+        ({"Stripe_Version": "2026-08-26.preview"}, "2026-08-26.preview"),
     ],
 )
 def test_answer_names_its_version(stripe: Stripe, sent: dict[str, str], answered: str) -> None:
@@ -230,6 +354,22 @@ def test_answer_names_its_version(stripe: Stripe, sent: dict[str, str], answered
     assert {name: value for name, value in stripe.calls[0].headers if name == "Stripe-Version"} == {
         name.replace("_", "-"): value for name, value in sent.items()
     }
+
+
+@pytest.mark.parametrize("version", ["newest", "2024-6-20", "2024-06-20, 2024-06-20", "", "2024-06-20; beta=v1"])
+def test_version_that_does_not_exist_is_refused(stripe: Stripe, version: str) -> None:
+    answer = call(stripe, Stripe_Version=version, key="k")
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+    assert answer.error["message"] == f"Invalid Stripe API version: {version}"
+    assert not call(stripe, key="k").replayed
+
+
+def test_answer_says_which_call_was_the_first_of_its_key(stripe: Stripe) -> None:
+    first, again, other = call(stripe, key="k"), call(stripe, key="k"), call(stripe)
+    assert first.headers["original-request"] == first.headers["request-id"] == again.headers["original-request"]
+    assert again.headers["request-id"] != first.headers["request-id"]
+    assert other.headers["original-request"] is None
+    assert first.headers["stripe-should-retry"] == other.headers["stripe-should-retry"] == "false"
 
 
 def test_every_answer_has_a_request_id_of_its_own(stripe: Stripe) -> None:
@@ -278,7 +418,7 @@ def test_key_belongs_to_an_account(stripe: Stripe) -> None:
 def test_order_of_the_parameters_does_not_matter_but_their_values_do(stripe: Stripe) -> None:
     first = call(stripe, "customer=cus_1&description=a", key="k")
     assert call(stripe, "description=a&customer=cus_1", key="k").body == first.body
-    for body in ("customer=cus_1&description=b", "customer=cus_1", "customer=cus_1&description=a&footer="):
+    for body in ("customer=cus_1&description=b", "customer=cus_1", "customer=cus_1&description=a&footer=x"):
         answer = call(stripe, body, key="k")
         assert (answer.status, answer.error["type"]) == (400, "idempotency_error")
         assert not answer.replayed
@@ -300,6 +440,21 @@ def test_key_is_forgotten_after_24_hours(stripe: Stripe, clock: Clock) -> None:
     clock.now += KEPT_SECONDS - 1
     assert call(stripe, key="k").replayed
     assert (stripe.invoices, stripe.replays) == (2, 2)
+
+
+def test_key_is_forgotten_when_the_clock_is_moved_through_the_door(stripe: Stripe) -> None:
+    first = call(stripe, key="k")
+    tell(stripe, f"forward={KEPT_SECONDS - 2}")
+    assert call(stripe, key="k").body == first.body
+    stripe.forward(2)
+    assert not call(stripe, key="k").replayed
+
+
+def test_key_of_a_get_is_not_looked_at(stripe: Stripe) -> None:
+    made = call(stripe, key="k")
+    found = retrieve(stripe, made.json()["id"], key="k" * 256)
+    assert (found.status, found.replayed, stripe.replays) == (200, False, 0)
+    assert retrieve(stripe, "in_1", key="k").status == 404, "and no other parameters of the same key"
 
 
 def test_key_is_in_use_while_its_first_call_is_at_work(stripe: Stripe, clock: Clock) -> None:
@@ -406,6 +561,7 @@ def test_trickled_answer_is_there_for_the_same_key(stripe: Stripe, monkeypatch: 
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_spoilt_answer_is_whole_for_the_same_key(stripe: Stripe, name: str) -> None:
+    faults.bomb()  # made once, and that takes longer than a call may
     body = f"customer=cus_fault_{name}"
     first, second = call(stripe, body, key="k"), call(stripe, body, key="k")
     assert first.status == second.status == 200
@@ -437,6 +593,9 @@ def test_repeat_can_be_lost_too(stripe: Stripe) -> None:
         ("error_403", 403, {"type": "invalid_request_error"}, None),
         ("error_409", 409, {"code": "lock_timeout"}, None),
         ("error_429", 429, {"code": "rate_limit"}, None),
+        ("lock_429", 429, {"type": "invalid_request_error", "code": "lock_timeout"}, None),
+        ("approval", 400, {"type": "invalid_request_error", "code": "approval_required"}, None),
+        ("action_blocked", 400, {"type": "invalid_request_error", "code": "action_blocked"}, None),
         ("error_503", 503, {"type": "api_error"}, None),
         ("echo_key", 400, {"type": "invalid_request_error"}, None),
         ("retry_409", 409, {"code": "lock_timeout"}, "true"),
@@ -452,12 +611,16 @@ def test_refusal_leaves_nothing_under_the_key(
     assert answer.error.items() >= error.items()
     assert answer.headers["stripe-should-retry"] == retry
     assert answer.headers["retry-after"] is None
+    assert (answer.headers["stripe-rate-limited-reason"] is None) == (name != "error_429")
+    assert answer.headers["original-request"] is None
     assert stripe.invoices == 0
     again = call(stripe, key="k")
     assert (again.status, again.replayed, stripe.invoices) == (200, False, 1)
 
 
-@pytest.mark.parametrize(("name", "status"), [("redirect_302", 302), ("redirect_307", 307), ("html_502", 502)])
+@pytest.mark.parametrize(
+    ("name", "status"), [("redirect_302", 302), ("redirect_307", 307), ("html_404", 404), ("html_502", 502)]
+)
 def test_answer_that_is_none_of_stripes_leaves_nothing_under_the_key(stripe: Stripe, name: str, status: int) -> None:
     stripe.fail_next(name)
     assert call(stripe, key="k").status == status
@@ -480,6 +643,7 @@ def test_followed_redirect_is_counted(stripe: Stripe) -> None:
         ("error_500", 500, None, 0),
         ("error_500_created", 500, None, 1),
         ("no_retry_500", 500, "false", 0),
+        ("no_line_items", 400, None, 0),
     ],
 )
 def test_error_of_the_execution_lies_under_the_key(
@@ -527,6 +691,177 @@ def test_unknown_fault_cannot_be_asked_for(stripe: Stripe) -> None:
     with pytest.raises(ValueError, match="no fault"):
         stripe.fail_next("error_418")
     assert call(stripe, "customer=cus_fault_error_418").error["param"] == "customer"
+
+
+# --- Approvals
+
+PREVIEW = "2026-08-26.preview"
+
+
+def held(stripe: Stripe, key: str | None = "k", **headers: str) -> dict[str, Any]:
+    """Have a create held by a rule; return what Stripe says of its approval."""
+    answer = call(stripe, "customer=cus_fault_approval", key=key, **headers)
+    assert answer.error["code"] == "approval_required"
+    request: dict[str, Any] = answer.error["approval_request"]
+    return request
+
+
+def approval(stripe: Stripe, name: str, version: str | None = PREVIEW, **headers: str) -> Answer:
+    path = f"/v2/core/approval_requests/{name}"
+    return call(stripe, b"", method="GET", path=path, Stripe_Version=version, **headers)
+
+
+@pytest.mark.parametrize("status", [400, 402, 403])
+def test_action_that_waits_for_a_person_is_told_and_makes_nothing(stripe: Stripe, status: int) -> None:
+    stripe.rules = Rules(status=status)
+    answer = call(stripe, "customer=cus_fault_approval")
+    assert (answer.status, answer.error["type"], answer.error["code"]) == (
+        status, "invalid_request_error", "approval_required",
+    )  # fmt: skip
+    request = answer.error["approval_request"]
+    name = request.pop("id")
+    assert re.fullmatch(r"apreq_[0-9A-Za-z]{24}", name)
+    assert name in answer.error["message"]
+    assert request == {
+        "object": "v2.core.approval_request",
+        "action": "invoice.create",
+        "status": "requires_review",
+        "dashboard_url": f"https://dashboard.stripe.com/approval_requests/{name}",
+        "expires_at": "1970-01-08T00:16:40.000Z",
+    }
+    assert (stripe.invoices, stripe.approvals) == (0, {name: "requires_review"})
+    shown = approval(stripe, name)
+    assert shown.status == 200
+    assert shown.json().items() >= request.items()
+    assert (shown.json()["livemode"], shown.json()["status_details"]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("decision", "status", "details"),
+    [
+        ("approve", "succeeded", {"result"}), ("fail", "failed", {"error_code", "error_message", "error_type"}),
+        ("reject", "rejected", {"reason"}), ("cancel", "canceled", None), ("expire", "expired", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("door", [False, True])
+def test_person_decides_and_stripe_carries_it_out(
+    stripe: Stripe, decision: str, status: str, details: set[str] | None, *, door: bool
+) -> None:
+    name = held(stripe)["id"]
+    if door:
+        assert tell(stripe, f"{decision}={name}")["approvals"] == {name: status}
+    else:
+        stripe.decide(name, decision)
+    shown = approval(stripe, name).json()
+    assert shown["status"] == status
+    assert shown["status_details"] == (None if details is None else {status: shown["status_details"][status]})
+    assert details is None or shown["status_details"][status].keys() == details
+    done = {name for name, when in shown["status_transitions"].items() if when is not None}
+    assert done == ({"approved_at"} if decision in {"approve", "fail"} else set()) | {f"{status}_at"}
+    assert stripe.invoices == (decision == "approve")
+    with pytest.raises(ValueError, match="already"):
+        stripe.decide(name, "approve")
+    assert stripe.approvals == {name: status}
+
+
+def test_approved_invoice_is_there_and_is_the_one_that_was_asked_for(stripe: Stripe) -> None:
+    name = held(stripe)["id"]
+    stripe.decide(name, "approve")
+    result = approval(stripe, name).json()["status_details"]["succeeded"]["result"]
+    assert result["object"] == "invoice"
+    found = retrieve(stripe, result["id"]).json()
+    assert (found["id"], found["customer"], found["status"]) == (result["id"], "cus_fault_approval", "draft")
+
+
+@pytest.mark.parametrize(("decision", "ends"), [("approve", "succeeded"), ("fail", "failed")])
+def test_approved_is_not_carried_out_yet(stripe: Stripe, clock: Clock, decision: str, ends: str) -> None:
+    stripe.rules = Rules(seconds=60)
+    name = held(stripe)["id"]
+    stripe.decide(name, decision)
+    clock.now += 59
+    assert (stripe.approvals, stripe.invoices) == ({name: "requires_execution"}, 0)
+    clock.now += 1
+    assert (stripe.approvals, stripe.invoices) == ({name: ends}, decision == "approve")
+
+
+def test_request_that_nobody_decides_expires_in_a_week(stripe: Stripe, clock: Clock) -> None:
+    name = held(stripe)["id"]
+    clock.now += EXPIRES_SECONDS - 1
+    assert stripe.approvals == {name: "requires_review"}
+    clock.now += 1
+    shown = approval(stripe, name).json()
+    assert (shown["status"], shown["status_transitions"]["expired_at"]) == ("expired", shown["expires_at"])
+    with pytest.raises(ValueError, match="expired already"):
+        stripe.decide(name, "approve")
+
+
+def test_earlier_preview_has_other_words_for_the_states(stripe: Stripe) -> None:
+    tell(stripe, "earlier=true&seconds=60")
+    assert held(stripe)["status"] == "pending"
+    first, *_ = stripe.approvals
+    stripe.decide(first, "approve")
+    assert approval(stripe, first).json()["status"] == "approved"
+    stripe.forward(60)
+    shown = approval(stripe, first).json()
+    assert (shown["status"], stripe.approvals[first]) == ("execution_succeeded", "succeeded")
+
+
+@pytest.mark.parametrize("fault", ["approval", "action_blocked"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_answer_of_a_rule_is_kept_under_the_key_or_is_not(stripe: Stripe, fault: str, *, kept: bool) -> None:
+    tell(stripe, f"kept={str(kept).lower()}&status=403")
+    first, second = (call(stripe, f"customer=cus_fault_{fault}", key="k") for _ in range(2))
+    assert (first.status, second.status, stripe.invoices) == (403, 403, 0)
+    assert (first.replayed, second.replayed) == (False, kept)
+    if fault == "approval":
+        assert len(stripe.approvals) == (1 if kept else 2)
+        for name in stripe.approvals:
+            stripe.decide(name, "approve")
+        assert stripe.invoices == (1 if kept else 2), "whoever repeats it raises one more"
+
+
+def test_rule_holds_what_is_executed_and_no_repeat(stripe: Stripe) -> None:
+    first = call(stripe, key="k")
+    stripe.fail_next("approval")
+    assert call(stripe, key="k").body == first.body
+    assert call(stripe, key="other").error["code"] == "approval_required"
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "code"),
+    [(None, 400, None), ("2026-10-28.endive", 404, "not_found"), ("2026-05-27.preview", 404, "not_found"),
+     ("2026-8-26.preview", 400, None), (PREVIEW, 200, None), ("2026-11-25.preview", 200, None)],
+)  # fmt: skip
+def test_approval_is_looked_up_with_a_version_of_its_preview(
+    stripe: Stripe, version: str | None, status: int, code: str | None
+) -> None:
+    answer = approval(stripe, held(stripe)["id"], version)
+    assert answer.status == status
+    if status != 200:
+        assert answer.error.get("code") == code
+        assert ("type" in answer.error) == (status == 400), "v2 writes none"
+
+
+def test_approval_is_seen_in_its_own_account_and_mode(company: Stripe) -> None:
+    name = held(company, authorization=f"Bearer {LIVE}")["id"]
+    assert approval(company, name, authorization=f"Bearer {LIVE}").json()["livemode"] is True
+    for key in (TEST, "sk_live_other"):
+        gone = approval(company, name, authorization=f"Bearer {key}")
+        assert (gone.status, gone.error["code"]) == (404, "not_found")
+    assert approval(company, name, authorization="Bearer wrong").status == 401
+    company.restrict(RESTRICTED, "rak_invoice_write")
+    assert approval(company, name, authorization=f"Bearer {RESTRICTED}").status == 403
+    company.restrict(RESTRICTED, "approval_requests.write")
+    assert approval(company, name, authorization=f"Bearer {RESTRICTED}").status == 200
+
+
+@pytest.mark.parametrize(
+    "form", ["approve=apreq_1", "adopt=apreq_1", "forward=soon", "kept=maybe", "status=418", "fail_next=x"]
+)
+def test_door_says_what_it_does_not_know(stripe: Stripe, form: str) -> None:
+    tell(stripe, form, 400)
+    assert tell(stripe, "fail_next=error_402")["approvals"] == {}
+    assert call(stripe).status == 402
 
 
 # --- The official SDK
@@ -605,6 +940,30 @@ def test_sdk_does_not_try_again_where_stripe_says_so(
     assert len(stripe.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "raised"), [(400, sdk.InvalidRequestError), (402, sdk.CardError), (403, sdk.PermissionError)]
+)
+def test_sdk_does_not_repeat_what_waits_for_a_person_and_finds_what_came_of_it(
+    stripe: Stripe, client: Callable[..., sdk.StripeClient], status: int, raised: type[sdk.StripeError]
+) -> None:
+    stripe.rules = Rules(status=status)
+    with pytest.raises(raised) as error:
+        client().v1.invoices.create({"customer": "cus_fault_approval"})
+    assert len(stripe.calls) == 1
+    assert isinstance(error.value.json_body, dict)
+    told = error.value.json_body["error"]
+    name = told["approval_request"]["id"]
+    assert told["code"] == "approval_required"
+    stripe.decide(name, "approve")
+    path = f"/v2/core/approval_requests/{name}"
+    found = client().raw_request("get", path, stripe_version=PREVIEW)
+    result = json.loads(str(found.body))["status_details"]["succeeded"]["result"]
+    made = client().v1.invoices.retrieve(result["id"])
+    assert (made.id, made.amount_due, made.livemode) == (result["id"], 0, False)
+    with pytest.raises(sdk.InvalidRequestError):
+        client().raw_request("get", path)  # the SDK's own version is no preview
+
+
 def test_sdk_knows_each_error_by_its_class(stripe: Stripe, client: Callable[..., sdk.StripeClient]) -> None:
     invoices = client().v1.invoices
     with pytest.raises(sdk.InvalidRequestError, match="cus_missing"):
@@ -631,7 +990,9 @@ def test_stripe_runs_as_a_process_of_its_own_until_it_is_told_to_stop() -> None:
             assert line.startswith("listening on http://127.0.0.1:")
             response = requests.get(line.split()[-1] + "/_sandbox", timeout=5)
             response.close()
-            assert response.json() == {"calls": 0, "invoices": 0, "connections": 1, "replays": 0}
+            assert response.json() == {
+                "calls": 0, "invoices": 0, "connections": 1, "replays": 0, "approvals": {},
+            }  # fmt: skip
         finally:
             os.kill(process.pid, signal.SIGTERM)
         assert process.wait(5) == 0
