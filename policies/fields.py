@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     _Read = tuple[Mapping[str, Any], Mapping[str, object]]
     _Reader = Callable[[bytes, Entitlement], _Read]
 
+#: What an answer is, and what tells it from the answer to another call.
+_OWN: Final = ("object", "id", "customer", "livemode", "metadata")
 _SCALAR: Final = str | int | float | bool | None
 _TYPES: Final[dict[object, Any]] = {
     Shape.SCALAR: _SCALAR,
@@ -127,9 +129,9 @@ def _every(operation: str) -> _Decode:
 
 @cache
 def own(operation: str) -> tuple[str, ...]:
-    """Return the members that we read ourselves, whatever the grant lists. Each is a scalar."""
+    """Return the members that we read ourselves, whatever the grant lists."""
     spends = OPERATIONS[operation].spends
-    return ("object", "id", *((spends.amount, spends.currency) if spends is not None else ()))
+    return (*_OWN, *((spends.amount, spends.currency) if spends is not None else ()))
 
 
 def _decoder(operation: str, paths: Iterable[str]) -> _Decode:

@@ -49,6 +49,12 @@ APPROVAL_SECONDS: Final = 300
 LATE_SECONDS: Final = 30
 
 _IDS: Final = {operation.id: re.compile(operation.ids) for operation in OPERATIONS.values()}
+#: The parameter that names the object of a call, by operation. A call that creates its object cannot name it.
+_NAMING: Final = {
+    operation.id: match[1]
+    for operation in OPERATIONS.values()
+    if operation.effect is not Effect.CREATES and (match := re.search(r"\{(\w+)\}", operation.path))
+}
 
 #: Used if the upstream gives no reason that may be passed on.
 _REJECTED: Final = {
@@ -103,6 +109,8 @@ class Reply(msgspec.Struct, frozen=True):
     """The upstream repeats an answer that proves nothing."""
     approval: str | None = None
     """The approval that the call waits for, by the upstream's name."""
+    stray: bool = False
+    """Whether this was the answer to another call, so that the next one on this connection cannot be trusted."""
 
 
 class Means(Enum):
@@ -204,6 +212,15 @@ def unknown(grant: Grant, note: str, status: int | None = None) -> Reply:
     return Reply(outcome, refusal=lost(grant, note), upstream_status=status, again=again)
 
 
+def stray(grant: Grant, what: str, status: int) -> Reply:
+    """Return an unknown outcome for an answer to another call, which is known by ``what``.
+
+    Whatever it says, it says nothing of this call. Another try may help: it goes over another connection.
+    """
+    note = f"the upstream answered {status} to another call: not the {what} that was sent"
+    return replace(unknown(grant, note, status), again=True, stray=True, alarm=note)
+
+
 def lost(grant: Grant, note: str, retry_after: int = 5) -> Refusal:
     """Return the refusal for an unknown outcome, which says whether to try again."""
     if grant.entitlement.operation.repeatable:
@@ -287,6 +304,9 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
     created = answer.get("id")
     if not isinstance(created, str) or not created:
         return unknown(grant, f"the upstream answered {status} without an id", status)
+    another = _another(grant, answer)
+    if another is not None:
+        return stray(grant, another, status)
     spent, alarm = (0, None) if grant.caller.budget is None else _spent(grant, answer)
     return Reply(
         Outcome.SUCCEEDED,
@@ -296,6 +316,31 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
         spent=spent,
         alarm=alarm,
     )
+
+
+def _another(grant: Grant, answer: Mapping[str, Any]) -> str | None:
+    """Return what shows that an answer belongs to another call, or None. Only what both name is compared."""
+    entitlement, asked = grant.entitlement, grant.parameters
+    sent, named = asked.get("customer"), answer.get("customer")
+    if named != sent and sent is not None:
+        named = named.get("id") if isinstance(named, dict) else named
+        if isinstance(named, str) and named != sent:
+            return "customer"
+    mode = entitlement.connection.mode
+    if mode and answer.get("livemode") is (mode == "test"):
+        return "mode"
+    if entitlement.operation.effect is not Effect.CREATES:
+        naming = _NAMING.get(entitlement.operation.id)
+        if naming is not None and answer["id"] != asked[naming]:
+            return "id"
+    # Of the metadata only what tells calls apart: those values are in one form.
+    for path in (entitlement.stamp, entitlement.idempotency.parameter):
+        if path is not None and path.startswith("metadata["):
+            metadata = answer.get("metadata")
+            named = metadata.get(path[len("metadata[") : -1]) if isinstance(metadata, dict) else None
+            if isinstance(named, str) and named != asked.get(path, named):
+                return path
+    return None
 
 
 def _spent(grant: Grant, answer: Mapping[str, Any]) -> tuple[int, str | None]:

@@ -35,6 +35,9 @@ The mark + means that the invoice is created, and counted, whatever the client g
     wrong_object    +  an invoice that says it is an error
     huge_header     +  the invoice behind a header of 400 KB
     expanded        +  an invoice whose customer is an object, with fields that no caller may see
+    other_customer  +  an invoice of another customer
+    other_mode      +  an invoice of the other mode, live or test
+    twice           +  the invoice, and 30 ms later one of another id, which nobody asked for
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -193,6 +196,10 @@ def _expanded(ask: Ask) -> Answer:
     return created(ask.changed(customer=customer, lines=lines))
 
 
+def _twice(ask: Ask) -> Answer:
+    return replace(created(ask.invoice), second=Answer(200, ask.changed(id=invoice.name("in_", 24))))
+
+
 _ERRORS: Final = (
     error(400, "The parameter is not one we know.", code="parameter_unknown", param="footer",
           request_log_url="https://dashboard.example/logs/req_sandbox"),
@@ -237,6 +244,9 @@ FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
         "wrong_object": lambda ask: created(ask.changed(object="error")),
         "huge_header": lambda ask: created(ask.invoice, "X-Huge: " + "h" * 400_000),
         "expanded": _expanded,
+        "other_customer": lambda ask: created(ask.changed(customer="cus_of_another_call")),
+        "other_mode": lambda ask: created(ask.changed(livemode=not json.loads(ask.invoice)["livemode"])),
+        "twice": _twice,
     }
     | {f"error_{answer.status}": always(answer) for answer in _ERRORS}
 )

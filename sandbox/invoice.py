@@ -198,16 +198,14 @@ def name(prefix: str, length: int) -> str:
     return prefix + secrets.token_bytes(length).translate(_BASE62).decode()
 
 
-def fresh(form: Mapping[str, str], *, empty: bool = False, livemode: bool = False) -> bytes:
-    """The JSON of a new draft invoice that echoes the plain parameters of a create form.
+def fresh(form: Mapping[str, str], *, empty: bool = False, live: bool = False) -> bytes:
+    """The JSON of a new draft invoice that echoes the plain parameters of a create form; `live` is its mode.
 
     It has the example's line, or none. Raises ValueError with the name of an integer parameter that is not an integer.
     """
     made = name("in_", 24)
     now = int(time.time())
     changes: dict[str, object] = {"id": made, "created": now, "period_end": now, "period_start": now}
-    if livemode:
-        changes["livemode"] = True
     changes |= {field: form[field] or None for field in _ECHOED if field in form}
     if metadata := {found[1]: form[key] for key in form if form[key] and (found := _METADATA.fullmatch(key))}:
         changes["metadata"] = metadata
@@ -223,6 +221,9 @@ def fresh(form: Mapping[str, str], *, empty: bool = False, livemode: bool = Fals
     if currency := form.get("currency"):
         changes["currency"] = currency
         lines = lines.replace(encode(EXAMPLE["currency"]), encode(currency))
+    if live:
+        changes["livemode"] = True
+        lines = lines.replace(b'"livemode":false', b'"livemode":true')
     fields = _FIELDS | {"lines": lines}
     for field, value in changes.items():
         fields[field] = encode({field: value})[1:-1]

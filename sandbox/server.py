@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Answer", "Head", "Headers", "Server"]
+__all__ = ["SECOND", "Answer", "Head", "Headers", "Server"]
 
 _MAX_HEAD: Final = 64 * 1024
 _MAX_BODY: Final = 16 * 1024 * 1024
+
+#: Long enough for the next request to be under way, short enough to be read as its answer.
+SECOND: Final = 0.03
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -41,6 +44,7 @@ class Answer:
     pace: float = 0  # seconds between single bytes; 0 sends all at once
     cut: int | None = None  # where a slice of the data ends: 0 sends nothing, None all of it
     then: Literal["keep", "close", "reset", "hang"] = "keep"
+    second: Answer | None = None  # sent `SECOND` seconds later on the same connection, to nobody's request
 
     @property
     def data(self) -> bytes:
@@ -206,6 +210,8 @@ class _Connection(asyncio.Protocol):
         else:
             self.transport.write(answer.data)
             self._finish(answer, keep=keep)
+        if answer.second is not None:
+            asyncio.get_running_loop().call_later(SECOND, self.transport.write, answer.second.data)
 
     async def _send_slowly(self, answer: Answer, *, keep: bool) -> None:
         await asyncio.sleep(answer.after)

@@ -48,6 +48,9 @@ whatever the client saw: the same key again gets that invoice. Where a repeat wo
     retry_409          409 lock_timeout, Stripe-Should-Retry: true     nothing
     retry_503          503, Stripe-Should-Retry: true                  nothing
     no_retry_500       500, Stripe-Should-Retry: false                 the 500
+    other_key       +  the invoice, with the Idempotency-Key of        the invoice
+                       another call
+    other_key_400      400, with the Idempotency-Key of another call   nothing
 """
 
 from __future__ import annotations
@@ -89,6 +92,7 @@ _MAX_KEY: Final = 255
 _RETRY: Final = "Stripe-Should-Retry: true"
 _NO_RETRY: Final = "Stripe-Should-Retry: false"
 _NO_LINE_ITEMS: Final = error(400, "There is nothing to invoice this customer.", code="invoice_no_customer_line_items")
+_OTHER_KEY: Final = "Idempotency-Key: of-another-call"
 _BROKEN: Final = error(500, "Something went wrong here.", type="api_error")
 
 _FAULTS: Final[Mapping[str, faults.Fault]] = MappingProxyType(
@@ -104,6 +108,8 @@ _FAULTS: Final[Mapping[str, faults.Fault]] = MappingProxyType(
         "retry_409": always(error(409, "Another call holds this customer.", _RETRY, code="lock_timeout")),
         "retry_503": always(error(503, "Not available for now.", _RETRY, type="api_error")),
         "no_retry_500": always(replace(_BROKEN, headers=(_NO_RETRY,))),
+        "other_key": lambda ask: faults.created(ask.invoice, _OTHER_KEY),
+        "other_key_400": always(error(400, "The parameter is not one we know.", _OTHER_KEY, code="parameter_unknown")),
     }
 )
 # Faults of the execution: their answer is kept under the key.
@@ -316,9 +322,10 @@ class Stripe(Upstream):
         ]
         if account := head.fields.get("stripe-account"):
             lines.append(f"Stripe-Account: {account}")
-        if self._creates(head) and (key := head.fields.get("idempotency-key")):
+        if self._creates(head) and (key := head.fields.get("idempotency-key")) and _OTHER_KEY not in answer.headers:
             lines.append(f"Idempotency-Key: {key}")
-        return replace(answer, headers=(*answer.headers, *lines))
+        second = answer.second and replace(answer.second, headers=tuple(lines))
+        return replace(answer, headers=(*answer.headers, *lines), second=second)
 
     def _reply(self, head: Head, body: bytes, request: str) -> Answer:
         if self._creates(head):
@@ -390,7 +397,7 @@ class Stripe(Upstream):
             return error(400, **found)
         if not form.get("customer"):
             return _NO_CUSTOMER
-        made = invoice.fresh(form, empty=True, livemode=place.live)
+        made = invoice.fresh(form, empty=True, live=place.live)
         answer, under_key, busy = self._execute(head, form, made, place)
         if answer.creates:
             books.invoices[place, json.loads(made)["id"]] = made

@@ -11,11 +11,13 @@ from urllib.parse import quote
 
 import pytest
 
-from sandbox import faults
+from sandbox import faults, invoice
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
+from sandbox.server import SECOND
 from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy
 from tests.problems import refused
+from tests.wire import answered, talking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +86,9 @@ CASES = [
     Case("wrong_object", 424, UNKNOWN, creates=1),
     Case("huge_header", 424, UNKNOWN, creates=1),
     Case("expanded", 200, creates=1, again="replay"),
+    Case("other_customer", 424, UNKNOWN, creates=1),
+    Case("other_mode", 200, creates=1, again="replay"),  # the connection here says no mode
+    Case("twice", 200, creates=1, again="replay"),
 ]
 
 
@@ -165,6 +170,67 @@ def test_fault_is_answered_recorded_and_remembered(hostile: Function, upstream: 
         assert_no_key(answer.text, str(answer.headers), hostile.record.text())
         assert "Set-Cookie" not in answer.headers
         assert "Location" not in answer.headers
+
+
+@pytest.mark.parametrize("body", ["", "&&"], ids=["nothing", "empty pairs"])
+def test_empty_form_is_sent_once_though_the_kept_connection_dies(function: Callable[..., Function], body: str) -> None:
+    """libcurl would send it a second time: there is nothing to rewind."""
+    with talking(answered(invoice.fresh({}))) as (origin, requests):
+        gate = function(policy(origin, parameters="description:\nmetadata[order_id]:"))
+        assert gate.post(body="description=a").status_code == 200
+        refused(gate.post(body=body), 424, UNKNOWN)
+        assert requests == [b"POST description=a", b"POST "]
+    assert [(entry["attempts"], entry["result"]) for entry in gate.record.entries("outcome")] == [
+        (1, "succeeded"),
+        (1, "unknown"),
+    ]
+
+
+@pytest.mark.parametrize("target", [TARGET, TARGET.replace("stripe-1", "stripe-2")], ids=["same caller", "another"])
+def test_second_answer_is_not_told_to_the_next_call(hostile: Function, upstream: Appgregator, target: str) -> None:
+    """It has arrived by then: whoever calls next gets another connection."""
+    upstream.fail_next("twice")
+    first = hostile.post(Idempotency_Key="order-1")
+    time.sleep(2 * SECOND)
+    second = hostile.post(target, key=KEY if target == TARGET else OTHER_KEY, Idempotency_Key="order-2")
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert [call.connection for call in upstream.calls] == [1, 2]
+
+
+def test_second_answer_that_comes_during_another_customers_call_is_not_told(
+    hostile: Function, upstream: Appgregator
+) -> None:
+    upstream.delay = 0.3
+    upstream.fail_next("twice")
+    upstream.fail_next("slow")
+    first = hostile.post(Idempotency_Key="order-1")
+    second = hostile.post(body="customer=cus_2", Idempotency_Key="order-2")
+    refused(second, 424, UNKNOWN)
+    assert CUSTOMER.partition("=")[2] in first.text
+    assert CUSTOMER.partition("=")[2] not in second.text
+    outcome = hostile.record.lines()[-1]
+    assert (outcome["severity"], outcome["countersign"]["result"]) == ("ALERT", "unknown")
+    assert outcome["countersign"]["alarm"] == (
+        "the upstream answered 200 to another call: not the customer that was sent"
+    )
+    third = hostile.post(body="customer=cus_3", Idempotency_Key="order-3")
+    assert (third.json or {})["customer"] == "cus_3"
+    assert [call.connection for call in upstream.calls] == [1, 1, 2]
+
+
+def test_second_answer_that_comes_during_a_call_for_the_same_customer_is_known_by_the_stamp(
+    function: Callable[..., Function], upstream: Appgregator
+) -> None:
+    text = policy(upstream.origin).replace(
+        '        record: ["metadata[order_id]"]', '        stamp: "metadata[countersign]"', 1
+    )
+    gate = function(text)
+    upstream.delay = 0.3
+    upstream.fail_next("twice")
+    upstream.fail_next("slow")
+    assert gate.post(Idempotency_Key="order-1").status_code == 200
+    refused(gate.post(Idempotency_Key="order-2"), 424, UNKNOWN)
+    assert "not the metadata[countersign] that was sent" in gate.record.entries("outcome")[-1]["alarm"]
 
 
 def test_words_of_the_upstream_are_not_passed_on(hostile: Function, upstream: Appgregator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +14,14 @@ from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from policies import compiled, document
 from policies.idempotency import LEASE
-from sandbox import faults
+from sandbox import faults, invoice
 from sandbox.__main__ import UPSTREAM_KEY
+from sandbox.server import SECOND
 from sandbox.stripe import KEPT_SECONDS, Stripe
 from tests.conftest import CUSTOMER, KEY, OTHER_KEY, RESPONSE, TARGET, launch, policy, sha256
 from tests.gateway.conftest import Clock
 from tests.problems import parsed, refused, stripe_refused
+from tests.wire import answered, talking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,6 +72,67 @@ def gate(
 def outcomes(gate: Function) -> list[tuple[str, int, int]]:
     """What the record says of each send: its result, the status that was answered, and the tries."""
     return [(entry["result"], entry["status"], entry["attempts"]) for entry in gate.record.entries("outcome")]
+
+
+# ---------------------------------------------------------------- the answer to another call
+
+
+@pytest.mark.parametrize("arrived", [True, False], ids=["before the next call", "during the next call"])
+@pytest.mark.parametrize("customer", [CUSTOMER, "customer=cus_2"], ids=["same customer", "another"])
+def test_second_answer_is_never_told_to_the_next_call(
+    gate: Callable[..., Function], stripe: Stripe, customer: str, *, arrived: bool
+) -> None:
+    loaded = gate()
+    stripe.delay = 0.3
+    stripe.fail_next("twice")
+    first = loaded.post(Idempotency_Key="order-1")
+    if arrived:
+        time.sleep(2 * SECOND)
+    else:
+        stripe.fail_next("slow")
+    second = loaded.post(body=customer, Idempotency_Key="order-2")
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert first.json is not None
+    assert second.json is not None
+    assert second.json["customer"] == customer.partition("=")[2]
+    made = {json.loads(body)["id"] for body in stripe._books.invoices.values()}
+    assert {first.json["id"], second.json["id"]} == made
+    assert outcomes(loaded) == [("succeeded", 200, 1), ("succeeded", 200, 1 if arrived else 2)]
+    outcome = loaded.record.lines()[-1]
+    assert (outcome["severity"] == "ALERT", "alarm" in outcome["countersign"]) == (not arrived, not arrived)
+    assert len({call.connection for call in stripe.calls}) == 2
+    # Nothing of it is left for those who come later.
+    third = loaded.post(body="customer=cus_3", Idempotency_Key="order-3")
+    assert (third.json or {})["customer"] == "cus_3"
+    assert outcomes(loaded)[-1] == ("succeeded", 200, 1)
+
+
+@pytest.mark.parametrize("fault", ["other_customer", "other_key", "other_key_400"])
+def test_answer_to_another_call_that_stays_is_unknown_and_settled_by_the_same_key(
+    gate: Callable[..., Function], stripe: Stripe, fault: str
+) -> None:
+    loaded = gate()
+    stripe.fail_next(fault, times=3)
+    first = loaded.post(Idempotency_Key="order-1")
+    assert refused(first, 504, UNKNOWN)["retry_after"] == 5
+    assert "another_call" not in first.text
+    assert loaded.record.lines()[-1]["severity"] == "ALERT"
+    assert "to another call" in loaded.record.lines()[-1]["countersign"]["alarm"]
+    assert loaded.post(Idempotency_Key="order-1").status_code == 200
+    assert stripe.invoices == 1
+    assert outcomes(loaded) == [("unknown", 504, 3), ("succeeded", 200, 1)]
+
+
+@pytest.mark.parametrize(("mode", "fault"), [("live", None), ("test", "other_mode")])
+def test_invoice_of_the_other_mode_is_unknown(
+    gate: Callable[..., Function], stripe: Stripe, tmp_path: Path, mode: str, fault: str | None
+) -> None:
+    """The key's prefix does not tell here, so only the answer does."""
+    text = policy(stripe.origin, upstream="stripe", secret=f"file:{tmp_path / 'key'}")
+    loaded = gate(text.replace("upstream: stripe\n", f"upstream: stripe\n    mode: {mode}\n", 1))
+    stripe.fail_next(fault, 3) if fault else None
+    refused(loaded.post(Idempotency_Key="order-1"), 504, UNKNOWN)
+    assert "not the mode that was sent" in loaded.record.lines()[-1]["countersign"]["alarm"]
 
 
 # ---------------------------------------------------------------- the contract
@@ -158,9 +222,10 @@ def test_key_of_the_other_mode_is_no_key(
         assert notes == {f"billing is for {mode} data, and this key is not"}
         assert not stripe.calls
         assert wrong[3:] not in loaded.record.text()
-        for key in (right, silent):
+        # A key that does not say is used. Its mode here is test, and the invoice says so.
+        for key, status in ((right, 200), (silent, 200 if mode == "test" else 504)):
             (tmp_path / "key").write_text(key)
-            assert function(text).post(Idempotency_Key="order-1").status_code == 200
+            assert function(text).post(Idempotency_Key=f"order-of-{key}").status_code == status
         (tmp_path / "key").write_text(wrong)
         unsaid = policy(stripe.origin, upstream="stripe", secret=f"file:{tmp_path / 'key'}")
         assert function(unsaid).post(Idempotency_Key="order-1").status_code == 200
@@ -513,6 +578,33 @@ def test_looking_is_granted_by_itself(function: Callable[..., Function], stripe:
     refused(look(loaded, created, key=OTHER_KEY), 403, "connection-not-granted")
     stripe_refused(look(loaded, created, target=f"{SDK_TARGET}/"), 403, "connection-not-granted")
     assert len(stripe.calls) == 1
+
+
+def test_look_that_gets_another_invoice_is_failed_and_alarms_the_operator(
+    gate: Callable[..., Function], tmp_path: Path
+) -> None:
+    other = answered(invoice.encode({**invoice.EXAMPLE, "id": "in_other"}))
+    with talking(other, other, other) as (origin, requests):
+        loaded = gate(policy(origin, upstream="stripe", retrieve=LOOK, secret=f"file:{tmp_path / 'key'}"))
+        response = look(loaded, "in_mine")
+        assert "Nothing was changed" in refused(response, 502, "upstream-failed")["detail"]
+        assert "in_other" not in response.text + loaded.record.text()
+        assert requests == [b"GET "] * 3
+    assert loaded.record.lines()[-1]["severity"] == "ALERT"
+    assert outcomes(loaded) == [("released", 502, 3)]
+
+
+def test_looking_that_dies_on_its_connection_is_sent_as_often_as_the_record_says(
+    gate: Callable[..., Function], tmp_path: Path
+) -> None:
+    """libcurl would repeat a GET by itself on a kept connection, and nobody would count it."""
+    found = answered(invoice.encode({**invoice.EXAMPLE, "id": "in_mine"}))
+    with talking(found) as (origin, requests):
+        loaded = gate(policy(origin, upstream="stripe", retrieve=LOOK, secret=f"file:{tmp_path / 'key'}"))
+        assert look(loaded, "in_mine").status_code == 200
+        refused(look(loaded, "in_mine"), 502, "upstream-failed")
+        assert len(requests) == 4
+    assert outcomes(loaded) == [("succeeded", 200, 1), ("released", 502, 3)]
 
 
 def test_looking_counts_against_the_limits(gate: Callable[..., Function], stripe: Stripe) -> None:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 PAUSES: Final = (0.3, 1.2)
 #: No retry with less time left than this.
 LEAST_SECONDS: Final = 1.0
-#: So many keys closed by a kept refusal are passed in one call. Each stands for a mended call.
-CLOSED: Final = 5
+#: So many keys that a kept refusal has closed are passed in one call, at once. Each stands for a mended call.
+FURTHER: Final = (0.0,) * 5
 #: A wrong origin raises one alarm per connection in this time.
 ALARM_SECONDS: Final = 600
 
@@ -76,35 +76,33 @@ class Upstreams:
         """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
         dialect, entry = _dialect(grant), admission.entry
         step, approval = _step(grant, admission, dialect), None if entry is None else entry.approval
-        reached, attempts, first, closed = False, 0, secret, 0
+        reached, attempts, first, alarm = False, 0, secret, None
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
+        further = iter(FURTHER)
         while True:
             if approval is None:
                 reply = self._attempt(dialect, grant, step, secret, deadline)
             else:
                 reply, approval = self._ask(dialect, grant, step, approval, secret, deadline), None
-            attempts, reached = attempts + 1, reached or reply.reached
+            attempts, reached, alarm = attempts + 1, reached or reply.reached, reply.alarm or alarm
             if reply.key_refused and secret is first:
                 secret = self._renewed(grant, first, deadline)
                 if secret is not first:
+                    alarm = None
                     continue
-            if reply.closed:  # nothing was created under this key, and nothing ever will be
-                step = replace(step, generation=step.generation + 1, refused=False, doubt=False)
-                closed += 1
-                if closed <= CLOSED and deadline - self._clock() >= LEAST_SECONDS:
-                    continue
-                break
-            if reply.outcome is Outcome.UNKNOWN:
-                step = replace(step, doubt=reply.approval is None or step.doubt, quiet=False)
-            pause = next(pauses, None) if reply.again else None
+            step = _after(step, reply)
+            pause = next(further if reply.closed else pauses, None) if reply.closed or reply.again else None
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
-        reply = self._quietened(grant, reply if secret is first else _without(first, reply))
-        if attempts == 1 and not step.generation and not step.doubt:
-            return reply
-        # An earlier try that reached the upstream counts, whatever happened to the last one.
-        return replace(reply, attempts=attempts, reached=reached, generation=step.generation, doubt=step.doubt)
+        if secret is not first:
+            reply = _without(first, reply)
+        if attempts > 1 or step.generation or step.doubt:
+            # An earlier try that reached the upstream counts, whatever happened to the last one.
+            reply = replace(
+                reply, attempts=attempts, reached=reached, alarm=alarm, generation=step.generation, doubt=step.doubt
+            )
+        return self._quietened(grant, reply)
 
     def _renewed(self, grant: Grant, refused: Secret, deadline: float) -> Secret:
         """Read a key again that the upstream refused. Return it if it has not changed, or leads to another account."""
@@ -144,7 +142,10 @@ class Upstreams:
             return unsent(grant, step, str(error))
         except LostError as error:
             return unknown(grant, str(error))
-        return _without(secret, dialect.judge(grant, step, received.status, received.headers, received.body))
+        reply = dialect.judge(grant, step, received.status, received.headers, received.body)
+        if reply.stray:
+            self._transport.hang_up()
+        return _without(secret, reply)
 
 
 def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
@@ -153,6 +154,15 @@ def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
         return Step(admission.owner, resumes=False)
     quiet = admission.taken >= entry.until
     return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.looks_up)
+
+
+def _after(step: Step, reply: Reply) -> Step:
+    """Return the step of another try."""
+    if reply.closed:  # nothing was created under this key, and nothing ever will be
+        return replace(step, generation=step.generation + 1, refused=False, doubt=False)
+    if reply.outcome is Outcome.UNKNOWN and reply.approval is None:
+        return replace(step, doubt=True, quiet=False)
+    return step
 
 
 def _dialect(grant: Grant) -> Dialect:

@@ -1,8 +1,11 @@
 """The only way out: HTTP/1.1 over libcurl, with every surprising feature off and every size and time bounded in C.
 
-libcurl repeats a POST by itself when a reused connection dies before it answers, which would raise a second invoice.
-It cannot do so without rewinding the body, so the body comes from a read callback, and there is no seek callback. A
-POST without a body has a connection of its own.
+libcurl repeats a request by itself, a POST too, when a reused connection dies before it answers, which would raise a
+second invoice. It cannot do so without rewinding the body, so the body comes from a read callback, and there is no seek
+callback. A request without a body, of any method, has a connection of its own.
+
+What an upstream sends unasked would be read as the answer to the next call. So a kept connection is used only while it
+is quiet, and :meth:`Transport.hang_up` drops the connections of a thread that was given another call's answer.
 """
 
 from __future__ import annotations
@@ -78,13 +81,14 @@ class Transport:
         self._local = threading.local()
 
     def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
-        """Send one request with its key, and a POST never again. ``seconds`` is the total timeout, DNS included.
+        """Send one request with its key, never twice. ``seconds`` is the total timeout, DNS included.
 
         Raises :class:`NotSentError` or :class:`LostError`, whose texts are all ours.
         """
         if seconds <= 0:
             raise NotSentError("no time was left")
         guarded = not outgoing.private and not outgoing.url.startswith("http:")  # the policy allows it on loopback only
+        origin = "/".join(outgoing.url.split("/", 3)[:3])
         answer = BytesIO()
         headers: dict[str, str] = {}
         refused: list[str] = []
@@ -99,7 +103,7 @@ class Transport:
             return answer.write(chunk) if answer.tell() + len(chunk) <= MAX_ANSWER else 0
 
         try:
-            curl = self._handle(guarded=guarded)
+            curl = self._handle(origin, guarded=guarded)
             curl.setopt(pycurl.WRITEFUNCTION, write)
             if guarded:
                 curl.setopt(pycurl.OPENSOCKETFUNCTION, self._opener(refused))
@@ -107,19 +111,19 @@ class Transport:
         except _NOT_TAKEN:
             raise NotSentError("the request cannot be written as HTTP") from None
         try:
-            curl.perform()
-        except pycurl.error as error:
-            code = error.args[0]
-            if curl.getinfo(pycurl.REQUEST_SIZE) > 0:
-                raise LostError(f"libcurl error {code}") from None
-            private = refused and code == pycurl.E_COULDNT_CONNECT
-            raise NotSentError(PRIVATE if private else f"libcurl error {code}") from None
+            _perform(curl, refused)
         finally:
             curl.unsetopt(pycurl.HTTPHEADER)  # the key stays no longer than the call
+            if outgoing.body:
+                curl.kept[origin] = curl.getinfo(pycurl.ACTIVESOCKET)
         wait = curl.getinfo(pycurl.RETRY_AFTER)
         if wait > 0:
             headers["retry-after"] = str(wait)
         return Received(curl.getinfo(pycurl.RESPONSE_CODE), answer.getvalue(), headers)
+
+    def hang_up(self) -> None:
+        """Close the connections of this thread: one of them brought the answer to another call."""
+        vars(self._local).clear()
 
     def _opener(self, refused: list[str]) -> Callable[[int, Any], int]:
         """Return a callback that opens a socket to a public address, and adds any other to ``refused``.
@@ -138,11 +142,11 @@ class Transport:
 
         return open_socket
 
-    def _handle(self, *, guarded: bool) -> Any:
+    def _handle(self, origin: str, *, guarded: bool) -> Any:
         # Two handles, so that a connection opened for a private host is never reused without ``private``.
         name = "guarded" if guarded else "unguarded"
         curl = getattr(self._local, name, None)
-        if curl is None or _closed_by_the_other_side(curl):
+        if curl is None or _stirs(curl.kept.get(origin, _NO_SOCKET)):
             curl = self._new_handle()
             setattr(self._local, name, curl)  # only when configured: before, it would use the environment's proxy
         return curl
@@ -153,6 +157,7 @@ class Transport:
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(CONNECT_SECONDS * 1000))
         curl.setopt(pycurl.MAXAGE_CONN, self._idle_seconds)
         curl.setopt(pycurl.RESOLVE, self._resolve)
+        curl.kept = {}  # the socket of the one connection that is kept to each origin
         return curl
 
 
@@ -162,14 +167,18 @@ def _set(curl: Any, outgoing: Outgoing, key: Concealed[str], hear: Callable[[byt
     if not "".join(lines).isprintable():
         raise ValueError("a control character")  # libcurl sends a line break as it is, and so a second header
     curl.setopt(pycurl.URL, outgoing.url)
-    if outgoing.body is not None:
+    body = outgoing.body or b""
+    if body or outgoing.method == "POST":
         curl.setopt(pycurl.POST, 1)
-        curl.setopt(pycurl.POSTFIELDSIZE, len(outgoing.body))
-        curl.setopt(pycurl.READFUNCTION, BytesIO(outgoing.body).read)
-        # Without a body there is nothing to rewind, so libcurl would repeat the POST if a reused connection died.
-        curl.setopt(pycurl.FRESH_CONNECT, not outgoing.body)
+        curl.setopt(pycurl.POSTFIELDSIZE, len(body))
+        curl.setopt(pycurl.READFUNCTION, BytesIO(body).read)
     else:
         curl.setopt(pycurl.HTTPGET, 1)
+    curl.setopt(pycurl.CUSTOMREQUEST, outgoing.method)
+    # Without a body there is nothing to rewind, so libcurl would repeat the request if a reused connection died. It is
+    # not kept either: of two connections to one origin, we could not tell which one libcurl takes next.
+    curl.setopt(pycurl.FRESH_CONNECT, not body)
+    curl.setopt(pycurl.FORBID_REUSE, not body)
     if outgoing.heard:
         curl.setopt(pycurl.HEADERFUNCTION, hear)
     else:
@@ -177,6 +186,18 @@ def _set(curl: Any, outgoing: Outgoing, key: Concealed[str], hear: Callable[[byt
     curl.setopt(pycurl.TIMEOUT_MS, max(1, int(seconds * 1000)))  # 0 would be no timeout
     # Last, so that no failure leaves the key in the handle. Without "Expect: 100-continue", which costs a round trip.
     curl.setopt(pycurl.HTTPHEADER, [*lines, "Expect:"])
+
+
+def _perform(curl: Any, refused: list[str]) -> None:
+    """Send what was set. ``refused`` holds the private addresses that were not connected to."""
+    try:
+        curl.perform()
+    except pycurl.error as error:
+        code = error.args[0]
+        if curl.getinfo(pycurl.REQUEST_SIZE) > 0:
+            raise LostError(f"libcurl error {code}") from None
+        private = refused and code == pycurl.E_COULDNT_CONNECT
+        raise NotSentError(PRIVATE if private else f"libcurl error {code}") from None
 
 
 def careful_handle(ca_file: str) -> Any:
@@ -195,11 +216,13 @@ def careful_handle(ca_file: str) -> Any:
     return curl
 
 
-def _closed_by_the_other_side(curl: Any) -> bool:
-    """Whether the last connection was closed while idle. libcurl itself checks only after a second of idleness."""
-    number = curl.getinfo(pycurl.ACTIVESOCKET)
-    if number < 0:
+def _stirs(number: int) -> bool:
+    """Whether a kept connection was closed while idle, or brought bytes that no request asked for.
+
+    libcurl itself looks only once a second.
+    """
+    if number == _NO_SOCKET:
         return False
     poll = select.poll()
     poll.register(number, select.POLLIN)
-    return bool(poll.poll(0))  # no data is due between calls: readable means closed, or data not to be trusted
+    return bool(poll.poll(0))

@@ -52,7 +52,7 @@ CODES: Final = {
     "taxes_calculation_failed": "Tax could not be worked out",
 }
 
-_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id", b"idempotent-replayed"})
+_HEARD: Final = frozenset({b"stripe-should-retry", b"request-id", b"idempotent-replayed", b"idempotency-key"})
 #: docs.stripe.com/api/errors: the types of a refusal that had no effect; also as a library's classes are spelt, which
 #: some that forward to Stripe pass on.
 _BY_TYPE: Final = {
@@ -153,9 +153,18 @@ class Stripe(Dialect):
         return _look(grant.entitlement.connection, f"/v1/{grant.entitlement.operation.path.partition('/')[0]}/{name}")
 
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """See :class:`policies.dialect.Dialect`. Stripe's documentation says to obey ``Stripe-Should-Retry``."""
-        reply = outcomes.judge(grant, step, status, headers, body, said(status, headers, body))
-        again = _WORDS.get(headers.get("stripe-should-retry", ""), reply.again)
+        """See :class:`policies.dialect.Dialect`.
+
+        Stripe's documentation says to obey ``Stripe-Should-Retry``. Stripe repeats a request's ``Idempotency-Key`` in
+        its answer, a refusal too, so one with another key, or with one where none was sent, is the answer to another
+        call.
+        """
+        sent = None if grant.entitlement.operation.repeatable else upstream_key(step.name, step.generation)
+        if headers.get("idempotency-key", sent) != sent:
+            reply = outcomes.stray(grant, "Idempotency-Key", status)
+        else:
+            reply = outcomes.judge(grant, step, status, headers, body, said(status, headers, body))
+        again = _WORDS.get(headers.get("stripe-should-retry", ""), reply.again) or reply.stray
         named = headers.get("request-id", "")
         return replace(
             reply,

@@ -79,6 +79,8 @@ LOST = (Outcome.UNKNOWN, OutcomeUnknown, 424)
 #: By fault: the outcome, the refusal and its status, and what the upstream answered, None where it was lost.
 ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], int | None]] = {
     **dict.fromkeys(("gzip", "set_cookie", "expanded", "slow", "leak_key"), ((Outcome.SUCCEEDED, None, 200), 200)),
+    **dict.fromkeys(("twice", "other_mode"), ((Outcome.SUCCEEDED, None, 200), 200)),  # the connection here says no mode
+    "other_customer": (LOST, 200),
     "error_400": ((Outcome.REJECTED, UpstreamRejected, 400), 400),
     **dict.fromkeys(("echo_key", "approval", "action_blocked"), ((Outcome.REJECTED, UpstreamRejected, 400), 400)),
     "error_402": ((Outcome.REJECTED, UpstreamRejected, 402), 402),
@@ -117,7 +119,7 @@ def test_answer_is_judged_by_the_failure_table(send: Send, upstream: Upstream, f
     assert reply.attempts == 1
     assert (reply.answer is None) == (outcome is not Outcome.SUCCEEDED)
     assert len(upstream.calls) == (fault != "close_before")
-    assert (reply.alarm is not None) == (refusal is UpstreamKeyRefused)
+    assert (reply.alarm is not None) == (refusal is UpstreamKeyRefused or fault == "other_customer")
 
 
 def test_upstream_that_cannot_be_reached_is_released_and_not_counted(send: Send) -> None:

@@ -22,9 +22,12 @@ from gateway.credentials.google import SERVERLESS
 from gateway.identity import Identity
 from gateway.means import Means
 from gateway.secrets import PAUSE_SECONDS, Mounted, SecretManager, Secrets
+from gateway.stores.memory import Memory
 from gateway.tokens import Google
 from policies import compiled, document, signing
+from policies.access import decide
 from policies.idempotency import RETENTION
+from policies.model import Answer
 from policies.refusals import (
     CredentialMissing,
     CredentialsConflict,
@@ -34,12 +37,12 @@ from policies.refusals import (
 )
 from sandbox.secret_manager import SecretManager as Sandbox
 from tests.conftest import FORM, KEY, TARGET, policy
-from tests.gateway.conftest import Clock, call
+from tests.gateway.conftest import SUCCEEDED, Clock, admit, call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from policies.model import Caller, PolicySet
+    from policies.model import Admission, Caller, PolicySet
     from sandbox.appgregator import Appgregator
     from tests.conftest import Function, Server
 
@@ -411,3 +414,23 @@ def test_body_that_is_sent_again_after_weeks_is_still_the_same_invoice(identity:
         for one in (policy_set, compiled.read(compiled.write(policy_set), "acme.policy")):
             [granted] = caller_of(identity, one, signed()).entitlements.values()
             assert granted.idempotency.seconds == signing.UNDATED_SECONDS > 365 * 86400 > RETENTION
+
+
+def test_replay_after_a_year_is_answered_from_the_ledger_and_not_sent(identity: Identity) -> None:
+    policy_set, clock = read(webhook()), Clock()
+    store, replayed = Memory(clock), asked(headers=signed())
+
+    def taken() -> Admission:
+        grant = decide(policy_set, identity.identify(policy_set, replayed, time.time(), 1e12), replayed)
+        admission = admit(store, grant)
+        if admission.replay is None:
+            assert store.settle(grant, admission, SUCCEEDED, Answer(200, b"{}"))
+        return admission
+
+    replayed = replace(replayed, body=BODY, media="json")
+    assert taken().replay is None
+    for days in (3, 30, 360):
+        clock.tick(days * 86400)
+        assert taken().replay == Answer(200, b"{}")
+    clock.tick(10 * 86400)
+    assert taken().replay is None

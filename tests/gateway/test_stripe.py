@@ -57,7 +57,7 @@ def asked(origin: str = NOWHERE, body: str = CUSTOMER, *, key: str | None = "ord
     return granted(text, body, idempotency_key=key)
 
 
-def looking(origin: str = NOWHERE, invoice: str = "in_1", query: str = "") -> Grant:
+def looking(origin: str = NOWHERE, invoice: str = str(EXAMPLE["id"]), query: str = "") -> Grant:
     text = policy(origin, upstream="stripe", retrieve="{invoice: , expand: }")
     return granted(text, query, invoice=invoice)
 
@@ -86,6 +86,8 @@ class Script:
 
     def __init__(self, *answers: Received | Exception, clock: Clock | None = None, seconds: float = 0.0) -> None:
         self.clock = clock or Clock()
+        self.hung_up: list[int] = []
+        """After how many requests its connections were closed, each time."""
         self.requests: list[Outgoing] = []
         self.keys: list[str] = []
         self.given: list[float] = []
@@ -100,6 +102,9 @@ class Script:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def hang_up(self) -> None:
+        self.hung_up.append(len(self.requests))
 
 
 @pytest.fixture
@@ -152,6 +157,7 @@ ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], tuple[int, int,
         ("error_400", "echo_key", "approval", "action_blocked", "no_line_items"),
         ((NO, UpstreamRejected, 400), (1, 0, 1)),
     ),
+    **dict.fromkeys(("twice", "other_mode"), (DONE, (1, 1, 1))),  # the connection here says no mode
     "error_402": ((NO, UpstreamRejected, 402), (1, 0, 1)),
     **dict.fromkeys(("error_404", "html_404"), ((NO, UpstreamRejected, 404), (1, 0, 1))),
     **dict.fromkeys(("error_401", "error_403"), ((Outcome.RELEASED, UpstreamKeyRefused, 503), (1, 0, 1))),
@@ -161,6 +167,9 @@ ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], tuple[int, int,
     **dict.fromkeys(("close_after", "reset_after", "truncated"), (DONE, (2, 1, 2))),
     **dict.fromkeys(("oversize", "gzip_bomb", "huge_header"), (DONE, (2, 1, 2))),
     "close_before": (DONE, (2, 1, 1)),
+    # The answer was another call's: the second try, over another connection, brings this one's.
+    **dict.fromkeys(("other_customer", "other_key"), (DONE, (2, 1, 2))),
+    "other_key_400": (DONE, (2, 1, 2)),
     # The failure lies under the key, and is all that there is to be had.
     "error_500": (PENDING, (3, 0, 3)),
     "error_500_created": (PENDING, (3, 1, 3)),
@@ -171,6 +180,10 @@ ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], tuple[int, int,
     ),
     **dict.fromkeys(("hang", "trickle"), (PENDING, (1, 1, 1))),  # no time is left for a second try
 }
+
+
+#: What is the answer to another call, whatever it says.
+STRAY = {"other_customer", "other_key", "other_key_400"}
 
 
 def test_table_has_every_fault_of_the_sandbox() -> None:
@@ -193,7 +206,7 @@ def test_answer_is_judged_and_tried_again_by_the_failure_table(
     assert (reply.attempts, stripe.invoices, len(stripe.calls)) == (attempts, invoices, calls)
     assert reply.reached
     assert (reply.answer is None) == (outcome is not Outcome.SUCCEEDED)
-    assert (reply.alarm is not None) == (refusal is UpstreamKeyRefused)
+    assert (reply.alarm is not None) == (refusal is UpstreamKeyRefused or fault in STRAY)
     assert len({dict(call.headers)["Idempotency-Key"] for call in stripe.calls}) == 1
     assert stripe.redirected == 0
     if refusal is OutcomePending:
@@ -486,6 +499,94 @@ def test_key_in_an_answer_is_redacted_and_in_no_error_passed_on(send: Send, stri
         assert UPSTREAM_KEY not in repr((reply, problem, reply.refusal and reply.refusal.note))
 
 
+# ---------------------------------------------------------------- the answer to another call
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 402, 403, 404, 409, 429, 500])
+@pytest.mark.parametrize("again", [True, False, None])
+@pytest.mark.parametrize("key", ["order-1", None])
+def test_answer_under_another_key_says_nothing_of_this_call(
+    told: Told, status: int, key: str | None, *, again: bool | None
+) -> None:
+    """A refusal neither: the other call was refused, and this one may have raised an invoice."""
+    grant = asked(key=key)
+    other = {
+        "idempotency-key": upstream_key("another"),
+        "request-id": "req_1",
+        **({} if again is None else said(again)),
+    }
+    script = Script(*[Received(status, INVOICE if status == 200 else b"{}", other)] * 3)
+    reply, _ = told(script, grant)
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending if key else OutcomeUnknown)
+    assert reply.alarm == f"the upstream answered {status} to another call: not the Idempotency-Key that was sent"
+    assert (reply.answer, reply.created, reply.upstream_request) == (None, None, "req_1")
+    assert script.hung_up == [1, 2, 3]
+
+
+def test_answer_under_the_key_that_was_sent_is_this_calls(told: Told) -> None:
+    grant = asked()
+    assert grant.ledger_key is not None
+    own = replace(OK, headers={"idempotency-key": upstream_key(grant.ledger_key)})
+    script = Script(own)
+    reply, _ = told(script, grant)
+    assert (reply.outcome, reply.alarm, script.hung_up) == (Outcome.SUCCEEDED, None, [])
+    assert b"idempotency-key" in script.requests[0].heard
+
+
+def test_own_answer_of_the_second_try_is_told_and_the_alarm_stays(told: Told) -> None:
+    stray = Received(200, encode({**EXAMPLE, "customer": "cus_2"}))
+    script = Script(stray, OK)
+    reply, _ = told(script)
+    assert (reply.outcome, reply.stray, script.hung_up) == (Outcome.SUCCEEDED, False, [1])
+    assert reply.alarm == "the upstream answered 200 to another call: not the customer that was sent"
+
+
+def test_stray_answer_leaves_the_call_in_doubt(told: Told) -> None:
+    stray = Received(200, encode({**EXAMPLE, "customer": "cus_2"}))
+    reply, _ = told(Script(stray, answered(429, wait=7)))
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending)
+    assert reply.alarm is not None
+
+
+def test_key_that_was_refused_to_another_call_is_not_refused_to_this_one(
+    told: Told, secret_manager: Sandbox, secrets: Secrets
+) -> None:
+    """It is not read again, and this call stays in doubt."""
+    secrets.access(asked(), time.monotonic() + 20)
+    secret_manager.add(SECRET, ROTATED.encode())
+    script = Script(Received(401, b"{}", {"idempotency-key": "any"}), answered(429, wait=7))
+    reply, _ = told(script)
+    assert (reply.outcome, script.keys) == (Outcome.UNKNOWN, [UPSTREAM_KEY] * 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (Received(200, encode({**EXAMPLE, "id": "in_2"})), "id"),
+        (Received(200, INVOICE, {"idempotency-key": "any"}), "Idempotency-Key"),
+        (Received(404, b"{}", {"idempotency-key": "any"}), "Idempotency-Key"),
+    ],
+    ids=["another id", "a key", "a refusal with a key"],
+)
+def test_look_that_gets_the_answer_to_another_call_is_tried_again_and_then_failed(
+    told: Told, answer: Received, what: str
+) -> None:
+    script = Script(answer, answer, answer)
+    reply, _ = told(script, looking())
+    assert (reply.outcome, type(reply.refusal), reply.answer) == (Outcome.RELEASED, UpstreamFailed, None)
+    assert reply.alarm is not None
+    assert f"not the {what} that was sent" in reply.alarm
+    assert script.hung_up == [1, 2, 3]
+    assert told(Script(answer, OK), looking())[0].outcome is Outcome.SUCCEEDED
+
+
+def test_stray_answer_drops_the_connection_it_came_by(send: Send, stripe: Stripe) -> None:
+    stripe.fail_next("other_customer")
+    assert send(asked(stripe.origin)).attempts == 2
+    assert send(asked(stripe.origin, key="order-2")).attempts == 1
+    assert [call.connection for call in stripe.calls] == [1, 2, 2]
+
+
 # ---------------------------------------------------------------- a call that only looks
 
 
@@ -498,7 +599,7 @@ def test_look_goes_out_as_a_get_without_a_key_of_its_own(secrets: Secrets) -> No
     assert (reply.outcome, reply.created) == (Outcome.SUCCEEDED, None)
     (request,) = script.requests
     assert (request.method, request.body) == ("GET", None)
-    assert request.url == f"{NOWHERE}/v1/invoices/in_1?expand%5B0%5D=customer&expand%5B1%5D=charge"
+    assert request.url == f"{NOWHERE}/v1/invoices/{EXAMPLE['id']}?expand%5B0%5D=customer&expand%5B1%5D=charge"
     assert (request.key, script.keys) == ("Authorization: Bearer ", [UPSTREAM_KEY])
     assert request.headers == {"Accept": "application/json", "Stripe-Version": VERSION}
     would = preview(grant)["would_send"]

@@ -43,6 +43,7 @@ from policies.upstreams import UPSTREAMS
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from tests.conftest import policy
 from tests.gateway.conftest import at_once, granted
+from tests.wire import answered, listening, talking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +63,8 @@ def transport() -> Transport:
     return Transport()
 
 
-def outgoing(url: str, body: bytes | None = BODY, **more: Any) -> Outgoing:
-    return Outgoing("GET" if body is None else "POST", url, KeyPlace.X_API_KEY, HEADERS, body, **more)
+def outgoing(url: str, body: bytes | None = BODY, method: str = "POST", **more: Any) -> Outgoing:
+    return Outgoing(method, url, KeyPlace.X_API_KEY, HEADERS, body, **more)
 
 
 def post(
@@ -103,7 +104,7 @@ def test_only_our_own_headers_go_out(transport: Transport, upstream: Appgregator
 
 def test_key_does_not_stay_in_the_handle_after_a_call(transport: Transport, upstream: Appgregator) -> None:
     post(transport, upstream.origin)
-    curl = transport._handle(guarded=False)
+    curl = transport._handle(upstream.origin, guarded=False)
     curl.setopt(pycurl.POSTFIELDSIZE, 0)
     curl.perform()
     assert len(upstream.calls) == 2
@@ -117,7 +118,7 @@ def test_key_does_not_stay_in_the_handle_after_a_failure(
     upstream.fail_next("truncated")
     with pytest.raises(LostError) if failure == "lost" else pytest.raises(NotSentError):
         post(transport, upstream.origin if failure == "lost" else "http://127.0.0.1:1")
-    curl = transport._handle(guarded=False)
+    curl = transport._handle(upstream.origin, guarded=False)
     curl.setopt(pycurl.URL, upstream.origin + PATH)
     curl.setopt(pycurl.POSTFIELDSIZE, 0)
     curl.perform()
@@ -144,10 +145,10 @@ def test_post_without_a_body_is_a_post(transport: Transport, upstream: Appgregat
 
 def test_handle_turns_from_post_to_get_and_back(transport: Transport, upstream: Appgregator) -> None:
     assert post(transport, upstream.origin).status == 200
-    assert transport.send(outgoing(upstream.origin + PATH, None), UPSTREAM, 10).status == 405
+    assert transport.send(outgoing(upstream.origin + PATH, None, "GET"), UPSTREAM, 10).status == 405
     assert post(transport, upstream.origin).status == 200
     assert [call.body for call in upstream.calls] == [BODY, BODY]
-    assert upstream.connections == 1
+    assert upstream.connections == 2  # the GET had one of its own
 
 
 def test_connection_is_used_again_in_one_thread(transport: Transport, upstream: Appgregator) -> None:
@@ -500,63 +501,187 @@ def test_libcurl_left_to_itself_would_repeat_the_call(upstream: Appgregator, fau
     assert upstream.connections == 2
 
 
-@contextmanager
-def dying() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that answers its first request, and closes the connection of the second once it has read it."""
-    requests: list[bytes] = []
-
-    def converse(connection: socket.socket) -> None:
-        with connection:
-            while (received := connection.recv(65536)) and len(requests) < 9:
-                requests.append(received)
-                if len(requests) == 2:
-                    return
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-
-    def serve(listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=converse, args=(connection,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve, args=(listener,))
-        server.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            server.join()
+METHODS = pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+BODIES = pytest.mark.parametrize("body", [None, b"", b"x=1"], ids=["no body", "empty body", "a body"])
 
 
-def test_post_without_a_body_is_not_repeated_either() -> None:
-    transport = Transport()
-    with dying() as (origin, requests):
-        assert post(transport, origin, body=b"").status == 200
+@METHODS
+@BODIES
+def test_request_is_sent_once_though_the_kept_connection_dies(
+    transport: Transport, method: str, body: bytes | None
+) -> None:
+    """Whatever it is, and although a connection is kept: the upstream may have taken it."""
+    with talking(answered()) as (origin, requests):
+        assert post(transport, origin).status == 200
         with pytest.raises(LostError):
-            post(transport, origin, body=b"")
-        assert len(requests) == 2
-        assert transport._handle(guarded=False).getinfo(pycurl.NUM_CONNECTS) == 1  # its own, the first
-        transport._local.unguarded.close()
+            transport.send(outgoing(origin + PATH, body, method), UPSTREAM, 10)
+        assert requests == [b"POST " + BODY, method.encode() + b" " + (body or b"")]
 
 
-def test_libcurl_left_to_itself_would_repeat_a_post_without_a_body() -> None:
-    """A read callback alone does not help: there is nothing to rewind."""
+@METHODS
+@pytest.mark.parametrize("body", [None, b"", BODY], ids=["no body", "empty body", "a body"])
+def test_libcurl_left_to_itself_would_repeat_the_request(method: str, body: bytes | None) -> None:
+    """The control of the test above. A read callback alone does not help where there is nothing to rewind."""
     curl = pycurl.Curl()
     curl.setopt(pycurl.HTTPHEADER, LINES)
-    curl.setopt(pycurl.POST, 1)
-    curl.setopt(pycurl.POSTFIELDSIZE, 0)
-    curl.setopt(pycurl.READFUNCTION, BytesIO().read)
     curl.setopt(pycurl.PROXY, "")
     curl.setopt(pycurl.WRITEFUNCTION, BytesIO().write)
-    with dying() as (origin, requests):
+    if body is not None:
+        curl.setopt(pycurl.POST, 1)
+        curl.setopt(pycurl.POSTFIELDSIZE, len(body))
+        curl.setopt(pycurl.POSTFIELDS if body else pycurl.READFUNCTION, body or BytesIO().read)
+    curl.setopt(pycurl.CUSTOMREQUEST, method)
+    with talking(answered()) as (origin, requests):
         curl.setopt(pycurl.URL, origin + PATH)
         curl.perform()
-        curl.perform()
-        assert len(requests) == 3
+        with pytest.raises(pycurl.error):  # it is the third that is closed on a new connection
+            curl.perform()
+        assert requests == [method.encode() + b" " + (body or b"")] * 3
         curl.close()
+
+
+@METHODS
+@BODIES
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answered(b"{}", b"401 Unauthorized", b'WWW-Authenticate: Basic realm="x"'),
+        answered(b"{}", b"401 Unauthorized", b"WWW-Authenticate: NTLM"),
+        answered(b"{}", b"401 Unauthorized", b"WWW-Authenticate: Negotiate"),
+        answered(b"{}", b"407 Proxy Authentication Required", b'Proxy-Authenticate: Basic realm="x"'),
+        answered(b"{}", b"408 Request Timeout", b"Connection: close"),
+        answered(b"{}", b"417 Expectation Failed"),
+        answered(b"{}", b"421 Misdirected Request"),
+        answered(b"{}", b"425 Too Early"),
+        answered(b"{}", b"429 Too Many Requests", b"Retry-After: 1"),
+        answered(b"{}", b"503 Service Unavailable", b"Retry-After: 1"),
+        *(answered(b"{}", b"%d Moved" % status, b"Location: /") for status in (301, 302, 303, 307, 308)),
+        answered(b"{}", b"426 Upgrade Required", b"Upgrade: h2c", b"Connection: Upgrade"),
+    ],
+    ids=lambda answer: b" ".join(answer.split()[1:2] + answer.split()[-2:-1]).decode(),
+)
+def test_no_answer_makes_libcurl_send_again(
+    transport: Transport, method: str, body: bytes | None, answer: bytes
+) -> None:
+    """On a new connection and on a kept one."""
+    with talking(answer, answered(), answer) as (origin, requests):
+        status = int(answer.split()[1])
+        assert transport.send(outgoing(origin + PATH, body, method), UPSTREAM, 10).status == status
+        assert post(transport, origin).status == 200
+        assert transport.send(outgoing(origin + PATH, body, method), UPSTREAM, 10).status == status
+        assert len(requests) == 3
+
+
+def test_no_answer_sends_the_next_call_elsewhere(transport: Transport, upstream: Appgregator) -> None:
+    """Not an alternative service (RFC 7838), nor what a host says of its own security."""
+    elsewhere = upstream.origin.removeprefix("http://")
+    headers = (b'Alt-Svc: http/1.1="%b"; ma=3600' % elsewhere.encode(), b"Strict-Transport-Security: max-age=3600")
+    with talking(answered(b"{}", b"200 OK", *headers), answered()) as (origin, requests):
+        for _ in range(2):
+            assert post(transport, origin).status == 200
+        assert (len(requests), upstream.connections) == (2, 0)
+
+
+# ---------------------------------------------------------------- an answer to nobody's request
+
+
+STRAY = answered(b'{"stray": true}')
+
+
+@contextmanager
+def talkative(after: float) -> Iterator[tuple[str, threading.Event]]:
+    """A server that answers the first request twice, the second time ``after`` seconds later, which sets the event.
+
+    Its answers are the numbers of the connections.
+    """
+    spoken = threading.Event()
+
+    def converse(connection: socket.socket, number: int) -> None:
+        while connection.recv(65536):
+            connection.sendall(answered(b"%d" % number))
+            if number == 1:
+                time.sleep(after)
+                try:
+                    connection.sendall(STRAY)
+                finally:
+                    spoken.set()
+
+    with listening(converse) as origin:
+        yield origin, spoken
+
+
+@pytest.mark.parametrize("after", [0.0, 0.03])
+def test_second_answer_is_not_read_as_the_next_calls(transport: Transport, after: float) -> None:
+    with talkative(after) as (origin, spoken):
+        assert post(transport, origin).body == b"1"
+        assert spoken.wait(5)
+        assert post(transport, origin).body == b"2"
+
+
+@pytest.mark.parametrize("between", ["another origin", "no body", "DELETE"])
+def test_second_answer_is_not_read_by_a_later_call_either(
+    transport: Transport, upstream: Appgregator, between: str
+) -> None:
+    """The connection that brings it is not the last that this thread used."""
+    with talkative(0.1) as (origin, spoken):
+        assert post(transport, origin).body == b"1"
+        match between:
+            case "another origin":
+                assert post(transport, upstream.origin).status == 200
+            case "no body":
+                assert post(transport, origin, body=b"").body == b"2"
+            case "DELETE":
+                assert transport.send(outgoing(origin + PATH, None, "DELETE"), UPSTREAM, 10).body == b"2"
+        assert spoken.wait(5)
+        assert post(transport, origin).body == (b"2" if between == "another origin" else b"3")
+
+
+@pytest.mark.parametrize("body", [None, b""])
+def test_request_without_a_body_leaves_no_connection_to_the_next(transport: Transport, body: bytes | None) -> None:
+    with talkative(0.03) as (origin, spoken):
+        assert transport.send(outgoing(origin + PATH, body), UPSTREAM, 10).body == b"1"
+        assert spoken.wait(5)
+        assert post(transport, origin).body == b"2"
+
+
+def test_libcurl_left_to_itself_would_read_the_second_answer_as_the_next_calls() -> None:
+    curl = pycurl.Curl()
+    curl.setopt(pycurl.HTTPHEADER, LINES)
+    curl.setopt(pycurl.POSTFIELDS, BODY)
+    curl.setopt(pycurl.PROXY, "")
+    with talkative(0.03) as (origin, spoken):
+        curl.setopt(pycurl.URL, origin + PATH)
+        for answer in (b"1", b'{"stray": true}'):
+            curl.setopt(pycurl.WRITEFUNCTION, (received := BytesIO()).write)
+            curl.perform()
+            assert received.getvalue() == answer
+            assert spoken.wait(5)
+        curl.close()
+
+
+def test_kept_connection_outlives_a_request_that_has_its_own(transport: Transport, upstream: Appgregator) -> None:
+    for body in (BODY, b"", BODY, b"", BODY):
+        post(transport, upstream.origin, body=body)
+    assert len({call.connection for call in upstream.calls if call.body}) == 1
+    assert len({call.connection for call in upstream.calls}) == 3
+
+
+def test_connections_of_a_thread_are_closed_when_it_hangs_up(transport: Transport, upstream: Appgregator) -> None:
+    post(transport, upstream.origin)
+    transport.hang_up()
+    post(transport, upstream.origin)
+    assert upstream.connections == 2
+    transport.hang_up()
+    transport.hang_up()  # with nothing to close, it does nothing
+
+
+def test_other_threads_keep_their_connections(transport: Transport, upstream: Appgregator) -> None:
+    post(transport, upstream.origin)
+    other = threading.Thread(target=transport.hang_up)
+    other.start()
+    other.join()
+    post(transport, upstream.origin)
+    assert upstream.connections == 1
 
 
 def test_connection_closed_while_idle_is_replaced_before_anything_is_sent(
@@ -987,7 +1112,7 @@ def test_socket_is_not_inherited_and_is_closed_with_its_handle(authority: Author
         before = set(Path("/proc/self/fd").iterdir())
         transport = resolving(authority, port, "127.0.0.1", public=lambda _: True)
         post(transport, f"https://{HOST}:{port}")
-        curl = transport._handle(guarded=True)
+        curl = transport._handle(f"https://{HOST}:{port}", guarded=True)
         assert not os.get_inheritable(curl.getinfo(pycurl.ACTIVESOCKET))
         curl.close()
     assert set(Path("/proc/self/fd").iterdir()) <= before

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from policies.model import Grant
     from policies.outcomes import Reply
 
-INVOICE = encode(dict(EXAMPLE))
+#: What comes of the calls here, which are all for this customer.
+INVOICE = encode({**EXAMPLE, "customer": "cus_1"})
 CANARY = "sk_live_canary4242"
 #: What an upstream may say of an error, with a secret wherever it has room for one.
 LOUD = {
@@ -192,8 +193,10 @@ def stripes() -> Grant:
     return decided(text, {"customer": "cus_1"}, key="order-1")
 
 
-def stripe_said(grant: Grant, status: int, answer: object, step: Step = FIRST, **headers: str) -> dict[str, Any]:
-    return said(UPSTREAMS["stripe"].judge(grant, step, status, headers, json.dumps(answer).encode()))
+def stripe_said(
+    grant: Grant, status: int, answer: object, step: Step = FIRST, headers: dict[str, str] | None = None
+) -> dict[str, Any]:
+    return said(UPSTREAMS["stripe"].judge(grant, step, status, headers or {}, json.dumps(answer).encode()))
 
 
 def test_call_that_waits_for_a_person_says_where_and_when_to_come_back(stripes: Grant) -> None:
@@ -231,7 +234,7 @@ def test_refusal_while_an_earlier_send_may_still_arrive_says_when_it_no_longer_c
 
 
 def test_error_that_the_upstream_keeps_is_not_worth_another_try(stripes: Grant) -> None:
-    problem = stripe_said(stripes, 500, {}, **REPLAYED)
+    problem = stripe_said(stripes, 500, {}, headers=REPLAYED)
     assert (problem["status"], "retry_after" in problem) == (424, False)
 
 
@@ -285,7 +288,7 @@ def test_whole_invoice_is_a_success_and_trimmed(grant: Grant, status: int) -> No
     assert reply.answer == {
         "id": EXAMPLE["id"],
         "status": "draft",
-        "customer": EXAMPLE["customer"],
+        "customer": "cus_1",
         "lines": {"data": [{"amount": 2000}]},
         "metadata": {},
     }
@@ -346,6 +349,84 @@ def test_success_that_is_no_whole_invoice_is_unknown(grant: Grant, body: bytes) 
     assert reply.outcome is Outcome.UNKNOWN
     assert type(reply.refusal) is OutcomeUnknown
     assert "canary" not in repr((said(reply), reply.refusal.note))
+
+
+# ---------------------------------------------------------------- the answer to another call
+
+
+#: Where a boolean or an object is expected: it says nothing.
+ODD: tuple[object, ...] = (None, "true", 0, 1, [], {})
+
+
+def changed(**changes: object) -> bytes:
+    return encode({**EXAMPLE, "customer": "cus_1", **changes})
+
+
+def assert_stray(reply: Reply, what: str) -> None:
+    assert (reply.outcome, reply.stray, reply.answer, reply.created) == (Outcome.UNKNOWN, True, None, None)
+    assert reply.alarm is not None
+    assert f"not the {what} that was sent" in reply.alarm
+    assert reply.again
+
+
+@pytest.mark.parametrize("response", ["id", "id, customer, metadata, livemode"])
+@pytest.mark.parametrize("customer", ["cus_2", "CUS_1", "cus_1 ", "", {"id": "cus_2", "object": "customer"}])
+def test_invoice_of_another_customer_belongs_to_another_call(response: str, customer: object) -> None:
+    grant = decided(written(response=response), {"customer": "cus_1"})
+    reply = judge(grant, 200, changed(customer=customer))
+    assert_stray(reply, "customer")
+    assert "cus_" not in repr((said(reply), reply.alarm))
+
+
+@pytest.mark.parametrize("response", ["id", "id, customer"])
+@pytest.mark.parametrize("customer", ["cus_1", {"id": "cus_1"}, None, {}, {"id": None}, 7, ["cus_2"], True])
+def test_only_a_customer_that_the_answer_names_is_compared(response: str, customer: object) -> None:
+    grant = decided(written(response=response), {"customer": "cus_1"})
+    reply = judge(grant, 200, changed(customer=customer))
+    assert (reply.outcome, reply.stray, reply.alarm) == (Outcome.SUCCEEDED, False, None)
+
+
+def test_only_a_customer_that_was_sent_is_compared() -> None:
+    assert judge(decided(written("description:"), {"description": "a"}), 200, changed()).outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("response", ["id", "id, livemode"])
+@pytest.mark.parametrize(
+    ("mode", "livemode", "belongs"),
+    [
+        ("live", True, True), ("live", False, False), ("test", False, True), ("test", True, False),
+        ("", True, True), ("", False, True),
+        *((mode, odd, True) for mode in ("live", "test") for odd in ODD),
+    ],
+)  # fmt: skip
+def test_invoice_of_the_other_mode_belongs_to_another_call(
+    response: str, mode: str, livemode: object, *, belongs: bool
+) -> None:
+    grant = decided(written(response=response), {"customer": "cus_1"})
+    connection = replace(grant.entitlement.connection, mode=mode)
+    grant = replace(grant, entitlement=replace(grant.entitlement, connection=connection))
+    reply = judge(grant, 200, changed(livemode=livemode))
+    if belongs:
+        assert (reply.outcome, reply.alarm) == (Outcome.SUCCEEDED, None)
+    else:
+        assert_stray(reply, "mode")
+
+
+@pytest.mark.parametrize("path", ["metadata[order_id]", "metadata[countersign]"], ids=["key", "stamp"])
+@pytest.mark.parametrize("response", ["id", "id, metadata"])
+def test_invoice_with_the_name_of_another_call_belongs_to_that(path: str, response: str) -> None:
+    """Its key, where that is a metadata entry, and its stamp: also of two invoices of one customer."""
+    text = written(
+        "customer:\nmetadata[order_id]:\nmetadata[note]:",
+        idempotency='{from: "metadata[order_id]"}\n        stamp: "metadata[countersign]"',
+        response=response,
+    )
+    grant = decided(text, {"customer": "cus_1", "metadata[order_id]": "7", "metadata[note]": "a"})
+    name = path[len("metadata[") : -1]
+    metadata = {"order_id": "7", "countersign": grant.parameters["metadata[countersign]"], "note": " A "}
+    for odd in (metadata, *ODD, {name: None}, {name: 7}, {name: {}}):
+        assert judge(grant, 200, changed(metadata=odd)).outcome is Outcome.SUCCEEDED
+    assert_stray(judge(grant, 200, changed(metadata={**metadata, name: "8"})), path)
 
 
 # ---------------------------------------------------------------- what an invoice counts against a budget

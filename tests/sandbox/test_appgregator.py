@@ -579,6 +579,44 @@ def test_rule_of_the_account_is_told_in_stripes_words(upstream: Appgregator, nam
     assert upstream.invoices == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "other"),
+    [("other_customer", "customer", "cus_of_another_call"), ("other_mode", "livemode", True)],
+)
+def test_answer_to_another_call_differs_in_what_tells_them_apart(
+    upstream: Appgregator, name: str, field: str, other: object
+) -> None:
+    found = fault(upstream, name).json()
+    assert found[field] == other
+    assert found.keys() == invoice.EXAMPLE.keys()
+    assert upstream.invoices == 1
+
+
+def test_second_answer_follows_on_the_same_connection(upstream: Appgregator) -> None:
+    upstream.fail_next("twice")
+    with connected(upstream) as connection:
+        first = ask(connection).json()
+        second = http.client.HTTPResponse(connection.sock)
+        second.begin()
+        stray = json.loads(second.read())
+        assert stray.pop("id") != first.pop("id")
+        assert stray == first
+        assert ask(connection).status == 200
+    assert upstream.invoices == 2
+
+
+def test_second_answer_is_never_written_into_another(upstream: Appgregator) -> None:
+    upstream.delay = 0.1
+    upstream.fail_next("twice")
+    upstream.fail_next("slow")
+    with connected(upstream) as connection:
+        ask(connection)
+        stray = ask(connection).json()["id"]  # what the next client on this connection is told
+        late = http.client.HTTPResponse(connection.sock)
+        late.begin()
+        assert json.loads(late.read())["id"] != stray
+
+
 def test_expanded_customer_brings_fields_that_nobody_asked_for(upstream: Appgregator) -> None:
     found = fault(upstream, "expanded").json()
     assert found["customer"]["id"] == "cus_fault_expanded"

@@ -527,7 +527,7 @@ def test_many_callers_with_one_key_get_one_invoice(stripe: Stripe) -> None:
 LOST = ("hang", "close_after", "reset_after", "truncated", "slow")
 SPOILT = (
     "html_200", "gzip", "leak_key", "set_cookie", "oversize", "not_json", "nan", "deep", "no_id", "array", "empty",
-    "wrong_object", "expanded", "gzip_bomb",
+    "wrong_object", "expanded", "gzip_bomb", "other_customer", "other_mode", "other_key", "twice",
 )  # fmt: skip
 
 
@@ -570,6 +570,36 @@ def test_spoilt_answer_is_whole_for_the_same_key(stripe: Stripe, name: str) -> N
     assert stripe.invoices == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "live"), [("sk_live_1", True), ("rk_live_1", True), ("sk_test_1", False), ("some-key", False)]
+)
+def test_mode_is_that_of_the_api_key(key: str, *, live: bool) -> None:
+    with Stripe(keys=[key]) as running:
+        made = call(running, authorization=f"Bearer {key}").json()
+        assert {made["livemode"], *(line["livemode"] for line in made["lines"]["data"])} == {live}
+
+
+@pytest.mark.parametrize("name", ["other_key", "other_key_400"])
+def test_answer_names_the_key_of_another_call(stripe: Stripe, name: str) -> None:
+    stripe.fail_next(name)
+    assert call(stripe, key="k").headers.get_all("idempotency-key") == ["of-another-call"]
+    assert call(stripe, key="k").headers.get_all("idempotency-key") == ["k"]
+
+
+def test_second_answer_has_the_headers_of_the_first(stripe: Stripe) -> None:
+    stripe.fail_next("twice")
+    address = stripe.origin.removeprefix("http://")
+    with closing(http.client.HTTPConnection(address, timeout=5)) as connection:
+        sent = {"authorization": f"Bearer {KEY}", "content-type": FORM, "Idempotency-Key": "k"}
+        connection.request("POST", PATH, BODY, sent)
+        first = connection.getresponse()
+        first.read()
+        second = http.client.HTTPResponse(connection.sock)
+        second.begin()
+        for name in ("idempotency-key", "request-id", "stripe-version"):
+            assert second.headers[name] == first.headers[name]
+
+
 def test_answer_behind_a_huge_header_is_there_for_the_same_key(stripe: Stripe) -> None:
     lose(stripe, "huge_header", key="k")
     assert call(stripe, key="k").replayed
@@ -598,6 +628,7 @@ def test_repeat_can_be_lost_too(stripe: Stripe) -> None:
         ("action_blocked", 400, {"type": "invalid_request_error", "code": "action_blocked"}, None),
         ("error_503", 503, {"type": "api_error"}, None),
         ("echo_key", 400, {"type": "invalid_request_error"}, None),
+        ("other_key_400", 400, {"code": "parameter_unknown"}, None),
         ("retry_409", 409, {"code": "lock_timeout"}, "true"),
         ("retry_503", 503, {"type": "api_error"}, "true"),
     ],
