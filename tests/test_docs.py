@@ -265,7 +265,7 @@ def test_code_that_signs_a_webhook_works_as_written_and_twice_is_once(
     (code,) = blocks(CALLERS, language)
     someone = reader(AUDIENCE=AUDIENCE)
     first, second = (someone.run([*command, code], SIGNING_SECRET=SIGNING) for _ in range(2))
-    assert first == second
+    assert second == {**first, "replayed": True}
     assert upstream.invoices == 1
 
 
