@@ -50,6 +50,8 @@ callers:
         parameters:
           customer: {{required: true}}
           subscription:
+          auto_advance:
+          account_tax_ids:
           description:
           days_until_due:
           collection_method:
@@ -69,7 +71,7 @@ callers:
       - connection: not-granted
         operation: invoices.create
         parameters: {{customer: }}
-        response: [id]
+        response: [id, status, customer]
 """
 RESPONSE = (
     "id, object, status, amount_due, customer, subscription, description, metadata, custom_fields.name, "
@@ -168,11 +170,15 @@ class Lossy:
 
 
 def _message(connection: socket.socket) -> bytes:
-    """Read one HTTP message that has a Content-Length, or no body."""
+    """Read one HTTP message that has a Content-Length, chunks without trailers, or no body."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += _some(connection)
     head, _, body = received.partition(b"\r\n\r\n")
+    if re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head):
+        while not body.endswith(b"\r\n0\r\n\r\n"):
+            body += _some(connection)
+        return head + b"\r\n\r\n" + body
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     while len(body) < int(length[1] if length else 0):
         body += _some(connection)

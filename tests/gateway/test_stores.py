@@ -59,7 +59,9 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.stores if server else ()) for name, (server, _) in STORES.items()]
+)
 def store(request: pytest.FixtureRequest, clock: Clock) -> Store:
     fixture, make = STORES[request.param]
     return make(clock, request.getfixturevalue(fixture) if fixture else None)
