@@ -129,12 +129,14 @@ class Lossy:
     """A network on 127.0.0.1 that brings every call to ``port``, but loses the first ``lose`` answers.
 
     ``patience`` is how many seconds it waits for an answer that it loses before it hangs up; None is until it is
-    there. For clients that make a connection a call, or hang up with it.
+    there. It passes the others on once ``go_on`` is set. For clients that make a connection a call, or hang up with it.
     """
 
-    def __init__(self, port: int, *, lose: int, patience: float | None = None) -> None:
+    def __init__(
+        self, port: int, *, lose: int = 0, patience: float | None = None, go_on: threading.Event | None = None
+    ) -> None:
         self.calls = 0
-        self._to, self._lose, self._patience = port, lose, patience
+        self._to, self._lose, self._patience, self._go_on = port, lose, patience, go_on
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self.port: int = self._listener.getsockname()[1]
@@ -166,7 +168,10 @@ class Lossy:
                 server.settimeout(self._patience or 30)
                 _message(server)  # it is there, and goes no further
             else:
-                client.sendall(_message(server))
+                answer = _message(server)
+                if self._go_on is not None:
+                    self._go_on.wait(30)
+                client.sendall(answer)
 
 
 def _message(connection: socket.socket) -> bytes:

@@ -50,10 +50,14 @@ class Sdk:
     """By itself, where the answer says `Stripe-Should-Retry: true`."""
     environ: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def needed(self) -> pytest.MarkDecorator:
+        """Leaves a test out where this machine lacks the language or the SDK."""
+        found = shutil.which(self.command[0]) and (self.folder / self.needs).exists()
+        return pytest.mark.skipif(not found, reason=self.get)
+
     def run(self, program: Path, given: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a program in the SDK's folder; leave the test out where this machine lacks the language or the SDK."""
-        if shutil.which(self.command[0]) is None or not (self.folder / self.needs).exists():
-            pytest.skip(self.get)
+        """Run a program in the SDK's folder, with what it is given on stdin."""
         # Nothing of our own environment, such as a proxy. Go keeps what it has compiled below HOME.
         environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         return subprocess.run(

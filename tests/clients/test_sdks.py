@@ -7,7 +7,9 @@ what came of each. An SDK that is not on this machine is left out, and the run s
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
@@ -48,16 +50,21 @@ def tied(document: str, key: str, connection: str) -> str:
     return document.replace(f"sha256: {sha256(key)}}}", f"sha256: {sha256(key)}, connection: {connection}}}")
 
 
-@pytest.fixture(params=SDKS.values(), ids=list(SDKS))
+@pytest.fixture(params=[pytest.param(row, id=name, marks=row.needed) for name, row in SDKS.items()])
 def sdk(request: pytest.FixtureRequest) -> Sdk:
     row: Sdk = request.param
     return row
 
 
+def at(origin: str) -> str:
+    """Write the policy, with Stripe at ``origin``."""
+    document = tied(stripe_policy(origin), KEY, "at-stripe")
+    return tied(document, OTHER_KEY, "not-granted") + UNTIED.format(key=sha256(UNTIED_KEY))
+
+
 @pytest.fixture
 def at_stripe(server: Callable[..., Server], stripe_upstream: Stripe) -> Server:
-    document = tied(stripe_policy(stripe_upstream.origin), KEY, "at-stripe")
-    return server(tied(document, OTHER_KEY, "not-granted") + UNTIED.format(key=sha256(UNTIED_KEY)))
+    return server(at(stripe_upstream.origin))
 
 
 def call(create: dict[str, Any] | None, key: str | None = None, caller: str = KEY) -> dict[str, Any]:
@@ -149,22 +156,33 @@ def test_call_whose_answer_was_lost_is_repeated_and_is_one_invoice(
 
 
 def test_call_that_is_still_running_is_repeated_until_it_has_ended(
-    sdk: Sdk, at_stripe: Server, stripe_upstream: Stripe
+    sdk: Sdk, server: Callable[..., Server], stripe_upstream: Stripe
 ) -> None:
-    stripe_upstream.delay = 4.0  # longer than any SDK waits before its first repetition
-    asked = call({"customer": "cus_fault_slow"}, "order-1")
-    with Lossy(at_stripe.port, lose=1, patience=0.2) as network:
-        if not sdk.repeats_lost_calls:
-            made(sdk, network.port, asked)
-        (told,) = made(sdk, network.port, asked, retries=8)
-        if not sdk.repeats_answered_calls:
-            assert (told["error"], told["status"]) == (sdk.errors["API"], 409)
-            while not at_stripe.record.entries("outcome"):
-                time.sleep(0.05)
-            (told,) = made(sdk, network.port, asked)
+    asked, seen = call({"customer": CUSTOMER}, "order-1"), threading.Event()
+    with Lossy(int(stripe_upstream.origin.rpartition(":")[2]), go_on=seen) as before_stripe:
+        running = server(at(f"http://127.0.0.1:{before_stripe.port}"))
+        with Lossy(running.port, lose=1, patience=0.2) as network, ThreadPoolExecutor(1) as beside:
+            watched = beside.submit(wait_for, running, "refusal", seen)
+            if not sdk.repeats_lost_calls:
+                made(sdk, network.port, asked)
+            (told,) = made(sdk, network.port, asked, retries=8)
+            watched.result()
+            if not sdk.repeats_answered_calls:
+                assert (told["error"], told["status"]) == (sdk.errors["API"], 409)
+                wait_for(running, "outcome")
+                (told,) = made(sdk, network.port, asked)
     assert told.get("status") == "draft", told
-    assert "idempotency-key-in-use" in {entry.get("reason") for entry in at_stripe.record.entries("refusal")}
+    assert {entry["reason"] for entry in running.record.entries("refusal")} == {"idempotency-key-in-use"}
     assert (stripe_upstream.invoices, len(stripe_upstream.calls)) == (1, 1)
+
+
+def wait_for(running: Server, kind: str, then: threading.Event | None = None) -> None:
+    """Wait until something of a kind is on record, and then say so; for at most as long as a call may take."""
+    until = time.monotonic() + 25
+    while not running.record.entries(kind) and time.monotonic() < until:
+        time.sleep(0.05)
+    if then is not None:
+        then.set()
 
 
 def test_call_whose_outcome_another_try_would_not_tell_is_not_repeated(
