@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.authorization import basic, bearer, looks_like_token
 from gateway.credentials.google import SERVERLESS
 from gateway.credentials.keys import proof
-from gateway.credentials.webhooks import HEADERS as WEBHOOKS
 from policies.callerkeys import PREFIX, whole
 from policies.refusals import Unauthenticated
 
@@ -23,8 +22,6 @@ Whose = tuple[str, str]
 MOST_RETIRED: Final = 10_000
 #: How keys begin, ours and those that are pasted by mistake. Nothing else of what was sent is said.
 PREFIXES: Final = (PREFIX, "sk_live_", "sk_test_", "rk_live_", "rk_test_", "pk_live_", "pk_test_", "whsec_", "eyJ")
-
-_WEBHOOK_HEADERS: Final = frozenset(name for names in WEBHOOKS for name in names)
 
 
 def retired(before: Mapping[Proof, Whose], old: PolicySet, new: PolicySet) -> dict[Proof, Whose]:
@@ -47,10 +44,10 @@ def presented(
     brought = call.credentials.keys()
     if not brought:
         return {"kind": "none"}
-    if not brought.isdisjoint(_WEBHOOK_HEADERS):
+    header = next((name for name in ("x-api-key", "Authorization", SERVERLESS) if name in brought), None)
+    if header is None:
         return {"kind": "webhook"}
-    header = next((name for name in ("x-api-key", "Authorization", SERVERLESS) if name in brought), "")
-    key = _key(header, call.credentials[header].reveal()) if header else None
+    key = _key(header, call.credentials[header].reveal())
     if not key:
         return {"kind": "unreadable", "header": header}
     said: dict[str, Any] = {"kind": "key", "header": header, "digest": digest(key)}

@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from policies.model import Answer, Entry, Outcome, State
 from policies.operations import OPERATIONS
 from policies.refusals import KeyInUse, KeyReused, KeyUsedElsewhere, OutcomeStillUnknown
-from policies.words import ago
+from policies.wording import ago
 
 if TYPE_CHECKING:
     from policies.model import Grant

@@ -15,11 +15,13 @@ _MINOR_DIGITS: Final = {
     **dict.fromkeys(
         ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"), 0
     ),
-    **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 3),
 }
+#: Currencies of three digits elsewhere, of which Stripe's page says nothing: a point would be a guess.
+_UNSURE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
 _EACH: Final = {1: "a second", 60: "a minute", 3600: "an hour", 86400: "a day"}
 #: Seconds. A wait that is shorter is told in seconds, a longer one as a time of day.
 _SOON: Final = 120
+_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
 
 
 def minor_digits(currency: str) -> int:
@@ -28,7 +30,9 @@ def minor_digits(currency: str) -> int:
 
 
 def money(amount: int, currency: str) -> str:
-    """Return an amount of 0 or more minor units as ``30.00 USD``."""
+    """Return an amount of 0 or more minor units as ``30.00 USD``, or as it is where the digits are not known."""
+    if currency in _UNSURE:
+        return f"{amount:,} minor units of {currency.upper()}"
     digits = minor_digits(currency)
     whole, part = divmod(amount, 10**digits)
     return f"{whole:,}{f'.{part:0{digits}}' if digits else ''} {currency.upper()}"
@@ -42,6 +46,14 @@ def limit_in_words(limit: Limit) -> str:
 def budget_in_words(budget: Budget) -> str:
     """Return a budget as ``30.00 USD a day``."""
     return f"{money(budget.limit.calls, budget.currency)} {_EACH[budget.limit.seconds]}"
+
+
+def ago(seconds: float) -> str:
+    """Say how long ago something was, in its largest unit: ``3 hours ago``, ``just now`` for less than a minute."""
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{_counted(int(seconds // size), unit)} ago"
+    return "just now"
 
 
 def when(now: float, seconds: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,9 +34,9 @@ def test_good_document_is_told_caller_by_caller(document: Path, capsys: pytest.C
     assert told.err == ""
     lines = told.out.splitlines()
     assert lines[0].startswith("The policy is valid (digest ")
-    assert "app (tests), 30/minute and 2000/day, may call:" in lines
-    assert "other (tests), 1000/minute, may call:" in lines
-    assert "  invoices.create on billing" in lines
+    assert "app (tests), 30 calls a minute and 2,000 calls a day, may call:" in lines
+    assert "other (tests), 1,000 calls a minute, may call:" in lines
+    assert "  invoices.create on billing (100,000 calls a second, of all callers together)" in lines
     sends, receives = (next(line for line in lines if line.startswith(f"    {word}")) for word in ("sends", "receives"))
     assert "metadata[cost_center]" in sends
     assert "lines.data.amount" in receives
@@ -46,8 +47,30 @@ def test_caller_on_hold_is_told_so(document: Path, capsys: pytest.CaptureFixture
     document.write_text(document.read_text().replace("  app:\n", "  app:\n    paused: true\n"))
     assert main(["check", str(document)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "app (tests), 30/minute and 2000/day, is paused, and otherwise may call:" in lines
-    assert "other (tests), 1000/minute, may call:" in lines
+    assert "app (tests), 30 calls a minute and 2,000 calls a day, is paused, and otherwise may call:" in lines
+    assert "other (tests), 1,000 calls a minute, may call:" in lines
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ("{currency: usd, amount: 3000, per: day}", "30.00 USD a day"),
+        ("{currency: jpy, amount: 3000, per: hour}", "3,000 JPY an hour"),
+    ],
+)
+def test_budget_is_told_as_money(document: Path, capsys: pytest.CaptureFixture[str], budget: str, told: str) -> None:
+    """In minor units a figure is easily a hundred times what was meant."""
+    document.write_text(document.read_text().replace("  app:\n", f"  app:\n    budget: {budget}\n"))
+    assert main(["check", str(document)]) == 0
+    assert f"app (tests), 30 calls a minute and 2,000 calls a day, {told}, may call:" in capsys.readouterr().out
+
+
+def test_connection_without_a_ceiling_is_told_alone(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = document.read_text()
+    assert "    ceiling: 100000/second\n" in text
+    document.write_text(text.replace("    ceiling: 100000/second\n", ""))
+    assert main(["check", str(document)]) == 0
+    assert "  invoices.create on billing" in capsys.readouterr().out.splitlines()
 
 
 def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,9 +88,27 @@ def test_key_that_has_expired_is_a_warning_and_no_error(document: Path, capsys: 
     assert told.err == ""
     line = next(n for n, text in enumerate(document.read_text().splitlines(), 1) if "2020-01-01" in text)
     assert told.out.splitlines()[-1].startswith(f"{document}:{line}: callers.app.credentials[0].key.expires: warning: ")
+
+
+@pytest.mark.parametrize(
+    ("expires", "says"), [("2020-01-01", "this key has expired"), ("SOON", "this is the last key of app")]
+)
+def test_compiled_policy_is_warned_of_as_its_document_is(
+    document: Path, capsys: pytest.CaptureFixture[str], expires: str, says: str
+) -> None:
+    ends = (datetime.now(UTC) + timedelta(days=3)).date().isoformat() if expires == "SOON" else expires
+    document.write_text(document.read_text().replace(sha256(KEY), f"{sha256(KEY)}, expires: {ends}", 1))
     out = document.with_suffix(".compiled")
     assert main(["check", str(document), "--compile", str(out)]) == 0
+    assert capsys.readouterr().out.count("warning: ") == 1
     assert main(["check", str(out)]) == 0
+    warned = [line for line in capsys.readouterr().out.splitlines() if "warning: " in line]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"{out}: callers.app: key k1: warning: {says}")
+    assert warned[0].endswith(
+        ". Make another in the document it was compiled from, and compile that again: "
+        "./countersign key rotate app k1 --policy DOCUMENT"
+    )
 
 
 @pytest.mark.parametrize("credential", ["google: ann@acme.example", "webhook: projects/p/secrets/s/versions/latest"])

@@ -34,7 +34,7 @@ UNKNOWN = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
 LEDGERS: dict[str, type[Redis | Firestore]] = {"redis_url": Redis, "firestore_url": Firestore}
 
 
-@pytest.fixture(params=LEDGERS)
+@pytest.fixture(params=[pytest.param(url, marks=pytest.mark.stores) for url in LEDGERS])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Redis | Firestore]:
     url: str = request.getfixturevalue(request.param)
     monkeypatch.setenv("STORE", url)
@@ -115,7 +115,7 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
     assert (resolution["ledger"], resolution["created"], resolution["by"]) == (intent["ledger"], "in_77", "Ann")
     assert "in_77" in err
     response = gate.post(Idempotency_Key="order-1")
-    assert (response.status_code, response.json) == (200, {"id": "in_77"})
+    assert (response.status_code, response.json) == (200, {"id": "in_77", "replayed": True})
     assert response.headers["Idempotent-Replayed"] == "true"
     assert upstream.invoices == 1
 

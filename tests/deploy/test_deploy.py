@@ -116,6 +116,7 @@ OPTION_SETS = [
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
     ["--policy-secret=projects/acme-prod/secrets/countersign-policy"],
+    ["--docs=https://github.com/acme/countersign/blob/main/docs/refusals.md"],
     ["--compile"],
     ["--store=firestore://acme-data/limits", "--max-instances=20"],
     ["--store=firestore://acme-prod"],
@@ -180,6 +181,35 @@ def test_the_dry_run_of_the_page_works(house: Path) -> None:
     (house / "policies/documents/acme.yaml").write_text(POLICY.replace("acme/", "acme-prod/"))
     assert line.endswith(" --dry-run")
     assert dry_run(house, *shlex.split(line)[1:-1])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "secret: file:/run/secrets/key",
+        'secret: "file:/run/secrets/key"',
+        "secret:\n      file:/run/secrets/key",
+        "{webhook: file:/run/secrets/key}",
+        "webhook: {secret: file:/run/secrets/key, scheme: hmac}",
+        "[webhook: 'file:/run/secrets/key']",
+    ],
+)
+def test_secret_that_is_mounted_is_refused_since_the_script_mounts_none(house: Path, written: str) -> None:
+    (house / "policies/documents/acme.yaml").write_text(f"{POLICY}  more: {{}}\n  # {' '.join(written.split())}\n")
+    assert dry_run(house, *usual())
+    (house / "policies/documents/acme.yaml").write_text(f"{POLICY}  more:\n    {written}\n")
+    run = deploy(house, *usual(), "--dry-run")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (
+        "deploy: The policy names file:/run/secrets/key, and this script mounts no file. Put the secret into Secret "
+        "Manager, write projects/P/secrets/NAME/versions/latest into the policy, and add: "
+        "--secret projects/P/secrets/NAME\n"
+    )
+
+
+def test_word_that_only_ends_in_file_is_no_mounted_secret(house: Path) -> None:
+    (house / "policies/documents/acme.yaml").write_text(f"{POLICY}  more: {{owner: profile:x, ours: my_file:y}}\n")
+    assert dry_run(house, *usual())
 
 
 @pytest.mark.parametrize("options", OPTION_SETS)
@@ -254,6 +284,14 @@ def test_iam_is_said_to_guard_only_what_it_guards(house: Path) -> None:
         (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
         assert re.findall(r",IAM=(\w*)", settings) == said
         assert re.findall(r",AUDIENCE=([^,]*)", settings) == [audience]
+
+
+def test_page_about_refusals_is_set_as_written_and_only_then(house: Path) -> None:
+    docs = "https://github.com/acme/countersign/blob/main/docs/refusals.md"
+    for options, said in (([f"--docs={docs}"], [docs]), ([], [])):
+        command = words(dry_run(house, *usual(*options)), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert re.findall(r",DOCS=([^,]*)", settings) == said
 
 
 def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
@@ -365,6 +403,8 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--max-instances", "2", "second invoice"),
         ("--audience", "http://countersign.example", "an address such as https://"),
         ("--audience", "https://a.example,IAM=guards", "an address such as https://"),
+        ("--docs", "https://a.example,IAM=guards", "an address such as https://"),
+        ("--docs", "https://a.example/refusals#top", "an address such as https://"),
         ("--store", "redis://:hunter2@10.0.0.1", "without a password"),
         ("--store", "redis://10.0.0.1,DEBUG=1", "without a password"),
         ("--store", "firestore", "firestore://PROJECT/DATABASE"),
