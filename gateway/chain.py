@@ -46,6 +46,9 @@ MAX_PROBLEM: Final = 400
 
 #: How much of its first line's hash a call's audit id has.
 HASH_DIGITS: Final = 24
+#: What an audit id without a line of its own says: the call was counted, or its line could not be written.
+COUNTED: Final = "counted"
+UNWRITTEN: Final = "unwritten"
 GENESIS: Final = "0" * 64
 _HASHED_APART: Final = ("hash", "audit_id")
 #: Keys by their prefix: ours, a webhook's, Stripe's.
@@ -75,16 +78,6 @@ def audit_id_of(instance: str, digest: str) -> str:
     return f"{instance}-{digest[:HASH_DIGITS]}"
 
 
-def counted_id(instance: str, batch: str, number: int) -> str:
-    """Return the audit id of a call that was only counted: the ``number``-th, from 1 on, of a ``counted`` line."""
-    return f"{instance}-counted-{batch}-{number}"
-
-
-def unrecorded_id(instance: str) -> str:
-    """Return the audit id of a call whose line could not be written."""
-    return f"{instance}-unrecorded-{os.urandom(12).hex()}"
-
-
 class _Kind(NamedTuple):
     """What is counted together."""
 
@@ -96,9 +89,9 @@ class _Kind(NamedTuple):
 
 @dataclass(slots=True)
 class _Batch:
-    """Calls that were counted and not yet reported."""
+    """Calls that were counted and not yet reported, by the number of their ``counted`` line in this instance."""
 
-    name: str = field(default_factory=lambda: os.urandom(4).hex())
+    number: int
     count: int = 0
 
 
@@ -113,6 +106,13 @@ class _Chain:
     second: int = -1
     written: Counter[_Kind] = field(default_factory=Counter)
     counted: dict[_Kind, _Batch] = field(default_factory=dict)
+    #: How many batches were counted, and how many lines could not be written.
+    batches: int = 0
+    unwritten: int = 0
+
+    def id_without_line(self, why: str) -> str:
+        """Return an audit id that names the last line before it, which it proves as any other does."""
+        return f"{audit_id_of(self.instance, self.head)}-{why}"
 
 
 class Audit:
@@ -168,9 +168,17 @@ class Audit:
                 return None
             batch = chain.counted.get(what)
             if batch is None:
-                batch = chain.counted[what] = _Batch()
+                chain.batches += 1
+                batch = chain.counted[what] = _Batch(chain.batches)
             batch.count += 1
-            return counted_id(chain.instance, batch.name, batch.count)
+            return chain.id_without_line(f"{COUNTED}-{batch.number}-{batch.count}")
+
+    def unwritten(self) -> str:
+        """Return the audit id of a call whose line could not be written."""
+        with self._lock:
+            chain = self._chain.get()
+            chain.unwritten += 1
+            return chain.id_without_line(f"{UNWRITTEN}-{chain.unwritten}")
 
     def policy_taken(self, digest: str) -> None:
         """Record that another policy document is now in force."""
@@ -237,7 +245,7 @@ class Audit:
         with suppress(RecordUnavailable):  # what is left is reported later
             for what, batch in list(chain.counted.items()):
                 kind, reason, caller = what
-                content = {"counted": kind, "count": batch.count, "batch": batch.name}
+                content = {"counted": kind, "count": batch.count, "batch": batch.number}
                 content |= {} if reason is None else {"reason": reason}
                 content |= {} if caller is None else {"caller": caller}
                 message = f"{batch.count} more of {caller or 'strangers'}: {kind}{f' {reason}' if reason else ''}"

@@ -171,7 +171,7 @@ class Counted(Line, kw_only=True, tag="counted"):
 
     counted: Literal["refusal", "replay", "preview"]
     count: Whole
-    batch: Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]
+    batch: Whole
     reason: str | UnsetType = UNSET
     caller: Annotated[str | UnsetType, Meta(description="None: all strangers.")] = UNSET
 

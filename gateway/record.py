@@ -13,7 +13,7 @@ from itertools import islice
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from gateway.chain import HASH_DIGITS, alert, labels_of, unrecorded_id, without_keys
+from gateway.chain import HASH_DIGITS, alert, labels_of, without_keys
 from gateway.presented import presented
 from policies import wording
 from policies.access import given
@@ -199,7 +199,7 @@ class Record:
                 audit_id = self._audit.write("refusal", *self._refused(refusal, severity))
         except RecordUnavailable as error:
             alert(f"a refusal could not be recorded: {error.note}")
-            audit_id = unrecorded_id(self._audit.instance)
+            audit_id = self._audit.unwritten()
         self.audit_id = self.audit_id or audit_id
 
     def _refused(self, refusal: Refusal, severity: str) -> tuple[dict[str, Any], str, str, str]:

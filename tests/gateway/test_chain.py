@@ -300,7 +300,7 @@ def test_refusal_that_was_only_counted_has_an_audit_id_of_its_own(audit: Audit) 
     written = [audit_id for audit_id in ids if re.fullmatch(f"{audit.instance}-[0-9a-f]{{24}}", audit_id)]
     assert len(written) == FLOOD
     (batch,) = {audit_id.rpartition("-")[0] for audit_id in ids if audit_id not in written}
-    assert re.fullmatch(f"{audit.instance}-counted-[0-9a-f]{{8}}", batch)
+    assert re.fullmatch(f"{audit.instance}-[0-9a-f]{{24}}-counted-1", batch)
 
 
 def test_end_of_a_sent_call_is_written_however_many_end_so(audit: Audit, sink: Lines) -> None:
