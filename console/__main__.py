@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from console import audit, keys, ledger, recipes
+from console import audit, keys, ledger, recipes, why
 from gateway.reloading import read
 from gateway.settings import SettingError, settings_of
 from policies import compiled, document
@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--has", action="append", default=[], metavar="AUDIT_ID", help="an audit id that must be in it")
     verify.set_defaults(run=_verify)
 
+    why.add_command(commands)
     keys.add_commands(commands)
     ledger.add_commands(commands)
     return top
