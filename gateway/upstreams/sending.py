@@ -75,24 +75,26 @@ class Upstreams:
     def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
         """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
         dialect, entry = _dialect(grant), admission.entry
-        step, approval = _step(grant, admission, dialect), None if entry is None else entry.approval
+        step = _step(grant, admission, dialect)
+        if entry is not None and entry.approval is not None:
+            return self._ask(dialect, grant, step, entry.approval, secret, deadline)
         reached, attempts, first, closed = False, 0, secret, 0
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
         while True:
-            if approval is None:
-                reply = self._attempt(dialect, grant, step, secret, deadline)
-            else:
-                reply, approval = self._ask(dialect, grant, step, approval, secret, deadline), None
+            reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached = attempts + 1, reached or reply.reached
             if reply.key_refused and secret is first:
                 secret = self._renewed(grant, first, deadline)
                 if secret is not first:
                     continue
             if reply.closed:  # nothing was created under this key, and nothing ever will be
-                step = replace(step, generation=step.generation + 1, refused=False, doubt=False)
+                # This call has not sent the next one yet. One that was killed may have.
+                begun = _step(grant, admission, dialect)
+                step = replace(begun, generation=step.generation + 1, refused=False)
                 closed += 1
                 if closed <= CLOSED and deadline - self._clock() >= LEAST_SECONDS:
                     continue
+                reply = _stopped(grant, step, reply)
                 break
             if reply.outcome is Outcome.UNKNOWN:
                 step = replace(step, doubt=reply.approval is None or step.doubt, quiet=False)
@@ -153,6 +155,11 @@ def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
         return Step(admission.owner, resumes=False)
     quiet = admission.taken >= entry.until
     return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.looks_up)
+
+
+def _stopped(grant: Grant, step: Step, reply: Reply) -> Reply:
+    """Return the result of a call with no time left for its next key: unknown if that may have been sent before."""
+    return unknown(grant, "no time is left for the next key") if step.doubt else reply
 
 
 def _dialect(grant: Grant) -> Dialect:
