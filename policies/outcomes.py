@@ -181,7 +181,7 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
         refusal: Refusal = UpstreamKeyRefused(note=f"the upstream answered {status}")
         alarm = "the upstream refuses the key of this connection"
         return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, alarm=alarm, key_refused=True))
-    if status == 429 or means is Means.LOCKED:
+    if status == 429 or (means is Means.LOCKED and status == 400):
         wait = min(max(int(headers.get("retry-after", BUSY_SECONDS)), 1), MAX_BUSY_SECONDS)
         refusal = UpstreamBusy(retry_after=wait)
         return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, again=means is Means.LOCKED))
@@ -258,7 +258,7 @@ def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Repl
     """Return the result of a call that waited for a person, who has not brought anything about."""
     match decision:
         case Decision.REFUSED:
-            return Reply(Outcome.REJECTED, refusal=ApprovalRejected())
+            return Reply(Outcome.REJECTED, refusal=ApprovalRejected(doubt=step.doubt))
         case Decision.LAPSED if step.quiet or not step.doubt:
             return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
         case Decision.LAPSED:

@@ -526,8 +526,8 @@ class OutcomeStillUnknown(LedgerRefusal):
     reason = "outcome-unknown"
     title = "It is not known whether the invoice exists"
     sentence = (
-        "An earlier call with this idempotency key was sent, but its answer never came, so the invoice may exist. "
-        "It was not sent again. Do not use another key, which might raise a second invoice. The operator of "
+        "An earlier call with this idempotency key was sent, but no answer came that can be trusted, so the invoice "
+        "may exist. It was not sent again. Do not use another key, which might raise a second invoice. The operator of "
         "Countersign has been told, and can find the call by its audit id."
     )
     decided_by = "upstream"
@@ -705,8 +705,18 @@ class ApprovalRejected(UpstreamRefusal):
     title = "A person has refused this"
     sentence = (
         "A person has refused to approve this call at the upstream. Nothing was created, and this key is not sent "
-        "again. If the invoice is wanted after all, ask whoever refused it, and use a new key."
+        "again. If the invoice is wanted after all, ask whoever refused it, and the operator of Countersign, who can "
+        "free this key."
     )
+    doubtful: ClassVar[str] = (
+        "A person has refused to approve this call at the upstream. But no answer came to an earlier try that can be "
+        "trusted, so the invoice may exist all the same. This key is not sent again. Do not use another key, which "
+        "might raise a second invoice. The operator of Countersign can look at the upstream, and free this one."
+    )
+
+    def __init__(self, *, doubt: bool = False) -> None:
+        """``doubt``: an earlier send of the same call may have had an effect that nobody read."""
+        super().__init__(self.doubtful if doubt else None)
 
 
 class OutcomeUnknown(UpstreamRefusal):

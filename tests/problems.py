@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
 MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
-OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults"}
+OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", "approval"}
 
 #: Status, headers with small names, body: of a real socket.
 Answer = tuple[int, dict[str, str], bytes]
@@ -40,7 +40,7 @@ def refused(answer: TestResponse | Answer, status: int, reason: str) -> dict[str
     assert headers["x-content-type-options"] == "nosniff"
     assert problem["type"] == f"urn:countersign:refusal:{reason}"
     assert problem["title"]
-    assert problem["detail"].endswith((".", "?"))
+    assert problem["detail"].endswith((".", "?", problem.get("approval", ".")))
     assert problem["decided_by"] in {"countersign", "policy", "upstream"}
     assert problem["audit_id"] == headers["countersign-audit-id"]
     assert problem.keys() - OPTIONAL == MEMBERS
@@ -56,7 +56,8 @@ def stripe_refused(answer: TestResponse | Answer, status: int, reason: str) -> d
     told = json.loads(body)
     assert told.keys() == {"error"}
     error: dict[str, Any] = told["error"]
-    assert (got, error["code"]) == (status, reason.replace("-", "_")), error
+    code = "approval_required" if reason == "awaiting-approval" else reason.replace("-", "_")  # Stripe's own
+    assert (got, error["code"]) == (status, code), error
     assert headers["content-type"] == "application/json"
     assert headers["cache-control"] == "no-store"
     assert headers["request-id"] == headers["countersign-audit-id"] == error["audit_id"]
