@@ -123,7 +123,9 @@ def test_answer_is_judged_by_the_failure_table(send: Send, upstream: Upstream, f
     assert reply.attempts == 1
     assert (reply.answer is None) == (outcome is not Outcome.SUCCEEDED)
     assert len(upstream.calls) == (fault != "close_before")
-    assert (reply.alarm is not None) == (refusal in {UpstreamKeyRefused, UpstreamMisrouted} or fault == "other_customer")
+    assert (reply.alarm is not None) == (
+        refusal in {UpstreamKeyRefused, UpstreamMisrouted} or fault == "other_customer"
+    )
 
 
 def test_upstream_that_cannot_be_reached_is_released_and_not_counted(send: Send) -> None:
