@@ -163,9 +163,12 @@ def _check(asked: argparse.Namespace) -> int:
         print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
         return 1
     print("\n".join(_told(policy_set)))
-    if not compiled.recognised(data):
-        for warning in document.warnings(data.decode(), str(asked.policy), time.time()):
-            print(warning)
+    if compiled.recognised(data):
+        warned = compiled.warnings(policy_set, str(asked.policy), time.time())
+    else:
+        warned = document.warnings(data.decode(), str(asked.policy), time.time())
+    for warning in warned:
+        print(warning)
     return 0 if asked.compile is None else _compile(asked.policy, data, policy_set, asked.compile)
 
 

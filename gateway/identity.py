@@ -19,9 +19,12 @@ from msgspec.structs import replace
 from gateway.authorization import bearer
 from gateway.credentials import KINDS, google
 from gateway.tokens import Token, stripped
+from policies.concealed import Concealed
 from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown, TokenNotAccepted
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from gateway.means import Means
     from policies.model import Call, Caller, PolicySet
 
@@ -30,6 +33,8 @@ _KINDS: Final = {
     headers: tuple(kind for kind in KINDS if headers in kind.HEADERS) for each in KINDS for headers in each.HEADERS
 }
 _HEADERS: Final = {name: headers for headers in _KINDS for name in headers}
+#: The kinds whose headers the policy names.
+_NAMED: Final = tuple(kind for kind in KINDS if not kind.HEADERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,10 @@ class Identity:
         if self.behind_iam or google.SERVERLESS in call.credentials:
             passed, call = self._passed(call)
         brought = {_HEADERS[name] for name in call.credentials if name in _HEADERS}
+        if policy_set.signature_headers:
+            named = _named(call, policy_set.signature_headers)
+            call = replace(call, credentials={**call.credentials, **named})
+            brought |= {(name,) for name in named}
         if passed is not None and not self.behind_iam:
             note = f"{google.SERVERLESS} is only taken with IAM=guards"
             raise CredentialsConflict(note=note) if brought else TokenNotAccepted(note=note)
@@ -58,7 +67,7 @@ class Identity:
             raise CredentialsConflict
         if not brought:
             return self._by_token(policy_set, passed, now, deadline)
-        for kind in _KINDS[brought.pop()]:
+        for kind in _KINDS.get(brought.pop(), _NAMED):
             caller = kind.caller(self.means, policy_set, call, now, deadline)
             if caller is not None:
                 break
@@ -89,6 +98,12 @@ class Identity:
         checks = self.means.google
         email = checks.verified(token, now, deadline) if token.signed else checks.vouched(token, now)
         return google.known(policy_set, email)
+
+
+def _named(call: Call, names: Collection[str]) -> dict[str, Concealed[str]]:
+    """Return those headers of a call that the policy names."""
+    sent = {name: call.environ.get(f"HTTP_{name.upper().replace('-', '_')}") for name in names}
+    return {name: Concealed(str(value)) for name, value in sent.items() if value is not None}
 
 
 def _claimed(policy_set: PolicySet, passed: str) -> Caller | None:

@@ -124,6 +124,7 @@ def read(environ: Mapping[str, Any]) -> Call:
         media=media,
         body=rest if looks else body,
         validate_only=validate_only,
+        environ=environ,
     )
 
 

@@ -95,7 +95,7 @@ class Version:
     def read(self) -> bytes:
         """See :class:`Source`."""
         try:
-            return self._manager.read_document(self.where)
+            return self._manager.read(self.where)[1]
         except DownError as error:
             raise SourceError(f"cannot be read from Secret Manager: {error}.") from None
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from policies.dialect import Dialect
     from policies.model import Grant
+
+T = TypeVar("T")
 
 #: How long a key is used before it is read again: one read a minute costs nothing, and a rotation is seen in that time.
 FRESH_SECONDS: Final = 60.0
@@ -67,6 +69,8 @@ class Secret:
     version: str
     value: Concealed[str]
     _needles: Concealed[tuple[str, ...]]
+    mode: str = ""
+    """``live`` or ``test`` if the key itself tells whose data it opens."""
 
     @classmethod
     def of(cls, name: str, version: str, data: bytes) -> Secret:
@@ -135,17 +139,33 @@ def _encodings(value: str) -> tuple[str, ...]:
     return tuple(needle.lower() for needle in needles)
 
 
+def _signing_secret(_name: str, version: str, data: bytes) -> Concealed[str]:
+    """Return the text of a signing secret, which people choose: with any characters, unlike a key in a header.
+
+    Raises :class:`NotAKeyError` for bytes that are none.
+    """
+    try:
+        text = data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        text = ""
+    if not MIN_LENGTH <= len(text) <= MAX_LENGTH:
+        raise NotAKeyError(
+            f"{_holder(version)} holds no signing secret: a text of {MIN_LENGTH} to {MAX_LENGTH} characters in UTF-8"
+        )
+    return Concealed(text)
+
+
 class Source(Protocol):
     """Where secrets are read."""
 
-    def read(self, name: str) -> Secret:
-        """Read ``name``. Raises :class:`GoneError`, :class:`NotAKeyError` or :class:`DownError`."""
+    def read(self, name: str) -> tuple[str, bytes]:
+        """Read ``name``; return its version and its bytes. Raises :class:`GoneError` or :class:`DownError`."""
 
 
 class Mounted:
     """``file:PATH``: a secret mounted as a volume, which the platform reads afresh at every open."""
 
-    def read(self, name: str) -> Secret:
+    def read(self, name: str) -> tuple[str, bytes]:
         """Read the file."""
         path = Path(name.removeprefix("file:"))
         try:
@@ -155,7 +175,7 @@ class Mounted:
             raise GoneError("the file does not exist") from None
         except OSError as error:
             raise DownError(type(error).__name__) from None
-        return Secret.of(name, _MOUNTED, data)
+        return _MOUNTED, data
 
 
 class SecretManager:
@@ -180,15 +200,6 @@ class SecretManager:
         import google_crc32c  # noqa: F401, PLC0415 - a policy with mounted secrets does not need it
         from google.cloud import secretmanager_v1  # noqa: F401, PLC0415
 
-    def read(self, name: str) -> Secret:
-        """Access a version that holds a key."""
-        version, data = self._access(name)
-        return Secret.of(name, version, data)
-
-    def read_document(self, name: str) -> bytes:
-        """Access a version that holds a policy document. Raises as :meth:`read` does."""
-        return self._access(name)[1]
-
     def close(self) -> None:
         """Close all connections: gunicorn's forked worker must not inherit one."""
         for made in (self._client, *self._regional.values()):
@@ -196,8 +207,8 @@ class SecretManager:
             if client is not None:
                 client.transport.close()
 
-    def _access(self, name: str) -> tuple[str, bytes]:
-        """Return a version's number and its payload, after comparing the checksum."""
+    def read(self, name: str) -> tuple[str, bytes]:
+        """Access a version, and compare its checksum."""
         import google_crc32c  # noqa: PLC0415 - heavy, and only needed with Secret Manager
         from google.api_core.retry import Retry  # noqa: PLC0415
 
@@ -264,13 +275,12 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
 
 def place_of(grant: Grant, secret: Secret) -> str:
     """Identify the account that a call goes to with this key: the policy's, and whether its data are live."""
-    connection = grant.entitlement.connection
-    mode = UPSTREAMS[connection.upstream].mode_of(secret.value.reveal())
-    return f"{connection.place} {mode}" if mode is not None else connection.place
+    place = grant.entitlement.connection.place
+    return f"{place} {secret.mode}" if secret.mode else place
 
 
 class Secrets:
-    """The keys, cached. ``report(name, problem)`` is called once for each version that holds no key."""
+    """The keys, cached. ``report(name, problem)`` is called once for each version that holds none."""
 
     def __init__(
         self,
@@ -284,20 +294,22 @@ class Secrets:
         self._reported: dict[tuple[str, str], str] = {}
         lifetime = Lifetime(renew=FRESH_SECONDS, stale=FRESH_SECONDS, good=LAST_GOOD_SECONDS)
 
-        def kept(dialect: Dialect | None, mode: str) -> Kept[Secret]:
-            return Kept(partial(self._read, dialect, mode), lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock)
+        def kept(read: Callable[[str, str, bytes], T], mode: str) -> Kept[T]:
+            return Kept(partial(self._read, read, mode), lambda _: lifetime, pause=PAUSE_SECONDS, clock=clock)
 
         # What is a key for live data is none for test data, so the last good one is another.
-        self._keys = {(one.id, mode): kept(one, mode) for one in UPSTREAMS.values() for mode in ("", *MODES)}
-        self._signing = kept(None, "")
+        self._keys = {
+            (one.id, mode): kept(partial(_key, one, mode), mode) for one in UPSTREAMS.values() for mode in ("", *MODES)
+        }
+        self._signing = kept(_signing_secret, "signing")
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
         connection = grant.entitlement.connection
         return _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
 
-    def named(self, name: str, deadline: float) -> Secret:
-        """Return the secret at ``name``, which is no upstream's key. Raises :class:`SecretUnavailable`."""
+    def signing(self, name: str, deadline: float) -> Concealed[str]:
+        """Return what webhooks are signed with, of the secret at ``name``. Raises :class:`SecretUnavailable`."""
         return _have(self._signing, name, deadline)
 
     def renew(self, grant: Grant, refused: Secret, deadline: float) -> Secret | None:
@@ -311,13 +323,10 @@ class Secrets:
             return None
         return secret if secret.value != refused.value else None  # another version may hold the same key
 
-    def _read(self, dialect: Dialect | None, mode: str, name: str, _deadline: float) -> Secret:
-        """Read a secret; with ``mode``, a key of ``dialect`` that does not itself say that it is of another one."""
+    def _read(self, read: Callable[[str, str, bytes], T], mode: str, name: str, _deadline: float) -> T:
         source = self._mounted if name.startswith("file:") else self._manager
         try:
-            secret = source.read(name)
-            if dialect is not None and mode:
-                _check_mode(secret, dialect, mode)
+            secret = read(name, *source.read(name))
         except NotAKeyError as error:
             if self._reported.get((name, mode)) != str(error):
                 self._reported[name, mode] = str(error)
@@ -327,13 +336,16 @@ class Secrets:
         return secret
 
 
-def _check_mode(secret: Secret, dialect: Dialect, mode: str) -> None:
-    says = dialect.mode_of(secret.value.reveal())
-    if says not in {None, mode}:
-        raise NotAKeyError(f"{_holder(secret.version)} holds a {says} key, and its connection is for {mode} data")
+def _key(dialect: Dialect, mode: str, name: str, version: str, data: bytes) -> Secret:
+    """Return a key; with ``mode``, one that does not itself say that it is of another one."""
+    secret = Secret.of(name, version, data)
+    says = dialect.mode_of(secret.value.reveal()) or ""
+    if mode and says not in {"", mode}:
+        raise NotAKeyError(f"{_holder(version)} holds a {says} key, and its connection is for {mode} data")
+    return replace(secret, mode=says)
 
 
-def _have(kept: Kept[Secret], name: str, deadline: float) -> Secret:
+def _have(kept: Kept[T], name: str, deadline: float) -> T:
     try:
         return kept.get(name, deadline)
     except GoneError as error:

@@ -15,7 +15,7 @@ from gateway.identity import Identity
 from gateway.kept import DownError
 from gateway.means import Means
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
-from gateway.secrets import Mounted, SecretManager, Secrets
+from gateway.secrets import Mounted, Secret, SecretManager, Secrets
 from gateway.sinks import standard_output, to_file
 from gateway.stores import SHARED, fault, shared, takes_password
 from gateway.stores.memory import Memory
@@ -80,6 +80,14 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
         "must be false: it ends calls at any point, even between an invoice and its record. Remove it.",
     ),
     "FUNCTION_USE_ASGI": (_off, "must be false: the function is a WSGI application. Remove it."),
+    "FUNCTION_SIGNATURE_TYPE": (
+        lambda text: text in {"", "http"},
+        "must be http: the function answers HTTP calls, not events. Remove it.",
+    ),
+    "FUNCTION_TARGET": (
+        "countersign".__eq__,
+        "must be countersign, the name of the function. On the cloud it is the entry point: --entry-point=countersign.",
+    ),
 }
 
 
@@ -300,7 +308,7 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
     if not where:
         return None
     try:
-        return (Mounted() if where.startswith("file:") else manager).read(where).value
+        return Secret.of(where, *(Mounted() if where.startswith("file:") else manager).read(where)).value
     except DownError as error:
         raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
 

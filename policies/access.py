@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from policies import forms, idempotency, keynames, parameters
 from policies.model import WEBHOOK_IDS, Grant
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from policies.model import Call, Caller, Connection, Entitlement, PolicySet
 
+_NOT_SIGNED: Final = (
+    "Leave out the Idempotency-Key header: your signature does not cover it. The body itself is the key, so send the "
+    "same body, byte for byte, to repeat a call. To name your calls yourself, ask the operator of Countersign to take "
+    "the key from a parameter (idempotency: from)."
+)
+
 
 def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     """Approve ``call``, or raise the refusal that says why not. What the policy does not allow is denied.
@@ -37,7 +43,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     if call.accounts:
         _check_accounts(entitlement.connection, call.accounts)
     asked, approved = parameters.approve(entitlement, _given(call))
-    key = _idempotency_key(entitlement, call, asked)
+    key = _idempotency_key(caller, entitlement, call, asked)
     ledger_key = None
     if key is not None:
         ledger_key = idempotency.identity(caller.first, *entitlement.connection.first, entitlement.operation.id, key)
@@ -112,8 +118,8 @@ def _stamped(approved: dict[str, str], stamp: str, ledger_key: str | None) -> di
     return forms.canonical({**approved, stamp: ledger_key[: idempotency.SHORT]})
 
 
-def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
-    """Return the idempotency key of a call: a parameter, the webhook's id, or the header."""
+def _idempotency_key(caller: Caller, entitlement: Entitlement, call: Call, asked: Mapping[str, str]) -> str | None:
+    """Return the idempotency key of a call: a parameter, something that was signed, or the header."""
     source = entitlement.idempotency
     if entitlement.operation.repeatable:
         return None
@@ -126,6 +132,11 @@ def _idempotency_key(entitlement: Entitlement, call: Call, asked: Mapping[str, s
         named = call.credentials[name].reveal()
         _check(name, named)
         return f"webhook,{named}"
+    if caller.body_signed:
+        if call.idempotency_key is not None:
+            # A sender who relies on it, and writes the body anew for each attempt, would get a second invoice.
+            raise IdempotencyKeyInvalid(_NOT_SIGNED)
+        return f"body,{hashlib.sha256(call.body).hexdigest()}"
     if call.idempotency_key is None:
         if source.required:
             raise IdempotencyKeyMissing

@@ -13,13 +13,20 @@ import re
 import string
 import zlib
 from enum import StrEnum
-from typing import Final
+from math import ceil
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 PREFIX: Final = "csk_"
 DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 RANDOM: Final = 43
 _CHECK: Final = 6
 _FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{RANDOM + _CHECK}}}")
+
+#: Time to make a key, hand it over and have it put to use, holidays included.
+SOON_SECONDS: Final = 14 * 86400
 
 MISTYPED: Final = "This caller key was mistyped or cut off. Copy it again, all of it and nothing else."
 
@@ -93,6 +100,19 @@ def _around(text: str) -> str:
     if scheme is not None:
         return f"The caller key has {scheme[1]} in front of it."
     return "The caller key has something in it or around it that does not belong to it."
+
+
+def ending(ends: Mapping[str, float], caller: str, now: float) -> Iterator[tuple[str, str]]:
+    """Yield each key of a caller that has expired, or that ends soon and no other follows, with what to say.
+
+    ``ends`` has the end of each key by its id, infinite for none. All times are in unix seconds.
+    """
+    for key, end in ends.items():
+        if end <= now:
+            yield key, "this key has expired, so nobody can call with it"
+        elif end == max(ends.values()) and end < now + SOON_SECONDS:
+            days = ceil((end - now) / 86400)
+            yield key, f"this is the last key of {caller}, and it ends in {'a day' if days == 1 else f'{days} days'}"
 
 
 def _checksum(text: str) -> str:

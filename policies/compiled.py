@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from policies import signing
+from policies.callerkeys import ending
 from policies.entitlements import by_place, entitlement
 from policies.model import (
     Budget,
@@ -173,18 +176,34 @@ def read(data: bytes, file: str) -> PolicySet:
         raise damaged from None
 
 
+def warnings(policy_set: PolicySet, file: str, now: float) -> list[str]:
+    """Say of a compiled document what ``document.warnings`` says of the text, as far as it is known without that."""
+    ends: dict[str, dict[str, float]] = {}
+    for proof, caller in policy_set.callers.items():
+        if proof.kind == "key":
+            ends.setdefault(caller.id, {})[caller.credential] = inf if caller.expires is None else caller.expires
+    return [
+        f"{file}: callers.{name}: key {key}: warning: {says}. Make another in the document it was compiled from, "
+        f"and compile that again: ./countersign key rotate {name} {key} --policy DOCUMENT"
+        for name, keys in ends.items()
+        for key, says in ending(keys, name, now)
+    ]
+
+
 def _policy_set(policy: _Policy) -> PolicySet:
     connections = {one.id: one for one in policy.connections}
     if any(one.upstream not in UPSTREAMS for one in policy.connections):
         raise LookupError
     callers = _Callers(policy, connections)
+    signers = {(name, account): tuple(proofs) for name, account, proofs in policy.signers}
     return PolicySet(
         digest=policy.digest,
         connections=connections,
         callers=callers,
         names=frozenset(policy.callers),
         kinds=frozenset(policy.proofs),
-        signers={(name, account): tuple(proofs) for name, account, proofs in policy.signers},
+        signers=signers,
+        signature_headers=signing.headers(proof for proofs in signers.values() for proof in proofs),
     )
 
 
@@ -220,17 +239,21 @@ class _Callers(Mapping[Proof, Caller]):
     def __getitem__(self, proof: Proof) -> Caller:
         found = self._read.get(proof)
         if found is None:
-            found = self._read[proof] = self._caller(*self._proofs[proof.kind][proof.value])
+            found = self._read[proof] = self._caller(
+                *self._proofs[proof.kind][proof.value], body_signed=proof.kind == signing.HMAC
+            )
         return found
 
-    def _caller(self, number: int, credential: str, expires: float | None, tied: str | None) -> Caller:
+    def _caller(
+        self, number: int, credential: str, expires: float | None, tied: str | None, *, body_signed: bool
+    ) -> Caller:
         name, raw = self._callers[number]
         caller = _caller(raw)
         entitlements = by_place(self._entitlement(number) for number in caller.grants)
         connection = None if tied is None else self._connections[tied]
         return Caller(
             name, caller.formerly or name, caller.owner, credential, expires,
-            caller.limits, caller.budget, entitlements, connection, caller.paused,
+            caller.limits, caller.budget, entitlements, connection, caller.paused, body_signed,
         )  # fmt: skip
 
     def _entitlement(self, number: int) -> Entitlement:

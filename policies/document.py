@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, datetime
-from math import ceil, inf
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,7 +18,8 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from policies import forms, keynames, parameters, quota
+from policies import forms, keynames, parameters, quota, signing
+from policies.callerkeys import ending
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
@@ -56,6 +57,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: As Google writes it in a token: in lower case.
 _EMAIL = re.compile(r"(?=.{3,254}$)[a-z0-9._%+'-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)+")
 _DURATION = re.compile(r"([1-9][0-9]{0,3})(h|d)")
+#: Other characters of a token (RFC 9110, 5.6.2) do not reach us unchanged: servers fold or drop them.
+_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}[A-Za-z0-9]")
+#: No comma, since a header sent twice arrives joined by one.
+_PREFIX = re.compile(r"[!-+\--~][ -+\--~]{0,31}")
+_PREFIX_HINT: Final = "write what stands before the signature, up to 32 printable characters without a comma"
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -67,9 +73,6 @@ MAX_SIGNERS: Final = 16
 
 #: The format needs 8. libyaml crashes the process on very deep nesting.
 _MAX_DEPTH: Final = 16
-
-#: Time to make a key, hand it over and have it put to use, holidays included.
-SOON_SECONDS: Final = 14 * 86400
 
 #: libyaml reads a large document about ten times as fast; the pure one reads the same documents.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -209,6 +212,7 @@ def read(text: str, file: str) -> PolicySet:
         names=frozenset(callers),
         kinds=frozenset(proof.kind for proof in known.callers),
         signers={place: tuple(proofs) for place, proofs in known.signers.items()},
+        signature_headers=signing.headers(known.callers),
     )
 
 
@@ -220,23 +224,12 @@ def warnings(text: str, file: str, now: float) -> list[str]:
     warned: list[str] = []
     for name, caller in _Value(file, _compose(text, file), "").mapping()["callers"].mapping().items():
         written = [credential.mapping() for credential in caller.mapping()["credentials"].items()]
-        keys = [kinds["key"].mapping() for kinds in written if "key" in kinds]
-        ends = [_expiry(key["expires"]) if "expires" in key else inf for key in keys]
-        for key, end in zip(keys, ends, strict=True):
-            if end <= now:
-                says = "this key has expired, so nobody can call with it"
-            elif end == max(ends) and end < now + SOON_SECONDS:
-                says = f"this is the last key of {name}, and it ends in {_days(end - now)}"
-            else:
-                continue
-            rotate = f"./countersign key rotate {name} {key['id'].text()} --policy {file}"
-            warned.append(str(key["expires"].fail(f"warning: {says}. Make another: {rotate}")))
+        keys = {key["id"].text(): key for key in (kinds["key"].mapping() for kinds in written if "key" in kinds)}
+        ends = {one: _expiry(key["expires"]) if "expires" in key else inf for one, key in keys.items()}
+        for one, says in ending(ends, name, now):
+            rotate = f"./countersign key rotate {name} {one} --policy {file}"
+            warned.append(str(keys[one]["expires"].fail(f"warning: {says}. Make another: {rotate}")))
     return warned
-
-
-def _days(seconds: float) -> str:
-    days = ceil(seconds / 86400)
-    return "a day" if days == 1 else f"{days} days"
 
 
 def _compose(text: str, file: str) -> _Node:
@@ -405,6 +398,8 @@ class _Written(NamedTuple):
     """The connection that it is tied to."""
     alone: bytes | None = None
     """What no other caller may have, if that is not the whole proof."""
+    scheme: str | None = None
+    """The kind of the proof, if that is not the kind of the credential."""
 
 
 class _Kind(NamedTuple):
@@ -429,14 +424,14 @@ class _Credentials:
 
     def add(self, value: _Value, kind: str, written: _Written, caller: Caller) -> None:
         taken, signs = _KINDS[kind].taken, _KINDS[kind].signs
-        proof = Proof(kind, written.proof)
+        proof = Proof(written.scheme or kind, written.proof)
         owner = self._owners.setdefault(Proof(kind, written.alone or written.proof), caller)
         if owner.id != caller.id or (owner is not caller and not signs):
             raise value.fail(taken.format(proof=written.proof.decode("latin-1"), owner=owner.id))
         if proof in self.callers:
             raise value.fail("this secret is written twice")
         self.callers[proof] = caller
-        for place in {(name, account) for name, account, _ in caller.entitlements} if signs else ():
+        for place in _places(caller) if signs else ():
             signers = self.signers.setdefault(place, [])
             signers.append(proof)
             if len(signers) > MAX_SIGNERS:
@@ -444,6 +439,13 @@ class _Credentials:
                     f"more than {MAX_SIGNERS} secrets could sign for one connection, and each is tried. Remove those "
                     "that are no longer used, or give some of these callers a key instead"
                 )
+
+
+def _places(caller: Caller) -> set[tuple[str, str]]:
+    """Return what a credential may use, as (name, connection_name)."""
+    if caller.tied is not None:
+        return {(caller.tied.name, caller.tied.connection_name)}
+    return {(name, account) for name, account, _ in caller.entitlements}
 
 
 def _caller(
@@ -474,19 +476,63 @@ def _caller(
     budget = _budget(entry["budget"]) if "budget" in entry else None
     paused = entry["paused"].boolean() if "paused" in entry else False
 
+    credentials = [(credential, *_credential(credential)) for credential in entry["credentials"].items()]
+    if any(written.scheme == signing.HMAC for *_, written in credentials):
+        entitlements = {place: _kept_longer(one) for place, one in entitlements.items()}
     names: set[str] = set()
-    for credential in entry["credentials"].items():
-        kinds = credential.mapping(known=_KINDS)
-        if len(kinds) != 1:
-            raise credential.fail(f"write one kind of credential in each entry: {_either(_KINDS)}")
-        [(kind, said)] = kinds.items()
-        written = _KINDS[kind].read(said)
+    for credential, kind, said, written in credentials:
         tied = _tied(name, written.tied, granted) if written.tied is not None else None
-        caller = Caller(name, first, owner, written.name, written.expires, limits, budget, entitlements, tied, paused)
+        signed = written.scheme == signing.HMAC
+        if signed:
+            tied = _covered(name, said, tied, entitlements.values())
+        caller = Caller(
+            name, first, owner, written.name, written.expires, limits, budget, entitlements, tied, paused, signed
+        )
         known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
         if written.name in names:
             raise credential.fail(f"the id {written.name} is used twice")
         names.add(written.name)
+
+
+def _credential(value: _Value) -> tuple[str, _Value, _Written]:
+    kinds = value.mapping(known=_KINDS)
+    if len(kinds) != 1:
+        raise value.fail(f"write one kind of credential in each entry: {_either(_KINDS)}")
+    [(kind, said)] = kinds.items()
+    return kind, said, _KINDS[kind].read(said)
+
+
+def _covered(caller: str, value: _Value, tied: Connection | None, granted: Collection[Entitlement]) -> Connection:
+    """Return the connection that a signature over the body alone is good for.
+
+    It does not cover the address, so whoever has seen a call could send its body to another connection or operation.
+    """
+    connections = {one.connection.id: one.connection for one in granted}
+    if tied is None and len(connections) > 1:
+        raise value.fail(
+            f"what is signed does not name the connection, and {caller} may use several. Write the one that these "
+            f"calls are for, such as connection: {next(iter(connections))}"
+        )
+    connection = tied or next(iter(connections.values()))
+    covered = [one.operation.id for one in granted if one.connection is connection and signing.covers(one.operation)]
+    if not covered:
+        raise value.fail(
+            f"only the body is signed, and {caller} has no grant on {connection.id} whose calls say all in their body, "
+            "such as invoices.create"
+        )
+    if len(covered) > 1:
+        raise value.fail(
+            f"what is signed does not name the operation, and {caller} may use several on {connection.id}: "
+            f"{', '.join(covered)}. Give these calls a caller of their own, with one of them"
+        )
+    return connection
+
+
+def _kept_longer(one: Entitlement) -> Entitlement:
+    """Keep answers for as long as a signature without a time needs."""
+    if one.operation.repeatable or one.idempotency.seconds >= signing.UNDATED_SECONDS:
+        return one
+    return replace(one, idempotency=replace(one.idempotency, seconds=signing.UNDATED_SECONDS))
 
 
 def _either(words: Collection[str]) -> str:
@@ -524,9 +570,32 @@ def _google(value: _Value) -> _Written:
 
 
 def _webhook(value: _Value) -> _Written:
-    secret = _secret(value)
+    entry = {"secret": value}
+    if isinstance(value.node, _Object):
+        required = ("secret", "scheme", "header", "encoding")
+        entry = value.mapping(known=(*required, "prefix", "connection"), required=required)
+    secret = _secret(entry["secret"])
     # Whatever its version: two callers with one secret could not be told apart.
-    return _Written(secret.encode(), f"webhook:{secret}", alone=secret.partition("/versions/")[0].encode())
+    written = _Written(secret.encode(), f"webhook:{secret}", alone=secret.partition("/versions/")[0].encode())
+    if "scheme" not in entry:
+        return written
+    entry["scheme"].one_of((signing.HMAC,))
+    proof = signing.proof_of(
+        signing.Signing(
+            secret=secret,
+            header=_signature_header(entry["header"]),
+            encoding=entry["encoding"].one_of(signing.ENCODINGS),
+            prefix=entry["prefix"].text(_PREFIX, _PREFIX_HINT) if "prefix" in entry else "",
+        )
+    )
+    return written._replace(proof=proof.value, scheme=proof.kind, tied=entry.get("connection"))
+
+
+def _signature_header(value: _Value) -> str:
+    header = value.text(_HEADER, "write the name of a header: up to 64 letters, digits and dashes")
+    if header.lower() in signing.TAKEN:
+        raise value.fail(f"{header} means something else already. Write the header that the signature arrives in")
+    return header.lower()
 
 
 _KINDS: Final = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -247,6 +247,8 @@ class Caller(msgspec.Struct, frozen=True):
     """The only connection that this credential may use, which a call then need not name."""
     paused: bool = False
     """Whether every call of this caller is refused for now."""
+    body_signed: bool = False
+    """Whether this credential is a signature over the body, and proves nothing of any header."""
 
 
 class Proof(NamedTuple):
@@ -268,6 +270,8 @@ class PolicySet(msgspec.Struct, frozen=True):
     """The kinds of all credentials."""
     signers: Mapping[tuple[str, str], tuple[Proof, ...]]
     """By (name, connection_name): the proofs of its callers whose credential does not name them."""
+    signature_headers: frozenset[str] = frozenset()
+    """The headers, in lower case, of signatures in the written scheme."""
 
 
 # ---------------------------------------------------------------- one call
@@ -295,6 +299,8 @@ class Call(msgspec.Struct, frozen=True):
     """The parameters that the path holds."""
     accounts: Mapping[str, str] = {}
     """The account that the call is for, by each header that names one. An empty header names none."""
+    environ: Mapping[str, Any] = {}
+    """Where headers are looked up whose names only the policy knows."""
 
     def __repr__(self) -> str:
         """Leave out everything that may contain a customer's data."""

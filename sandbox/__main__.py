@@ -37,6 +37,9 @@ SIGNING_SECRET = "whsec_c2FuZGJveCBzZWNyZXQgZm9yIHdlYmhvb2s="  # noqa: S105 - th
 START_SECONDS = 60
 #: An edit of the policy takes over with the next call, and at the latest after this.
 POLICY_SECONDS = "0.5"
+_PORT: Final = re.compile("[0-9]{1,5}")
+#: What the framework's own command reads from the environment. Its words on the command line say all of it.
+_OWN: Final = ("HOST", "DEBUG", "FUNCTION_TARGET", "FUNCTION_SOURCE", "FUNCTION_SIGNATURE_TYPE", "FUNCTION_USE_ASGI")
 #: Stores that cannot be anybody's but this machine's. A sandbox invoice in a real ledger would stand there as raised.
 _STORE: Final = re.compile(r"(memory|rediss?://([^/@]*@)?(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/.*)?)?")
 
@@ -94,8 +97,8 @@ _EDIT_YOURS: Final = "edit {policy} and save. The next call goes by it."
 def main() -> int:
     """Run until Ctrl-C. Returns the exit status: 0 fine, 1 not started, 2 asked wrongly."""
     port, store = os.environ.get("PORT", "8080"), os.environ.get("STORE", "")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        print(f"PORT must be a port number, not {port!r}. Write for example: make run PORT=8090", file=sys.stderr)
+    if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+        print(f"PORT must be a port number, not {port[:20]!r}. Write for example: make run PORT=8090", file=sys.stderr)
         return 2
     if not _STORE.fullmatch(store):
         print(
@@ -171,8 +174,9 @@ def command(port: int, *, target: str = "countersign", source: Path = ROOT / "ma
 
 def _serve(port: int, document: Document, upstreams: dict[str, str], settings: dict[str, str]) -> int:
     # A session of its own: Ctrl-C reaches this process alone, which then stops the function in order.
+    environ = {name: value for name, value in os.environ.items() if name not in _OWN} | settings
     function = subprocess.Popen(
-        command(port), cwd=ROOT, env=os.environ | settings, start_new_session=True, stdout=subprocess.PIPE, text=True
+        command(port), cwd=ROOT, env=environ, start_new_session=True, stdout=subprocess.PIPE, text=True
     )
     stopped = threading.Event()
     reader = threading.Thread(target=_show, args=(function,), daemon=True)

@@ -23,6 +23,7 @@ from sandbox.__main__ import POLICY, ROOT, UPSTREAM_KEY, welcome
 from sandbox.google import AUDIENCE, stripped
 from tests.conftest import KEY, sha256
 from tests.gateway.conftest import SIGNING
+from tests.gateway.test_signatures import SENDERS
 from tests.test_house import SCREEN
 from tests.tools import CURL, NODE
 
@@ -267,6 +268,27 @@ def test_code_that_signs_a_webhook_works_as_written_and_twice_is_once(
     first, second = (someone.run([*command, code], SIGNING_SECRET=SIGNING) for _ in range(2))
     assert first == second
     assert upstream.invoices == 1
+
+
+@CURL
+def test_recipe_that_signs_the_body_alone_works_as_written_and_twice_is_once(
+    reader: Callable[..., Reader], upstream: Appgregator, secret_manager: SecretManager
+) -> None:
+    (recipe,) = recipes("openssl dgst")
+    secret_manager.add("projects/acme/secrets/shop-signing", b"a shop's own secret")
+    someone = reader(AUDIENCE=AUDIENCE)
+    someone.environ["SHOP_SECRET"] = "a shop's own secret"
+    first, second = someone.paste(recipe), someone.paste(recipe)
+    assert first == second
+    assert first["status"] == "draft"
+    assert upstream.invoices == 1
+    someone.environ["SHOP_SECRET"] = "another's secret"
+    assert someone.paste(recipe)["reason"] == "webhook-not-verified"
+
+
+def test_senders_of_the_page_are_written_as_the_tests_sign_for_them() -> None:
+    table = {row[0]: tuple(cell.strip("`") for cell in row[1:]) for row in rows(CALLERS) if row[0] in SENDERS}
+    assert table == SENDERS
 
 
 def test_the_command_that_makes_a_signing_secret_makes_one_that_signs() -> None:

@@ -446,9 +446,16 @@ def test_port_in_use_is_said_in_one_line() -> None:
     assert "PORT=" in words
 
 
-@pytest.mark.parametrize("port", ["", "http", "65536", "\u00b2"])
+@pytest.mark.parametrize("port", ["", "http", "65536", "-1", "\u00b2", "9" * 5000])
 def test_wrong_port_is_said_in_one_line(port: str) -> None:
     status, words = said(port)
     assert status == 2
     assert words.count("\n") == 1
     assert words.startswith("PORT must be a port number")
+
+
+def test_settings_of_the_frameworks_own_command_do_not_reach_it(tmp_path: Path) -> None:
+    settings = {"DEBUG": "abc", "FUNCTION_USE_ASGI": "abc", "FUNCTION_SIGNATURE_TYPE": "x", "FUNCTION_TARGET": "hello"}
+    port = free_port()
+    with running(tmp_path, port, HOST="0.0.0.1", FUNCTION_SOURCE="/nowhere", **settings):
+        assert call(port)[0] == 200

@@ -18,7 +18,8 @@ class Kind(Protocol):
     """What each module of this package has."""
 
     HEADERS: tuple[tuple[str, ...], ...]
-    """The headers that a credential arrives in; those of one tuple make one credential."""
+    """The headers that a credential arrives in; those of one tuple make one credential. Empty if the policy
+    names them."""
 
     def caller(self, means: Means, policy_set: PolicySet, call: Call, now: float, deadline: float) -> Caller | None:
         """Return whose the call's only credential is, None if it is not of this kind.

@@ -1,8 +1,7 @@
 """Signed webhooks -> Caller, by the Standard Webhooks specification and with its own library.
 
-A webhook does not name its caller, so the secrets of all callers who may use its connection are tried. Everything that
-can be checked without a secret is checked first, and strictly, so that a stranger costs little and the library gets no
-input that it cannot handle.
+Everything that can be checked without a secret is checked first, and strictly, so that a stranger costs little and the
+library gets no input that it cannot handle.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from gateway.secrets import PAUSE_SECONDS
-from policies.refusals import IdentityUnavailable, SecretUnavailable, WebhookNotVerified
+from gateway.signers import possible, signer
+from policies.refusals import WebhookNotVerified
 
 if TYPE_CHECKING:
     from gateway.means import Means
@@ -49,32 +49,12 @@ def caller(means: Means, policy_set: PolicySet, call: Call, now: float, deadline
     if names is None:
         return None
     headers = _checked(call, names, now)
-    if not call.name:
-        raise WebhookNotVerified(
-            "A signed webhook must name its connection in the address: /stripe/invoices/?name=NAME&connection_name="
-            "CONNECTION_NAME, or /NAME/CONNECTION_NAME/v1/..."
-        )
-    unread: IdentityUnavailable | None = None
-    for proof in policy_set.signers.get((call.name, call.connection_name), ()):
-        try:
-            secret = _secret(means, proof.value.decode(), deadline)
-        except IdentityUnavailable as refusal:
-            unread = refusal
-            continue
-        if _signed(secret, headers, call.body):
-            return policy_set.callers[proof]
-    raise unread or WebhookNotVerified(note="no secret of a caller of this connection has signed it")
-
-
-def _secret(means: Means, name: str, deadline: float) -> Concealed[str]:
-    try:
-        secret = means.secrets.named(name, deadline).value
-        problem = None if usable(secret) else "it is not whsec_ and the base64 of 24 to 64 bytes"
-    except SecretUnavailable as refusal:
-        problem = refusal.note
-    if problem is not None:
-        raise IdentityUnavailable(note=f"{name}: {problem}", retry_after=int(PAUSE_SECONDS))
-    return secret
+    signed = partial(_signed, headers, call.body)
+    candidates = [(proof, proof.value.decode(), signed) for proof in possible(policy_set, call, "webhook")]
+    found = signer(means, policy_set, candidates, deadline)
+    if found is None:
+        raise WebhookNotVerified(note="no secret of a caller of this connection has signed it")
+    return found
 
 
 def _checked(call: Call, names: tuple[str, ...], now: float) -> dict[str, str]:
@@ -107,7 +87,9 @@ def usable(secret: Concealed[str]) -> bool:
         return False
 
 
-def _signed(secret: Concealed[str], headers: dict[str, str], body: bytes) -> bool:
+def _signed(headers: dict[str, str], body: bytes, secret: Concealed[str]) -> bool:
+    if not usable(secret):
+        raise ValueError("it is not whsec_ and the base64 of 24 to 64 bytes")
     from standardwebhooks import Webhook, WebhookVerificationError  # noqa: PLC0415 - only paid for where it is used
 
     try:

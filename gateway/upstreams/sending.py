@@ -85,6 +85,8 @@ class Upstreams:
             else:
                 reply, approval = self._ask(dialect, grant, step, approval, secret, deadline), None
             attempts, reached, alarm = attempts + 1, reached or reply.reached, reply.alarm or alarm
+            if reply.outcome is Outcome.SUCCEEDED:
+                break
             if reply.key_refused and secret is first:
                 secret = self._renewed(grant, first, deadline)
                 if secret is not first:
@@ -102,7 +104,7 @@ class Upstreams:
             reply = replace(
                 reply, attempts=attempts, reached=reached, alarm=alarm, generation=step.generation, doubt=step.doubt
             )
-        return self._quietened(grant, reply)
+        return reply if reply.refusal is None else self._quietened(grant, reply)
 
     def _renewed(self, grant: Grant, refused: Secret, deadline: float) -> Secret:
         """Read a key again that the upstream refused. Return it if it has not changed, or leads to another account."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,9 +66,27 @@ def test_key_that_has_expired_is_a_warning_and_no_error(document: Path, capsys: 
     assert told.err == ""
     line = next(n for n, text in enumerate(document.read_text().splitlines(), 1) if "2020-01-01" in text)
     assert told.out.splitlines()[-1].startswith(f"{document}:{line}: callers.app.credentials[0].key.expires: warning: ")
+
+
+@pytest.mark.parametrize(
+    ("expires", "says"), [("2020-01-01", "this key has expired"), ("SOON", "this is the last key of app")]
+)
+def test_compiled_policy_is_warned_of_as_its_document_is(
+    document: Path, capsys: pytest.CaptureFixture[str], expires: str, says: str
+) -> None:
+    ends = (datetime.now(UTC) + timedelta(days=3)).date().isoformat() if expires == "SOON" else expires
+    document.write_text(document.read_text().replace(sha256(KEY), f"{sha256(KEY)}, expires: {ends}", 1))
     out = document.with_suffix(".compiled")
     assert main(["check", str(document), "--compile", str(out)]) == 0
+    assert capsys.readouterr().out.count("warning: ") == 1
     assert main(["check", str(out)]) == 0
+    warned = [line for line in capsys.readouterr().out.splitlines() if "warning: " in line]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"{out}: callers.app: key k1: warning: {says}")
+    assert warned[0].endswith(
+        ". Make another in the document it was compiled from, and compile that again: "
+        "./countersign key rotate app k1 --policy DOCUMENT"
+    )
 
 
 @pytest.mark.parametrize("credential", ["google: ann@acme.example", "webhook: projects/p/secrets/s/versions/latest"])

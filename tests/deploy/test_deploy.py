@@ -182,6 +182,35 @@ def test_the_dry_run_of_the_page_works(house: Path) -> None:
     assert dry_run(house, *shlex.split(line)[1:-1])
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "secret: file:/run/secrets/key",
+        'secret: "file:/run/secrets/key"',
+        "secret:\n      file:/run/secrets/key",
+        "{webhook: file:/run/secrets/key}",
+        "webhook: {secret: file:/run/secrets/key, scheme: hmac}",
+        "[webhook: 'file:/run/secrets/key']",
+    ],
+)
+def test_secret_that_is_mounted_is_refused_since_the_script_mounts_none(house: Path, written: str) -> None:
+    (house / "policies/documents/acme.yaml").write_text(f"{POLICY}  more: {{}}\n  # {' '.join(written.split())}\n")
+    assert dry_run(house, *usual())
+    (house / "policies/documents/acme.yaml").write_text(f"{POLICY}  more:\n    {written}\n")
+    run = deploy(house, *usual(), "--dry-run")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (
+        "deploy: The policy names file:/run/secrets/key, and this script mounts no file. Put the secret into Secret "
+        "Manager, write projects/P/secrets/NAME/versions/latest into the policy, and add: "
+        "--secret projects/P/secrets/NAME\n"
+    )
+
+
+def test_word_that_only_ends_in_file_is_no_mounted_secret(house: Path) -> None:
+    (house / "policies/documents/acme.yaml").write_text(f"{POLICY}  more: {{owner: profile:x, ours: my_file:y}}\n")
+    assert dry_run(house, *usual())
+
+
 @pytest.mark.parametrize("options", OPTION_SETS)
 def test_the_function_may_read_its_secret_and_nothing_else(house: Path, options: list[str]) -> None:
     commands = dry_run(house, *usual(*options))

@@ -236,16 +236,16 @@ def test_secret_beyond_the_first_thousand_is_read_once_as_all_others(clock: Cloc
     class Counting:
         reads = 0
 
-        def read(self, name: str) -> Secret:
+        def read(self, _name: str) -> tuple[str, bytes]:
             self.reads += 1
-            return Secret.of(name, "1", UPSTREAM_KEY.encode())
+            return "1", UPSTREAM_KEY.encode()
 
     source, most = Counting(), 3000
     secrets = Secrets(manager=source, mounted=source, clock=clock)
     for _ in range(2):
         for number in range(most):
-            secret = secrets.named(f"projects/acme/secrets/s{number}/versions/1", clock() + 25)
-            assert secret.value.reveal() == UPSTREAM_KEY
+            secret = secrets.signing(f"projects/acme/secrets/s{number}/versions/1", clock() + 25)
+            assert secret.reveal() == UPSTREAM_KEY
     assert source.reads == most
 
 
@@ -277,10 +277,10 @@ def test_closed_client_leaves_no_connection_for_a_fork_to_inherit_and_is_made_an
     manager: SecretManager, secret_manager: Sandbox
 ) -> None:
     secret_manager.add("projects/sandbox/secrets/policy", "callers: é".encode())
-    assert manager.read_document("projects/sandbox/secrets/policy/versions/1") == "callers: é".encode()
+    assert manager.read("projects/sandbox/secrets/policy/versions/1")[1] == "callers: é".encode()
     manager.close()
     assert manager._client.made() is None
-    assert manager.read(LATEST).value.reveal() == UPSTREAM_KEY
+    assert manager.read(LATEST)[1].decode() == UPSTREAM_KEY
 
 
 # ---------------------------------------------------------------- what Google's client raises
@@ -314,7 +314,7 @@ def test_whatever_googles_client_raises_is_down_and_its_text_stays_inside(
         Secrets(manager=manager, mounted=Mounted(), clock=clock).access(grant, clock() + 25)
     assert (caught.value.note, caught.value.retry_after) == (type(raised).__name__, PAUSE_SECONDS)
     with pytest.raises(DownError):
-        manager.read_document(LATEST)
+        manager.read(LATEST)
 
 
 # ---------------------------------------------------------------- a key the upstream refused
@@ -625,7 +625,7 @@ def test_secret_that_is_gone_costs_one_read_in_five_seconds_for_whatever_it_is_w
     secret_manager.forget()
     for _ in range(20):
         with pytest.raises(SecretUnavailable):
-            secrets.named(name, clock() + 25)
+            secrets.signing(name, clock() + 25)
     assert len(secret_manager.accesses) == 1
 
 
@@ -751,7 +751,7 @@ def test_text_full_of_percent_signs_is_searched_in_bounded_time() -> None:
 
 def test_source_is_chosen_by_the_name(secrets: Secrets, clock: Clock, tmp_path: Path) -> None:
     class Refusing:
-        def read(self, name: str) -> Secret:
+        def read(self, name: str) -> tuple[str, bytes]:
             raise AssertionError(name)
 
     path = tmp_path / "key"
@@ -769,8 +769,7 @@ REGIONAL = "projects/acme/locations/europe-west3/secrets/upstream-key"
 
 def test_regional_secret_is_read(manager: SecretManager, secret_manager: Sandbox) -> None:
     secret_manager.add(REGIONAL, UPSTREAM_KEY.encode())
-    secret = manager.read(f"{REGIONAL}/versions/latest")
-    assert (secret.value.reveal(), secret.version) == (UPSTREAM_KEY, "1")
+    assert manager.read(f"{REGIONAL}/versions/latest") == ("1", UPSTREAM_KEY.encode())
 
 
 def test_regional_secret_is_asked_for_in_its_region_and_any_other_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from gateway.reloading import MAX_DOCUMENT
 from gateway.settings import SettingError, ledger_of, load, settings_of
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
-from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY
+from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.redis_server import RedisServer
 from tests.conftest import policy, running
 
@@ -403,6 +403,8 @@ WRONG_FOR_THE_SERVER = [
     *(("GUNICORN_LOG_LEVEL", wrong) for wrong in ("warning", "INFO", "debug", "loud", "")),
     *(("THREADED_TIMEOUT_ENABLED", wrong) for wrong in ("true", "TRUE", "1")),
     *(("FUNCTION_USE_ASGI", wrong) for wrong in ("true", "1")),
+    *(("FUNCTION_SIGNATURE_TYPE", wrong) for wrong in ("event", "cloudevent", "typed", "HTTP")),
+    *(("FUNCTION_TARGET", wrong) for wrong in ("hello", "main", "Countersign", "")),
 ]
 
 
@@ -420,6 +422,7 @@ def test_what_the_server_cannot_use_is_refused_whatever_the_store(
         ("WORKERS", "1"), ("THREADS", "1"), ("THREADS", "1000"), ("PORT", "8080"), ("PORT", "65535"),
         ("CLOUD_RUN_TIMEOUT_SECONDS", "0"), ("CLOUD_RUN_TIMEOUT_SECONDS", "3600"), ("GUNICORN_LOG_LEVEL", "ERROR"),
         ("THREADED_TIMEOUT_ENABLED", "False"), ("FUNCTION_USE_ASGI", ""), ("LOG_EXECUTION_ID", "true"),
+        ("FUNCTION_SIGNATURE_TYPE", "http"), ("FUNCTION_SIGNATURE_TYPE", ""), ("FUNCTION_TARGET", "countersign"),
     ],
 )  # fmt: skip
 def test_what_the_server_can_use_is_taken(document: Path, name: str, value: str) -> None:
@@ -577,6 +580,7 @@ def test_function_does_not_start_with_a_wrong_setting(
         ("GUNICORN_LOG_LEVEL", "warning", "GUNICORN_LOG_LEVEL must be error or critical"),
         ("PORT", "70000", "PORT must be a port number"),
         ("FUNCTION_USE_ASGI", "true", "FUNCTION_USE_ASGI must be false"),
+        ("FUNCTION_SIGNATURE_TYPE", "cloudevent", "FUNCTION_SIGNATURE_TYPE must be http"),
         ("AUDIENCE", "https://a.example\nhttps://b.example", "AUDIENCE must be the function's own address"),
     ],
 )
@@ -589,6 +593,31 @@ def test_server_that_does_not_start_says_one_line_and_no_traceback(
     assert said.startswith(f"countersign cannot start: {says}")
     assert said.count("\n") == 1
     assert "Sup3r" not in said
+
+
+def test_target_that_is_no_function_of_ours_is_one_line(document: Path) -> None:
+    run = subprocess.run(
+        command(9, target="hello"), env={"PATH": os.environ["PATH"], "POLICY": str(document)}, cwd=document.parent,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr == (
+        "countersign cannot start: FUNCTION_TARGET must be countersign, the name of the function. On the cloud it is "
+        "the entry point: --entry-point=countersign.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["PORT", "DEBUG", "FUNCTION_USE_ASGI", "FUNCTION_SIGNATURE_TYPE"])
+def test_what_the_frameworks_own_command_cannot_read_it_refuses_itself_before_ours_is_loaded(
+    document: Path, name: str
+) -> None:
+    """As docs/settings.md says."""
+    words = [word for word in command(9) if "--port" not in word]
+    environ = {"PATH": os.environ["PATH"], "POLICY": str(document), name: "abc"}
+    run = subprocess.run(words, env=environ, cwd=document.parent, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "Invalid value for '--" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_key_is_in_no_word_of_a_start_that_fails(server: Callable[..., Server], secret_manager: SecretManager) -> None:

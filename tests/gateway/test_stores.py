@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -12,14 +13,16 @@ from gateway.stores.firestore import Firestore
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION, Verdict
-from policies.model import Admission, Answer, Budget, Limit, Outcome, State
+from policies.model import Admission, Answer, Budget, Entry, Limit, Outcome, State
 from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import (
+    AwaitingApproval,
     BudgetSpent,
     CeilingReached,
     KeyInUse,
     KeyReused,
+    KeyUsedElsewhere,
     LimitReached,
     OutcomeStillUnknown,
     OutcomeUnknown,
@@ -35,7 +38,7 @@ from tests.gateway.conftest import Clock, admit, at_once, granted, in_doubt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.stores import Store
+    from gateway.stores import Shared, Store
     from policies.model import Grant
 
 #: By name: the fixture that prepares a store, if any, and the store on the clock of the test, empty.
@@ -49,6 +52,8 @@ STORES: dict[str, tuple[str | None, Callable[..., Store]]] = {
 ANSWER = Answer(200, '{"id":"in_1","description":"é  kept as it is"}'.encode())
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
 REJECTED = Reply(Outcome.REJECTED, refusal=UpstreamRejected(402, "No.", code=None, parameter=None))
+FREED = Reply(Outcome.FREED, refusal=UpstreamRejected(400, "No.", code=None, parameter=None))
+WAITS = Reply(Outcome.UNKNOWN, refusal=AwaitingApproval(retry_after=300), approval="areq_1")
 UNKNOWN = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
 BUSY = Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=7))
 UNREACHED = Reply(Outcome.RELEASED, refusal=UpstreamUnreachable(retry_after=5), reached=False)
@@ -300,7 +305,7 @@ def test_key_with_other_parameters_is_refused_in_every_state(store: Store, reply
     admission = admit(store, grant)
     if reply is not None:
         store.settle(grant, admission, reply, ANSWER)
-    with pytest.raises(KeyReused):
+    with pytest.raises(KeyReused if reply is not None else KeyInUse):
         admit(store, keyed(body="customer=cus_2"))
     assert used(store, limited("1000/minute")) == 1
 
@@ -374,15 +379,120 @@ def test_late_settlement_does_not_touch_a_claim_of_somebody_else(store: Store) -
     assert admit(store, grant).replay == ANSWER
 
 
-@pytest.mark.parametrize("reply", [SUCCEEDED, UNKNOWN], ids=lambda reply: str(reply.outcome))
-def test_key_is_kept_for_the_retention_and_runs_fresh_after_it(store: Store, clock: Clock, reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [SUCCEEDED, REJECTED], ids=lambda reply: str(reply.outcome))
+def test_settled_key_is_kept_for_the_retention_and_runs_fresh_after_it(
+    store: Store, clock: Clock, reply: Reply
+) -> None:
     grant = keyed()
     store.settle(grant, admit(store, grant), reply, ANSWER)
     clock.tick(RETENTION - 0.001)
-    result = outcome_of(store, grant)
-    assert isinstance(result, OutcomeStillUnknown) if reply is UNKNOWN else not isinstance(result, Refusal)
+    assert admit(store, grant).replay == ANSWER
     clock.tick(0.001)
     assert admit(store, grant).replay is None
+
+
+@pytest.mark.parametrize("reply", [UNKNOWN, WAITS, None], ids=["unknown", "waits for a person", "never settled"])
+@pytest.mark.parametrize("days", [3, 31, 400])
+def test_open_key_is_never_forgotten(store: Store, clock: Clock, reply: Reply | None, days: int) -> None:
+    grant = keyed()
+    admission = admit(store, grant)
+    if reply is not None:
+        store.settle(grant, admission, reply, ANSWER)
+    clock.tick(days * 86_400)
+    if reply is WAITS:
+        entry = admit(store, grant).entry
+        assert entry is not None
+        assert (entry.approval, entry.sent) == ("areq_1", admission.taken)
+    else:
+        with pytest.raises(OutcomeStillUnknown):
+            admit(store, grant)
+    if not isinstance(store, Memory):
+        assert [held.key for held in cast("Shared", store).held()] == [grant.ledger_key]
+
+
+def test_refusal_that_created_nothing_frees_the_key_for_mended_parameters(store: Store) -> None:
+    grant, mended = stripes(), replace(stripes(), fingerprint="mended", written="mended")
+    store.settle(grant, admit(store, grant), FREED, ANSWER)
+    for asked in (mended, grant):
+        entry = admit(store, asked).entry
+        assert entry is not None
+        assert (entry.refused, entry.doubt, entry.fingerprint) == (True, False, asked.fingerprint)
+        store.settle(asked, Admission((), entry.owner, 0.0, entry), FREED, ANSWER)
+
+
+def test_generation_that_a_call_has_come_to_is_where_the_next_begins(store: Store) -> None:
+    grant = stripes()
+    for generation, reply in enumerate((BUSY, FREED, UNKNOWN), 1):
+        store.settle(grant, admit(store, grant), replace(reply, generation=generation), ANSWER)
+    entry = admit(store, grant).entry
+    assert entry is not None
+    assert (entry.generation, entry.doubt) == (3, True)
+
+
+def test_released_key_goes_back_to_where_it_was(store: Store) -> None:
+    grant = stripes()
+    store.settle(grant, admit(store, grant), replace(FREED, generation=2), ANSWER)
+    store.release(grant, admit(store, grant))
+    entry = admit(store, grant).entry
+    assert entry is not None
+    assert (entry.generation, entry.refused) == (2, True)
+
+
+def test_invoice_of_another_place_is_not_repeated(store: Store) -> None:
+    grant = keyed()
+    store.settle(grant, store.admit(grant, "there test"), SUCCEEDED, ANSWER)
+    with pytest.raises(KeyUsedElsewhere):
+        store.admit(grant, "there live")
+    assert store.admit(grant, "there test").replay == ANSWER
+
+
+@pytest.mark.parametrize(("before", "after", "left"), [("9/minute", "5/minute", 1), ("5/minute", "9/minute", 5)])
+def test_limit_that_an_operator_has_changed_keeps_its_count(store: Store, before: str, after: str, left: int) -> None:
+    for _ in range(3):
+        admit(store, limited(before))
+    assert admit(store, limited(after)).standings[0].remaining == left
+
+
+def test_limit_that_is_below_what_was_used_refuses(store: Store) -> None:
+    for _ in range(3):
+        admit(store, limited("9/minute"))
+    with pytest.raises(LimitReached):
+        admit(store, limited("2/minute"))
+
+
+def test_ceiling_that_an_operator_has_changed_keeps_its_count_under_another_label(store: Store) -> None:
+    first = limited("1000/minute", ceiling="3/second")
+    for _ in range(3):
+        admit(store, first)
+    other = limited("1000/minute", ceiling="2/second")
+    connection = replace(other.entitlement.connection, id="tidied")
+    with pytest.raises(CeilingReached):
+        admit(store, replace(other, entitlement=replace(other.entitlement, connection=connection)))
+
+
+def test_budget_that_was_lowered_below_what_was_spent_refuses(store: Store) -> None:
+    spend(store, budgeted(5000), 4000)
+    with pytest.raises(BudgetSpent):
+        admit(store, budgeted(3000))
+    assert admit(store, budgeted(4001)).replay is None
+
+
+def test_all_that_an_entry_says_is_kept(store: Store) -> None:
+    """Also what a call in several steps will say of itself: the format changes once."""
+    grant = stripes()
+    admission = admit(store, grant)
+    assert admission.entry is not None
+    more = {"step": "lines", "id": "in_1", "asked": '{"sum":2000}', "reserved": 2000}
+    claimed = replace(admission.entry, **more)
+    if isinstance(store, Memory):
+        store._ledger[str(grant.ledger_key)] = claimed
+    store.settle(grant, replace(admission, entry=claimed), WAITS, ANSWER)
+    entry = admit(store, grant).entry
+    assert entry is not None
+    if not isinstance(store, Firestore):  # which settles what it reads, not what it was told
+        assert {name: getattr(entry, name) for name in more} == more
+    said = msgspec.msgpack.decode(msgspec.msgpack.encode(claimed), type=Entry)
+    assert said == claimed
 
 
 def test_call_without_a_key_is_never_repeated_or_held_back(store: Store) -> None:

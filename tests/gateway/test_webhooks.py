@@ -18,7 +18,7 @@ from gateway.certificates import Certificates
 from gateway.credentials import webhooks as kind
 from gateway.credentials.webhooks import MAX_SIGNATURES, TOLERANCE_SECONDS
 from gateway.means import Means
-from gateway.secrets import PAUSE_SECONDS, Mounted, Secret, SecretManager, Secrets
+from gateway.secrets import PAUSE_SECONDS, Mounted, SecretManager, Secrets
 from gateway.tokens import Google
 from policies.model import WEBHOOK_IDS, Caller, PolicySet, Proof
 from policies.refusals import IdentityUnavailable, Refusal, WebhookNotVerified
@@ -262,8 +262,8 @@ def test_strangers_cost_one_read_in_five_seconds_where_a_secret_cannot_be_had(
 class _One:
     """A source of one secret, whatever its name."""
 
-    def read(self, name: str) -> Secret:
-        return Secret.of(name, "1", SIGNING.encode())
+    def read(self, _name: str) -> tuple[str, bytes]:
+        return "1", SIGNING.encode()
 
 
 WITH_A_SECRET = means(Secrets(manager=_One(), mounted=_One(), clock=time.monotonic))

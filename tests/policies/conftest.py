@@ -115,6 +115,9 @@ def documents(draw: st.DrawFn) -> str:
             f"google: {{email: tied-{number}@acme.example, connection: {tied}}}",
             f"webhook: file:signing-{number}",
         ]
+        if any(place == (tied, "invoices.create") for place in places):
+            scheme = "scheme: hmac, header: X-Signature, encoding: hex, prefix: sha256="
+            kinds += [f"webhook: {{secret: file:body-{number}, {scheme}, connection: {tied}}}"]
         used |= {name for name, _ in places}
         minute = draw(st.integers(1, 10))
         said = [

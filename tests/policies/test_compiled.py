@@ -54,7 +54,7 @@ DAMAGED = (
 
 def differences(one: PolicySet, other: PolicySet) -> list[str]:
     """Compare by hand and by every credential, so that nothing hangs on how mappings compare."""
-    names = ("digest", "names", "kinds", "connections", "signers")
+    names = ("digest", "names", "kinds", "connections", "signers", "signature_headers")
     found = [name for name in names if getattr(one, name) != getattr(other, name)]
     assert list(one.signers) == list(other.signers)
     assert sorted(one.callers) == sorted(other.callers)
@@ -216,6 +216,7 @@ def body(**parts: bytes) -> bytes:
 
 GRANT = msgspec.msgpack.encode(["a", "invoices.create", [True, None, 1], [], [], ["id"], None, []])
 CALLER = msgspec.msgpack.encode(["ann", [], None, [0], False, None])
+HMAC = b"\x81\xa4hmac\x81\xc4\x02[]\x94\x00\xa1k\xc0\xa1a"
 KEY = b"\x81\xa3key\x81\xc4\x01k\x94\x00\xa1k\xc0\xc0"
 CONNECTION = msgspec.msgpack.encode(["a", "n", "c", "stripe", "o", "s", None, False, {}, "", ["n", "c"], "p"])
 
@@ -255,6 +256,13 @@ def test_smallest_sealed_policy_is_read() -> None:
             "grants": b"\x91" + GRANT,
             "callers": b"\x81\xa1c" + CALLER,
             "proofs": KEY[:-1] + b"\xa1b",
+        },
+        {
+            "connections": b"\x91" + CONNECTION,
+            "grants": b"\x91" + GRANT,
+            "callers": b"\x81\xa1c" + CALLER,
+            "proofs": HMAC,
+            "signers": b"\x91\x93\xa1n\xa1c\x91\x92\xa4hmac\xc4\x02[]",
         },
     ],
 )

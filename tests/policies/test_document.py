@@ -19,7 +19,9 @@ from policies import access, document
 from policies.document import MAX_SIGNERS
 from policies.idempotency import RETENTION
 from policies.model import DocumentError, Idempotency, Kind, PolicySet, Proof, Shape, Step
+from policies.operations import OPERATIONS
 from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
+from policies.signing import UNDATED_SECONDS
 from policies.upstreams import UPSTREAMS
 from tests.conftest import policy
 from tests.policies.conftest import by_kind, call, documents, entitlement, everybody, only_caller, read, written
@@ -55,6 +57,8 @@ callers:
         record: ["metadata[order_id]"]
 """
 LINES = RIGHT.splitlines()
+#: What is said of a webhook that is signed by the written scheme.
+HMAC = "secret: file:x, scheme: hmac, header: X-Sig, encoding: hex"
 
 
 def line_of(start: str) -> int:
@@ -649,7 +653,37 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             ("google: {connection: billing}", "google", "email is missing"),
             ("google: {email: A@b.example, connection: billing}", "google.email", "write the e-mail address of"),
             ("google: [a@b.example]", "google", "write the e-mail address of"),
-            ("webhook: {secret: file:x, connection: billing}", "webhook", "write a text here"),
+            ("webhook: {secret: file:x, connection: billing}", "webhook", "scheme is missing"),
+        )
+    ),
+    *(
+        (13, [f"- webhook: {{{said}}}"], 13, f"callers.app.credentials[0].webhook{key}", words)
+        for said, key, words in (
+            ("scheme: hmac, header: X-Sig, encoding: hex", "", "secret is missing"),
+            ("secret: file:x, scheme: hmac, encoding: hex", "", "header is missing"),
+            ("secret: file:x, scheme: hmac, header: X-Sig", "", "encoding is missing"),
+            (f"{HMAC}, secrets: [file:y]", ".secrets", "no such key. Did you mean secret?"),
+            (f"{HMAC}, prefx: a", ".prefx", "no such key. Did you mean prefix?"),
+            (f"{HMAC}, tolerance: 300", ".tolerance", "no such key. Write one of: connection, encoding, header"),
+            (HMAC.replace("file:x", "shpss_1234"), ".secret", "write where the key lies"),
+            (HMAC.replace("hmac", "hmca"), ".scheme", "Did you mean hmac?"),
+            (HMAC.replace("hmac", "ed25519"), ".scheme", "Write one of: hmac"),
+            (HMAC.replace(" hex", " hexx"), ".encoding", "Did you mean hex?"),
+            (HMAC.replace(" hex", " base64url"), ".encoding", "Did you mean base64?"),
+            (HMAC.replace(" hex", " binary"), ".encoding", "Write one of: base64, hex"),
+            *(
+                (HMAC.replace("X-Sig", header), ".header", "write the name of a header")
+                for header in ('"X Sig"', '"X-Sig:"', "X_Sig", "1-Sig", "-Sig", "X-", "é", '"X-Sig\\n"', "X" * 65, "''")
+            ),
+            *(
+                (HMAC.replace("X-Sig", header), ".header", f"{header} means something else already")
+                for header in ("x-api-key", "X-API-Key", "Authorization", "Idempotency-Key", "svix-id", "Host")
+            ),
+            *(
+                (f"{HMAC}, prefix: {prefix}", ".prefix", "write what stands before the signature")
+                for prefix in ("", "''", '"a,"', '" a"', '"a\\n"', "é", "x" * 33)
+            ),
+            (f"{HMAC}, connection: biling", ".connection", "no grant of app is for this connection. Did you mean bil"),
         )
     ),
     *(
@@ -894,6 +928,72 @@ def test_same_signing_secret_for_two_callers_is_refused_at_the_second_whatever_i
     )
     assert problem(f"{first}{second}\n") == (
         "acme.yaml:27: callers.other.credentials[0].webhook: this is also a secret of app; make one for each caller"
+    )
+
+
+@pytest.mark.parametrize("schemes", ["written", "both", "both, the other way round"])
+def test_same_signing_secret_for_two_callers_is_refused_whatever_the_scheme(schemes: str) -> None:
+    standard, written = "- webhook: file:x", f"- webhook: {{{HMAC}}}"
+    held = {"written": (written, written), "both": (standard, written)}.get(schemes, (written, standard))
+    first, second = (changed(13, one) for one in held)
+    said = problem(first + "\n".join(second.splitlines()[9:]).replace("  app:", "  other:") + "\n")
+    assert said.startswith("acme.yaml:27: callers.other.credentials[0]")
+    assert said.endswith("this is also a secret of app; make one for each caller")
+
+
+def test_webhook_of_the_written_scheme_is_tied_to_a_connection() -> None:
+    policy_set = read(changed(13, f"- webhook: {{{HMAC}}}"))
+    caller = only_caller(policy_set)
+    assert (caller.credential, caller.tied and caller.tied.id, caller.body_signed) == (
+        "webhook:file:x",
+        "billing",
+        True,
+    )
+    [(place, [proof])] = policy_set.signers.items()
+    assert (place, proof.kind) == (("ft-4", "stripe-1"), "hmac")
+    assert policy_set.signature_headers == {"x-sig"}
+    [granted] = caller.entitlements.values()
+    assert granted.idempotency == Idempotency(required=True, parameter=None, seconds=UNDATED_SECONDS)
+
+
+def test_webhook_of_the_written_scheme_names_its_connection_where_its_caller_may_use_several() -> None:
+    def text(more: str) -> str:
+        grant = "{connection: CONNECTION, operation: invoices.create, parameters: {customer: }, response: [id]}"
+        grants = f"[{grant.replace('CONNECTION', 'one')}, {grant.replace('CONNECTION', 'two')}]"
+        before, after = TWO.split("    grants:", 1)
+        rest = after[after.index("\n") :]
+        bare = re.sub("@[A-Z]+", "", f"{before}    grants: {grants}{rest}")
+        return bare.replace("google: app@acme.example", f"webhook: {{{HMAC}{more}}}")
+
+    assert problem(text("")).endswith(
+        "credentials[0].webhook: what is signed does not name the connection, and app may use several. Write the one "
+        "that these calls are for, such as connection: one"
+    )
+    policy_set = read(text(", connection: two"))
+    assert [name for _, name in policy_set.signers] == ["stripe-2"]
+
+
+def test_webhook_of_the_written_scheme_is_for_one_operation_that_says_all_in_its_body(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upstream, credential = line_of("upstream:"), f"- webhook: {{{HMAC}}}"
+    text = changed(13, credential).replace(LINES[upstream - 1], "    upstream: stripe")
+    create = "\n".join(text.splitlines()[14:]) + "\n"
+    look = (
+        "      - connection: billing\n        operation: invoices.retrieve\n        parameters: {invoice: }\n"
+        "        response: [id]\n"
+    )
+    assert only_caller(read(text + look)).tied
+    assert problem(text.replace(create, "    grants:\n" + look)).endswith(
+        "credentials[0].webhook: only the body is signed, and app has no grant on billing whose calls say all in their "
+        "body, such as invoices.create"
+    )
+    second = replace(INVOICES_CREATE, id="invoices.issue", path="invoices/issue")
+    monkeypatch.setitem(OPERATIONS, "invoices.issue", second)
+    two = text + look.replace("invoices.retrieve", "invoices.issue").replace("invoice:", "customer:")
+    assert problem(two).endswith(
+        "credentials[0].webhook: what is signed does not name the operation, and app may use several on billing: "
+        "invoices.create, invoices.issue. Give these calls a caller of their own, with one of them"
     )
 
 
