@@ -173,7 +173,7 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
         return awaiting(step, said.approval, said.look)
     if means is Means.OTHER_FORM:
         if step.refused:  # the refused form is kept under this key, and had no effect
-            return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
+            return _closed()
         return unknown(grant, "the upstream knows the key with another form", status)
     if means is Means.BLOCKED or (means is Means.REFUSED and status in _REJECTED):
         return _freed(grant, step, status, said)
@@ -198,12 +198,20 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
 
 def _freed(grant: Grant, step: Step, status: int, said: Said) -> Reply:
     """Return the result of a refusal in words that prove that this send had no effect."""
-    refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if said.kept:  # then no send under this key ever had one
-        return Reply(Outcome.RELEASED, refusal=refusal, closed=True)
+        return _closed()
+    refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if step.doubt and not step.quiet:  # an earlier one may still arrive
         return _in_doubt(grant, refusal, LATE_SECONDS)
     return Reply(Outcome.FREED, refusal=refusal)
+
+
+def _closed() -> Reply:
+    """Return the result of a send under a key that the upstream keeps a refusal under.
+
+    Its refusal is told only if the call cannot go on with the next generation now; the same call, repeated, then does.
+    """
+    return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
 
 
 def unsent(grant: Grant, step: Step, note: str) -> Reply:
@@ -260,7 +268,7 @@ def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Repl
         case Decision.REFUSED:
             return Reply(Outcome.REJECTED, refusal=ApprovalRejected(doubt=step.doubt))
         case Decision.LAPSED if step.quiet or not step.doubt:
-            return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
+            return _closed()
         case Decision.LAPSED:
             return _in_doubt(grant, None, LATE_SECONDS)
         case _:

@@ -496,7 +496,10 @@ class KeyInUse(LedgerRefusal):
     status = 503
     reason = "idempotency-key-in-use"
     title = "The same call is still running"
-    sentence = "A call with this idempotency key is still running. Try again in a moment to get its answer."
+    sentence = (
+        "A call with this idempotency key is still running. Send the same call again in a moment to get its answer. Do "
+        "not use another key, which might raise a second invoice."
+    )
 
 
 class KeyReused(LedgerRefusal):
@@ -746,7 +749,8 @@ class OutcomePending(OutcomeUnknown):
     reason = OutcomeUnknown.reason
     sentence = (
         "The call was sent, but no answer came that can be trusted, so the invoice may exist. Send the same call again "
-        "with the same idempotency key: that is safe, raises no second invoice, and settles the matter."
+        "with the same idempotency key: that is safe, and settles the matter. Do not use another key, which might "
+        "raise a second invoice."
     )
 
 
