@@ -39,13 +39,13 @@ def countersign(request: Request) -> Response:
             would_send = preview(grant)
             record.preview()
             record.answer = previewed(would_send, record.audit_id)
-            return respond(record)
+            return respond(record, gate.docs)
         secret = record.secret = gate.secrets.access(grant, record.deadline)  # 503
         admission = record.admission = gate.store.admit(grant, place_of(grant, secret))  # 429 409 422 424 503
         if admission.replay is not None:
             record.replay()
             record.answer = replayed(admission.replay, grant)
-            return respond(record)
+            return respond(record, gate.docs)
         try:
             record.intent(admission)  # 503: no record, no call
         except Exception:
@@ -55,7 +55,7 @@ def countersign(request: Request) -> Response:
         answer = record.answer = answer_to(reply, grant, record.audit_id)
         settled = gate.store.settle(grant, admission, reply, answer)
         record.close(reply, settled=settled)
-    return respond(record)
+    return respond(record, gate.docs)
 
 
 # Skip Flask's dispatch: it costs as much as the whole policy check, reads the rest of a refused call without bound, and

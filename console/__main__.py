@@ -22,6 +22,7 @@ from gateway.settings import SettingError, settings_of
 from policies import compiled, document
 from policies.model import DocumentError
 from policies.suggestions import closest
+from policies.wording import budget_in_words, limit_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,9 +227,13 @@ def _told(policy_set: PolicySet) -> list[str]:
             continue
         seen.add(caller.id)
         may = "is paused, and otherwise may call" if caller.paused else "may call"
-        told.append(f"{caller.id} ({caller.owner}), {' and '.join(limit.text for limit in caller.limits)}, {may}:")
+        often = " and ".join(map(limit_in_words, caller.limits))
+        budget = "" if caller.budget is None else f", {budget_in_words(caller.budget)}"
+        told.append(f"{caller.id} ({caller.owner}), {often}{budget}, {may}:")
         for entitlement in caller.entitlements.values():
-            told.append(f"  {entitlement.operation.id} on {entitlement.connection.id}")
+            ceiling = entitlement.connection.ceiling
+            shared = "" if ceiling is None else f" ({limit_in_words(ceiling)}, of all callers together)"
+            told.append(f"  {entitlement.operation.id} on {entitlement.connection.id}{shared}")
             told.append(f"    sends     {', '.join(entitlement.rules)}")
             told.append(f"    receives  {', '.join(entitlement.response_fields)}")
     return told

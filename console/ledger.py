@@ -182,8 +182,8 @@ def _become(one: Held) -> str:
         return "The call was refused, in words that do not prove that nothing was created."
     if one.approval is not None:
         return (
-            f"The upstream has a person approve this call ({one.approval}), and then carries it out by itself. Have it\n"
-            "approved or refused there: after that, the same call, sent again, gets its answer."
+            f"The upstream has a person approve this call ({one.approval}), and then carries it out by itself.\n"
+            "Have it approved or refused there: after that, the same call, sent again, gets its answer."
         )
     return "The call was sent, or may have been, and its answer never came."
 

@@ -6,7 +6,7 @@ import json
 import re
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gateway.record import Record
     from policies.model import Grant
     from policies.outcomes import Reply
-    from policies.refusals import Refusal
 
 JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
@@ -49,7 +48,7 @@ class Response(msgspec.Struct, frozen=True):
 def answer_to(reply: Reply, grant: Grant, audit_id: str) -> Answer:
     """Return the answer to a call that was sent, which is also what the ledger keeps."""
     if reply.refusal is not None:
-        return _problem(reply.refusal, audit_id)
+        return Answer(reply.refusal.status, _json(reply.refusal.problem(audit_id)))
     answer = dict(reply.answer or {})
     if grant.entitlement.audit_id_in_answer:
         answer["audit_id"] = audit_id
@@ -62,37 +61,56 @@ def previewed(would_send: Mapping[str, object], audit_id: str) -> Answer:
 
 
 def replayed(kept: Answer, grant: Grant) -> Answer:
-    """Return a kept answer byte for byte, or what the policy still grants of it if that is less now."""
-    if kept.status != 200:
-        return kept
-    entitlement = grant.entitlement
-    tree = {**entitlement.response, **({"audit_id": None} if entitlement.audit_id_in_answer else {})}
-    answer = msgspec.json.decode(kept.body)
-    narrowed = narrow(answer, tree)
-    return kept if narrowed == answer else Answer(kept.status, _json(narrowed))
+    """Return a kept answer, or what the policy still grants of it if that is less now.
+
+    Its body says that it is a replay if bodies carry the audit id, as those of refusals always do: no-code tools show
+    no header. Otherwise it is the same byte for byte.
+    """
+    body = kept.body
+    if kept.status == 200:
+        entitlement = grant.entitlement
+        tree = {**entitlement.response, **({"audit_id": None} if entitlement.audit_id_in_answer else {})}
+        answer = msgspec.json.decode(body)
+        narrowed = narrow(answer, tree)
+        if narrowed != answer:
+            body = _json(narrowed)
+        if not entitlement.audit_id_in_answer:
+            return Answer(kept.status, body)
+    more = b"" if body == b"{}" else b","
+    return Answer(kept.status, b'%b%b"replayed":true}' % (body[:-1], more))
 
 
-def respond(record: Record) -> Response:
-    """Return the refusal in ``record``, or else its answer. The upstream's headers are not passed on."""
+def respond(record: Record, docs: str = "") -> Response:
+    """Return the refusal in ``record``, or else its answer. The upstream's headers are not passed on.
+
+    ``docs`` is the address of the page that explains all refusals; empty if there is none.
+    """
     answer, admission, refusal = record.answer, record.admission, record.refusal
     standings = admission.standings if admission is not None else ()
     told: dict[str, str] = {}
+    problem: dict[str, Any] | None = None
     if refusal is not None:
-        answer, standings = _problem(refusal, record.audit_id), standings or refusal.standings
+        problem, standings = refusal.problem(record.audit_id, record.clock()), standings or refusal.standings
         told |= refusal.headers
     elif admission is not None and admission.replay is not None:
         told["Idempotent-Replayed"] = "true"
-    status, body, media = answer.status, answer.body, JSON
-    if speaks_stripe(record.environ):
+        if answer.status >= 400:
+            problem = msgspec.json.decode(answer.body)
+    status, body, media, stripes = answer.status, answer.body, JSON, speaks_stripe(record.environ)
+    if stripes:
         told["Request-Id"] = record.audit_id  # which Stripe's clients show with an error
-        if status >= 400:
-            status, error, again = as_stripe_error(msgspec.json.decode(body))
-            body = msgspec.json.encode(error)
+    if problem is not None:
+        status = problem["status"]
+        if docs:  # never kept with an answer, so that it is always today's
+            problem["help"] = f"{docs}#{problem['reason']}"
+        if stripes:
+            status, problem, again = as_stripe_error(problem)
             told["Stripe-Should-Retry"] = "true" if again else "false"
         else:
-            body = _typed(record.grant, body)
-    elif status >= 400:
-        media = _media(record.environ.get("HTTP_ACCEPT", "")[:MAX_ACCEPT])
+            media = _media(record.environ.get("HTTP_ACCEPT", "")[:MAX_ACCEPT])
+        body = _json(problem)
+    elif stripes:
+        body = _typed(record.grant, body)
     headers = {
         "Content-Type": media,
         "Content-Length": str(len(body)),
@@ -131,11 +149,6 @@ def _typed(grant: Grant | None, body: bytes) -> bytes:
         return body
     more = b"" if body == b"{}" else b","
     return b'{"object":"%b"%b%b' % (grant.entitlement.operation.answers.encode("ascii"), more, body[1:])
-
-
-def _problem(refusal: Refusal, audit_id: str) -> Answer:
-    """Return a refusal in the format of RFC 9457."""
-    return Answer(refusal.status, _json(refusal.problem(audit_id)))
 
 
 def _json(value: Mapping[str, object]) -> bytes:

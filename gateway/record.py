@@ -77,6 +77,10 @@ class Record:
             self._refuse(lost(self.grant, _where(error)))
         return True
 
+    def clock(self) -> float:
+        """Return the time, in unix seconds."""
+        return self._audit.clock()
+
     def preview(self) -> None:
         """Record a ``validate_only`` call: decided as any other, but nothing is sent or used up."""
         self._decided("preview", "INFO")

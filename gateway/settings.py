@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _AUDIENCE = re.compile(
     r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 )
+#: Of a page: what follows it in ``help`` is # and a reason.
+_DOCS = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%@/-]*)?")
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
 #: How a shared store is written, in sentences.
@@ -112,6 +114,8 @@ class Settings:
     secret_manager: str | None
     """Another Secret Manager, and certificates of Google at another place: ``HOST:PORT`` on this machine."""
     certificates: str | None
+    docs: str
+    """The address of the page about refusals; empty for none."""
     promised: float
     """A change of the policy document is in force after so many seconds."""
 
@@ -130,6 +134,8 @@ class Gate:
     store: Store
     upstreams: Upstreams
     audit: Audit
+    docs: str
+    """See :class:`Settings`."""
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -162,6 +168,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         certificates=_on_loopback(
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
+        docs=_docs(environ),
         promised=_promised(environ, on_cloud=on_cloud),
     )
 
@@ -214,6 +221,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
         audit=audit,
+        docs=settings.docs,
     )
 
 
@@ -245,6 +253,16 @@ def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
             f"number above 0, such as 0.5, and at most {PROMISED_SECONDS:.0f}."
         )
     return float(seconds)
+
+
+def _docs(environ: Mapping[str, str]) -> str:
+    docs = environ.get("DOCS", "")
+    if docs and not _DOCS.fullmatch(docs):
+        raise SettingError(
+            "DOCS must be the https address of the page about refusals, without ? and #, such as "
+            "https://github.com/acme/countersign/blob/main/docs/refusals.md."
+        )
+    return docs
 
 
 def _iam(environ: Mapping[str, str]) -> bool:

@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from policies.model import Answer, Entry, Outcome, State
 from policies.operations import OPERATIONS
 from policies.refusals import AwaitingApproval, KeyInUse, KeyReused, KeyUsedElsewhere, OutcomeStillUnknown
-from policies.words import ago
+from policies.wording import ago
 
 if TYPE_CHECKING:
     from policies.model import Grant
@@ -254,7 +254,7 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float) -> tuple[V
     """Judge an operator's word on a key: what it created (``answer`` is what callers get), or that it did not (None).
 
     Only an open entry is changed, or a refusal that does not prove that nothing was created. "Not created" is not
-    taken while a send may still arrive, nor while a person may approve the call, if the upstream can be asked about that.
+    taken while a send may still arrive, nor while a person may approve the call where the upstream can be asked of it.
     """
     if held is None or (held.expires is not None and held.expires <= now):
         return Verdict.ABSENT, held

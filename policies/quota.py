@@ -19,11 +19,13 @@ from msgspec.structs import replace
 
 from policies.model import Budget, Limit, Standing
 from policies.refusals import BudgetSpent, CeilingReached, LimitReached
+from policies.wording import budget_in_words, limit_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from policies.model import Grant
+    from policies.refusals import QuotaRefusal
 
 #: 1/128 is 0.8%, under the 1% that a limit may err on the safe side.
 BUCKETS: Final = 128
@@ -163,40 +165,39 @@ def standings(limits: Iterable[Window], now: float) -> tuple[Standing, ...]:
 def refuse_if_full(
     limits: list[Window], ceiling: Window | None, spent: Window | None, budget: Budget | None, now: float
 ) -> None:
-    """Refuse if a limit of the caller, the connection's ceiling or the caller's budget is full, in this order.
+    """Refuse if a limit of the caller, the connection's ceiling or the caller's budget is full.
 
-    ``spent`` is the window of ``budget``. Raises :class:`LimitReached`, :class:`CeilingReached` and
-    :class:`BudgetSpent`.
+    ``spent`` is the window of ``budget``. Raises what :func:`refusal_for` returns.
     """
-    full = [window for window in limits if window.remaining(now) < 1]
+    windows: list[tuple[Window | None, Limit | Budget | None]] = [
+        *((window, window.limit) for window in limits), (ceiling, None), (spent, budget),
+    ]  # fmt: skip
+    full = [(window.wait(now), what) for window, what in windows if window is not None and window.remaining(now) < 1]
     if full:
-        raise limit_reached(full[0].limit, max(window.wait(now) for window in full), standings(limits, now))
-    if ceiling is not None and ceiling.remaining(now) < 1:
-        raise ceiling_reached(ceiling.wait(now), standings(limits, now))
-    if spent is not None and budget is not None and spent.remaining(now) < 1:
-        raise budget_spent(budget, spent.wait(now), standings(limits, now))
+        raise refusal_for(full, standings(limits, now))
 
 
-def limit_reached(limit: Limit, wait: float, standings: tuple[Standing, ...]) -> LimitReached:
-    """Return the refusal for a caller's full limit; ``wait`` is in seconds."""
+def refusal_for(full: list[tuple[float, Limit | Budget | None]], standings: tuple[Standing, ...]) -> QuotaRefusal:
+    """Return the refusal for what is full: the caller's limits, None for the ceiling, its budget.
+
+    Each comes with the seconds until it has room. The longest wait is told, since a call before it would be refused
+    again. ``left`` is 0: the refusal is for what has nothing left.
+    """
+    wait, what = max(full, key=lambda one: one[0])
     seconds = whole_seconds(wait)
+    if what is None:
+        return CeilingReached(retry_after=seconds, standings=standings)
+    if isinstance(what, Budget):
+        return BudgetSpent(
+            f"Your invoices have used up your budget of {budget_in_words(what)}. Nothing was sent.",
+            told={"limit": what.limit.calls, "currency": what.currency, "window": what.limit.seconds, "left": 0},
+            retry_after=seconds,
+            standings=standings,
+        )
     return LimitReached(
-        f"You have reached your limit of {limit.text}. Nothing was sent; try again in {seconds} s.",
+        f"You have reached your limit of {limit_in_words(what)}. Nothing was sent.",
+        told={"limit": what.calls, "window": what.seconds, "left": 0},
         retry_after=seconds,
-        standings=standings,
-    )
-
-
-def ceiling_reached(wait: float, standings: tuple[Standing, ...]) -> CeilingReached:
-    """Return the refusal for a connection's full ceiling; ``wait`` is in seconds."""
-    return CeilingReached(retry_after=whole_seconds(wait), standings=standings)
-
-
-def budget_spent(budget: Budget, wait: float, standings: tuple[Standing, ...]) -> BudgetSpent:
-    """Return the refusal for a caller's spent budget; ``wait`` is in seconds."""
-    return BudgetSpent(
-        f"Your invoices have used up your budget of {budget.limit.text}. Nothing was sent; try again later.",
-        retry_after=whole_seconds(wait),
         standings=standings,
     )
 

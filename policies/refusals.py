@@ -32,9 +32,10 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── ParameterMissing         400
     │   ├── IdempotencyKeyMissing    400
     │   ├── IdempotencyKeyInvalid    400
-    │   ├── LimitReached             429
-    │   ├── CeilingReached           429
-    │   └── BudgetSpent              429
+    │   └── QuotaRefusal             too much in a time
+    │       ├── LimitReached         429
+    │       ├── CeilingReached       429
+    │       └── BudgetSpent          429
     ├── LedgerRefusal                the same idempotency key was used before
     │   ├── KeyInUse                 503  for Stripe's clients a conflict
     │   ├── KeyReused                422
@@ -62,6 +63,8 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+
+from policies.wording import moment, when
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,8 +124,12 @@ class Refusal(Exception):
         self.standings = standings
         self.faults = faults
 
-    def problem(self, audit_id: str) -> dict[str, object]:
-        """The body of the answer, as RFC 9457 ``application/problem+json`` has it."""
+    def problem(self, audit_id: str, now: float | None = None) -> dict[str, object]:  # noqa: ARG002 - a subclass's
+        """The body of the answer, as RFC 9457 ``application/problem+json`` has it.
+
+        ``now``, in unix seconds, is for refusals that say when to come back. A body that is kept to be told again later
+        has none.
+        """
         problem: dict[str, object] = {
             "type": TYPE_PREFIX + self.reason,
             "title": self.title,
@@ -170,10 +177,11 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
         "decided_by": problem["decided_by"],
         "audit_id": problem["audit_id"],
     }
-    if "parameter" in problem:
-        error["param"] = problem["parameter"]
     if reason == AwaitingApproval.reason:
         error["code"] = "approval_required"  # Stripe's own
+    for ours, theirs in _STRIPE_MEMBERS.items():
+        if ours in problem:
+            error[theirs] = problem[ours]
     return status, {"error": error}, 0 < problem.get("retry_after", 0) <= PATIENCE
 
 
@@ -183,6 +191,8 @@ _STRIPE_STATUSES: Final = {
     "awaiting-approval": 409,
     "upstream-unreachable": 502,
 }
+#: Members of a problem that are passed on where there are any, by what Stripe calls them.
+_STRIPE_MEMBERS: Final = {"parameter": "param", "help": "doc_url", "replayed": "replayed"}
 _STRIPE_TYPES: Final = {
     **dict.fromkeys((400, 401, 403, 404), "invalid_request_error"),
     402: "card_error",
@@ -454,31 +464,50 @@ class IdempotencyKeyInvalid(PolicyRefusal):
     sentence = "The idempotency key must be 1 to 255 printable ASCII characters without a comma. Send it once."
 
 
-class LimitReached(PolicyRefusal):
+class QuotaRefusal(PolicyRefusal):
+    """A limit, a ceiling or a budget is full; after ``retry_after`` seconds it has room.
+
+    ``told`` are its numbers, as members of the problem: ``limit`` in ``window`` seconds and what is ``left`` of it, in
+    calls or, with a ``currency``, in minor units.
+    """
+
+    status = 429
+
+    def __init__(self, detail: str | None = None, *, told: Mapping[str, object] | None = None, **more: Any) -> None:
+        super().__init__(detail, **more)
+        self.told = told or {}
+
+    def problem(self, audit_id: str, now: float | None = None) -> dict[str, object]:
+        """With the numbers, and when to come back: in the sentence, and in ``resets_at`` as RFC 3339 writes it."""
+        problem = {**super().problem(audit_id), **self.told}
+        if now is not None and self.retry_after is not None:
+            problem["detail"] = f"{self.detail} You can call again {when(now, self.retry_after)}."
+            problem["resets_at"] = moment(now + self.retry_after)
+        return problem
+
+
+class LimitReached(QuotaRefusal):
     """The caller's own limit."""
 
-    status = 429
     reason = "limit-reached"
     title = "Too many calls"
-    sentence = "You have reached your limit. Nothing was sent; try again later."
+    sentence = "You have reached your limit. Nothing was sent."
 
 
-class CeilingReached(PolicyRefusal):
-    """The connection's ceiling over all callers."""
+class CeilingReached(QuotaRefusal):
+    """The connection's ceiling over all callers. Its numbers are not told: others used it up."""
 
-    status = 429
     reason = "ceiling-reached"
     title = "The connection is busy"
-    sentence = "This connection is busy. Nothing was sent; try again in a moment."
+    sentence = "This connection is busy: its callers together have reached what it may take. Nothing was sent."
 
 
-class BudgetSpent(PolicyRefusal):
+class BudgetSpent(QuotaRefusal):
     """The caller's invoices have used up its budget."""
 
-    status = 429
     reason = "budget-spent"
     title = "Your budget is spent"
-    sentence = "Your invoices have used up your budget. Nothing was sent; try again later."
+    sentence = "Your invoices have used up your budget. Nothing was sent."
 
 
 # ---------------------------------------------------------------- the same key was used before
@@ -607,9 +636,9 @@ class UpstreamRejected(UpstreamRefusal):
         self.status = status
         self.code = code
 
-    def problem(self, audit_id: str) -> dict[str, object]:
+    def problem(self, audit_id: str, now: float | None = None) -> dict[str, object]:
         """With the upstream's own code where it is a well-known one."""
-        problem = super().problem(audit_id)
+        problem = super().problem(audit_id, now)
         if self.code is not None:
             problem["upstream_code"] = self.code
         return problem
@@ -692,9 +721,9 @@ class AwaitingApproval(UpstreamRefusal):
             "invoice. The operator of Countersign has been told, and can find the call by its audit id."
         )
 
-    def problem(self, audit_id: str) -> dict[str, object]:
+    def problem(self, audit_id: str, now: float | None = None) -> dict[str, object]:
         """With the place where it is approved."""
-        problem = super().problem(audit_id)
+        problem = super().problem(audit_id, now)
         if self.look is not None:
             problem["approval"] = self.look
         return problem

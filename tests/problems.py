@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
 MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
-OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", "approval"}
+#: What a full limit or budget tells of itself.
+QUOTA = {"limit", "window", "left", "currency", "resets_at"}
+OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA}
 
 #: Status, headers with small names, body: of a real socket.
 Answer = tuple[int, dict[str, str], bytes]
@@ -71,3 +73,8 @@ def stripe_refused(answer: TestResponse | Answer, status: int, reason: str) -> d
 def without_id(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the audit id, which no two answers share."""
     return {name: value for name, value in answer.items() if name != "audit_id"}
+
+
+def as_replayed(body: bytes) -> bytes:
+    """Return an answer as its replay has it: a refusal, or an invoice whose audit id is granted."""
+    return body[:-1] + b',"replayed":true}'

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -18,7 +19,7 @@ from console import audit
 from gateway.sinks import Descriptor
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PARAMETERS, RESPONSE, TARGET, policy, sha256
-from tests.problems import plain, refused, stripe_refused, without_id
+from tests.problems import as_replayed, plain, refused, stripe_refused, without_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -283,7 +284,7 @@ def test_repeated_key_is_answered_as_before_sends_nothing_and_uses_up_nothing(
     again = [gate.post(Idempotency_Key="order-1") for _ in range(5)]
     assert "Idempotent-Replayed" not in first.headers
     for response in again:
-        assert (response.status_code, response.data) == (200, first.data)
+        assert (response.status_code, response.data) == (200, as_replayed(first.data))
         assert response.headers["Idempotent-Replayed"] == "true"
         assert "r=1;" in response.headers["RateLimit"]
         assert response.headers["Countersign-Audit-Id"] != first.headers["Countersign-Audit-Id"]
@@ -291,7 +292,7 @@ def test_repeated_key_is_answered_as_before_sends_nothing_and_uses_up_nothing(
     assert [e["kind"] for e in gate.record.entries()] == ["intent", "outcome"] + ["replay"] * 5
     assert gate.post(Idempotency_Key="order-2").status_code == 200
     refused(gate.post(Idempotency_Key="order-3"), 429, "limit-reached")
-    assert gate.post(Idempotency_Key="order-1").data == first.data  # even with the limit used up
+    assert gate.post(Idempotency_Key="order-1").data == as_replayed(first.data)  # even with the limit used up
     assert_chain_holds(gate)
 
 
@@ -300,7 +301,7 @@ def test_repeated_key_may_come_in_another_notation(function: Callable[..., Funct
     first = gate.post(body=order(7, "&description=x"), Idempotency_Key="a")
     body = '{"description": "x", "metadata": {"order_id": 7}, "customer": "cus_MQqeLuPp19Qbk8"}'
     again = gate.post("/invoices?" + QUERY, body, media=JSON, Idempotency_Key="a")
-    assert again.data == first.data
+    assert again.data == as_replayed(first.data)
     assert upstream.invoices == 1
 
 
@@ -336,7 +337,7 @@ def test_parameter_may_be_the_key(function: Callable[..., Function], upstream: A
     gate = function(policy(upstream.origin, idempotency='{from: "metadata[order_id]"}'))
     first = gate.post(body=order(7), Idempotency_Key="sdk-made-1")
     again = gate.post(body=order(7), Idempotency_Key="sdk-made-2")
-    assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (as_replayed(first.data), "true")
     assert upstream.invoices == 1
     assert gate.post(body=order(8)).status_code == 200
     refused(gate.post(body=order(7, "&description=x")), 422, "idempotency-key-reused")
@@ -381,7 +382,7 @@ def test_refusal_in_stripes_own_words_is_mapped_and_frees_the_key(
     assert (upstream.invoices, len(upstream.calls)) == (0, 2)
     mended = gate.post(Idempotency_Key="a")
     assert (mended.status_code, upstream.invoices) == (200, 1)
-    assert gate.post(Idempotency_Key="a").data == mended.data
+    assert gate.post(Idempotency_Key="a").data == as_replayed(mended.data)
     assert [entry["result"] for entry in gate.record.entries("outcome")] == ["freed", "freed", "succeeded"]
 
 
@@ -443,6 +444,9 @@ def test_limit_is_told_kept_and_nobody_elses(function: Callable[..., Function], 
     problem = refused(response, 429, "limit-reached")
     assert 1 <= int(response.headers["Retry-After"]) == problem["retry_after"] <= 61
     assert problem["decided_by"] == "policy"
+    assert problem["detail"].startswith("You have reached your limit of 3 calls a minute. Nothing was sent. ")
+    assert re.search(r" You can call again in \d+ seconds?\.$", problem["detail"])
+    assert (problem["limit"], problem["window"], problem["left"]) == (3, 60, 0)
     assert response.headers["RateLimit-Policy"] == '"3/minute";q=3;w=60, "100/hour";q=100;w=3600'
     assert '"3/minute";r=0;' in response.headers["RateLimit"]
     assert upstream.invoices == 3
@@ -491,8 +495,11 @@ def test_ceiling_of_a_connection_is_for_all_its_callers(
     for key in (KEY, "csk_second", "csk_third"):
         assert gate.post(key=key).status_code == 200
     response = gate.post(key="csk_fourth")
-    refused(response, 429, "ceiling-reached")
-    assert int(response.headers["Retry-After"]) >= 1
+    problem = refused(response, 429, "ceiling-reached")
+    assert 1 <= int(response.headers["Retry-After"]) == problem["retry_after"] <= 61
+    # Others used it up, and how much that was is not this caller's business.
+    assert not {"limit", "window", "left"} & problem.keys()
+    assert "3" not in re.sub(r" You can call again .*", "", problem["detail"])
     assert '"1/minute";r=1;' in response.headers["RateLimit"]  # its own limit is untouched
     assert gate.post(OTHER_TARGET, key=OTHER_KEY, Idempotency_Key="a").status_code == 200
     assert upstream.invoices == 4
@@ -838,7 +845,7 @@ def test_two_instances_on_one_redis_raise_one_invoice_for_one_key(
     status, _, body = first.call(headers=headers)
     again, replayed, repeated = second.call(headers=headers)
     assert (status, again) == (200, 200)
-    assert repeated == body
+    assert repeated == as_replayed(body)
     assert replayed["idempotent-replayed"] == "true"
     assert upstream.invoices == 1
 
@@ -882,7 +889,7 @@ def test_success_is_told_even_when_it_cannot_be_kept_and_is_kept_by_the_next_cal
     assert outcome["alarm"] == "the outcome could not be kept in the store"
     redis_server.start()
     again = gate.post(body="customer=cus_fault_slow", Idempotency_Key="order-1")
-    assert (again.data, again.headers["Idempotent-Replayed"]) == (response.data, "true")
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (as_replayed(response.data), "true")
     assert upstream.invoices == 1
 
 
@@ -901,7 +908,7 @@ def test_kept_answer_is_trimmed_again_when_the_policy_grants_less(
     document = policy(
         upstream.origin, response="id, status, customer, number, lines.data.amount, lines.data.currency, audit_id"
     )
-    assert function(document, STORE=redis_url).post(Idempotency_Key="order-1").data == first.data
+    assert function(document, STORE=redis_url).post(Idempotency_Key="order-1").data == as_replayed(first.data)
     assert upstream.invoices == 1
 
 
@@ -918,8 +925,15 @@ def test_caller_over_its_budget_is_refused_before_the_send(
     gate = function(document)
     assert [gate.post().status_code for _ in range(2)] == [200, 200]
     response = gate.post()
-    refused(response, 429, "budget-spent")
-    assert int(response.headers["Retry-After"]) > 80_000
+    problem = refused(response, 429, "budget-spent")
+    wait = int(response.headers["Retry-After"])
+    assert 80_000 < wait == problem["retry_after"] <= 86_400 * 129 / 128 + 1
+    assert problem["detail"].startswith("Your invoices have used up your budget of 40.00 USD a day. Nothing was sent. ")
+    when = r" You can call again at \d\d:\d\d UTC on \d+ [A-Z][a-z]+, in 24 hours( \d+ minutes?)?\."
+    assert re.search(f"{when}$", problem["detail"])
+    assert (problem["limit"], problem["currency"], problem["window"], problem["left"]) == (4000, "usd", 86_400, 0)
+    resets = datetime.fromisoformat(problem["resets_at"]).timestamp()
+    assert resets == pytest.approx(time.time() + wait, abs=30)
     assert upstream.invoices == 2
     assert gate.post(OTHER_TARGET, "customer=cus_1", key=OTHER_KEY, Idempotency_Key="a").status_code == 200
 

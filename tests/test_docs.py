@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -19,6 +20,8 @@ import yaml
 from gateway.credentials.webhooks import usable
 from policies import document, refusals
 from policies.concealed import Concealed
+from policies.model import Budget, Limit
+from policies.quota import refusal_for
 from sandbox.__main__ import POLICY, ROOT, UPSTREAM_KEY, welcome
 from sandbox.google import AUDIENCE, stripped
 from tests.conftest import KEY, sha256
@@ -266,7 +269,7 @@ def test_code_that_signs_a_webhook_works_as_written_and_twice_is_once(
     (code,) = blocks(CALLERS, language)
     someone = reader(AUDIENCE=AUDIENCE)
     first, second = (someone.run([*command, code], SIGNING_SECRET=SIGNING) for _ in range(2))
-    assert first == second
+    assert second == {**first, "replayed": True}
     assert upstream.invoices == 1
 
 
@@ -313,6 +316,35 @@ def test_every_refusal_is_explained() -> None:
     for refusal in raised:
         start = f"| `{refusal.reason}` | {refusal.status}"
         assert any(row.startswith(start) and refusal.sentence in row for row in rows.splitlines()), refusal.reason
+
+
+def anchors(page: Path) -> list[str]:
+    """The anchors that GitHub, and what else shows Markdown, gives a page's headings of letters, spaces and dashes."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return [re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_help_of_every_refusal_leads_to_an_entry_of_its_own() -> None:
+    """The setting DOCS is the address of this page; a refusal's help ends with # and its reason."""
+    reasons = [refusal.reason for refusal in every_refusal() if "reason" in vars(refusal)]
+    page = ROOT / "docs" / "refusals.md"
+    found = anchors(page)
+    assert [found.count(reason) for reason in reasons] == [1] * len(reasons)
+    entries = re.findall(r"^### (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    assert sorted(entries) == sorted(set(reasons))
+
+
+def test_page_about_refusals_shows_a_spent_budget_as_it_is_told() -> None:
+    (shown,) = map(json.loads, blocks(ROOT / "docs" / "refusals.md", "json"))
+    refusal = refusal_for([(12_009, Budget("usd", Limit(3000, 86_400, "3000 usd/day")))], ())
+    now = datetime.fromisoformat(shown["resets_at"]).timestamp() - 12_009
+    assert shown == refusal.problem(shown["audit_id"], now)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text("utf-8")):
+        assert anchor in anchors(page.parent / target if target else page), (target, anchor)
 
 
 def test_every_setting_is_in_the_page_about_settings() -> None:

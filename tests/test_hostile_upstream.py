@@ -16,7 +16,7 @@ from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
 from sandbox.server import SECOND
 from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy
-from tests.problems import refused
+from tests.problems import as_replayed, refused
 from tests.wire import answered, talking
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     creates: int = 0
     """Invoices that the upstream made of the first call."""
     again: str = "unknown"
-    """``replay``, ``unknown``; or sent again: ``fresh`` since it was not carried out, ``freed`` since it was refused."""
+    """``replay``, ``unknown``; or sent again: ``fresh`` if it was not carried out, ``freed`` if it was refused."""
     sends: int = 1
 
 
@@ -158,7 +158,7 @@ def test_fault_is_answered_recorded_and_remembered(hostile: Function, upstream: 
     else:
         assert (upstream.invoices, len(upstream.calls)) == (case.creates, case.sends)
     if case.again == "replay":
-        assert (second.status_code, second.data) == (first.status_code, first.data)
+        assert (second.status_code, second.data) == (first.status_code, as_replayed(first.data))
         assert second.headers["Idempotent-Replayed"] == "true"
     if case.again == "unknown":
         assert "not sent again" in refused(second, 424, UNKNOWN)["detail"]

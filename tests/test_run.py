@@ -157,7 +157,7 @@ def test_first_hour_of_a_newcomer(tmp_path: Path) -> None:
         assert set(invoice) == {
             "id", "status", "amount_due", "currency", "customer", "hosted_invoice_url", "lines", "audit_id",
         }  # fmt: skip
-        assert shell(raises) == (200, invoice)
+        assert shell(raises) == (200, {**invoice, "replayed": True})
         status, problem = shell(refused)
         assert (status, problem["reason"]) == (400, "parameter-not-granted")
         assert problem["parameter"] == "transfer_data[destination]"

@@ -4,7 +4,7 @@ Each runs from end to end, on the sockets of the sandbox's upstreams. Where a ro
 
 =====  ================================================================================================================
 A1     test_hostile_upstream.py::test_empty_form_is_sent_once_though_the_kept_connection_dies
-A2     gateway/test_transport.py::test_body_that_is_empty_is_sent_once_though_the_kept_connection_dies
+A2     gateway/test_transport.py::test_request_is_sent_once_though_the_kept_connection_dies
 A3     here
 A4-A6  test_keys.py
 A7     here
@@ -33,13 +33,13 @@ import pytest
 from console.__main__ import main
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from gateway.upstreams.sending import Upstreams
+from gateway.upstreams.sending import FURTHER, Upstreams
 from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Rules, Stripe
 from tests.conftest import CUSTOMER, TARGET, policy, sha256
 from tests.gateway.conftest import Clock
-from tests.problems import refused, stripe_refused
+from tests.problems import as_replayed, refused, stripe_refused
 from tests.wire import answered, talking
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def stripe(clock: Clock) -> Iterator[Stripe]:
         yield stripe
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def ledger(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kept:
     kept = Kept(clock)
     monkeypatch.setattr("gateway.settings.Memory", lambda _: kept.memory)
@@ -92,18 +92,16 @@ def ledger(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kept:
 
 
 @pytest.fixture
-def at_stripe(function: Callable[..., Function], stripe: Stripe, ledger: Kept, tmp_path: Path) -> Callable[..., Any]:
+def at_stripe(function: Callable[..., Function], stripe: Stripe, tmp_path: Path) -> Callable[..., Any]:
     """Load the function in front of Stripe: ``at_stripe((was, becomes), …)`` with a changed document."""
-    assert ledger is not None
     key = tmp_path / "key"
     key.write_text(UPSTREAM_KEY)
     return lambda *changes: function(written(stripe.origin, "stripe", *changes, secret=f"file:{key}"))
 
 
 @pytest.fixture
-def at_appgregator(function: Callable[..., Function], upstream: Appgregator, ledger: Kept) -> Callable[..., Any]:
+def at_appgregator(function: Callable[..., Function], upstream: Appgregator) -> Callable[..., Any]:
     """Load the function in front of Appgregator, in the same way."""
-    assert ledger is not None
     return lambda *changes: function(written(upstream.origin, "appgregator", *changes))
 
 
@@ -230,7 +228,7 @@ def test_a8_call_that_waits_for_a_person_is_never_sent_again_and_told_once_it_is
     done = gate.post(Idempotency_Key="order-1")
     assert done.status_code == 200, done.text
     assert told(done)["customer"] == CUSTOMER.partition("=")[2]
-    assert gate.post(Idempotency_Key="order-1").data == done.data
+    assert gate.post(Idempotency_Key="order-1").data == as_replayed(done.data)
     assert (stripe.invoices, len(stripe.calls)) == (1, 1)
     assert results(gate) == ["unknown"] * 5 + ["succeeded"]
 
@@ -257,7 +255,7 @@ def test_a8_call_that_a_person_refuses_is_told_so_and_not_sent_again(
     first = gate.post(Idempotency_Key="order-1")
     assert "Nothing was created" in refused(first, 403, "approval-rejected")["detail"]
     again = gate.post(Idempotency_Key="order-1")
-    assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (as_replayed(first.data), "true")
     mended = gate.post(body=f"{CUSTOMER}&description=mended", Idempotency_Key="order-1")
     assert "A person has refused" in refused(mended, 422, "idempotency-key-reused")["detail"]
     assert (stripe.invoices, len(stripe.calls)) == (0, 1)
@@ -329,13 +327,18 @@ def test_a8_approval_behind_an_upstream_that_cannot_be_asked_is_for_the_operator
 # ---------------------------------------------------------------- A14
 
 
-def test_a14_call_that_was_never_settled_is_not_forgotten(
-    function: Callable[..., Function], upstream: Appgregator, redis_url: str, clock: Clock,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+@pytest.fixture
+def on_redis(function: Callable[..., Function], redis_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The function with a ledger that an operator can reach, which goes by the test's clock."""
     monkeypatch.setattr("gateway.stores.redis.Redis", lambda url: Redis(url, clock))
     monkeypatch.setenv("STORE", redis_url)
-    gate = function(STORE=redis_url)
+    return function(STORE=redis_url)
+
+
+def test_a14_call_that_was_never_settled_is_not_forgotten(
+    on_redis: Function, upstream: Appgregator, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = on_redis
     upstream.fail_next("close_after")
     refused(gate.post(Idempotency_Key="order-1"), 424, UNKNOWN)
     (intent,) = gate.record.entries("intent")
@@ -354,9 +357,8 @@ def test_a14_call_that_was_never_settled_is_not_forgotten(
 
 @pytest.mark.parametrize(("first", "then"), [("sk_test_51a", "sk_live_51b"), ("rk_live_51a", "rk_test_51b")])
 def test_a15_order_raised_with_test_data_is_no_answer_to_a_live_one(
-    function: Callable[..., Function], ledger: Kept, clock: Clock, tmp_path: Path, first: str, then: str
+    function: Callable[..., Function], clock: Clock, tmp_path: Path, first: str, then: str
 ) -> None:
-    assert ledger is not None
     with Stripe(keys=[first, then], clock=clock) as stripe:
         text = policy(stripe.origin, upstream="stripe", secret=f"file:{tmp_path / 'key'}")
         (tmp_path / "key").write_text(first)
@@ -373,7 +375,7 @@ def test_a15_order_raised_with_test_data_is_no_answer_to_a_live_one(
             assert told(raised)["id"] not in answer.text
         assert (stripe.invoices, len(stripe.calls)) == (1, 1)
         (tmp_path / "key").write_text(first)
-        assert function(text).post(Idempotency_Key="order-1").data == raised.data
+        assert function(text).post(Idempotency_Key="order-1").data == as_replayed(raised.data)
 
 
 # ---------------------------------------------------------------- B1, B2, B6: refused, and mended
@@ -393,7 +395,7 @@ def test_b1_same_call_runs_fresh_once_what_was_wrong_is_mended_at_stripe(
     assert "Nothing was created" in refused(first, REFUSALS[fault], "upstream-rejected")["detail"]
     mended = gate.post(Idempotency_Key="order-1")
     assert (mended.status_code, "Idempotent-Replayed" in mended.headers) == (200, False)
-    assert gate.post(Idempotency_Key="order-1").data == mended.data
+    assert gate.post(Idempotency_Key="order-1").data == as_replayed(mended.data)
     assert stripe.invoices == 1
     assert results(gate) == ["freed", "succeeded"]
 
@@ -453,10 +455,24 @@ def test_b6_ledger_that_is_lost_after_refusals_is_caught_by_stripe(
 
 
 @pytest.mark.parametrize("fault", REFUSALS)
+def test_b6_ledger_that_is_lost_after_more_refusals_than_a_call_passes_is_caught_by_the_next_call(
+    at_stripe: Callable[..., Function], stripe: Stripe, ledger: Kept
+) -> None:
+    gate = at_stripe()
+    for _ in range(2 + len(FURTHER)):
+        stripe.fail_next("error_402")
+        refused(gate.post(Idempotency_Key="order-1"), 402, "upstream-rejected")
+    raised = gate.post(Idempotency_Key="order-1")
+    ledger.lose()
+    assert refused(at_stripe().post(Idempotency_Key="order-1"), 503, "upstream-busy")["retry_after"] == 1
+    assert told(at_stripe().post(Idempotency_Key="order-1"))["id"] == told(raised)["id"]
+    assert stripe.invoices == 1
+
+
 def test_b6_ledger_that_is_lost_after_a_mended_form_raises_no_second_invoice(
     at_stripe: Callable[..., Function], stripe: Stripe, ledger: Kept, fault: str
 ) -> None:
-    """Where Stripe keeps the first form, it cannot be told from a form whose invoice exists: unknown, and never free."""
+    """Where Stripe keeps the first form, that may be one whose invoice exists, for all we know: unknown, never free."""
     gate = at_stripe()
     stripe.fail_next(fault)
     refused(gate.post(Idempotency_Key="order-1"), REFUSALS[fault], "upstream-rejected")
@@ -592,9 +608,8 @@ def test_b7_call_whose_form_the_policy_has_changed_meanwhile_is_unknown_and_neve
 
 
 def test_b8_refusal_in_words_that_are_not_stripes_is_kept_and_told_as_probable(
-    function: Callable[..., Function], ledger: Kept
+    function: Callable[..., Function],
 ) -> None:
-    assert ledger is not None
     refusal = answered(b"StripeConnectionError", b"400 Bad Request", b"Content-Type: text/plain")
     with talking(refusal) as (origin, requests):
         gate = function(policy(origin))
@@ -603,7 +618,7 @@ def test_b8_refusal_in_words_that_are_not_stripes_is_kept_and_told_as_probable(
         assert "Probably nothing was created. This key is not sent again. Do not use another key" in detail
         for _ in range(2):
             again = gate.post(Idempotency_Key="order-1")
-            assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+            assert (again.data, again.headers["Idempotent-Replayed"]) == (as_replayed(first.data), "true")
         mended = gate.post(body=f"{CUSTOMER}&description=mended", Idempotency_Key="order-1")
         detail = refused(mended, 422, "idempotency-key-reused")["detail"]
         assert "Probably nothing was created" in detail
@@ -641,7 +656,7 @@ def test_b9_call_that_is_still_running_is_repeated_by_every_client(
     first = gate.post(target, Idempotency_Key="order-1")
     in_use(during[0], target)
     again = gate.post(target, Idempotency_Key="order-1")
-    assert (again.data, again.headers["Idempotent-Replayed"]) == (first.data, "true")
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (as_replayed(first.data), "true")
     assert len(during) == upstream.invoices == 1
 
 

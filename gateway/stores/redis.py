@@ -28,23 +28,15 @@ from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.idempotency import LEASE, Held, Verdict
 from policies.model import Admission, Answer, Entry, Standing
-from policies.quota import (
-    BUCKETS,
-    budget_of,
-    budget_spent,
-    ceiling_of,
-    ceiling_reached,
-    limit_reached,
-    limits_of,
-    whole_seconds,
-)
+from policies.quota import BUCKETS, budget_of, ceiling_of, limits_of, refusal_for, whole_seconds
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from policies.model import Grant, Limit
+    from policies.model import Budget, Grant, Limit
     from policies.outcomes import Reply
+    from policies.refusals import QuotaRefusal
 
 #: Two attempts at most, so that a refusal takes less than a second.
 TIMEOUT_SECONDS: Final = 0.4
@@ -472,19 +464,13 @@ def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing
     )
 
 
-def _full(grant: Grant, windows: list[_Window], standing: list[Any], standings: tuple[Standing, ...]) -> Exception:
-    caller = grant.caller
-    waits = [
-        (place, limit, int(frees) / 1_000_000)
-        for place, ((_, limit, _), remaining, frees) in enumerate(
-            zip(windows, standing[::2], standing[1::2], strict=True)
-        )
-        if int(remaining) < 1
-    ]
-    own = [(limit, wait) for place, limit, wait in waits if place < len(caller.limits)]
-    if own:
-        return limit_reached(own[0][0], max(wait for _, wait in own), standings)
-    _, limit, wait = waits[0]
-    if grant.budget is not None and limit is grant.budget.limit:
-        return budget_spent(grant.budget, wait, standings)
-    return ceiling_reached(wait, standings)
+def _full(grant: Grant, windows: list[_Window], standing: list[Any], standings: tuple[Standing, ...]) -> QuotaRefusal:
+    limits, budget = grant.caller.limits, grant.budget
+    full: list[tuple[float, Limit | Budget | None]] = []
+    for place, (_, limit, _) in enumerate(windows):
+        remaining, frees = standing[2 * place : 2 * place + 2]
+        if int(remaining) < 1:
+            own = limit if place < len(limits) else None
+            spent = budget if budget is not None and limit is budget.limit else None
+            full.append((int(frees) / 1_000_000, own or spent))
+    return refusal_for(full, standings)

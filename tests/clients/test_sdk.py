@@ -219,6 +219,43 @@ def test_each_refusal_is_the_exception_that_the_sdk_has_for_it(
     assert stripe_upstream.invoices == 1
 
 
+def test_replay_says_so_where_the_audit_id_is_granted(through: Callable[..., Server], stripe_upstream: Stripe) -> None:
+    through(response="id, audit_id")
+    first = stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
+    again = stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
+    assert type(again) is stripe.Invoice
+    assert again.to_dict() == {**first.to_dict(), "replayed": True}
+    assert again["replayed"] is True
+    assert stripe_upstream.invoices == 1
+
+
+def test_refusal_that_was_kept_is_the_same_exception_and_says_that_it_is_a_replay(
+    through: Callable[..., Server], stripe_upstream: Stripe
+) -> None:
+    through()
+    told = []
+    for _ in range(2):
+        with pytest.raises(stripe.CardError) as caught:
+            stripe.Invoice.create(customer="cus_fault_error_402", idempotency_key="order-1")
+        told.append(caught.value)
+    first, again = told
+    assert (again.code, again.user_message) == (first.code, first.user_message)
+    assert again.request_id != first.request_id
+    assert isinstance(again.json_body, dict)
+    assert again.json_body["error"]["replayed"] is True
+    assert len(stripe_upstream.calls) == 1
+
+
+def test_refusal_leads_to_its_entry_of_the_docs_by_the_sdks_own_name_for_it(
+    server: Callable[..., Server], sdk: Callable[..., None], stripe_upstream: Stripe
+) -> None:
+    running = server(stripe_policy(stripe_upstream.origin), DOCS="https://docs.example/refusals")
+    sdk(base(running.port))
+    error = raised(running, stripe.AuthenticationError, customer=CUSTOMER, api_key="of_nobody").error
+    assert error is not None
+    assert error.doc_url == "https://docs.example/refusals#credential-unknown"
+
+
 def test_limit_is_an_exception_of_its_own_and_is_not_waited_for(
     through: Callable[..., Server], sdk: Callable[..., None]
 ) -> None:

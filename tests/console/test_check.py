@@ -34,9 +34,9 @@ def test_good_document_is_told_caller_by_caller(document: Path, capsys: pytest.C
     assert told.err == ""
     lines = told.out.splitlines()
     assert lines[0].startswith("The policy is valid (digest ")
-    assert "app (tests), 30/minute and 2000/day, may call:" in lines
-    assert "other (tests), 1000/minute, may call:" in lines
-    assert "  invoices.create on billing" in lines
+    assert "app (tests), 30 calls a minute and 2,000 calls a day, may call:" in lines
+    assert "other (tests), 1,000 calls a minute, may call:" in lines
+    assert "  invoices.create on billing (100,000 calls a second, of all callers together)" in lines
     sends, receives = (next(line for line in lines if line.startswith(f"    {word}")) for word in ("sends", "receives"))
     assert "metadata[cost_center]" in sends
     assert "lines.data.amount" in receives
@@ -47,8 +47,30 @@ def test_caller_on_hold_is_told_so(document: Path, capsys: pytest.CaptureFixture
     document.write_text(document.read_text().replace("  app:\n", "  app:\n    paused: true\n"))
     assert main(["check", str(document)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "app (tests), 30/minute and 2000/day, is paused, and otherwise may call:" in lines
-    assert "other (tests), 1000/minute, may call:" in lines
+    assert "app (tests), 30 calls a minute and 2,000 calls a day, is paused, and otherwise may call:" in lines
+    assert "other (tests), 1,000 calls a minute, may call:" in lines
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ("{currency: usd, amount: 3000, per: day}", "30.00 USD a day"),
+        ("{currency: jpy, amount: 3000, per: hour}", "3,000 JPY an hour"),
+    ],
+)
+def test_budget_is_told_as_money(document: Path, capsys: pytest.CaptureFixture[str], budget: str, told: str) -> None:
+    """In minor units a figure is easily a hundred times what was meant."""
+    document.write_text(document.read_text().replace("  app:\n", f"  app:\n    budget: {budget}\n"))
+    assert main(["check", str(document)]) == 0
+    assert f"app (tests), 30 calls a minute and 2,000 calls a day, {told}, may call:" in capsys.readouterr().out
+
+
+def test_connection_without_a_ceiling_is_told_alone(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = document.read_text()
+    assert "    ceiling: 100000/second\n" in text
+    document.write_text(text.replace("    ceiling: 100000/second\n", ""))
+    assert main(["check", str(document)]) == 0
+    assert "  invoices.create on billing" in capsys.readouterr().out.splitlines()
 
 
 def test_caller_with_two_keys_is_told_once(document: Path, capsys: pytest.CaptureFixture[str]) -> None:

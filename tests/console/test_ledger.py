@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
@@ -45,10 +45,10 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Have the stores, those of the command too, go by a clock that is moved by hand."""
     clock = Clock()
-    for name, kind in {"redis": Redis, "firestore": Firestore}.items():
-        monkeypatch.setattr(f"gateway.stores.{name}.{kind.__name__}", lambda url, _=None, kind=kind: kind(url, clock))
-    for name in LEDGERS:
-        monkeypatch.setitem(LEDGERS, name, lambda url, _=None, kind=LEDGERS[name]: kind(url, clock))
+    for name, kind in LEDGERS.copy().items():
+        moved: Any = lambda url, _=None, kind=kind: kind(url, clock)  # noqa: E731 - it stands for a class
+        monkeypatch.setattr(f"{kind.__module__}.{kind.__name__}", moved)
+        monkeypatch.setitem(LEDGERS, name, moved)
     return clock.tick
 
 
@@ -126,7 +126,7 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
     assert (resolution["ledger"], resolution["created"], resolution["by"]) == (intent["ledger"], "in_77", "Ann")
     assert "in_77" in err
     response = gate.post(Idempotency_Key="order-1")
-    assert (response.status_code, response.json) == (200, {"id": "in_77"})
+    assert (response.status_code, response.json) == (200, {"id": "in_77", "replayed": True})
     assert response.headers["Idempotent-Replayed"] == "true"
     assert upstream.invoices == 1
 

@@ -116,6 +116,7 @@ OPTION_SETS = [
     ["--invoker=principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*"],
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
     ["--policy-secret=projects/acme-prod/secrets/countersign-policy"],
+    ["--docs=https://github.com/acme/countersign/blob/main/docs/refusals.md"],
     ["--compile"],
     ["--store=firestore://acme-data/limits", "--max-instances=20"],
     ["--store=firestore://acme-prod"],
@@ -285,6 +286,14 @@ def test_iam_is_said_to_guard_only_what_it_guards(house: Path) -> None:
         assert re.findall(r",AUDIENCE=([^,]*)", settings) == [audience]
 
 
+def test_page_about_refusals_is_set_as_written_and_only_then(house: Path) -> None:
+    docs = "https://github.com/acme/countersign/blob/main/docs/refusals.md"
+    for options, said in (([f"--docs={docs}"], [docs]), ([], [])):
+        command = words(dry_run(house, *usual(*options)), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert re.findall(r",DOCS=([^,]*)", settings) == said
+
+
 def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
     store = "redis://10.0.0.3:6379/0"
     command = words(dry_run(house, *usual(f"--store={store}", "--vpc-connector=my-connector")), "functions", "deploy")
@@ -394,6 +403,8 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--max-instances", "2", "second invoice"),
         ("--audience", "http://countersign.example", "an address such as https://"),
         ("--audience", "https://a.example,IAM=guards", "an address such as https://"),
+        ("--docs", "https://a.example,IAM=guards", "an address such as https://"),
+        ("--docs", "https://a.example/refusals#top", "an address such as https://"),
         ("--store", "redis://:hunter2@10.0.0.1", "without a password"),
         ("--store", "redis://10.0.0.1,DEBUG=1", "without a password"),
         ("--store", "firestore", "firestore://PROJECT/DATABASE"),

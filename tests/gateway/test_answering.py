@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.answering import answer_to, respond
+from gateway.answering import answer_to, replayed, respond
 from gateway.chain import Audit
 from gateway.record import Record
 from gateway.stores.memory import Memory
-from policies.model import Answer, Outcome
+from policies.model import Admission, Answer, Outcome
+from policies.operations import OPERATIONS
 from policies.outcomes import Reply
 from policies.quota import parse_limit
-from policies.refusals import CredentialMissing, LimitReached, MethodNotAllowed, PathUnknown, Refusal, UpstreamBusy
+from policies.refusals import (
+    CredentialMissing,
+    LimitReached,
+    MethodNotAllowed,
+    PathUnknown,
+    Refusal,
+    UpstreamBusy,
+    UpstreamRejected,
+)
 from tests.conftest import TARGET, policy
 from tests.gateway.conftest import Clock, admit, granted
 
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.answering import Response
+    from policies.model import Grant
     from sandbox.appgregator import Appgregator
     from tests.conftest import Function
 
@@ -204,10 +215,95 @@ def test_lone_surrogate_does_not_break_an_answer(audit: Audit) -> None:
 def test_answer_is_passed_on_byte_for_byte(audit: Audit) -> None:
     body = '{"kept":  "as it was, é"}'.encode()
     with Record(audit, {"RAW_URI": TARGET}) as record:
-        record.answer = Answer(402, body)
+        record.answer = Answer(200, body)
     response = respond(record)
     assert (response.body, response.headers["Content-Length"]) == (body, str(len(body)))
-    assert response.headers["Content-Type"] == "application/problem+json"
+
+
+DOCS = "https://docs.example/refusals.md"
+
+
+def test_every_refusal_says_where_it_is_explained_if_that_is_set(audit: Audit) -> None:
+    for docs, told in ((DOCS, {"help": f"{DOCS}#path-unknown"}), ("", {})):
+        with Record(audit, {"RAW_URI": TARGET}) as record:
+            raise PathUnknown
+        response = respond(record, docs)
+        assert json.loads(response.body) == PathUnknown().problem(record.audit_id) | told
+        assert response.headers["Content-Length"] == str(len(response.body))
+
+
+def test_stripes_clients_are_told_where_a_refusal_is_explained_as_stripe_tells_it(audit: Audit) -> None:
+    with Record(audit, {"RAW_URI": "/acme/stripe/v1/nothing"}) as record:
+        raise PathUnknown
+    assert json.loads(respond(record, DOCS).body)["error"]["doc_url"] == f"{DOCS}#path-unknown"
+
+
+def kept(reply: Reply, response: str = "id, description, audit_id") -> tuple[Grant, Answer]:
+    grant = granted(policy("http://127.0.0.1:9", response=response))
+    return grant, answer_to(reply, grant, "the-first-call")
+
+
+def replay(audit: Audit, grant: Grant, first: Answer, docs: str = "", target: str = TARGET) -> Response:
+    with Record(audit, {"RAW_URI": target}) as record:
+        record.caller, record.grant = grant.caller, grant
+        record.admission = Admission((), "owner", 0.0, replay=first)
+        record.replay()
+        record.answer = replayed(first, grant)
+    return respond(record, docs)
+
+
+def test_replay_says_so_in_the_body_and_names_the_call_that_created(audit: Audit) -> None:
+    """No-code tools show bodies and no headers."""
+    grant, first = kept(SUCCEEDED)
+    response = replay(audit, grant, first)
+    assert json.loads(response.body) == {**json.loads(first.body), "replayed": True}
+    assert json.loads(response.body)["audit_id"] == "the-first-call" != response.headers["Countersign-Audit-Id"]
+
+
+def test_replay_says_so_in_the_body_only_where_the_policy_lists_the_audit_id(audit: Audit) -> None:
+    grant, first = kept(SUCCEEDED, "id, description")
+    response = replay(audit, grant, first)
+    assert (response.body, response.headers["Idempotent-Replayed"]) == (first.body, "true")
+
+
+def test_replay_of_an_answer_of_which_nothing_is_granted_any_more_is_json_still(audit: Audit) -> None:
+    _, first = kept(SUCCEEDED, "id")
+    grant, _ = kept(SUCCEEDED, "number, audit_id")
+    assert json.loads(replay(audit, grant, first).body) == {"replayed": True}
+
+
+REJECTED = Reply(Outcome.REJECTED, refusal=UpstreamRejected(402, "No.", code="card_declined", parameter=None))
+
+
+def test_kept_refusal_says_that_it_is_a_replay_and_gets_the_help_of_today(audit: Audit) -> None:
+    grant, first = kept(REJECTED, "id")
+    response = replay(audit, grant, first, DOCS)
+    assert (response.status, response.headers["Idempotent-Replayed"]) == (402, "true")
+    told = {"replayed": True, "help": f"{DOCS}#upstream-rejected"}
+    assert json.loads(response.body) == {**json.loads(first.body), **told}
+    assert json.loads(response.body)["audit_id"] == "the-first-call"
+    assert not told.keys() & json.loads(first.body)
+    assert replay(audit, grant, first, DOCS).body == response.body
+
+
+def test_kept_refusal_is_a_replay_to_stripes_clients_too(audit: Audit) -> None:
+    grant, first = kept(REJECTED)
+    error = json.loads(replay(audit, grant, first, DOCS, "/acme/stripe/v1/invoices").body)["error"]
+    assert (error["replayed"], error["audit_id"]) == (True, "the-first-call")
+
+
+def test_no_field_that_can_be_granted_is_taken_for_a_replay() -> None:
+    assert not [operation.id for operation in OPERATIONS.values() if "replayed" in operation.fields]
+
+
+def test_full_limit_is_told_by_the_clock_on_the_wall() -> None:
+    wall = Clock(datetime(2026, 11, 26, 14, 0, tzinfo=UTC).timestamp())
+    with Record(Audit(Nowhere(), policy="p" * 64, clock=wall), {"RAW_URI": TARGET}) as record:
+        wall.tick(1.5)  # a slow store
+        raise LimitReached(retry_after=290)
+    problem = json.loads(respond(record).body)
+    assert problem["resets_at"] == "2026-11-26T14:04:52Z"
+    assert problem["detail"].endswith(" You can call again at 14:05 UTC, in 5 minutes.")
 
 
 def test_no_header_of_the_upstream_is_passed_on(function: Callable[..., Function], upstream: Appgregator) -> None:
@@ -225,10 +321,10 @@ def test_no_header_of_the_upstream_is_passed_on(function: Callable[..., Function
     }
 
 
-def test_replay_is_the_same_bytes_and_says_so(function: Callable[..., Function], upstream: Appgregator) -> None:
+def test_replay_is_the_same_answer_and_says_so(function: Callable[..., Function], upstream: Appgregator) -> None:
     gate = function()
     first, second = (gate.post(Idempotency_Key="order-1") for _ in range(2))
-    assert first.data == second.data
+    assert second.data == first.data[:-1] + b',"replayed":true}'
     assert "Idempotent-Replayed" not in first.headers
     assert second.headers["Idempotent-Replayed"] == "true"
     assert first.headers["Countersign-Audit-Id"] != second.headers["Countersign-Audit-Id"]

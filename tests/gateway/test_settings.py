@@ -73,6 +73,45 @@ def test_all_settings_are_taken_on_the_cloud(document: Path, tmp_path: Path) -> 
     assert audit.exists()
 
 
+# ---------------------------------------------------------------- DOCS
+
+
+@pytest.mark.parametrize(
+    "docs",
+    [
+        "https://github.com/acme/countersign/blob/main/docs/refusals.md",
+        "https://docs.acme.example:8443/Refusals/",
+        "https://acme.example",
+    ],
+)
+def test_every_refusal_leads_to_its_entry_of_the_docs(function: Callable[..., Function], docs: str) -> None:
+    gate = function(DOCS=docs)
+    answer = gate.post(key="nobody")
+    assert (answer.json or {})["help"] == f"{docs}#credential-unknown"
+    answer = gate.post("/acme/stripe/v1/invoices", key="nobody")
+    assert (answer.json or {})["error"]["doc_url"] == f"{docs}#credential-unknown"
+    assert "help" not in (gate.post().json or {})
+
+
+@pytest.mark.parametrize(
+    "docs",
+    [
+        "http://acme.example/refusals", "acme.example/refusals", "https://", "https://acme.example/refusals#top",
+        "https://acme.example/refusals?v=2", "https://acme.example/a b", "https://ann:canary@acme.example/refusals",
+        "https://acme.example/r\u00e9fus", "https://acme.example/refusals\n", "docs/refusals.md",
+    ],
+)  # fmt: skip
+def test_docs_that_no_entry_can_be_added_to_are_refused(document: Path, docs: str) -> None:
+    text = error_of(POLICY=str(document), DOCS=docs)
+    assert text.startswith("DOCS must be the https address of the page about refusals, without ? and #, such as https:")
+    assert "canary" not in text
+
+
+def test_without_docs_no_refusal_has_help(function: Callable[..., Function]) -> None:
+    for gate in (function(), function(DOCS="")):
+        assert "help" not in (gate.post(key="nobody").json or {"help": ""})
+
+
 # ---------------------------------------------------------------- POLICY
 
 

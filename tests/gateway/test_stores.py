@@ -26,6 +26,7 @@ from policies.refusals import (
     LimitReached,
     OutcomeStillUnknown,
     OutcomeUnknown,
+    QuotaRefusal,
     Refusal,
     StoreUnavailable,
     UpstreamBusy,
@@ -217,6 +218,55 @@ def test_retry_after_of_the_ceiling_is_when_a_call_passes(store: Store, clock: C
     admit(store, grant)
 
 
+@pytest.mark.parametrize(
+    ("ceiling", "amount", "refusal", "words"),
+    [
+        ("9/hour", 9, LimitReached, "3 calls a minute"),
+        ("3/hour", 9, CeilingReached, "This connection is busy"),
+        ("3/hour", 5, BudgetSpent, "0.05 USD a day"),
+    ],
+)
+def test_of_all_that_is_full_what_stays_so_longest_is_told(  # noqa: PLR0917 - the case, and the fixtures
+    store: Store, clock: Clock, ceiling: str, amount: int, refusal: type[QuotaRefusal], words: str
+) -> None:
+    """A call at the time that is told is admitted, and not refused by the next limit."""
+    grant = limited("1/second, 3/minute", ceiling=ceiling)
+    budget = Budget("usd", Limit(amount, 86400, f"{amount} usd/day"))
+    grant = replace(grant, caller=replace(grant.caller, budget=budget))
+    for _ in range(3):
+        clock.tick(2)
+        spend(store, grant, 2)
+    told = outcome_of(store, grant)
+    assert isinstance(told, refusal)
+    assert words in told.detail
+    assert told.retry_after is not None
+    clock.tick(told.retry_after - 30)
+    assert isinstance(outcome_of(store, grant), Refusal)
+    clock.tick(30)
+    assert not isinstance(outcome_of(store, grant), Refusal)
+
+
+def test_numbers_of_a_limit_and_of_a_budget_are_told_and_none_of_a_ceiling(store: Store) -> None:
+    """A ceiling that is full is full of other callers' calls, which are nobody's business."""
+    often = limited("1/minute")
+    admit(store, often)
+    full = outcome_of(store, often)
+    assert isinstance(full, LimitReached)
+    assert full.told == {"limit": 1, "window": 60, "left": 0}
+    spend(store, budgeted(5000), 9000)
+    spent = outcome_of(store, budgeted(5000))
+    assert isinstance(spent, BudgetSpent)
+    assert spent.told == {"limit": 5000, "currency": "usd", "window": 86400, "left": 0}
+    assert "50.00 USD a day" in spent.detail
+    busy = limited("1000/minute", ceiling="1/hour")
+    admit(store, busy)
+    over = outcome_of(store, busy)
+    assert isinstance(over, CeilingReached)
+    assert over.told == {}
+    assert "1/hour" not in over.detail
+    assert "1 call" not in over.detail
+
+
 def test_standings_say_what_is_left_of_each_limit_and_when_there_is_more(store: Store, clock: Clock) -> None:
     grant = limited("3/second, 30/minute")
     admit(store, grant)
@@ -235,7 +285,7 @@ def test_refusals_carry_the_standings_too(store: Store) -> None:
         admit(store, grant)
     (standing,) = caught.value.standings
     assert (standing.remaining, standing.reset) == (0, caught.value.retry_after)
-    assert "1/minute" in caught.value.detail
+    assert "1 call a minute" in caught.value.detail
 
 
 # ---------------------------------------------------------------- what a call uses up

@@ -105,6 +105,22 @@ def test_call_given_back_uses_up_nothing(data: st.DataObject, limit: Limit) -> N
         assert window.wait(now) == model.wait(now)
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.data(), LIMITS)
+def test_wait_of_a_budget_is_the_first_moment_with_something_left_and_bounded(
+    data: st.DataObject, limit: Limit
+) -> None:
+    """A budget is counted afterwards, so it may be exceeded by any sum."""
+    window, now = Window(limit), 0.0
+    for now in data.draw(moments(limit)):
+        window.take(now, data.draw(st.integers(1, 40)))
+    wait = window.wait(now)
+    assert 0 <= wait <= limit.seconds + limit.seconds / BUCKETS
+    if wait:
+        assert window.remaining(now + wait - TICK) < 1
+    assert window.remaining(now + wait) >= 1
+
+
 def test_call_given_back_late_changes_nothing() -> None:
     window = Window(parse_limit("1/minute"))
     window.take(10)

@@ -125,6 +125,30 @@ def test_exact_detail_parameter_and_wait_are_told_and_the_note_is_not() -> None:
     assert refusal.standings == (standing,)
 
 
+def test_full_limit_says_when_to_come_back_in_words_and_as_data() -> None:
+    told = {"limit": 30, "window": 60, "left": 0}
+    problem = refusals.LimitReached("So.", retry_after=12, told=told).problem("id", 1_790_000_000.5)
+    assert problem["detail"] == "So. You can call again in 12 seconds."
+    assert (problem["retry_after"], problem["resets_at"]) == (12, "2026-09-21T14:13:33Z")
+    assert told.items() <= problem.items()
+    later = refusals.BudgetSpent("So.", retry_after=7200).problem("id", 1_790_000_000.5)
+    assert later["detail"] == "So. You can call again at 16:14 UTC, in 2 hours."
+
+
+def test_full_limit_tells_no_time_where_none_is_known() -> None:
+    problem = refusals.CeilingReached("So.", retry_after=12).problem("id")
+    assert (problem["detail"], problem["retry_after"], "resets_at" in problem) == ("So.", 12, False)
+
+
+def test_help_and_a_replay_are_told_to_stripes_clients_as_well() -> None:
+    problem = {**refusals.PathUnknown().problem("id"), "help": "https://x.example/#path-unknown", "replayed": True}
+    _, body, _ = as_stripe_error(problem)
+    error = body["error"]
+    assert isinstance(error, dict)
+    assert (error["doc_url"], error["replayed"]) == ("https://x.example/#path-unknown", True)
+    assert "help" not in error
+
+
 def test_faults_are_told_in_a_problem_and_counted_in_a_stripe_error() -> None:
     fault = refusals.Fault(refusals.ParameterMissing, "customer", "customer is missing.", {"kind": "string"})
     bare = refusals.Fault(refusals.ParameterInvalid, "expand", "expand is not right.", {})
@@ -166,7 +190,8 @@ def test_only_answers_that_say_nothing_was_sent_invite_another_try() -> None:
 
 def test_gathering_classes_are_never_raised_by_name() -> None:
     assert {kind.__name__ for kind in GATHERERS} == {
-        "Refusal", "BadCall", "Unauthenticated", "PolicyRefusal", "LedgerRefusal", "Unavailable", "UpstreamRefusal",
+        "Refusal", "BadCall", "Unauthenticated", "PolicyRefusal", "QuotaRefusal", "LedgerRefusal", "Unavailable",
+        "UpstreamRefusal",
     }  # fmt: skip
     assert {kind.reason for kind in GATHERERS} == {"refused"}
 

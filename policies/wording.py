@@ -1,0 +1,79 @@
+"""Amounts, limits and times as people say them: "30.00 USD a day", "30 calls a minute", "at 14:05 UTC"."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from policies.model import Budget, Limit
+
+#: Digits of the minor unit of currencies that have not two, as Stripe counts (docs.stripe.com/currencies). It differs
+#: from ISO 4217: MGA has none, and ISK and UGX have two, although nobody pays a part of one.
+_MINOR_DIGITS: Final = {
+    **dict.fromkeys(
+        ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"), 0
+    ),
+}
+#: Currencies of three digits elsewhere, of which Stripe's page says nothing: a point would be a guess.
+_UNSURE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+_EACH: Final = {1: "a second", 60: "a minute", 3600: "an hour", 86400: "a day"}
+#: Seconds. A wait that is shorter is told in seconds, a longer one as a time of day.
+_SOON: Final = 120
+_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
+
+
+def minor_digits(currency: str) -> int:
+    """How many digits of an amount in minor units stand behind the point. ``currency`` is in small letters."""
+    return _MINOR_DIGITS.get(currency, 2)
+
+
+def money(amount: int, currency: str) -> str:
+    """Return an amount of 0 or more minor units as ``30.00 USD``, or as it is where the digits are not known."""
+    if currency in _UNSURE:
+        return f"{amount:,} minor units of {currency.upper()}"
+    digits = minor_digits(currency)
+    whole, part = divmod(amount, 10**digits)
+    return f"{whole:,}{f'.{part:0{digits}}' if digits else ''} {currency.upper()}"
+
+
+def limit_in_words(limit: Limit) -> str:
+    """Return ``30/minute`` as ``30 calls a minute``."""
+    return f"{_counted(limit.calls, 'call')} {_EACH[limit.seconds]}"
+
+
+def budget_in_words(budget: Budget) -> str:
+    """Return a budget as ``30.00 USD a day``."""
+    return f"{money(budget.limit.calls, budget.currency)} {_EACH[budget.limit.seconds]}"
+
+
+def ago(seconds: float) -> str:
+    """Say how long ago something was, in its largest unit: ``3 hours ago``, ``just now`` for less than a minute."""
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{_counted(int(seconds // size), unit)} ago"
+    return "just now"
+
+
+def when(now: float, seconds: int) -> str:
+    """Say when ``seconds`` from ``now``, in unix seconds, are over.
+
+    A short wait is ``in 12 seconds``, a longer one ``at 14:05 UTC, in 3 hours 20 minutes``. Both are rounded up.
+    """
+    if seconds < _SOON:
+        return f"in {_counted(seconds, 'second')}"
+    end = datetime.fromtimestamp(math.ceil((now + seconds) / 60) * 60, UTC)
+    day = "" if end.date() == datetime.fromtimestamp(now, UTC).date() else f" on {end.day} {end:%B}"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    parts = [_counted(count, unit) for count, unit in ((hours, "hour"), (minutes, "minute")) if count]
+    return f"at {end:%H:%M} UTC{day}, in {' '.join(parts)}"
+
+
+def moment(time: float) -> str:
+    """Return a time in unix seconds as RFC 3339 writes it, rounded up to whole seconds."""
+    return f"{datetime.fromtimestamp(math.ceil(time), UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
