@@ -188,13 +188,14 @@ def settle(held: Entry | None, *, owner: str, reply: Reply, answer: Answer | Non
         generation=generation,
         refused=held.refused and here,
         doubt=reply.doubt or (held.doubt and here),
+        approval=held.approval if here else None,
         sent=held.sent if here else claimed,
     )
     match reply.outcome:
         case Outcome.SUCCEEDED | Outcome.REJECTED:
             state = State(reply.outcome.value)
             return replace(ended, state=state, answer=answer, doubt=False, approval=None, expires=claimed + retention)
-        case Outcome.RELEASED if not ended.doubt and held.approval is None:
+        case Outcome.RELEASED if not ended.doubt and ended.approval is None:
             return free(ended, refused=ended.refused, expires=claimed + retention)
         case Outcome.RELEASED:  # this call did nothing; what was open before still is
             return replace(ended, state=State.UNKNOWN)

@@ -558,8 +558,8 @@ class OutcomeStillUnknown(LedgerRefusal):
     reason = "outcome-unknown"
     title = "It is not known whether the invoice exists"
     sentence = (
-        "An earlier call with this idempotency key was sent, but no answer came that can be trusted, so the invoice "
-        "may exist. It was not sent again. Do not use another key, which might raise a second invoice. The operator of "
+        "An earlier call with this key was sent, but no answer came that can be trusted, so the invoice may exist. "
+        "It was not sent again. Do not use another key, which might raise a second invoice. The operator of "
         "Countersign has been told, and can find the call by its audit id."
     )
     decided_by = "upstream"

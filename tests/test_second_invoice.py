@@ -275,6 +275,17 @@ def test_a8_approval_that_lapses_lets_the_same_call_run_fresh(
     assert gate.post(Idempotency_Key="order-1").headers["Idempotent-Replayed"] == "true"
 
 
+def test_a8_approval_that_has_lapsed_is_no_doubt_of_what_comes_next(
+    at_stripe: Callable[..., Function], stripe: Stripe
+) -> None:
+    gate = at_stripe()
+    stripe.decide(held(gate, stripe), "expire")
+    stripe.fail_next("error_429")
+    refused(gate.post(Idempotency_Key="order-1"), 503, "upstream-busy")
+    assert gate.post(body=f"{CUSTOMER}&description=mended", Idempotency_Key="order-1").status_code == 200
+    assert stripe.invoices == 1
+
+
 def test_a8_call_that_waits_keeps_its_key_from_another_call(at_stripe: Callable[..., Function], stripe: Stripe) -> None:
     gate = at_stripe()
     held(gate, stripe)
@@ -454,7 +465,6 @@ def test_b6_ledger_that_is_lost_after_refusals_is_caught_by_stripe(
     assert stripe.invoices == 1
 
 
-@pytest.mark.parametrize("fault", REFUSALS)
 def test_b6_ledger_that_is_lost_after_more_refusals_than_a_call_passes_is_caught_by_the_next_call(
     at_stripe: Callable[..., Function], stripe: Stripe, ledger: Kept
 ) -> None:
@@ -469,6 +479,7 @@ def test_b6_ledger_that_is_lost_after_more_refusals_than_a_call_passes_is_caught
     assert stripe.invoices == 1
 
 
+@pytest.mark.parametrize("fault", REFUSALS)
 def test_b6_ledger_that_is_lost_after_a_mended_form_raises_no_second_invoice(
     at_stripe: Callable[..., Function], stripe: Stripe, ledger: Kept, fault: str
 ) -> None:
