@@ -3,18 +3,31 @@ PYTHON ?= python3
 PORT ?= 8080
 BIN := .venv/bin
 
-.PHONY: run test figures check bench bench-peers floor lock clean
+# More processes than the 2 cores that this is meant for: some tests wait.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
+
+.PHONY: run test test-stores test-clients figures check bench bench-peers floor lock clean
 
 # Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
-test: .venv/dev .venv/node-red/ready
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# The core: what a change is most likely to break, in less than four minutes on 2 cores.
+test: .venv/dev
+	@$(PYTEST) -m "not stores and not figures and not timed" --ignore=tests/clients
 
-# Kills, storms and crashes in large numbers, over several processes and one Redis; a few minutes. Prints each figure.
+# The stores and what stands on them, against the servers of Redis and Firestore.
+test-stores: .venv/dev
+	@$(PYTEST) -m stores
+
+# Those who call: Stripe's SDKs, Node-RED, the recipes of docs/clients.md. It says at its end what it left out.
+test-clients: .venv/clients/python5/ready .venv/clients/node/ready
+	@$(PYTEST) tests/clients
+
+# Kills, storms and crashes in large numbers, over several processes and one Redis, and a short run of the benchmark; a
+# few minutes. Prints each figure.
 figures: .venv/dev
-	@$(BIN)/python -m pytest -s -m figures tests/crash
+	@$(BIN)/python -m pytest -s -m figures tests/crash tests/bench
 
 check: .venv/dev
 	@$(BIN)/ruff check .
@@ -59,10 +72,16 @@ clean:
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-# Pinned and hashed like the rest. A machine without npm, or without a network, tests everything else.
-.venv/node-red/ready: tests/clients/node-red/package-lock.json | .venv/dev
-	@echo "Installing the Node-RED in which a test runs a flow into .venv (half a minute, once)"
-	@mkdir -p $(@D) && cp tests/clients/node-red/package*.json $(@D)
+# An old SDK beside the new one of .venv, pinned and hashed like the rest.
+.venv/clients/python5/ready: tests/clients/python5.txt | .venv/dev
+	@rm -rf $(@D)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes --no-deps --target $(@D) -r $<
+	@touch $@
+
+# Pinned and hashed, too. A machine without npm, or without its registry, tests everything else.
+.venv/clients/node/ready: tests/clients/node/package-lock.json | .venv/dev
+	@echo "Installing Node-RED and Stripe's SDK for Node.js into .venv (half a minute, once)"
+	@mkdir -p $(@D) && cp tests/clients/node/package*.json $(@D)
 	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --omit=optional --no-audit --no-fund \
 	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
-	  echo "Going on without it. It takes Node.js 18.5 or newer, and npm with its registry."
+	  echo "Going on without them. They take Node.js 20 or newer, and npm with its registry."

@@ -38,7 +38,8 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     if caller.paused:
         raise CallerPaused
     entitlement = caller.entitlements.get((call.name, call.connection_name, call.operation))
-    if entitlement is None or caller.tied is not None:
+    tied = caller.tied
+    if entitlement is None or (tied is not None and entitlement.connection.id != tied.id):
         entitlement = _own(caller, call)
     if call.accounts:
         _check_accounts(entitlement.connection, call.accounts)

@@ -169,10 +169,13 @@ def refuse_if_full(
 
     ``spent`` is the window of ``budget``. Raises what :func:`refusal_for` returns.
     """
-    windows: list[tuple[Window | None, Limit | Budget | None]] = [
-        *((window, window.limit) for window in limits), (ceiling, None), (spent, budget),
-    ]  # fmt: skip
-    full = [(window.wait(now), what) for window, what in windows if window is not None and window.remaining(now) < 1]
+    full: list[tuple[float, Limit | Budget | None]] = [
+        (window.wait(now), window.limit) for window in limits if window.remaining(now) < 1
+    ]
+    if ceiling is not None and ceiling.remaining(now) < 1:
+        full.append((ceiling.wait(now), None))
+    if spent is not None and spent.remaining(now) < 1:
+        full.append((spent.wait(now), budget))
     if full:
         raise refusal_for(full, standings(limits, now))
 

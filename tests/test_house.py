@@ -128,17 +128,31 @@ def test_every_module_says_what_it_is_for(part: str) -> None:
         assert ast.get_docstring(ast.parse(module.read_text("utf-8"))), module.relative_to(ROOT)
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_every_requirement_is_pinned_and_hashed_and_no_host_is_named(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "least"), [("requirements.txt", 6), ("requirements-dev.txt", 6), ("tests/clients/python5.txt", 1)]
+)
+def test_every_requirement_is_pinned_and_hashed_and_no_host_is_named(name: str, least: int) -> None:
     text = (ROOT / name).read_text("utf-8")
     bare = re.sub(r"#.*", "", text)
     assert not re.search(r"://|^\s*-|index-url|find-links|trusted-host|@", bare.replace("    --hash", ""), re.MULTILINE)
     requirements = [line for line in bare.replace("\\\n", " ").splitlines() if line.strip()]
-    assert len(requirements) > 5
+    assert len(requirements) >= least
     for line in requirements:
         assert re.match(
             r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^\s*;]+( ; [^-]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*$", line
         ), line
+
+
+def test_every_package_of_npm_is_pinned_and_hashed_and_no_host_is_named() -> None:
+    folder = ROOT / "tests" / "clients" / "node"
+    direct = json.loads((folder / "package.json").read_text())["dependencies"]
+    locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+    assert locked.pop("")["dependencies"] == direct
+    for name, version in direct.items():
+        assert locked[f"node_modules/{name}"]["version"] == version
+    for name, package in locked.items():
+        assert package["integrity"].startswith("sha512-"), name
+        assert "resolved" not in package, name
 
 
 def test_every_direct_requirement_is_locked() -> None:

@@ -24,6 +24,7 @@ SHORT = Effort(rounds=1, seconds=0.2, starts=1, crowd_rounds=1, crowd_seconds=0.
 OWN = {rows.UPSTREAM, rows.EMPTY, rows.BARE, rows.HAND, rows.OURS, rows.OURS_REDIS}
 
 
+@pytest.mark.figures  # it takes most of a minute
 def test_one_short_run_fills_every_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

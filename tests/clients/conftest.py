@@ -50,6 +50,8 @@ callers:
         parameters:
           customer: {{required: true}}
           subscription:
+          auto_advance:
+          account_tax_ids:
           description:
           days_until_due:
           collection_method:
@@ -69,7 +71,7 @@ callers:
       - connection: not-granted
         operation: invoices.create
         parameters: {{customer: }}
-        response: [id]
+        response: [id, status, customer]
 """
 RESPONSE = (
     "id, object, status, amount_due, customer, subscription, description, metadata, custom_fields.name, "
@@ -127,12 +129,14 @@ class Lossy:
     """A network on 127.0.0.1 that brings every call to ``port``, but loses the first ``lose`` answers.
 
     ``patience`` is how many seconds it waits for an answer that it loses before it hangs up; None is until it is
-    there. For clients that make a connection a call, or hang up with it.
+    there. It passes the others on once ``go_on`` is set. For clients that make a connection a call, or hang up with it.
     """
 
-    def __init__(self, port: int, *, lose: int, patience: float | None = None) -> None:
+    def __init__(
+        self, port: int, *, lose: int = 0, patience: float | None = None, go_on: threading.Event | None = None
+    ) -> None:
         self.calls = 0
-        self._to, self._lose, self._patience = port, lose, patience
+        self._to, self._lose, self._patience, self._go_on = port, lose, patience, go_on
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self.port: int = self._listener.getsockname()[1]
@@ -164,15 +168,22 @@ class Lossy:
                 server.settimeout(self._patience or 30)
                 _message(server)  # it is there, and goes no further
             else:
-                client.sendall(_message(server))
+                answer = _message(server)
+                if self._go_on is not None:
+                    self._go_on.wait(30)
+                client.sendall(answer)
 
 
 def _message(connection: socket.socket) -> bytes:
-    """Read one HTTP message that has a Content-Length, or no body."""
+    """Read one HTTP message that has a Content-Length, chunks without trailers, or no body."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += _some(connection)
     head, _, body = received.partition(b"\r\n\r\n")
+    if re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head):
+        while not body.endswith(b"\r\n0\r\n\r\n"):
+            body += _some(connection)
+        return head + b"\r\n\r\n" + body
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     while len(body) < int(length[1] if length else 0):
         body += _some(connection)

@@ -1,4 +1,7 @@
-"""Stripe's official SDK calls through us, with nothing changed but its base address and its key."""
+"""Stripe's SDK for Python calls through us, with nothing changed but its base address and its key.
+
+In depth; what every SDK does alike, whatever its language, is in ``test_sdks``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import stripe
 
 from sandbox.__main__ import UPSTREAM_KEY
 from tests.clients.conftest import Lossy, stripe_policy
-from tests.conftest import KEY, OTHER_KEY, policy, sha256
+from tests.conftest import KEY, OTHER_KEY, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,22 +117,6 @@ def test_whatever_the_sdk_nests_arrives_as_it_would_at_stripe(
     sent = {name.lower(): value for name, value in ours.headers}
     assert sent["authorization"] == f"Bearer {UPSTREAM_KEY}"
     assert not [name for name in sent if "telemetry" in name or "x-stripe" in name]
-
-
-def test_sdk_that_is_given_a_host_and_no_path_works_with_a_tied_key(
-    server: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
-) -> None:
-    written = stripe_policy(stripe_upstream.origin).replace(
-        f"sha256: {sha256(KEY)}", f"sha256: {sha256(KEY)}, connection: at-stripe"
-    )
-    running = server(written)
-    sdk(f"http://127.0.0.1:{running.port}")
-    invoice = stripe.Invoice.create(customer=CUSTOMER)
-    assert stripe.Invoice.retrieve(invoice.id) == invoice
-    stripe.api_key = OTHER_KEY
-    error = raised(running, stripe.PermissionError, customer=CUSTOMER)
-    assert "Write /NAME/CONNECTION_NAME/v1/... instead of /v1/..." in str(error)
-    assert stripe_upstream.invoices == 1
 
 
 def test_client_object_of_the_sdk_does_as_well(
@@ -299,19 +286,6 @@ def test_call_whose_answer_was_lost_is_repeated_by_the_sdk_and_is_one_invoice(
     assert network.calls == 3
     assert invoice.last_response is not None
     assert invoice.last_response.headers["Idempotent-Replayed"] == "true"
-    assert (stripe_upstream.invoices, len(stripe_upstream.calls)) == (1, 1)
-
-
-def test_call_that_is_still_running_is_repeated_by_the_sdk_until_it_has_ended(
-    through: Callable[..., Server], stripe_upstream: Stripe, sdk: Callable[..., None]
-) -> None:
-    stripe_upstream.delay = 0.6
-    running = through()
-    with Lossy(running.port, lose=1, patience=0.2) as network:
-        sdk(base(network.port))
-        invoice = stripe.Invoice.create(customer="cus_fault_slow", max_network_retries=6)
-    assert invoice.status == "draft"
-    assert "idempotency-key-in-use" in {entry.get("reason") for entry in running.record.entries("refusal")}
     assert (stripe_upstream.invoices, len(stripe_upstream.calls)) == (1, 1)
 
 

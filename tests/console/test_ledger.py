@@ -34,7 +34,7 @@ UNKNOWN = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
 LEDGERS: dict[str, type[Redis | Firestore]] = {"redis_url": Redis, "firestore_url": Firestore}
 
 
-@pytest.fixture(params=LEDGERS)
+@pytest.fixture(params=[pytest.param(url, marks=pytest.mark.stores) for url in LEDGERS])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Redis | Firestore]:
     url: str = request.getfixturevalue(request.param)
     monkeypatch.setenv("STORE", url)

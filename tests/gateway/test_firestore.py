@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from sandbox.firestore import FirestoreEmulator
     from tests.conftest import Function, Server
 
+pytestmark = pytest.mark.stores
+
 ANSWER = Answer(200, b'{"id":"in_1"}')
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
 UNREACHED = Reply(Outcome.RELEASED, reached=False)

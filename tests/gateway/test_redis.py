@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from gateway.stores import Store
     from policies.model import Grant
 
+pytestmark = pytest.mark.stores
+
 ANSWER = Answer(200, b'{"id":"in_1"}')
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"}, spent=2)
 

@@ -49,6 +49,8 @@ STORES: dict[str, tuple[str | None, Callable[..., Store]]] = {
     # An emulator is no measure of Firestore's speed.
     "firestore": ("firestore_url", lambda clock, url: Firestore(url, clock, seconds=10)),
 }
+#: Those that a server of their own stands behind.
+SERVERS = [pytest.param(name, marks=pytest.mark.stores) for name in STORES if name != "memory"]
 
 ANSWER = Answer(200, '{"id":"in_1","description":"é  kept as it is"}'.encode())
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
@@ -65,7 +67,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=["memory", *SERVERS])
 def store(request: pytest.FixtureRequest, clock: Clock) -> Store:
     fixture, make = STORES[request.param]
     return make(clock, request.getfixturevalue(fixture) if fixture else None)
@@ -841,7 +843,7 @@ def test_other_parameters_are_refused_whatever_may_be_sent_again(store: Store) -
         admit(store, replace(stripes(), fingerprint="other"))
 
 
-@pytest.mark.parametrize("store", sorted(STORES.keys() - {"memory"}), indirect=True)  # whose ledger no operator reaches
+@pytest.mark.parametrize("store", SERVERS, indirect=True)  # whose ledger no operator reaches
 @pytest.mark.parametrize("created", [True, False])
 def test_operator_resolves_a_key_that_is_in_doubt(store: Store, clock: Clock, *, created: bool) -> None:
     grant = stripes()

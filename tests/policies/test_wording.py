@@ -24,7 +24,7 @@ from policies.wording import ago, budget_in_words, limit_in_words, minor_digits,
         (3000, "jpy", "3,000 JPY"),
         (1, "krw", "1 KRW"),
         (3000, "kwd", "3,000 minor units of KWD"),
-        (5, "tnd", "0.005 TND"),
+        (5, "tnd", "5 minor units of TND"),
         # Nobody pays a hundredth of these, but Stripe still counts in hundredths: 500 is 5 ISK.
         (500, "isk", "5.00 ISK"),
         (500, "ugx", "5.00 UGX"),
