@@ -223,7 +223,8 @@ def test_refusal_that_was_kept_is_the_same_exception_and_says_that_it_is_a_repla
     stripe_upstream.fail_next("approval")
     with pytest.raises(stripe.APIError) as waits:
         stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
-    assert (waits.value.http_status, waits.value.code) == (409, "approval_required")
+    assert waits.value.error is not None
+    assert (waits.value.http_status, waits.value.error.code) == (409, "approval_required")
     assert len(running.record.entries("intent")) == 1  # it was not repeated: it waits for a person
     (approval,) = stripe_upstream.approvals
     stripe_upstream.decide(approval, "reject")
