@@ -20,6 +20,7 @@ from policies import fields
 from policies.model import Effect, Outcome
 from policies.operations import OPERATIONS
 from policies.refusals import (
+    ApprovalLapsed,
     ApprovalRejected,
     AwaitingApproval,
     OutcomePending,
@@ -175,14 +176,14 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
         return _freed(grant, step, status, said)
     if step.refused and (means is Means.OTHER_FORM or (said.kept and not step.doubt)):
         # What is kept under this key is of another form, or of an earlier send, and had no effect.
-        return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
+        return _closed()
     if means is Means.OTHER_FORM:
         return unknown(grant, "the upstream knows the key with another form", status)
     if status in {401, 403}:
         refusal: Refusal = UpstreamKeyRefused(note=f"the upstream answered {status}")
         alarm = "the upstream refuses the key of this connection"
         return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, alarm=alarm, key_refused=True))
-    if status == 429 or means is Means.LOCKED:
+    if status == 429 or (means is Means.LOCKED and status == 400):
         wait = min(max(int(headers.get("retry-after", BUSY_SECONDS)), 1), MAX_BUSY_SECONDS)
         refusal = UpstreamBusy(retry_after=wait)
         return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, again=means is Means.LOCKED))
@@ -199,12 +200,20 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
 
 def _freed(grant: Grant, step: Step, status: int, said: Said) -> Reply:
     """Return the result of a refusal in words that prove that this send had no effect."""
-    refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if said.kept:  # then no send under this key ever had one
-        return Reply(Outcome.RELEASED, refusal=refusal, closed=True)
+        return _closed()
+    refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if step.doubt and not step.quiet:  # an earlier one may still arrive
         return _in_doubt(grant, refusal, LATE_SECONDS)
     return Reply(Outcome.FREED, refusal=refusal)
+
+
+def _closed() -> Reply:
+    """Return the result of a send under a key that the upstream keeps a refusal under.
+
+    Its refusal is told only if the call cannot go on with the next generation now; the same call, repeated, then does.
+    """
+    return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
 
 
 def unsent(grant: Grant, step: Step, note: str) -> Reply:
@@ -259,10 +268,10 @@ def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Repl
     """Return the result of a call that waited for a person, who has not brought anything about."""
     match decision:
         case Decision.REFUSED:
-            return Reply(Outcome.REJECTED, refusal=ApprovalRejected())
+            return Reply(Outcome.REJECTED, refusal=ApprovalRejected(doubt=step.doubt))
         case Decision.LAPSED if step.quiet or not step.doubt:
             # It is not sent at once: the ledger must know first under which key.
-            return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), generation=step.generation + 1)
+            return Reply(Outcome.RELEASED, refusal=ApprovalLapsed(retry_after=1), generation=step.generation + 1)
         case Decision.LAPSED:
             return _in_doubt(grant, None, LATE_SECONDS)
         case _:
