@@ -1,7 +1,8 @@
 """``countersign ledger``: the rare calls whose outcome is unknown, and the operator's decision that settles one.
 
-An open key is one whose call was sent, or may have been, and whose answer never came. It is never sent again by itself.
-The operator looks for the invoice at the upstream and says whether it was created.
+An open key is one whose call was sent, or may have been, and no answer tells what became of it. It is never sent again
+by itself. The operator looks for the invoice at the upstream and says whether it was created. A refusal that does not
+prove that nothing was created is kept, and can be resolved too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gateway.chain import Audit
 from gateway.settings import SettingError, ledger_of
 from gateway.sinks import standard_output
 from policies.idempotency import SHORT, Verdict
-from policies.model import Answer
+from policies.model import Answer, State
 from policies.refusals import RecordUnavailable, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _NOT_RESOLVED = {
     Verdict.ABSENT: "The ledger has no such key any more.",
     Verdict.RUNNING: "The call may still be running. Wait half a minute and look again.",
     Verdict.SETTLED: "The outcome of this call is known already; there is nothing to resolve.",
+    Verdict.WAITING: (
+        "A person may still approve this call at the upstream, which then creates the invoice by itself. Have it "
+        "approved or refused there. After that, the same call, sent again, gets its answer."
+    ),
 }
 
 
@@ -91,9 +96,9 @@ def _show(asked: argparse.Namespace) -> int:
             return 1
         print(_line(one))
         print(f"key        {one.key}\noperation  {one.operation}")
-        if one.open:
+        if one.resolvable:
             print(
-                "\nThe call was sent, or may have been, and its answer never came. Its intent is in the record under\n"
+                f"\n{_become(one)} Its intent is in the record under\n"
                 f"ledger {one.key[:SHORT]}. Look for the invoice at the upstream, then say what you found:\n"
                 f"  countersign ledger resolve {one.key[:SHORT]} --created INVOICE --by YOU\n"
                 f"  countersign ledger resolve {one.key[:SHORT]} --not-created --by YOU"
@@ -114,7 +119,7 @@ def _resolve(asked: argparse.Namespace) -> int:
         one = _one(ledger, asked.key)
         if one is None:
             return 1
-        if not one.open:
+        if not one.resolvable:
             return _say(_NOT_RESOLVED[Verdict.RUNNING if one.running else Verdict.SETTLED])
         # On record first: a decision about money that cannot be recorded is not carried out.
         audit = Audit(standard_output(), policy="")
@@ -169,7 +174,19 @@ def _line(one: Held) -> str:
     since = datetime.fromtimestamp(one.since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     state = "running" if one.running else "unknown" if one.open else one.state.value
     hours = (time.time() - one.since) / 3600
-    return f"{one.key[:SHORT]}  {state:<9}  {since} ({hours:.1f} h ago)  {one.caller} on {one.connection}"
+    waits = f", waits for {one.approval} to be approved" if one.approval is not None else ""
+    return f"{one.key[:SHORT]}  {state:<9}  {since} ({hours:.1f} h ago)  {one.caller} on {one.connection}{waits}"
+
+
+def _become(one: Held) -> str:
+    if one.state is State.REJECTED:
+        return "The call was refused, in words that do not prove that nothing was created."
+    if one.approval is not None:
+        return (
+            f"The upstream has a person approve this call ({one.approval}), and then carries it out by itself.\n"
+            "Have it approved or refused there: after that, the same call, sent again, gets its answer."
+        )
+    return "The call was sent, or may have been, and its answer never came."
 
 
 def _say(problem: str) -> int:

@@ -31,7 +31,7 @@ from msgspec.structs import replace
 
 from policies.model import Answer, Entry, Outcome, State
 from policies.operations import OPERATIONS
-from policies.refusals import KeyInUse, KeyReused, KeyUsedElsewhere, OutcomeStillUnknown
+from policies.refusals import AwaitingApproval, KeyInUse, KeyReused, KeyUsedElsewhere, OutcomeStillUnknown
 from policies.wording import ago
 
 if TYPE_CHECKING:
@@ -75,8 +75,13 @@ class Held(msgspec.Struct, frozen=True):
 
     @property
     def open(self) -> bool:
-        """Whether it awaits an operator's decision."""
+        """Whether it is not known what it created: it awaits an operator's decision, or a person's approval."""
         return not self.running and self.state in {State.SENT, State.UNKNOWN}
+
+    @property
+    def resolvable(self) -> bool:
+        """Whether an operator may decide about it."""
+        return self.open or self.state is State.REJECTED
 
 
 class Verdict(StrEnum):
@@ -87,7 +92,7 @@ class Verdict(StrEnum):
     RUNNING = "running"
     SETTLED = "settled"
     WAITING = "waiting"
-    """An approval is pending, and a person may still give it."""
+    """An approval is pending, and a person may still give it. The same call, sent again, asks what became of it."""
 
 
 def identity(caller: str, name: str, connection_name: str, operation: str, key: str) -> str:
@@ -117,8 +122,11 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float) -> Entr
     if held is None or (held.expires is not None and held.expires <= now):
         return wanted
     if held.state is State.FREE:
-        same = held.place == wanted.place
-        return replace(wanted, generation=held.generation, refused=held.refused) if same else wanted
+        if held.place != wanted.place:
+            return wanted
+        # What the upstream keeps under this generation, it has kept since the refusal.
+        sent = held.sent if held.refused else wanted.sent
+        return replace(wanted, generation=held.generation, refused=held.refused, sent=sent)
     if _running(held, now):
         if held.owner == wanted.owner:  # our own claim; the store's reply was lost
             return held
@@ -131,8 +139,9 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float) -> Entr
         return held.answer
     # To the account that knows the key, as the same form, and to its end while the upstream still remembers the key.
     again = held.written == wanted.written and not held.mute and now + LEASE <= held.sent + resend
-    if held.place != wanted.place or not (again or held.approval is not None):
-        raise OutcomeStillUnknown(_old(held, now))
+    asks = held.approval is not None and not held.mute
+    if held.place != wanted.place or not (again or asks):
+        raise OutcomeStillUnknown(_left(held, now))
     gone = held.state is State.SENT  # whoever claimed it may have sent it, and told nobody
     return replace(
         held,
@@ -182,13 +191,14 @@ def settle(held: Entry | None, *, owner: str, reply: Reply, answer: Answer | Non
         generation=generation,
         refused=held.refused and here,
         doubt=reply.doubt or (held.doubt and here),
-        sent=held.sent if here else claimed,
+        approval=held.approval if here else None,
+        sent=held.sent if here or held.doubt else claimed,  # a call that was killed may have come as far
     )
     match reply.outcome:
         case Outcome.SUCCEEDED | Outcome.REJECTED:
             state = State(reply.outcome.value)
             return replace(ended, state=state, answer=answer, doubt=False, approval=None, expires=claimed + retention)
-        case Outcome.RELEASED if not ended.doubt and held.approval is None:
+        case Outcome.RELEASED if not ended.doubt and ended.approval is None:
             return free(ended, refused=ended.refused, expires=claimed + retention)
         case Outcome.RELEASED:  # this call did nothing; what was open before still is
             return replace(ended, state=State.UNKNOWN)
@@ -248,7 +258,7 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float) -> tuple[V
     """Judge an operator's word on a key: what it created (``answer`` is what callers get), or that it did not (None).
 
     Only an open entry is changed, or a refusal that does not prove that nothing was created. "Not created" is not
-    taken while a send may still arrive, or a person approve the call.
+    taken while a send may still arrive, nor while a person may approve the call where the upstream can be asked of it.
     """
     if held is None or (held.expires is not None and held.expires <= now):
         return Verdict.ABSENT, held
@@ -261,7 +271,7 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float) -> tuple[V
         return Verdict.RESOLVED, told
     if now < held.until:
         return Verdict.RUNNING, held
-    if held.approval is not None:
+    if held.approval is not None and not held.mute:
         return Verdict.WAITING, held
     return Verdict.RESOLVED, free(held, refused=True, expires=now + RETENTION)
 
@@ -287,8 +297,8 @@ def _running(held: Entry, now: float) -> bool:
 def _reused(held: Entry, now: float) -> str:
     """Say what became of the call that has this key, to somebody who brings it with other parameters."""
     noun, when = OPERATIONS[held.operation].noun, ago(now - held.sent)
+    told: Any = msgspec.json.decode(held.answer.body) if held.answer is not None else {}
     if held.state is State.SUCCEEDED:
-        told: Any = msgspec.json.decode(held.answer.body) if held.answer is not None else {}
         name = f" {told['id']}" if isinstance(told.get("id"), str) else ""
         return (
             f"This idempotency key was used {when} for a call with other parameters, which went through: {noun}{name}. "
@@ -296,9 +306,8 @@ def _reused(held: Entry, now: float) -> str:
         )
     if held.state is State.REJECTED:
         return (
-            f"This idempotency key was used {when} for a call with other parameters. The upstream refused that one in "
-            f"words that leave open what became of it, so the {noun} may exist. Do not use another key, which might "
-            f"raise a second one. Ask the operator of Countersign to look, and to free this key."
+            f"This idempotency key was used {when} for a call with other parameters, which was refused, and the "
+            f"refusal stays: {told.get('detail', f'The {noun} may exist. Do not use another key.')}"
         )
     return (
         f"This idempotency key was used {when} for a call with other parameters, whose outcome is not known: the "
@@ -307,11 +316,14 @@ def _reused(held: Entry, now: float) -> str:
     )
 
 
-def _old(held: Entry, now: float) -> str | None:
+def _left(held: Entry, now: float) -> str | None:
+    """Say what is known of a call that is not sent again; None for the usual."""
+    if held.approval is not None:
+        return AwaitingApproval.where(None)
     if now - held.sent < PROVABLE:
         return None
     return (
-        f"A call with this idempotency key was sent {ago(now - held.sent)}, and its answer never came, so the "
-        f"{OPERATIONS[held.operation].noun} may exist. It was not sent again. Do not use another key, which might "
+        f"A call with this idempotency key was sent {ago(now - held.sent)}, and no answer came that can be trusted, so "
+        f"the {OPERATIONS[held.operation].noun} may exist. It was not sent again. Do not use another key, which might "
         "raise a second one. Only the operator of Countersign can still settle this: ask, and give the audit id."
     )

@@ -21,6 +21,7 @@ from policies import fields
 from policies.model import Effect, Outcome
 from policies.operations import OPERATIONS
 from policies.refusals import (
+    ApprovalLapsed,
     ApprovalRejected,
     AwaitingApproval,
     OutcomePending,
@@ -177,17 +178,18 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
     means = said.means
     if means is Means.WAITS:
         return awaiting(step, said.approval, said.look)
-    if means is Means.OTHER_FORM:
-        if step.refused:  # the refused form is kept under this key, and had no effect
-            return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
-        return unknown(grant, "the upstream knows the key with another form", status)
     if means is Means.BLOCKED or (means is Means.REFUSED and status in _REJECTED):
         return _freed(grant, step, status, said)
+    if step.refused and (means is Means.OTHER_FORM or (said.kept and not step.doubt)):
+        # What is kept under this key is of another form, or of an earlier send, and had no effect.
+        return _closed()
+    if means is Means.OTHER_FORM:
+        return unknown(grant, "the upstream knows the key with another form", status)
     if status in {401, 403}:
         refusal: Refusal = UpstreamKeyRefused(note=f"the upstream answered {status}")
         alarm = "the upstream refuses the key of this connection"
         return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, alarm=alarm, key_refused=True))
-    if status == 429 or means is Means.LOCKED:
+    if status == 429 or (means is Means.LOCKED and status == 400):
         wait = min(max(int(headers.get("retry-after", BUSY_SECONDS)), 1), MAX_BUSY_SECONDS)
         refusal = UpstreamBusy(retry_after=wait)
         return _released(grant, step, Reply(Outcome.RELEASED, refusal=refusal, again=means is Means.LOCKED))
@@ -196,7 +198,7 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
     if status in _WORDLESS and not step.doubt:
         return Reply(Outcome.REJECTED, refusal=_rejection(grant, status, said, _PROBABLY))
     reply = unknown(grant, f"the upstream answered {status}", status)
-    if said.kept and status >= 500 and not grant.entitlement.operation.repeatable:
+    if said.kept and not grant.entitlement.operation.repeatable:
         # It would be repeated for as long as the upstream keeps the key, and never say what happened.
         return replace(reply, refusal=OutcomeUnknown(note=f"the upstream keeps {status}"), again=False, mute=True)
     return reply
@@ -204,12 +206,20 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
 
 def _freed(grant: Grant, step: Step, status: int, said: Said) -> Reply:
     """Return the result of a refusal in words that prove that this send had no effect."""
-    refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if said.kept:  # then no send under this key ever had one
-        return Reply(Outcome.RELEASED, refusal=refusal, closed=True)
+        return _closed()
+    refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if step.doubt and not step.quiet:  # an earlier one may still arrive
         return _in_doubt(grant, refusal, LATE_SECONDS)
     return Reply(Outcome.FREED, refusal=refusal)
+
+
+def _closed() -> Reply:
+    """Return the result of a send under a key that the upstream keeps a refusal under.
+
+    Its refusal is told only if the call cannot go on with the next generation now; the same call, repeated, then does.
+    """
+    return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
 
 
 def unsent(grant: Grant, step: Step, note: str) -> Reply:
@@ -264,9 +274,10 @@ def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Repl
     """Return the result of a call that waited for a person, who has not brought anything about."""
     match decision:
         case Decision.REFUSED:
-            return Reply(Outcome.REJECTED, refusal=ApprovalRejected())
+            return Reply(Outcome.REJECTED, refusal=ApprovalRejected(doubt=step.doubt))
         case Decision.LAPSED if step.quiet or not step.doubt:
-            return Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=1), closed=True)
+            # It is not sent at once: the ledger must know first under which key.
+            return Reply(Outcome.RELEASED, refusal=ApprovalLapsed(retry_after=1), generation=step.generation + 1)
         case Decision.LAPSED:
             return _in_doubt(grant, None, LATE_SECONDS)
         case _:

@@ -54,6 +54,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── UpstreamBusy             503
     │   ├── UpstreamKeyRefused       503
     │   ├── AwaitingApproval         503  a person has to approve it; for Stripe's clients a conflict
+    │   ├── ApprovalLapsed           503  nobody did in time
     │   ├── ApprovalRejected         403  a person did not
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
@@ -525,7 +526,10 @@ class KeyInUse(LedgerRefusal):
     status = 503
     reason = "idempotency-key-in-use"
     title = "The same call is still running"
-    sentence = "A call with this idempotency key is still running. Try again in a moment to get its answer."
+    sentence = (
+        "A call with this idempotency key is still running. Send the same call again in a moment to get its answer. Do "
+        "not use another key, which might raise a second invoice."
+    )
 
 
 class KeyReused(LedgerRefusal):
@@ -555,7 +559,7 @@ class OutcomeStillUnknown(LedgerRefusal):
     reason = "outcome-unknown"
     title = "It is not known whether the invoice exists"
     sentence = (
-        "An earlier call with this idempotency key was sent, but its answer never came, so the invoice may exist. "
+        "An earlier call with this key was sent, but no answer came that can be trusted, so the invoice may exist. "
         "It was not sent again. Do not use another key, which might raise a second invoice. The operator of "
         "Countersign has been told, and can find the call by its audit id."
     )
@@ -726,6 +730,18 @@ class AwaitingApproval(UpstreamRefusal):
         return problem
 
 
+class ApprovalLapsed(UpstreamRefusal):
+    """Nobody approved the call in time, or the upstream could not carry it out."""
+
+    status = 503
+    reason = "approval-lapsed"
+    title = "Nobody has approved this in time"
+    sentence = (
+        "Nobody has approved this call at the upstream in time, or it could not be carried out. Nothing was created. "
+        "Send the same call again to have it approved anew."
+    )
+
+
 class ApprovalRejected(UpstreamRefusal):
     """A person did not approve the call."""
 
@@ -734,8 +750,18 @@ class ApprovalRejected(UpstreamRefusal):
     title = "A person has refused this"
     sentence = (
         "A person has refused to approve this call at the upstream. Nothing was created, and this key is not sent "
-        "again. If the invoice is wanted after all, ask whoever refused it, and use a new key."
+        "again. If the invoice is wanted after all, ask whoever refused it, and the operator of Countersign, who can "
+        "free this key."
     )
+    doubtful: ClassVar[str] = (
+        "A person has refused to approve this call at the upstream. But no answer came to an earlier try that can be "
+        "trusted, so the invoice may exist all the same. This key is not sent again. Do not use another key, which "
+        "might raise a second invoice. The operator of Countersign can look at the upstream, and free this one."
+    )
+
+    def __init__(self, *, doubt: bool = False) -> None:
+        """``doubt``: an earlier send of the same call may have had an effect that nobody read."""
+        super().__init__(self.doubtful if doubt else None)
 
 
 class OutcomeUnknown(UpstreamRefusal):
@@ -765,7 +791,8 @@ class OutcomePending(OutcomeUnknown):
     reason = OutcomeUnknown.reason
     sentence = (
         "The call was sent, but no answer came that can be trusted, so the invoice may exist. Send the same call again "
-        "with the same idempotency key: that is safe, raises no second invoice, and settles the matter."
+        "with the same idempotency key: that is safe, and settles the matter. Do not use another key, which might "
+        "raise a second invoice."
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
 #: What a full limit or budget tells of itself.
 QUOTA = {"limit", "window", "left", "currency", "resets_at"}
-OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", *QUOTA}
+OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA}
 
 #: Status, headers with small names, body: of a real socket.
 Answer = tuple[int, dict[str, str], bytes]
@@ -42,7 +42,7 @@ def refused(answer: TestResponse | Answer, status: int, reason: str) -> dict[str
     assert headers["x-content-type-options"] == "nosniff"
     assert problem["type"] == f"urn:countersign:refusal:{reason}"
     assert problem["title"]
-    assert problem["detail"].endswith((".", "?"))
+    assert problem["detail"].endswith((".", "?", problem.get("approval", ".")))
     assert problem["decided_by"] in {"countersign", "policy", "upstream"}
     assert problem["audit_id"] == headers["countersign-audit-id"]
     assert problem.keys() - OPTIONAL == MEMBERS
@@ -58,7 +58,8 @@ def stripe_refused(answer: TestResponse | Answer, status: int, reason: str) -> d
     told = json.loads(body)
     assert told.keys() == {"error"}
     error: dict[str, Any] = told["error"]
-    assert (got, error["code"]) == (status, reason.replace("-", "_")), error
+    code = "approval_required" if reason == "awaiting-approval" else reason.replace("-", "_")  # Stripe's own
+    assert (got, error["code"]) == (status, code), error
     assert headers["content-type"] == "application/json"
     assert headers["cache-control"] == "no-store"
     assert headers["request-id"] == headers["countersign-audit-id"] == error["audit_id"]

@@ -353,11 +353,11 @@ def test_callers_at_once_with_one_key_raise_one_invoice(server: Callable[..., Se
     with ThreadPoolExecutor(12) as callers:
         answers = list(callers.map(lambda _: running.call(headers={"Idempotency-Key": "a"}), range(12)))
     statuses = sorted(answer[0] for answer in answers)
-    assert statuses == [200] + [409] * 11
+    assert statuses == [200] + [503] * 11  # which every client repeats by itself
     assert upstream.invoices == 1
     for answer in answers:
-        if answer[0] == 409:
-            refused(answer, 409, "idempotency-key-in-use")
+        if answer[0] == 503:
+            refused(answer, 503, "idempotency-key-in-use")
             assert int(answer[1]["retry-after"]) >= 1
     assert running.call(headers={"Idempotency-Key": "a"})[1]["idempotent-replayed"] == "true"
 
@@ -367,19 +367,23 @@ def test_callers_at_once_with_one_key_raise_one_invoice(server: Callable[..., Se
     [("cus_fault_error_400", 400, "parameter_unknown"), ("cus_fault_error_402", 402, "card_declined"),
      ("cus_missing", 404, "resource_missing")],
 )  # fmt: skip
-def test_refusal_of_the_upstream_is_mapped_kept_and_repeated(
+def test_refusal_in_stripes_own_words_is_mapped_and_frees_the_key(
     function: Callable[..., Function], upstream: Appgregator, customer: str, status: int, code: str
 ) -> None:
     gate = function()
     first = gate.post(body=f"customer={customer}", Idempotency_Key="a")
     again = gate.post(body=f"customer={customer}", Idempotency_Key="a")
-    problem = refused(first, status, "upstream-rejected")
-    assert problem["decided_by"] == "upstream"
-    assert problem["upstream_code"] == code
-    assert (again.status_code, again.data) == (status, as_replayed(first.data))
-    assert again.headers["Content-Type"] == "application/problem+json"
-    assert again.headers["Idempotent-Replayed"] == "true"
-    assert (upstream.invoices, len(upstream.calls)) == (0, 1)
+    for response in (first, again):
+        problem = refused(response, status, "upstream-rejected")
+        assert problem["decided_by"] == "upstream"
+        assert problem["upstream_code"] == code
+        assert problem["detail"].endswith("Nothing was created.")
+        assert "Idempotent-Replayed" not in response.headers
+    assert (upstream.invoices, len(upstream.calls)) == (0, 2)
+    mended = gate.post(Idempotency_Key="a")
+    assert (mended.status_code, upstream.invoices) == (200, 1)
+    assert gate.post(Idempotency_Key="a").data == as_replayed(mended.data)
+    assert [entry["result"] for entry in gate.record.entries("outcome")] == ["freed", "freed", "succeeded"]
 
 
 # ---------------------------------------------------------------- a try without sending
@@ -808,7 +812,7 @@ def test_unforeseen_error_after_the_send_leaves_the_outcome_unknown(
     assert refusal["note"].startswith("ZeroDivisionError in broken")
     assert response.headers["Countersign-Audit-Id"] == intent["audit_id"] == refusal["audit_id"]
     monkeypatch.undo()
-    refused(gate.post(Idempotency_Key="a"), 409, "idempotency-key-in-use")
+    refused(gate.post(Idempotency_Key="a"), 503, "idempotency-key-in-use")
     assert upstream.invoices == 1
     assert_chain_holds(gate)
 
@@ -868,12 +872,12 @@ def test_store_down_is_a_503_that_sends_nothing_and_is_over_when_it_is_back(
     assert upstream.invoices == 1
 
 
-def test_success_is_told_even_when_it_cannot_be_kept_and_is_never_sent_again(
+def test_success_is_told_even_when_it_cannot_be_kept_and_is_kept_by_the_next_call(
     function: Callable[..., Function],
     upstream: Appgregator,
     redis_server: RedisServer,
 ) -> None:
-    """The upstream's answer is slow, and Redis is killed meanwhile."""
+    """The upstream's answer is slow, and Redis is killed meanwhile. What the process still owes is paid first."""
     upstream.delay = 0.6
     gate = function(STORE=redis_server.url)
     killer = threading.Timer(0.3, redis_server.kill)
@@ -884,7 +888,8 @@ def test_success_is_told_even_when_it_cannot_be_kept_and_is_never_sent_again(
     (outcome,) = gate.record.entries("outcome")
     assert outcome["alarm"] == "the outcome could not be kept in the store"
     redis_server.start()
-    assert gate.post(body="customer=cus_fault_slow", Idempotency_Key="order-1").status_code == 409
+    again = gate.post(body="customer=cus_fault_slow", Idempotency_Key="order-1")
+    assert (again.data, again.headers["Idempotent-Replayed"]) == (as_replayed(response.data), "true")
     assert upstream.invoices == 1
 
 

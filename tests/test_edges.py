@@ -13,7 +13,8 @@ import pytest
 from gateway import secrets
 from gateway.edges import meaning
 from gateway.stores import firestore, redis
-from policies.model import Answer, Outcome
+from policies.idempotency import wanted
+from policies.model import Admission, Answer, Outcome
 from policies.outcomes import Reply
 from policies.refusals import StoreUnavailable
 from tests.gateway.conftest import granted
@@ -123,18 +124,20 @@ STORES = {"redis": failing_redis, "firestore": failing_firestore}
 @pytest.mark.parametrize("key", [None, "order-1"])
 @pytest.mark.parametrize("edge", STORES)
 def test_whatever_a_store_raises_the_call_is_refused_and_a_sent_one_is_still_answered(
-    edge: str, key: str | None
+    monkeypatch: pytest.MonkeyPatch, edge: str, key: str | None
 ) -> None:
+    monkeypatch.setattr("gateway.stores.debts.PATIENCE", 0.0)
     grant = granted(idempotency_key=key)
+    claim = None if key is None else wanted(grant, owner="o", place="there", now=0.0)
+    admission = Admission((), "o", 0.0, claim)
     for error in errors(edge):
         store: Any = STORES[edge](error)
         with pytest.raises(StoreUnavailable) as caught:
-            store.admit(grant)
+            store.admit(grant, "there")
         assert caught.value.note == type(error).__name__
         with pytest.raises(StoreUnavailable):
             list(store.held())
         with pytest.raises(StoreUnavailable):
             store.resolve("a" * 64, None)
-        admission: Any = type("Admitted", (), {"owner": "o", "taken": 0.0})
         store.release(grant, admission)
         assert store.settle(grant, admission, Reply(Outcome.SUCCEEDED), Answer(200, b"{}")) is (key is None)

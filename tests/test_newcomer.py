@@ -87,11 +87,12 @@ def test_clone_run_call_edit_a_rule_see_it_refuse_lose_an_answer_see_424(clone: 
             }
             answers.append(answer)
         raises, raised = shown[0][0], answers[0]
-        assert shell(raises) == (200, raised)  # "Pasted again it is still one invoice."
+        replayed = {**raised, "replayed": True}
+        assert shell(raises) == (200, replayed)  # "Pasted again it is still one invoice."
 
         # The welcome: its own calls, an answer lost on purpose, and what reached the upstream.
         again, refused, loses = pasted(told)
-        assert shell(again) == (200, raised)
+        assert shell(again) == (200, replayed)
         assert shell(refused)[0] == 400
         for _ in range(2):
             status, lost = shell(loses)

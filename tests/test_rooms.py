@@ -125,7 +125,7 @@ class Paddle(Dialect):
         return Outgoing("POST", url, KeyPlace.BEARER, {"Content-Type": FORM}, grant.form)
 
     def judge(self, grant, step, status, headers, body):
-        return outcomes.judge(grant, step, status, headers, body, lambda body: outcomes.Said())
+        return outcomes.judge(grant, step, status, headers, body, None if status == 200 else outcomes.Said())
 
 
 DIALECT = Paddle()

@@ -274,8 +274,8 @@ def test_what_waits_for_a_person_at_stripe_is_approved_as_the_welcome_says(tmp_p
 
 
 FAULTS_NAMED = {
-    "cus_fault_error_402": 402, "cus_fault_error_429": 503, "cus_fault_error_500": 424, "cus_fault_html_404": 404,
-    "cus_fault_html_502": 424, "cus_fault_approval": 400, "cus_fault_leak_key": 200, "cus_missing": 404,
+    "cus_fault_error_402": 402, "cus_fault_error_429": 503, "cus_fault_error_500": 424, "cus_fault_html_404": 502,
+    "cus_fault_html_502": 424, "cus_fault_approval": 424, "cus_fault_leak_key": 200, "cus_missing": 404,
 }  # fmt: skip
 
 

@@ -194,7 +194,7 @@ def test_each_refusal_is_the_exception_that_the_sdk_has_for_it(
 
     stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
     reused = raised(running, stripe.IdempotencyError, customer="cus_other", idempotency_key="order-1")
-    assert "used for a call with other parameters" in str(reused)
+    assert "This idempotency key was used just now for a call with other parameters, which went through" in str(reused)
 
     declined = raised(running, stripe.CardError, customer="cus_fault_error_402")
     assert "The card was declined" in str(declined)
@@ -219,14 +219,23 @@ def test_replay_says_so_where_the_audit_id_is_granted(through: Callable[..., Ser
 def test_refusal_that_was_kept_is_the_same_exception_and_says_that_it_is_a_replay(
     through: Callable[..., Server], stripe_upstream: Stripe
 ) -> None:
-    through()
+    running = through()
+    stripe_upstream.fail_next("approval")
+    with pytest.raises(stripe.APIError) as waits:
+        stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
+    assert waits.value.error is not None
+    assert (waits.value.http_status, waits.value.error.code) == (409, "approval_required")
+    assert len(running.record.entries("intent")) == 1  # it was not repeated: it waits for a person
+    (approval,) = stripe_upstream.approvals
+    stripe_upstream.decide(approval, "reject")
     told = []
     for _ in range(2):
-        with pytest.raises(stripe.CardError) as caught:
-            stripe.Invoice.create(customer="cus_fault_error_402", idempotency_key="order-1")
+        with pytest.raises(stripe.PermissionError) as caught:
+            stripe.Invoice.create(customer=CUSTOMER, idempotency_key="order-1")
         told.append(caught.value)
     first, again = told
     assert (again.code, again.user_message) == (first.code, first.user_message)
+    assert first.code == "approval_rejected"
     assert again.request_id != first.request_id
     assert isinstance(again.json_body, dict)
     assert again.json_body["error"]["replayed"] is True

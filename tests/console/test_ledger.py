@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
@@ -39,6 +39,17 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
     url: str = request.getfixturevalue(request.param)
     monkeypatch.setenv("STORE", url)
     return lambda clock=None: LEDGERS[request.param](url, clock)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Have the stores, those of the command too, go by a clock that is moved by hand."""
+    clock = Clock()
+    for name, kind in LEDGERS.copy().items():
+        moved: Any = lambda url, _=None, kind=kind: kind(url, clock)  # noqa: E731 - it stands for a class
+        monkeypatch.setattr(f"{kind.__module__}.{kind.__name__}", moved)
+        monkeypatch.setitem(LEDGERS, name, moved)
+    return clock.tick
 
 
 @pytest.fixture
@@ -120,12 +131,64 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
     assert upstream.invoices == 1
 
 
-def test_not_created_lets_the_same_key_be_sent_again(ledger: Redis | Firestore) -> None:
+def test_not_created_lets_the_same_key_be_sent_again_once_nothing_can_arrive_any_more(
+    later: Callable[[float], None], ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str]
+) -> None:
     key = leave(ledger, "unknown", UNKNOWN)
     with pytest.raises(OutcomeStillUnknown):
         admit(ledger, keyed("unknown"))
+    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 1
+    assert "may still be running. Wait half a minute" in capsys.readouterr().err
+    later(LEASE)
     assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 0
     assert admit(ledger, keyed("unknown")).replay is None
+
+
+def test_approval_is_listed_and_no_word_against_it_is_taken(
+    later: Callable[[float], None], ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = leave(ledger, "waits", replace(UNKNOWN, approval="apreq_1"))
+    later(1000 * LEASE)
+    assert main(["ledger", "list"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("app on billing, waits for apreq_1 to be approved")
+    assert main(["ledger", "show", key]) == 0
+    assert "The upstream has a person approve this call (apreq_1)" in capsys.readouterr().out
+    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 1
+    assert "A person may still approve this call at the upstream" in capsys.readouterr().err
+    assert main(["ledger", "resolve", key, "--created", "in_77", "--by", "Ann"]) == 0
+    replay = admit(ledger, keyed("waits")).replay
+    assert replay is not None
+    assert replay.body == b'{"id":"in_77"}'
+
+
+def test_approval_that_the_upstream_cannot_be_asked_about_is_ended_by_an_operator(
+    later: Callable[[float], None], ledger: Redis | Firestore
+) -> None:
+    key = leave(ledger, "waits", replace(UNKNOWN, approval="apreq_1", mute=True))
+    later(LEASE)
+    with pytest.raises(OutcomeStillUnknown) as refusal:
+        admit(ledger, keyed("waits"))
+    assert "a person approve this call" in refusal.value.detail
+    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 0
+    assert admit(ledger, keyed("waits")).replay is None
+
+
+@pytest.mark.parametrize("word", [["--not-created"], ["--created", "in_77"]])
+def test_refusal_that_proves_nothing_can_be_resolved(
+    ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str], word: list[str]
+) -> None:
+    grant = keyed("rejected")
+    rejected = Answer(400, b'{"detail":"Probably nothing was created."}')
+    ledger.settle(grant, admit(ledger, grant), Reply(Outcome.REJECTED), rejected)
+    assert admit(ledger, grant).replay == rejected
+    key = str(grant.ledger_key)
+    assert main(["ledger", "list"]) == 0
+    assert capsys.readouterr().out == "No call is awaiting a decision.\n"
+    assert main(["ledger", "show", key]) == 0
+    assert f"countersign ledger resolve {key[:16]} --not-created --by YOU" in capsys.readouterr().out
+    assert main(["ledger", "resolve", key, *word, "--by", "Ann"]) == 0
+    replay = admit(ledger, grant).replay
+    assert (replay and replay.body) == (b'{"id":"in_77"}' if "in_77" in word else None)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +196,7 @@ def test_not_created_lets_the_same_key_be_sent_again(ledger: Redis | Firestore) 
     [
         (Reply(Outcome.SUCCEEDED, answer={}), "known already"),
         (None, "may still be running"),
-        (Reply(Outcome.RELEASED), "no such key"),
+        (Reply(Outcome.FREED), "known already"),
     ],
 )
 def test_only_an_open_key_is_resolved(

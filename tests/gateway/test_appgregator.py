@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
-from gateway.upstreams.sending import Upstreams, preview
+from gateway.upstreams.sending import ALARM_SECONDS, Upstreams, preview
 from gateway.upstreams.transport import LostError, Received, Transport
 from policies.model import Admission, Outcome, Step
 from policies.refusals import (
@@ -20,6 +20,7 @@ from policies.refusals import (
     Refusal,
     UpstreamBusy,
     UpstreamKeyRefused,
+    UpstreamMisrouted,
     UpstreamRejected,
     UpstreamUnreachable,
 )
@@ -28,6 +29,7 @@ from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
 from tests.conftest import KEY, policy
 from tests.gateway.conftest import Clock, granted
+from tests.wire import answered, talking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,10 +83,13 @@ ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], int | None]] = 
     **dict.fromkeys(("gzip", "set_cookie", "expanded", "slow", "leak_key"), ((Outcome.SUCCEEDED, None, 200), 200)),
     **dict.fromkeys(("twice", "other_mode"), ((Outcome.SUCCEEDED, None, 200), 200)),  # the connection here says no mode
     "other_customer": (LOST, 200),
-    "error_400": ((Outcome.REJECTED, UpstreamRejected, 400), 400),
-    **dict.fromkeys(("echo_key", "approval", "action_blocked"), ((Outcome.REJECTED, UpstreamRejected, 400), 400)),
-    "error_402": ((Outcome.REJECTED, UpstreamRejected, 402), 402),
-    **dict.fromkeys(("error_404", "html_404"), ((Outcome.REJECTED, UpstreamRejected, 404), 404)),
+    # It forwards Stripe's own words, which prove that nothing was created.
+    **dict.fromkeys(("error_400", "echo_key", "action_blocked"), ((Outcome.FREED, UpstreamRejected, 400), 400)),
+    "error_402": ((Outcome.FREED, UpstreamRejected, 402), 402),
+    "error_404": ((Outcome.FREED, UpstreamRejected, 404), 404),
+    "approval": (LOST, 400),  # Stripe may carry it out, and cannot be asked from here
+    "html_404": ((Outcome.RELEASED, UpstreamMisrouted, 502), 404),
+    "redirect_307": ((Outcome.RELEASED, UpstreamMisrouted, 502), 307),
     "error_401": ((Outcome.RELEASED, UpstreamKeyRefused, 503), 401),
     "error_403": ((Outcome.RELEASED, UpstreamKeyRefused, 503), 403),
     "error_429": ((Outcome.RELEASED, UpstreamBusy, 503), 429),
@@ -93,7 +98,6 @@ ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], int | None]] = 
     "error_503": (LOST, 503),
     "html_502": (LOST, 502),
     "redirect_302": (LOST, 302),
-    "redirect_307": (LOST, 307),
     **dict.fromkeys(("html_200", "not_json", "nan", "deep", "no_id", "array", "empty", "wrong_object"), (LOST, 200)),
     **dict.fromkeys(("close_before", "close_after", "reset_after", "truncated"), (LOST, None)),
     **dict.fromkeys(("oversize", "gzip_bomb", "huge_header"), (LOST, None)),
@@ -119,7 +123,9 @@ def test_answer_is_judged_by_the_failure_table(send: Send, upstream: Upstream, f
     assert reply.attempts == 1
     assert (reply.answer is None) == (outcome is not Outcome.SUCCEEDED)
     assert len(upstream.calls) == (fault != "close_before")
-    assert (reply.alarm is not None) == (refusal is UpstreamKeyRefused or fault == "other_customer")
+    assert (reply.alarm is not None) == (
+        refusal in {UpstreamKeyRefused, UpstreamMisrouted} or fault == "other_customer"
+    )
 
 
 def test_upstream_that_cannot_be_reached_is_released_and_not_counted(send: Send) -> None:
@@ -129,7 +135,7 @@ def test_upstream_that_cannot_be_reached_is_released_and_not_counted(send: Send)
     assert (reply.outcome, type(reply.refusal)) == (Outcome.RELEASED, UpstreamUnreachable)
     assert not reply.reached
     assert reply.refusal is not None
-    assert (reply.refusal.status, reply.refusal.retry_after) == (502, 5)
+    assert (reply.refusal.status, reply.refusal.retry_after) == (503, 5)
 
 
 def test_call_without_time_left_is_not_sent(send: Send, upstream: Upstream) -> None:
@@ -145,10 +151,39 @@ def test_busy_upstream_says_when_to_come_back(send: Send, upstream: Upstream) ->
     assert refusal.headers == {"Retry-After": "7"}
 
 
-def test_connection_that_is_not_stored_upstream_is_rejected(send: Send, upstream: Upstream) -> None:
+def test_connection_that_is_not_stored_upstream_frees_the_key(send: Send, upstream: Upstream) -> None:
     upstream._accounts = frozenset()
     reply = send()
-    assert (reply.outcome, type(reply.refusal)) == (Outcome.REJECTED, UpstreamRejected)
+    assert (reply.outcome, type(reply.refusal)) == (Outcome.FREED, UpstreamRejected)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (b"400 Bad Request", b"StripeConnectionError"),
+        (b"402 Payment Required", b'{"error": {"type": "api_error"}}'),
+        (b"404 Not Found", b'{"message": "no"}'),
+        (b"422 Unprocessable Content", b'["no"]'),
+    ],
+)
+def test_refusal_in_other_words_than_stripes_is_kept(send: Send, status: bytes, body: bytes) -> None:
+    with talking(answered(body, status)) as (origin, requests):
+        reply = send(origin=origin)
+    assert (reply.outcome, type(reply.refusal), reply.attempts) == (Outcome.REJECTED, UpstreamRejected, 1)
+    assert len(requests) == 1
+
+
+def test_wrong_origin_raises_one_alarm_in_ten_minutes(upstream: Upstream, secrets: Secrets) -> None:
+    clock = Clock()
+    sender = Upstreams(Transport(), secrets, clock, clock.tick)
+    grant = granted(policy(upstream.origin))
+    secret = secrets.access(grant, time.monotonic() + 20)
+    alarms = []
+    for wait in (0, 1, ALARM_SECONDS - 2, 1, 1):
+        clock.tick(wait)
+        upstream.fail_next("html_404")
+        alarms.append(sender.send(grant, ADMISSION, secret, clock() + 20).alarm is not None)
+    assert alarms == [True, False, False, True, False]
 
 
 # ---------------------------------------------------------------- a key that is refused

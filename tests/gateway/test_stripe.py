@@ -11,17 +11,19 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
-from gateway.upstreams.sending import LEAST_SECONDS, OF_THIS_CALL, PAUSES, Upstreams, preview
+from gateway.upstreams.sending import FURTHER, LEAST_SECONDS, OF_THIS_CALL, PAUSES, Upstreams, preview
 from gateway.upstreams.transport import LostError, NotSentError, Received, Transport
-from policies.idempotency import upstream_key
+from policies.idempotency import LEASE, upstream_key, wanted
 from policies.model import Admission, Outcome
 from policies.refusals import (
+    AwaitingApproval,
     OutcomePending,
     OutcomeUnknown,
     Refusal,
     UpstreamBusy,
     UpstreamFailed,
     UpstreamKeyRefused,
+    UpstreamMisrouted,
     UpstreamRejected,
     UpstreamUnreachable,
 )
@@ -32,7 +34,7 @@ from tests.conftest import CUSTOMER, FORM, KEY, policy
 from tests.gateway.conftest import Clock, granted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from policies.concealed import Concealed
     from policies.dialect import Outgoing
@@ -62,6 +64,19 @@ def looking(origin: str = NOWHERE, invoice: str = str(EXAMPLE["id"]), query: str
     return granted(text, query, invoice=invoice)
 
 
+def claimed(grant: Grant, **entry: object) -> Admission:
+    """Have a call claim its key; ``entry`` is what the ledger holds of an earlier one."""
+    if grant.ledger_key is None:
+        return ADMISSION
+    held = wanted(grant, owner="owner", place=grant.entitlement.connection.place, now=0.0)
+    return replace(ADMISSION, entry=replace(held, **entry))
+
+
+#: An earlier send may still arrive, or no longer.
+DOUBT = {"doubt": True, "until": float(LEASE)}
+QUIET = {"doubt": True}
+
+
 @pytest.fixture
 def secrets(secret_manager: Sandbox) -> Iterator[Secrets]:
     manager = SecretManager(secret_manager.address)
@@ -74,9 +89,9 @@ def send(secrets: Secrets) -> Send:
     """Send at once what is granted: nothing waits between tries."""
     sender = Upstreams(Transport(), secrets, time.monotonic, lambda _: None)
 
-    def send(grant: Grant, admission: Admission = ADMISSION, *, seconds: float = 20) -> Reply:
+    def send(grant: Grant, admission: Admission | None = None, *, seconds: float = 20) -> Reply:
         secret = secrets.access(grant, time.monotonic() + 20)
-        return sender.send(grant, admission, secret, time.monotonic() + seconds)
+        return sender.send(grant, admission or claimed(grant), secret, time.monotonic() + seconds)
 
     return send
 
@@ -112,7 +127,7 @@ def told(secrets: Secrets) -> Told:
     """Send through a script; return what came of it, and how long was waited between the tries."""
 
     def told(
-        script: Script, grant: Grant | None = None, *, admission: Admission = ADMISSION, seconds: float = 25
+        script: Script, grant: Grant | None = None, *, held: Mapping[str, object] | None = None, seconds: float = 25
     ) -> tuple[Reply, list[float]]:
         grant = grant or asked()
         slept: list[float] = []
@@ -123,7 +138,7 @@ def told(secrets: Secrets) -> Told:
 
         secret = secrets.access(grant, time.monotonic() + 20)
         sender = Upstreams(script, secrets, script.clock, sleep)  # type: ignore[arg-type]  # a transport's one method
-        reply = sender.send(grant, admission, secret, script.clock() + seconds)
+        reply = sender.send(grant, claimed(grant, **(held or {})), secret, script.clock() + seconds)
         assert not script._answers  # no more and no fewer tries than answers
         assert reply.attempts == len(script.requests)
         return reply, slept
@@ -148,20 +163,25 @@ def said(again: bool) -> dict[str, str]:  # noqa: FBT001 - Stripe's one word
 # ---------------------------------------------------------------- every fault of the sandbox
 
 DONE = (Outcome.SUCCEEDED, None, 200)
-NO = Outcome.REJECTED
+NO = Outcome.FREED
+MISROUTED = (Outcome.RELEASED, UpstreamMisrouted, 502)
 PENDING = (Outcome.UNKNOWN, OutcomePending, 504)
 #: By fault: the outcome, the refusal and its status; and how many tries, invoices and calls there were.
 ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], tuple[int, int, int]]] = {
     **dict.fromkeys(("gzip", "set_cookie", "expanded", "slow", "leak_key", "working"), (DONE, (1, 1, 1))),
     **dict.fromkeys(
-        ("error_400", "echo_key", "approval", "action_blocked", "no_line_items"),
+        ("error_400", "echo_key", "action_blocked", "no_line_items"),
         ((NO, UpstreamRejected, 400), (1, 0, 1)),
     ),
+    "approval": ((Outcome.UNKNOWN, AwaitingApproval, 503), (1, 0, 1)),
     **dict.fromkeys(("twice", "other_mode"), (DONE, (1, 1, 1))),  # the connection here says no mode
     "error_402": ((NO, UpstreamRejected, 402), (1, 0, 1)),
-    **dict.fromkeys(("error_404", "html_404"), ((NO, UpstreamRejected, 404), (1, 0, 1))),
+    "error_404": ((NO, UpstreamRejected, 404), (1, 0, 1)),
+    **dict.fromkeys(("html_404", "redirect_307"), (MISROUTED, (1, 0, 1))),
     **dict.fromkeys(("error_401", "error_403"), ((Outcome.RELEASED, UpstreamKeyRefused, 503), (1, 0, 1))),
-    **dict.fromkeys(("error_429", "lock_429"), ((Outcome.RELEASED, UpstreamBusy, 503), (1, 0, 1))),
+    "error_429": ((Outcome.RELEASED, UpstreamBusy, 503), (1, 0, 1)),
+    # Whatever held the lock lets go of it.
+    "lock_429": (DONE, (2, 1, 2)),
     # Nothing lies under the key, or the invoice does: the second try brings it.
     **dict.fromkeys(("error_409", "error_503", "html_502", "retry_409", "retry_503"), (DONE, (2, 1, 2))),
     **dict.fromkeys(("close_after", "reset_after", "truncated"), (DONE, (2, 1, 2))),
@@ -170,11 +190,11 @@ ROWS: dict[str, tuple[tuple[Outcome, type[Refusal] | None, int], tuple[int, int,
     # The answer was another call's: the second try, over another connection, brings this one's.
     **dict.fromkeys(("other_customer", "other_key"), (DONE, (2, 1, 2))),
     "other_key_400": (DONE, (2, 1, 2)),
-    # The failure lies under the key, and is all that there is to be had.
-    "error_500": (PENDING, (3, 0, 3)),
-    "error_500_created": (PENDING, (3, 1, 3)),
+    # The failure lies under the key, and is all that there is to be had: the second try says so.
+    "error_500": ((Outcome.UNKNOWN, OutcomeUnknown, 424), (2, 0, 2)),
+    "error_500_created": ((Outcome.UNKNOWN, OutcomeUnknown, 424), (2, 1, 2)),
     "no_retry_500": (PENDING, (1, 0, 1)),
-    **dict.fromkeys(("redirect_302", "redirect_307"), (PENDING, (1, 0, 1))),
+    "redirect_302": (PENDING, (1, 0, 1)),
     **dict.fromkeys(
         ("html_200", "not_json", "nan", "deep", "no_id", "array", "empty", "wrong_object"), (PENDING, (1, 1, 1))
     ),
@@ -196,17 +216,18 @@ def test_answer_is_judged_and_tried_again_by_the_failure_table(
     send: Send, stripe: Stripe, fault: str, key: str | None
 ) -> None:
     (outcome, refusal, status), (attempts, invoices, calls) = ROWS[fault]
-    if refusal is OutcomePending and key is None:
+    if refusal in {OutcomePending, AwaitingApproval} and key is None:
         refusal, status = OutcomeUnknown, 424  # nobody could send the same call again
     stripe.delay = 0.1
     stripe.fail_next(fault)
-    reply = send(asked(stripe.origin, key=key), seconds=0.6 if fault in {"hang", "trickle"} else 20)
+    grant = asked(stripe.origin, key=key)
+    reply = send(grant, claimed(grant), seconds=0.6 if fault in {"hang", "trickle"} else 20)
     assert (reply.outcome, type(reply.refusal)) == (outcome, refusal or type(None))
     assert (reply.refusal.status if reply.refusal else 200) == status
     assert (reply.attempts, stripe.invoices, len(stripe.calls)) == (attempts, invoices, calls)
     assert reply.reached
     assert (reply.answer is None) == (outcome is not Outcome.SUCCEEDED)
-    assert (reply.alarm is not None) == (refusal is UpstreamKeyRefused or fault in STRAY)
+    assert (reply.alarm is not None) == (refusal in {UpstreamKeyRefused, UpstreamMisrouted} or fault in STRAY)
     assert len({dict(call.headers)["Idempotency-Key"] for call in stripe.calls}) == 1
     assert stripe.redirected == 0
     if refusal is OutcomePending:
@@ -236,7 +257,7 @@ def test_call_that_is_still_at_work_there_is_waited_for(secrets: Secrets, stripe
             return transport.send(outgoing, key, 0.2)
 
     sender = Upstreams(Impatient(), secrets, time.monotonic, time.sleep)  # type: ignore[arg-type]  # its one method
-    reply = sender.send(grant, ADMISSION, secret, time.monotonic() + 20)
+    reply = sender.send(grant, claimed(grant), secret, time.monotonic() + 20)
     assert (reply.outcome, reply.attempts) == (Outcome.SUCCEEDED, 3)
     assert (stripe.invoices, stripe.replays) == (1, 1)
 
@@ -295,9 +316,11 @@ def test_same_key_of_another_caller_or_connection_is_another_key_upstream() -> N
     elsewhere = asked(more="    account: acct_1\n")
     assert here.ledger_key == elsewhere.ledger_key  # what is kept of a call outlives a change of its connection
     text = policy(NOWHERE, upstream="stripe")
-    renamed = granted(text.replace("billing", "another"), idempotency_key="order-1")
+    labelled = granted(text.replace("billing", "another"), idempotency_key="order-1")
+    assert here.ledger_key == labelled.ledger_key  # which is the operator's own name for it
+    named = granted(text.replace("name: stripe-1", "name: stripe-9"), account="stripe-9", idempotency_key="order-1")
     other = granted(text.replace("  app:", "  another:"), idempotency_key="order-1")
-    assert len({grant.ledger_key for grant in (here, renamed, other)}) == 3
+    assert len({grant.ledger_key for grant in (here, named, other)}) == 3
 
 
 def test_call_without_a_key_has_one_of_its_own_for_all_its_tries(send: Send, stripe: Stripe) -> None:
@@ -346,7 +369,7 @@ def test_no_other_answer_is_tried_again(told: Told, status: int) -> None:
     told(Script(Received(status, INVOICE if status < 300 else b"")))
 
 
-@pytest.mark.parametrize("status", [302, 400, 402, 404, 409, 424, 429, 500, 503])
+@pytest.mark.parametrize("status", [302, 409, 424, 429, 500, 503])
 def test_word_of_stripe_decides_whatever_the_status(told: Told, status: int) -> None:
     reply, _ = told(Script(answered(status, again=True), OK))
     assert reply.outcome is Outcome.SUCCEEDED
@@ -357,6 +380,13 @@ def test_success_is_never_sent_again_whatever_the_word(told: Told) -> None:
     """What came of the second would be told in the place of the invoice."""
     reply, _ = told(Script(replace(OK, headers=said(again=True))))
     assert reply.outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("status", [400, 402, 404])
+@pytest.mark.parametrize(("kind", "outcome"), [("card_error", Outcome.FREED), ("api_error", Outcome.REJECTED)])
+def test_refusal_is_never_sent_again_whatever_the_word(told: Told, status: int, kind: str, outcome: Outcome) -> None:
+    reply, _ = told(Script(answered(status, again=True, type=kind)))
+    assert reply.outcome is outcome
 
 
 def test_pauses_grow_and_end(told: Told) -> None:
@@ -415,22 +445,63 @@ def test_try_that_creates_nothing_says_nothing_of_an_earlier_call(
     told: Told, then: Received | Exception, *, alarms: bool
 ) -> None:
     script = Script(then) if isinstance(then, Received) else Script(then, then, then)
-    reply, _ = told(script, admission=replace(ADMISSION, doubt=True))
+    reply, _ = told(script, held=QUIET)
     assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending)
     assert reply.reached == isinstance(then, Received)  # this call counts only where it went out
     assert (reply.alarm is not None) == alarms
 
 
-@pytest.mark.parametrize("then", [OK, answered(402, code="card_declined"), answered(400), answered(404)])
-def test_answer_that_lies_under_the_key_settles_a_doubt(told: Told, then: Received) -> None:
-    reply, _ = told(Script(LOST, then), admission=replace(ADMISSION, doubt=True))
-    assert reply.outcome is (Outcome.SUCCEEDED if then is OK else Outcome.REJECTED)
+REFUSED = answered(400, type="invalid_request_error", code="resource_missing")
+DECLINED = answered(402, type="card_error", code="card_declined")
+#: What Stripe keeps under the key.
+KEPT = {"idempotent-replayed": "true"}
+
+
+@pytest.mark.parametrize("held", [DOUBT, QUIET], ids=["may still arrive", "can no longer arrive"])
+def test_invoice_that_lies_under_the_key_settles_a_doubt(told: Told, held: Mapping[str, object]) -> None:
+    assert told(Script(LOST, OK), held=held)[0].outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("then", [REFUSED, DECLINED])
+def test_refusal_settles_a_doubt_only_once_nothing_can_arrive_any_more(told: Told, then: Received) -> None:
+    assert told(Script(then), held=QUIET)[0].outcome is Outcome.FREED
+    for script, held in ((Script(then), DOUBT), (Script(LOST, then), QUIET), (Script(LOST, then), {})):
+        reply, _ = told(script, held=held)
+        assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending)
+        assert reply.refusal is not None
+        assert reply.refusal.retry_after == LEASE
+
+
+@pytest.mark.parametrize("held", [DOUBT, QUIET, {"refused": True}, {}], ids=["doubt", "quiet", "refused", "fresh"])
+@pytest.mark.parametrize("kept", [REFUSED, DECLINED])
+def test_refusal_that_is_kept_closes_its_key_and_the_call_goes_on_with_the_next(
+    told: Told, kept: Received, held: Mapping[str, object]
+) -> None:
+    grant = asked()
+    script = Script(replace(kept, headers=KEPT), OK)
+    reply, slept = told(script, grant, held=held)
+    assert (reply.outcome, reply.generation, reply.doubt, slept) == (Outcome.SUCCEEDED, 1, False, [0.0])
+    assert grant.ledger_key is not None
+    sent = [request.headers["Idempotency-Key"] for request in script.requests]
+    assert sent == [upstream_key(grant.ledger_key, 0), upstream_key(grant.ledger_key, 1)]
+
+
+def test_key_known_with_the_form_that_was_refused_is_passed_too(told: Told) -> None:
+    other = answered(400, type="idempotency_error")
+    reply, _ = told(Script(other, OK), held={"refused": True})
+    assert (reply.outcome, reply.generation) == (Outcome.SUCCEEDED, 1)
+
+
+def test_no_more_than_five_keys_are_passed_in_one_call(told: Told) -> None:
+    closed = replace(REFUSED, headers=KEPT)
+    reply, _ = told(Script(*[closed] * (1 + len(FURTHER))))
+    assert (reply.outcome, reply.generation, len(FURTHER)) == (Outcome.RELEASED, 1 + len(FURTHER), 5)
 
 
 @pytest.mark.parametrize("doubt", [False, True])
 def test_key_that_stripe_knows_with_another_form_is_unknown(told: Told, *, doubt: bool) -> None:
     script = Script(answered(400, type="idempotency_error"))
-    reply, _ = told(script, admission=replace(ADMISSION, doubt=doubt))
+    reply, _ = told(script, held={"doubt": doubt})
     assert (reply.outcome, type(reply.refusal)) == (Outcome.UNKNOWN, OutcomePending)
 
 
@@ -621,6 +692,7 @@ def test_look_that_is_lost_is_tried_again_and_then_failed(told: Told, failure: R
     ("answer", "outcome", "refusal"),
     [
         (answered(404, code="resource_missing", param="invoice"), Outcome.REJECTED, UpstreamRejected),
+        (REFUSED, Outcome.FREED, UpstreamRejected),
         (answered(401), Outcome.RELEASED, UpstreamKeyRefused),
         (answered(429), Outcome.RELEASED, UpstreamBusy),
         (Received(200, b"<html>"), Outcome.RELEASED, UpstreamFailed),
@@ -632,6 +704,11 @@ def test_look_is_judged_as_what_it_is(told: Told, answer: Received, outcome: Out
     assert (reply.outcome, type(reply.refusal)) == (outcome, refusal)
     assert reply.refusal is not None
     assert "Nothing was created" not in reply.refusal.detail
+
+
+def test_look_that_meets_a_wrong_origin_is_told_so_and_alarms(told: Told) -> None:
+    reply, _ = told(Script(Received(404, b"<html>")), looking())
+    assert (reply.outcome, type(reply.refusal), reply.alarm is None) == (Outcome.RELEASED, UpstreamMisrouted, False)
 
 
 def test_look_after_a_loss_is_in_no_doubt(told: Told) -> None:
