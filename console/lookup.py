@@ -104,12 +104,15 @@ class Told:
         return next((line["ledger"] for line in self.own if "ledger" in line), None)
 
 
-def source_of(exports: Sequence[str], project: str | None, stack: ExitStack) -> Source:
-    """Return where to look: the exports or, without any, Cloud Logging. Raises :class:`NoAnswerError`."""
+def source_of(exports: Sequence[str], project: str | None, stack: ExitStack, example: str = EXAMPLE) -> Source:
+    """Return where to look: the exports or, without any, Cloud Logging. Raises :class:`NoAnswerError`.
+
+    ``example`` is what to write where there is neither.
+    """
     if exports:
         return Files(exports, stack)
     if shutil.which("gcloud") is None:
-        raise NoAnswerError(f"Name an export of the record, such as record.jsonl: {EXAMPLE}")
+        raise NoAnswerError(f"Name an export of the record, such as record.jsonl: {example}")
     return CloudLogging(project)
 
 

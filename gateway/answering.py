@@ -63,6 +63,8 @@ def previewed(would_send: Mapping[str, object], audit_id: str) -> Answer:
 def replayed(kept: Answer, grant: Grant) -> Answer:
     """Return a kept answer, or what the policy still grants of it if that is less now.
 
+    An operator's word is all that is known of its call: what else is granted is null.
+
     Its body says that it is a replay if bodies carry the audit id, as those of refusals always do: no-code tools show
     no header. Otherwise it is the same byte for byte.
     """
@@ -72,6 +74,8 @@ def replayed(kept: Answer, grant: Grant) -> Answer:
         tree = {**entitlement.response, **({"audit_id": None} if entitlement.audit_id_in_answer else {})}
         answer = msgspec.json.decode(body)
         narrowed = narrow(answer, tree)
+        if kept.partial:
+            narrowed = {**dict.fromkeys(tree), **narrowed}
         if narrowed != answer:
             body = _json(narrowed)
         if not entitlement.audit_id_in_answer:

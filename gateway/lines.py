@@ -208,6 +208,9 @@ class Resolved(Line, kw_only=True, tag="resolved"):
 
     ledger: Short
     verdict: str
+    caller: str
+    connection: str
+    operation: str
 
 
 Call = Intent | OutcomeLine | RefusalLine | Replay | Preview | Counted

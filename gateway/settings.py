@@ -344,6 +344,11 @@ def ledger_of(environ: Mapping[str, str]) -> Ledger:
     return found
 
 
+def record_of(environ: Mapping[str, str]) -> Sink:
+    """Return where ``AUDIT`` has the record, for an operator's decision. Raises :class:`SettingError`."""
+    return _sink(_audit(environ))
+
+
 def _audit(environ: Mapping[str, str]) -> str:
     where = environ.get("AUDIT", "stdout")
     path = where.removeprefix("file:")

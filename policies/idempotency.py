@@ -70,6 +70,11 @@ class Held(msgspec.Struct, frozen=True):
     """When it was first claimed, in unix seconds."""
     running: bool
     """Whether the call may still be under way."""
+    amount: int | None = None
+    """The sum of what was created, in minor units of ``currency``, where the answer that is kept has both."""
+    currency: str | None = None
+    said: str = ""
+    """An operator's word on it, and whose."""
     approval: str | None = None
     """What it waits for at the upstream."""
 
@@ -254,8 +259,10 @@ def blank(entry: Entry) -> bool:
     return entry.state is State.FREE and not entry.generation and not entry.refused
 
 
-def resolve(held: Entry | None, answer: Answer | None, *, now: float) -> tuple[Verdict, Entry | None]:
+def resolve(held: Entry | None, answer: Answer | None, *, now: float, said: str = "") -> tuple[Verdict, Entry | None]:
     """Judge an operator's word on a key: what it created (``answer`` is what callers get), or that it did not (None).
+
+    ``said`` is that word and whose it is, for people.
 
     Only an open entry is changed, or a refusal that does not prove that nothing was created. "Not created" is not
     taken while a send may still arrive, nor while a person may approve the call where the upstream can be asked of it.
@@ -267,17 +274,18 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float) -> tuple[V
     if held.state in {State.SUCCEEDED, State.FREE}:
         return Verdict.SETTLED, held
     if answer is not None:
-        told = replace(held, state=State.SUCCEEDED, answer=answer, approval=None, expires=now + RETENTION)
+        told = replace(held, state=State.SUCCEEDED, answer=answer, approval=None, expires=now + RETENTION, said=said)
         return Verdict.RESOLVED, told
     if now < held.until:
         return Verdict.RUNNING, held
     if held.approval is not None and not held.mute:
         return Verdict.WAITING, held
-    return Verdict.RESOLVED, free(held, refused=True, expires=now + RETENTION)
+    return Verdict.RESOLVED, free(replace(held, said=said), refused=True, expires=now + RETENTION)
 
 
 def held_of(key: str, entry: Entry, *, now: float, since: float) -> Held:
     """Return what an operator sees of an entry. ``since`` is when it was claimed, in unix seconds."""
+    amount, currency = _sum(entry)
     return Held(
         key=key,
         state=entry.state,
@@ -286,8 +294,21 @@ def held_of(key: str, entry: Entry, *, now: float, since: float) -> Held:
         operation=entry.operation,
         since=since,
         running=_running(entry, now),
+        amount=amount,
+        currency=currency,
+        said=entry.said,
         approval=entry.approval,
     )
+
+
+def _sum(entry: Entry) -> tuple[int, str] | tuple[None, None]:
+    """Return the amount and the currency of what was created, where the caller was granted both."""
+    operation = OPERATIONS.get(entry.operation)
+    if entry.state is not State.SUCCEEDED or entry.answer is None or operation is None or operation.spends is None:
+        return None, None
+    told: dict[str, Any] = msgspec.json.decode(entry.answer.body)
+    amount, currency = told.get(operation.spends.amount), told.get(operation.spends.currency)
+    return (amount, currency) if isinstance(amount, int) and isinstance(currency, str) else (None, None)
 
 
 def _running(held: Entry, now: float) -> bool:

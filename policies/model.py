@@ -343,11 +343,13 @@ class Standing(msgspec.Struct, frozen=True):
     """Seconds until more is left than now."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a caller is told: an HTTP status and a JSON body."""
 
     status: int
     body: bytes
+    partial: bool = False
+    """Whether nobody knows more than the members in it: it is an operator's word. What else is granted is null."""
 
 
 class State(StrEnum):
@@ -403,6 +405,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of a call in several steps: what it works on."""
     asked: str = ""
     """Of a call in several steps: the lines, the currency and the sum that were asked for, as JSON."""
+    said: str = ""
+    """An operator's word on it, and whose."""
     reserved: int = 0
     """What it holds of the caller's budgets until it is settled, in minor units."""
 

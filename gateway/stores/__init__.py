@@ -47,8 +47,10 @@ class Ledger(Protocol):
     def held(self, prefix: str = "") -> Iterator[Held]:
         """Yield the keys whose ledger name begins with ``prefix``."""
 
-    def resolve(self, key: str, answer: Answer | None) -> Verdict:
+    def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """Decide that an open key's invoice was created (``answer`` is what its callers get) or was not (None).
+
+        ``said`` is that decision and whose it is, for people.
 
         Only an open key is changed. If its invoice was not created, the key is free.
         """

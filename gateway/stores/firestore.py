@@ -288,13 +288,13 @@ class Firestore:
         except _FailedError as error:
             raise StoreUnavailable(note=str(error)) from None
 
-    def resolve(self, key: str, answer: Answer | None) -> Verdict:
+    def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
         path = f"{LEDGER}/{key}"
 
         def judge(seen: _Sight) -> tuple[Verdict, Writes]:
             found = seen.documents[path]
-            verdict, decided = idempotency.resolve(_entry(found), answer, now=seen.now)
+            verdict, decided = idempotency.resolve(_entry(found), answer, now=seen.now, said=said)
             if verdict is not Verdict.RESOLVED or decided is None or found is None:
                 return verdict, {}
             return verdict, {path: _document(decided) | {"taken": found["taken"]}}

@@ -47,7 +47,12 @@ MARKED: Final = 1_800
 #: How often a claim is judged anew, at most, because the entry has changed meanwhile.
 ATTEMPTS: Final = 5
 
+#: How many keys an operator's list reads at a time.
+BATCH: Final = 1000
+
 PREFIX: Final = "{countersign}:"
+#: What an entry is read from, in the order in which :func:`_entry` takes it.
+_PARTS: Final = ("e", "sent", "lease")
 
 
 class Meaning(Enum):
@@ -337,18 +342,26 @@ class Redis:
         start = f"{PREFIX}ledger:"
         try:
             now = int(self._now() or self._now_there()) / 1_000_000
-            for key in self._client.scan_iter(match=f"{start}{prefix}*", count=1000):
-                entry = self._read(key)
-                if entry is not None and not (entry.expires is not None and entry.expires <= now):
-                    yield idempotency.held_of(key.decode().removeprefix(start), entry, now=now, since=entry.sent)
+            cursor = -1
+            while cursor:
+                scanned: Any = self._client.scan(max(cursor, 0), match=f"{start}{prefix}*", count=BATCH)
+                cursor, keys = scanned
+                with self._client.pipeline(transaction=False) as batch:
+                    for key in keys:
+                        batch.hmget(key, *_PARTS)
+                    contents = batch.execute()
+                for key, content in zip(keys, contents, strict=True):
+                    entry = _entry(*content)
+                    if entry is not None and not (entry.expires is not None and entry.expires <= now):
+                        yield idempotency.held_of(key.decode().removeprefix(start), entry, now=now, since=entry.sent)
         except tuple(ERRORS) as error:
             raise self._unavailable(error) from None
 
     def _read(self, key: Any) -> Entry | None:
-        content: Any = self._client.hmget(key, "e", "sent", "lease")
+        content: Any = self._client.hmget(key, *_PARTS)
         return _entry(*content)
 
-    def resolve(self, key: str, answer: Answer | None) -> Verdict:
+    def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
         place = f"{PREFIX}ledger:{key}"
         try:
@@ -356,7 +369,7 @@ class Redis:
             held = self._read(place)
         except tuple(ERRORS) as error:
             raise self._unavailable(error) from None
-        verdict, decided = idempotency.resolve(held, answer, now=now)
+        verdict, decided = idempotency.resolve(held, answer, now=now, said=said)
         if verdict is not Verdict.RESOLVED or decided is None or held is None:
             return verdict
         arguments = [_version(held), _ENTRY.encode(decided), _version(decided), _kept(decided, now)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
+from redis.client import Pipeline
 
 from console.__main__ import main
 from console.audit import verify
@@ -18,10 +20,12 @@ from policies.idempotency import LEASE
 from policies.model import Answer, Outcome
 from policies.outcomes import Reply
 from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
+from tests.conftest import RESPONSE, Record
 from tests.gateway.conftest import Clock, admit, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from policies.model import Grant
     from sandbox.appgregator import Appgregator
@@ -77,10 +81,11 @@ def test_list_shows_what_waits_and_nothing_else(ledger: Redis | Firestore, capsy
     running = keyed("running")
     admit(ledger, running)
     assert main(["ledger", "list"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"{unknown[:16]}  unknown    \S+Z \(0\.0 h ago\)  app on billing", line)
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["KEY", "STATE", "SINCE", "AGE", "AMOUNT", "WHAT"]
+    assert re.fullmatch(rf"{unknown[:16]}  unknown    \S+Z  just now +app, invoices\.create on billing", line)
     assert main(["ledger", "list", "--all"]) == 0
-    states = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    states = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
     assert states == {
         unknown[:16]: "unknown",
         settled[:16]: "succeeded",
@@ -112,11 +117,13 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
     upstream: Appgregator,
     make: Callable[..., Redis | Firestore],
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate = function(STORE=os.environ["STORE"])
     upstream.fail_next("close_after")
     assert gate.post(Idempotency_Key="order-1").status_code == 424
     (intent,) = gate.record.entries("intent")
+    monkeypatch.delenv("AUDIT")
     assert main(["ledger", "resolve", intent["ledger"], "--created", "in_77", "--by", "Ann"]) == 0
     out, err = capfd.readouterr()
     entries = [json.loads(line)["countersign"] for line in out.splitlines()]
@@ -126,7 +133,8 @@ def test_created_is_what_the_same_key_is_told_from_then_on(
     assert (resolution["ledger"], resolution["created"], resolution["by"]) == (intent["ledger"], "in_77", "Ann")
     assert "in_77" in err
     response = gate.post(Idempotency_Key="order-1")
-    assert (response.status_code, response.json) == (200, {"id": "in_77", "replayed": True})
+    granted_ = dict.fromkeys(field.partition(".")[0] for field in RESPONSE.split(", "))
+    assert (response.status_code, response.json) == (200, {**granted_, "id": "in_77", "replayed": True})
     assert response.headers["Idempotent-Replayed"] == "true"
     assert upstream.invoices == 1
 
@@ -137,10 +145,10 @@ def test_not_created_lets_the_same_key_be_sent_again_once_nothing_can_arrive_any
     key = leave(ledger, "unknown", UNKNOWN)
     with pytest.raises(OutcomeStillUnknown):
         admit(ledger, keyed("unknown"))
-    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 1
+    assert main(["ledger", "resolve", key, "--not-created", "--yes", "--by", "Ann"]) == 1
     assert "may still be running. Wait half a minute" in capsys.readouterr().err
     later(LEASE)
-    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 0
+    assert main(["ledger", "resolve", key, "--not-created", "--yes", "--by", "Ann"]) == 0
     assert admit(ledger, keyed("unknown")).replay is None
 
 
@@ -150,10 +158,12 @@ def test_approval_is_listed_and_no_word_against_it_is_taken(
     key = leave(ledger, "waits", replace(UNKNOWN, approval="apreq_1"))
     later(1000 * LEASE)
     assert main(["ledger", "list"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("app on billing, waits for apreq_1 to be approved")
+    assert (
+        capsys.readouterr().out.rstrip().endswith("app, invoices.create on billing, waits for apreq_1 to be approved")
+    )
     assert main(["ledger", "show", key]) == 0
     assert "The upstream has a person approve this call (apreq_1)" in capsys.readouterr().out
-    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 1
+    assert main(["ledger", "resolve", key, "--not-created", "--yes", "--by", "Ann"]) == 1
     assert "A person may still approve this call at the upstream" in capsys.readouterr().err
     assert main(["ledger", "resolve", key, "--created", "in_77", "--by", "Ann"]) == 0
     replay = admit(ledger, keyed("waits")).replay
@@ -169,11 +179,11 @@ def test_approval_that_the_upstream_cannot_be_asked_about_is_ended_by_an_operato
     with pytest.raises(OutcomeStillUnknown) as refusal:
         admit(ledger, keyed("waits"))
     assert "a person approve this call" in refusal.value.detail
-    assert main(["ledger", "resolve", key, "--not-created", "--by", "Ann"]) == 0
+    assert main(["ledger", "resolve", key, "--not-created", "--yes", "--by", "Ann"]) == 0
     assert admit(ledger, keyed("waits")).replay is None
 
 
-@pytest.mark.parametrize("word", [["--not-created"], ["--created", "in_77"]])
+@pytest.mark.parametrize("word", [["--not-created", "--yes"], ["--created", "in_77"]])
 def test_refusal_that_proves_nothing_can_be_resolved(
     ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str], word: list[str]
 ) -> None:
@@ -207,7 +217,7 @@ def test_only_an_open_key_is_resolved(
     if reply is not None:
         ledger.settle(grant, admission, reply, Answer(200, b'{"id":"in_1"}'))
     before = list(ledger.held())
-    assert main(["ledger", "resolve", str(grant.ledger_key), "--not-created", "--by", "Ann"]) == 1
+    assert main(["ledger", "resolve", str(grant.ledger_key), "--not-created", "--yes", "--by", "Ann"]) == 1
     assert says in capsys.readouterr().err
     assert list(ledger.held()) == before
 
@@ -253,3 +263,116 @@ def test_ledger_that_cannot_be_reached_is_said_without_its_password(
     err = capsys.readouterr().err
     assert "STORE" in err
     assert "hunter2" not in err
+
+
+# ---------------------------------------------------------------- what an operator sees
+
+
+def test_amount_is_shown_where_the_kept_answer_has_it_and_who_said_what(
+    later: Callable[[float], None], ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grant = keyed("settled")
+    answer = Answer(200, b'{"id":"in_1","amount_due":123400,"currency":"usd"}')
+    ledger.settle(grant, admit(ledger, grant), Reply(Outcome.SUCCEEDED, answer={}), answer)
+    later(2 * 3600)
+    unknown = leave(ledger, "unknown", UNKNOWN)
+    later(LEASE)
+    assert main(["ledger", "resolve", unknown, "--created", "in_77", "--by", "Ann Lee"]) == 0
+    capsys.readouterr()
+    assert main(["ledger", "list", "--all"]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert re.search(r"  1,234\.00 USD  app, invoices\.create on billing$", first)
+    assert re.search(r"    app, invoices\.create on billing, Ann Lee: created in_77$", second)
+
+
+def test_what_will_be_done_is_shown_before_and_not_created_is_asked_twice(
+    later: Callable[[float], None],
+    ledger: Redis | Firestore,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = leave(ledger, "unknown", UNKNOWN)
+    later(LEASE)
+    command = ["ledger", "resolve", key, "--not-created", "--by", "Ann"]
+    assert main(command) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert f"{key[:16]}  unknown" in err
+    assert "What Ann says goes on record: nothing was created." in err
+    assert "add --yes" in err
+    assert err.endswith("Nothing was changed.\n")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for word in ("", "y\n", "yes\n", "not\n"):
+        monkeypatch.setattr("sys.stdin", Terminal(word))
+        assert main(command) == 1
+        assert [one.open for one in ledger.held(key)] == [True]
+    monkeypatch.setattr("sys.stdin", Terminal("not-created\n"))
+    assert main(command) == 0
+    out, err = capfd.readouterr()
+    assert "write not-created once more" in err
+    assert [json.loads(line)["message"] for line in out.splitlines()][1:3] == [
+        "Ann: not created, of what app asked for with invoices.create on billing",
+        "the decision took effect, of what app asked for with invoices.create on billing",
+    ]
+
+
+def test_decision_goes_on_record_where_audit_says(
+    later: Callable[[float], None], ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    key = leave(ledger, "unknown", UNKNOWN)
+    later(LEASE)
+    monkeypatch.setenv("AUDIT", f"file:{tmp_path / 'none' / 'audit.jsonl'}")
+    command = ["ledger", "resolve", key, "--created", "in_77", "--by", "Ann"]
+    assert main(command) == 1
+    assert "AUDIT" in capsys.readouterr().err
+    assert [one.open for one in ledger.held(key)] == [True]
+    monkeypatch.setenv("AUDIT", f"file:{tmp_path / 'audit.jsonl'}")
+    assert main(command) == 0
+    assert capsys.readouterr().out == ""
+    entries = Record(tmp_path / "audit.jsonl").entries()
+    assert [entry["kind"] for entry in entries] == ["resolution", "resolved"]
+    assert all((entry["caller"], entry["connection"]) == ("app", "billing") for entry in entries)
+
+
+def test_audit_id_leads_to_the_key_by_way_of_an_export(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    ledger: Redis | Firestore,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    gate = function(STORE=os.environ["STORE"])
+    upstream.fail_next("close_after")
+    ids = [gate.post(Idempotency_Key="order-1").headers["Countersign-Audit-Id"] for _ in range(2)]
+    ids.append(gate.post(key="csk_wrong").headers["Countersign-Audit-Id"])
+    (held,) = ledger.held()
+    for audit_id in ids[:2]:
+        assert main(["ledger", "show", audit_id, "--record", str(tmp_path / "audit.jsonl")]) == 0
+        assert f"key        {held.key}" in capsys.readouterr().out
+    assert main(["ledger", "show", ids[2], "--record", str(tmp_path / "audit.jsonl")]) == 1
+    assert "had no idempotency key" in capsys.readouterr().err
+    assert main(["ledger", "show", ids[0], "--record", "/nowhere"]) == 1
+    assert "/nowhere: it cannot be read" in capsys.readouterr().err
+
+
+def test_long_list_of_redis_is_read_in_batches(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, grant = Redis(redis_url), keyed("k")
+    for number in range(3000):
+        admit(store, replace(grant, ledger_key=f"{number:064x}"))
+    trips = 0
+    execute = Pipeline.execute
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal trips
+        trips += 1
+        return execute(self, *arguments)
+
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    monkeypatch.setattr(Redis, "_read", None)
+    assert len({held.key for held in store.held()}) == 3000
+    assert trips < 30
