@@ -68,7 +68,7 @@ def test_flood_of_unauthenticated_calls_drowns_neither_the_record_nor_another_ca
     written = Counter(entry["reason"] for entry in entries if entry["kind"] == "refusal")
     counted: Counter[str] = Counter()
     for entry in entries:
-        if entry["kind"] == "refusals":
+        if entry["kind"] == "counted":
             counted[entry["reason"]] += entry["count"]
     assert written + counted == Counter(dict.fromkeys(KEYS.values(), CALLS // len(KEYS)))
     assert max(written.values()) <= FLOOD * (int(seconds) + 2)

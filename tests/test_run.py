@@ -343,7 +343,7 @@ def test_lost_answer_is_in_the_ledger_where_the_store_is_one_that_the_command_ca
             [ROOT / "countersign", "ledger", "list"],
             env={**ENVIRONMENT, "STORE": redis_url}, capture_output=True, text=True, check=True,
         )  # fmt: skip
-    assert re.search(r" unknown .* demo-app on sandbox-billing$", listed.stdout.rstrip())
+    assert re.search(r" unknown .* demo-app, invoices\.create on sandbox-billing$", listed.stdout.rstrip())
     assert "./countersign ledger list" in told.read_text()
 
 
