@@ -122,8 +122,11 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float) -> Entr
     if held is None or (held.expires is not None and held.expires <= now):
         return wanted
     if held.state is State.FREE:
-        same = held.place == wanted.place
-        return replace(wanted, generation=held.generation, refused=held.refused) if same else wanted
+        if held.place != wanted.place:
+            return wanted
+        # What the upstream keeps under this generation, it has kept since the refusal.
+        sent = held.sent if held.refused else wanted.sent
+        return replace(wanted, generation=held.generation, refused=held.refused, sent=sent)
     if _running(held, now):
         if held.owner == wanted.owner:  # our own claim; the store's reply was lost
             return held
@@ -189,7 +192,7 @@ def settle(held: Entry | None, *, owner: str, reply: Reply, answer: Answer | Non
         refused=held.refused and here,
         doubt=reply.doubt or (held.doubt and here),
         approval=held.approval if here else None,
-        sent=held.sent if here else claimed,
+        sent=held.sent if here or held.doubt else claimed,  # a call that was killed may have come as far
     )
     match reply.outcome:
         case Outcome.SUCCEEDED | Outcome.REJECTED:

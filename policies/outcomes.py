@@ -20,6 +20,7 @@ from policies import fields
 from policies.model import Effect, Outcome
 from policies.operations import OPERATIONS
 from policies.refusals import (
+    ApprovalLapsed,
     ApprovalRejected,
     AwaitingApproval,
     OutcomePending,
@@ -171,12 +172,13 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
     means = said.means
     if means is Means.WAITS:
         return awaiting(step, said.approval, said.look)
-    if means is Means.OTHER_FORM:
-        if step.refused:  # the refused form is kept under this key, and had no effect
-            return _closed()
-        return unknown(grant, "the upstream knows the key with another form", status)
     if means is Means.BLOCKED or (means is Means.REFUSED and status in _REJECTED):
         return _freed(grant, step, status, said)
+    if step.refused and (means is Means.OTHER_FORM or (said.kept and not step.doubt)):
+        # What is kept under this key is of another form, or of an earlier send, and had no effect.
+        return _closed()
+    if means is Means.OTHER_FORM:
+        return unknown(grant, "the upstream knows the key with another form", status)
     if status in {401, 403}:
         refusal: Refusal = UpstreamKeyRefused(note=f"the upstream answered {status}")
         alarm = "the upstream refuses the key of this connection"
@@ -190,7 +192,7 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
     if status in _WORDLESS and not step.doubt:
         return Reply(Outcome.REJECTED, refusal=_rejection(grant, status, said, _PROBABLY))
     reply = unknown(grant, f"the upstream answered {status}", status)
-    if said.kept and status >= 500 and not grant.entitlement.operation.repeatable:
+    if said.kept and not grant.entitlement.operation.repeatable:
         # It would be repeated for as long as the upstream keeps the key, and never say what happened.
         return replace(reply, refusal=OutcomeUnknown(note=f"the upstream keeps {status}"), again=False, mute=True)
     return reply
@@ -268,7 +270,8 @@ def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Repl
         case Decision.REFUSED:
             return Reply(Outcome.REJECTED, refusal=ApprovalRejected(doubt=step.doubt))
         case Decision.LAPSED if step.quiet or not step.doubt:
-            return _closed()
+            # It is not sent at once: the ledger must know first under which key.
+            return Reply(Outcome.RELEASED, refusal=ApprovalLapsed(retry_after=1), generation=step.generation + 1)
         case Decision.LAPSED:
             return _in_doubt(grant, None, LATE_SECONDS)
         case _:

@@ -54,6 +54,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── UpstreamBusy             503
     │   ├── UpstreamKeyRefused       503
     │   ├── AwaitingApproval         503  a person has to approve it; for Stripe's clients a conflict
+    │   ├── ApprovalLapsed           503  nobody did in time
     │   ├── ApprovalRejected         403  a person did not
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
@@ -727,6 +728,18 @@ class AwaitingApproval(UpstreamRefusal):
         if self.look is not None:
             problem["approval"] = self.look
         return problem
+
+
+class ApprovalLapsed(UpstreamRefusal):
+    """Nobody approved the call in time, or the upstream could not carry it out."""
+
+    status = 503
+    reason = "approval-lapsed"
+    title = "Nobody has approved this in time"
+    sentence = (
+        "Nobody has approved this call at the upstream in time, or it could not be carried out. Nothing was created. "
+        "Send the same call again to have it approved anew."
+    )
 
 
 class ApprovalRejected(UpstreamRefusal):

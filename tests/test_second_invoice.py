@@ -270,6 +270,8 @@ def test_a8_approval_that_lapses_lets_the_same_call_run_fresh(
     gate = at_stripe()
     approval = held(gate, stripe)
     stripe.forward(7 * 24 * HOUR) if decision == "a week" else stripe.decide(approval, decision)
+    lapsed = refused(gate.post(Idempotency_Key="order-1"), 503, "approval-lapsed")
+    assert lapsed["retry_after"] == 1
     assert gate.post(Idempotency_Key="order-1").status_code == 200
     assert (stripe.invoices, len(stripe.calls)) == (1, 2)
     assert gate.post(Idempotency_Key="order-1").headers["Idempotent-Replayed"] == "true"
@@ -280,6 +282,7 @@ def test_a8_approval_that_has_lapsed_is_no_doubt_of_what_comes_next(
 ) -> None:
     gate = at_stripe()
     stripe.decide(held(gate, stripe), "expire")
+    refused(gate.post(Idempotency_Key="order-1"), 503, "approval-lapsed")
     stripe.fail_next("error_429")
     refused(gate.post(Idempotency_Key="order-1"), 503, "upstream-busy")
     assert gate.post(body=f"{CUSTOMER}&description=mended", Idempotency_Key="order-1").status_code == 200

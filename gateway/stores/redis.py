@@ -194,7 +194,8 @@ return answer('admitted', exact(now), sent, lease, '')
 # KEYS as above. ARGV: now or '', '1' with a key, the version that was claimed, the entry to write ('' to delete it),
 # its version, when it was first sent, for how many milliseconds it is kept or '', '1' to give back, taken, the amount
 # spent; then for each window its seconds and '1' if the call was counted there. Returns 1 if the ledger now has that
-# version, 0 if another call owns the key. Of a claim that is not there the owner is marked: it must not come later.
+# version, 0 if another call owns the key. Of a claim that is not there, or not any more, the owner is marked: it must
+# not come later, nor once more.
 _SETTLE: Final = f"""{_COMMON}
 local keyed, taken = ARGV[2] == '1', ARGV[9]
 if keyed then
@@ -207,6 +208,7 @@ if keyed then
   taken = held[2]
   if ARGV[4] == '' then
     redis.call('DEL', KEYS[1])
+    redis.call('SET', KEYS[2], '1', 'EX', {MARKED})
   else
     redis.call('HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', ARGV[6])
     if ARGV[7] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[7]) end

@@ -75,15 +75,14 @@ class Upstreams:
     def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
         """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
         dialect, entry = _dialect(grant), admission.entry
-        step, approval = _step(grant, admission, dialect), None if entry is None else entry.approval
+        step = begun = _step(grant, admission, dialect)
+        if entry is not None and entry.approval is not None:
+            return self._ask(dialect, grant, step, entry.approval, secret, deadline)
         reached, attempts, first, alarm = False, 0, secret, None
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
         further = iter(FURTHER)
         while True:
-            if approval is None:
-                reply = self._attempt(dialect, grant, step, secret, deadline)
-            else:
-                reply, approval = self._ask(dialect, grant, step, approval, secret, deadline), None
+            reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached, alarm = attempts + 1, reached or reply.reached, reply.alarm or alarm
             if reply.outcome is Outcome.SUCCEEDED:
                 break
@@ -92,11 +91,13 @@ class Upstreams:
                 if secret is not first:
                     alarm = None
                     continue
-            step = _after(step, reply)
+            step = _after(begun, step, reply)
             pause = next(further if reply.closed else pauses, None) if reply.closed or reply.again else None
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
+        if reply.closed:
+            reply = _stopped(grant, step, reply)
         if secret is not first:
             reply = _without(first, reply)
         if attempts > 1 or step.generation or step.doubt:
@@ -158,13 +159,19 @@ def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
     return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.looks_up)
 
 
-def _after(step: Step, reply: Reply) -> Step:
+def _after(begun: Step, step: Step, reply: Reply) -> Step:
     """Return the step of another try."""
     if reply.closed:  # nothing was created under this key, and nothing ever will be
-        return replace(step, generation=step.generation + 1, refused=False, doubt=False)
+        # This call has not sent the next one yet. One that was killed may have.
+        return replace(begun, generation=step.generation + 1, refused=False)
     if reply.outcome is Outcome.UNKNOWN and reply.approval is None:
         return replace(step, doubt=True, quiet=False)
     return step
+
+
+def _stopped(grant: Grant, step: Step, reply: Reply) -> Reply:
+    """Return the result of a call with no time left for its next key: unknown if that may have been sent before."""
+    return unknown(grant, "no time is left for the next key") if step.doubt else reply
 
 
 def _dialect(grant: Grant) -> Dialect:

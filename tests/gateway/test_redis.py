@@ -428,6 +428,20 @@ def test_claim_that_arrives_after_its_release_takes_no_key(redis_url: str) -> No
     assert admit(store, grant).standings[0].remaining == 8
 
 
+@pytest.mark.parametrize("reached", [False, True])
+def test_second_copy_of_a_claim_that_arrives_after_its_release_takes_no_key(redis_url: str, *, reached: bool) -> None:
+    """A claim whose answer is late is asked for once more, so it may arrive once more when the call is over."""
+    store, grant = Redis(redis_url), limited("9/minute", key="k")
+    claim = claim_of(grant, "late")
+    admission = store._claim(grant, windows_of(grant), "late", None, claim)
+    assert isinstance(admission, Admission)
+    assert store.settle(grant, admission, Reply(Outcome.RELEASED, reached=reached), ANSWER)
+    with pytest.raises(StoreUnavailable) as caught:
+        store._claim(grant, windows_of(grant), "late", None, claim)
+    assert caught.value.note == "Released"
+    assert admit(store, grant).entry
+
+
 def test_redis_that_stands_still_for_a_while_leaves_no_key_claimed(redis_server: RedisServer) -> None:
     grants = [limited("1000/minute", key=f"order-{number}") for number in range(30)]
     store = Redis(redis_server.url)

@@ -126,8 +126,10 @@ def test_key_with_other_parameters_waits_for_a_call_that_may_leave_it_free() -> 
 @pytest.mark.parametrize("fingerprint", ["print", "other"])
 @pytest.mark.parametrize("now", [NOW, NOW + LEASE])
 def test_free_key_runs_with_whatever_parameters_from_where_it_was_at_the_upstream(fingerprint: str, now: float) -> None:
-    fresh = claimed(None, fingerprint=fingerprint, now=now)
-    assert claimed(FREE, fingerprint=fingerprint, now=now) == replace(fresh, generation=3, refused=True)
+    fresh = replace(claimed(None, fingerprint=fingerprint, now=now), generation=3)
+    assert claimed(replace(FREE, refused=False), fingerprint=fingerprint, now=now) == fresh
+    # What was refused was sent then, and the upstream may forget that from then on.
+    assert claimed(FREE, fingerprint=fingerprint, now=now) == replace(fresh, refused=True, sent=NOW)
     assert claimed(FREE, place="elsewhere", now=now) == claimed(None, place="elsewhere", now=now)
 
 

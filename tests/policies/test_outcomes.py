@@ -160,7 +160,7 @@ DOUBT = Step("key", doubt=True, quiet=False)
         (409, IN_USE, {}, "unknown", "unknown", "unknown", "unknown"),
         (424, REFUSED, {}, "unknown", "unknown", "unknown", "unknown"),
         (500, {"error": {"type": "api_error"}}, {}, "unknown", "unknown", "unknown", "unknown"),
-        (500, {"error": {"type": "api_error"}}, REPLAYED, "mute", "mute", "mute", "mute"),
+        (500, {"error": {"type": "api_error"}}, REPLAYED, "mute", "closed", "mute", "mute"),
         *((status, AWAITS, {}, "waits", "waits", "waits", "waits") for status in (200, 202, 400, 402, 403, 409, 500)),
         (400, {"error": {"code": "approval_required"}}, {}, "mute", "mute", "mute", "mute"),
         (400, {"error": {"approval_request": {"id": "areq_1"}}}, {}, "waits", "waits", "waits", "waits"),
