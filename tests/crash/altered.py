@@ -12,4 +12,8 @@ from unittest.mock import patch
 for _place, _value in json.loads(os.environ["ALTERED"]).items():
     patch(_place, _value).start()
 
-from main import countersign  # noqa: E402, F401 - with these times
+import main  # noqa: E402 - with these times
+
+__all__ = ["countersign", "main"]
+
+countersign = main.countersign

@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pycurl
 
-import tests.crash.altered  # noqa: F401 - first: with these times all else is loaded
-
-import main
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
+from tests.crash.altered import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable

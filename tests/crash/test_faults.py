@@ -190,7 +190,8 @@ def storm(legs: list[Leg], rows: list[Row], which: str, due_at: Callable[[str, R
 def launched(place: Path, document: str, altered: Mapping[str, float], **settings: str) -> Iterator[Server]:
     """Start the function with other times."""
     place.mkdir()
-    server = launch(place, document, source=ALTERED, PYTHONPATH=str(ROOT), ALTERED=json.dumps(altered), **settings)
+    settings |= {"PYTHONPATH": str(ROOT), "ALTERED": json.dumps(altered)}
+    server = launch(place, document, wait=True, source=ALTERED, **settings)
     try:
         yield server
     finally:
