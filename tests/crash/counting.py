@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 if TYPE_CHECKING:
     from sandbox.upstream import Upstream
+
+#: What must be true of a call whose caller reads this.
+NOTHING_SENT: Final = re.compile(r"Nothing was sent")
+NOTHING_CREATED: Final = re.compile(r"(?<!Probably )[Nn]othing was created|created nothing")
 
 
 def order_of(body: bytes) -> str:

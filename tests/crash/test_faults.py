@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY
 from sandbox.appgregator import Appgregator
 from sandbox.stripe import Stripe
 from tests.conftest import launch, policy
-from tests.crash.counting import created, sent
+from tests.crash.counting import NOTHING_CREATED, NOTHING_SENT, created, sent
 from tests.crash.forms import SEED, form
 from tests.crash.proxy import FAULTS, Proxy
 
@@ -48,10 +47,6 @@ UPSTREAMS: Final[dict[str, type[Appgregator | Stripe]]] = {"appgregator": Appgre
 #: For which a key is used before it is read again, of 60 s: each call reads it.
 FRESH_SECONDS: Final = 0.2
 TRIES: Final = 5
-
-#: What must be true of a call whose caller reads this.
-_NOTHING_SENT: Final = re.compile(r"Nothing was sent")
-_NOTHING_CREATED: Final = re.compile(r"(?<!Probably )[Nn]othing was created|created nothing")
 
 Told = tuple[str, int]
 """An answer in short, and how many invoices there are when it is given."""
@@ -147,7 +142,7 @@ def strike(leg: Leg, row: Row, order: str, due: set[Told], found: Found) -> None
     where = f"{leg.kind} {row} {order}"
     if (told(answer), made) not in due:
         found.wrong.append(f"{where}: {told(answer)} and {made} invoices, where {due} was due")
-    if (_NOTHING_SENT.search(text) and came) or (_NOTHING_CREATED.search(text) and made):
+    if (NOTHING_SENT.search(text) and came) or (NOTHING_CREATED.search(text) and made):
         found.wrong.append(f"{where}: {made} invoices of {came} calls, and was told: {text}")
     last = answer
     for _ in range(TRIES):
