@@ -148,15 +148,10 @@ class Instance:
                 command(self.port, source=KILLABLE), cwd=ROOT, env=environ, stdout=out, stderr=out
             )
 
-    def wait(self) -> None:
-        """Wait until it takes calls."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.errors.read_text()
-            if listening(self.port):
-                return
-            time.sleep(0.02)
-        raise TimeoutError(self.errors.read_text())
+    @property
+    def ready(self) -> bool:
+        """Whether it takes calls."""
+        return self.process.poll() is None and listening(self.port)
 
     def call(self, key: str) -> Answered | None:
         """Make the call that has this key; None if the instance died over it."""
@@ -204,9 +199,12 @@ class Pair:
         return next(self._turn) % 2
 
     def call(self, which: int, key: str) -> Answered | None:
-        """Make a call to one of them, once it takes calls."""
-        self.pair[which].wait()
-        return self.pair[which].call(key)
+        """Make a call to one of them, once it takes calls: it may have to be replaced first."""
+        deadline = time.monotonic() + 30
+        while not (instance := self.pair[which]).ready:
+            assert time.monotonic() < deadline, instance.errors.read_text()
+            time.sleep(0.02)
+        return instance.call(key)
 
     def kill(self, victim: int, key: str, point: str, *, whole: bool) -> None:
         """Let one of them die over this call, and see that it did, at that point."""
