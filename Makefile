@@ -12,7 +12,8 @@ run: .venv/run
 test: .venv/dev .venv/node-red/ready
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-# Kills, storms and crashes in large numbers, over several processes and one Redis; a few minutes. Prints each figure.
+# Kills, storms and faults in large numbers, over several processes and one Redis; a few minutes. Prints each figure.
+# LONG=1 makes them larger; SEED=N draws other lots.
 figures: .venv/dev
 	@$(BIN)/python -m pytest -s -m figures tests/crash
 

@@ -172,7 +172,7 @@ def storm(legs: list[Leg], rows: list[Row], which: str, due_at: Callable[[str, R
         list(pool.map(run, legs))
     twice = sum(times > 1 for leg in legs for times in created(leg.upstream).values())
     figure = (
-        f"{sum(found.counts.values())} faults on the way to {which}: {twice} keys with two invoices, "
+        f"{found.counts.total() - found.missed} faults on the way to {which}: {twice} keys with two invoices, "
         f"{len(found.wrong)} wrongly told"
     )
     print(f"\n{figure}", *(f"  {count:3} {row}" for row, count in sorted(found.counts.items())), sep="\n")

@@ -39,7 +39,7 @@ CALLS_AT_A_STOP = 30
 TRIES = 5
 
 
-def test_a_thousand_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis_url: str) -> None:
+def test_many_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis_url: str) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(PROCESSES), context.Queue()
     arguments = (redis_url, KEYS, CALLERS // PROCESSES, barrier, queue)
