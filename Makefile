@@ -24,7 +24,6 @@ test-stores: .venv/dev
 test-clients: .venv/clients/python5/ready .venv/clients/node/ready
 	@$(PYTEST) tests/clients
 
-
 # Kills, storms and faults in large numbers, over several processes and one Redis, and a short run of the benchmark; a few
 # minutes. Prints each figure. LONG=1 makes them larger; SEED=N draws other lots.
 figures: .venv/dev
