@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import CUSTOMER, policy
-from tests.problems import refused, stripe_refused
+from tests.problems import as_replayed, refused, stripe_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +117,7 @@ def test_order_number_is_one_key_however_it_is_written(by_parameter: Function, u
         ),
     ]
     assert [answer.status_code for answer in sent] == [200] * len(sent)
-    assert len({answer.data for answer in sent}) == 1
+    assert {answer.data for answer in sent[1:]} == {as_replayed(sent[0].data)}
     assert upstream.invoices == 1
 
 

@@ -123,7 +123,7 @@ def test_each_refusal_is_the_error_that_the_sdk_has_for_it(
         ("InvalidRequest", 400, "The upstream has no such object (customer)", call({"customer": "cus_missing"})),
         ("Card", 402, "The card was declined", call({"customer": "cus_fault_error_402"})),
         (None, None, None, call(one, "order-1")),
-        ("Idempotency", 400, "used for a call with other parameters", call(other, "order-1")),
+        ("Idempotency", 400, "with other parameters, which went through", call(other, "order-1")),
         (None, None, None, call(one, caller=OTHER_KEY)),
         ("RateLimit", 429, "You have reached your limit", call(one, caller=OTHER_KEY)),
     ]  # fmt: skip

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import random
+import re
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,8 @@ import pytest
 from console.__main__ import main
 from console.why import _advice
 from gateway.chain import FLOOD
-from tests.conftest import CUSTOMER, OTHER_KEY, TARGET, policy
+from sandbox.__main__ import ROOT
+from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy, sha256
 from tests.test_docs import every_refusal
 
 if TYPE_CHECKING:
@@ -298,3 +301,32 @@ def test_every_refusal_has_what_to_do_next() -> None:
     reasons = {refusal.reason for refusal in every_refusal() if "reason" in vars(refusal)}
     assert [reason for reason in reasons if len(_advice(reason)) < 20] == []
     assert "](" not in "".join(map(_advice, reasons))
+
+
+def test_questions_of_the_page_are_answered_by_its_commands(
+    function: Callable[..., Function], upstream: Appgregator, tmp_path: Path
+) -> None:
+    gate = function(POLICY_SECONDS="0.001", AUDIT=f"file:{tmp_path / 'record.jsonl'}")
+    wrong = post(gate, body=f"{CUSTOMER}&days_until_due=90")
+    raised = (gate.post(body=f"{CUSTOMER}&metadata[order_id]=1001").json or {})["id"]
+    before = (tmp_path / "policy.yaml").read_text()
+    another = f"{{id: k2, sha256: {'0' * 64}}}"
+    (tmp_path / "policy.yaml").write_text(before.replace(f"{{id: k1, sha256: {sha256(KEY)}}}", another))
+    while gate.post().status_code == 200:
+        pass
+    (tmp_path / "policy.yaml").write_text(before)
+    (tmp_path / "countersign").symlink_to(ROOT / "countersign")
+    section = (ROOT / "docs" / "record.md").read_text("utf-8").partition("## Three questions")[2].partition("\n## ")[0]
+    answers = [
+        subprocess.run(
+            ["sh", "-c", command], cwd=tmp_path, env={"PATH": os.environ["PATH"], "AUDIT_ID": wrong},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for command in re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    ]  # fmt: skip
+    why, who, where = answers
+    assert "days_until_due must be at most 60" in why
+    assert "of policy.yaml: `days_until_due: {min: 1, max: 60}`." in why
+    assert f"app raised invoice {raised} of 20.00 USD on billing" in who
+    assert "somebody with credential k1 of app was refused" in who
+    assert f"app raised invoice {raised} of 20.00 USD on billing (order_id 1001)" in where

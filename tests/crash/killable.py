@@ -1,8 +1,8 @@
-"""The function as ``main.py`` has it, with stages that die when told to. Loaded by the framework in its place.
+"""The function as ``tests.crash.altered`` has it, with stages that die when told to. Loaded by the framework.
 
 A file in the directory ``CRASH`` that is named like a call's Idempotency-Key and holds the name of a point ends the
 process with SIGKILL when that call gets there, and is gone by then. With ``whole`` behind the name, the process that
-supervises it dies too, so that nobody starts another. ``LEASE`` is the ledger's lease, in seconds.
+supervises it dies too, so that nobody starts another.
 
 Everything is wrapped from outside, before ``main.py`` builds its gate: production code has no hook.
 """
@@ -15,12 +15,12 @@ import threading
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import pycurl
 
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import Transport
+from tests.crash.altered import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from flask import Request
 
     from gateway.answering import Response
-
-patch("policies.idempotency.LEASE", int(os.environ["LEASE"])).start()
-
-import main  # noqa: E402 - with the lease of this test
 
 ARMED = Path(os.environ["CRASH"])
 #: The idempotency key of the call that this thread answers.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -18,17 +19,22 @@ from http.client import BadStatusLine, HTTPConnection
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import parse_qsl
 
 import pytest
+import redis
 
+from console.__main__ import main as operator
 from console.audit import verify
+from gateway.stores.redis import Redis
+from policies.idempotency import SHORT, identity
 from sandbox.__main__ import ROOT, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
 from sandbox.ports import free_port, listening
 from sandbox.stripe import Stripe
 from sandbox.upstream import Upstream
 from tests.conftest import FORM, KEY, TARGET, policy
+from tests.crash.counting import created, order_of, sent
+from tests.crash.forms import SEED, form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +46,10 @@ pytestmark = pytest.mark.figures
 KILLABLE = Path(__file__).with_name("killable.py")
 #: Seconds that a dead call's key is held for; 30 in production.
 LEASE = 1
-KILLS_PER_POINT = 30
-KILLS_WITH_STRIPE = 10
+KILLS_PER_POINT = form(8, long=30)
+KILLS_WITH_STRIPE = form(4, long=10)
+#: At each kind of upstream, of clients that repeat as they do.
+KILLS_OF_CLIENTS = form(40, long=250)
 #: One kill in so many takes the whole instance, supervisor and all; the others take the process that answers.
 WHOLE = 3
 
@@ -88,20 +96,6 @@ class Witness(Upstream):
                 content = json.loads(line)["countersign"]
                 if content["kind"] == "intent":
                     self._intents.add(content["values"]["metadata[order_id]"])
-
-    @property
-    def created(self) -> Counter[str]:
-        """How many invoices there are of each order."""
-        return Counter(order_of(call.body) for call in self.calls if call.created)
-
-    @property
-    def sent(self) -> Counter[str]:
-        """How many calls came for each order."""
-        return Counter(order_of(call.body) for call in self.calls)
-
-
-def order_of(body: bytes) -> str:
-    return dict(parse_qsl(body.decode()))["metadata[order_id]"]
 
 
 class WitnessAppgregator(Witness, Appgregator):
@@ -159,15 +153,10 @@ class Instance:
                 command(self.port, source=KILLABLE), cwd=ROOT, env=environ, stdout=out, stderr=out
             )
 
-    def wait(self) -> None:
-        """Wait until it takes calls."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.errors.read_text()
-            if listening(self.port):
-                return
-            time.sleep(0.02)
-        raise TimeoutError(self.errors.read_text())
+    @property
+    def ready(self) -> bool:
+        """Whether it takes calls."""
+        return self.process.poll() is None and listening(self.port)
 
     def call(self, key: str) -> Answered | None:
         """Make the call that has this key; None if the instance died over it."""
@@ -215,9 +204,12 @@ class Pair:
         return next(self._turn) % 2
 
     def call(self, which: int, key: str) -> Answered | None:
-        """Make a call to one of them, once it takes calls."""
-        self.pair[which].wait()
-        return self.pair[which].call(key)
+        """Make a call to one of them, once it takes calls: it may have to be replaced first."""
+        deadline = time.monotonic() + 30
+        while not (instance := self.pair[which]).ready:
+            assert time.monotonic() < deadline, instance.errors.read_text()
+            time.sleep(0.02)
+        return instance.call(key)
 
     def kill(self, victim: int, key: str, point: str, *, whole: bool) -> None:
         """Let one of them die over this call, and see that it did, at that point."""
@@ -280,7 +272,7 @@ def due_at_last(point: str, *, deduplicates: bool) -> tuple[str, ...]:
     if POINTS[point][1] != "sent":
         return ("200 replay",)
     # Of two that are asked at once, one sends again and the other may meet it at work.
-    return ("200 created", "200 replay", "409 idempotency-key-in-use") if deduplicates else ("424 outcome-unknown",)
+    return ("200 created", "200 replay", "503 idempotency-key-in-use") if deduplicates else ("424 outcome-unknown",)
 
 
 def due_at_once(
@@ -294,8 +286,8 @@ def due_at_once(
     if held != "sent":
         return (fresh if held == "nothing" else "200 replay",)
     if answered is not None and answered.came < began + LEASE:
-        return ("409 idempotency-key-in-use",)
-    return "409 idempotency-key-in-use", *late
+        return ("503 idempotency-key-in-use",)
+    return "503 idempotency-key-in-use", *late
 
 
 def pair_of(folder: Path, upstream: Witness, store: str, *, kind: str = "appgregator") -> Pair:
@@ -304,7 +296,7 @@ def pair_of(folder: Path, upstream: Witness, store: str, *, kind: str = "appgreg
     document, number = folder / "policy.yaml", count()
     text = policy(upstream.origin, secret=f"file:{folder / 'key'}", idempotency="required")
     document.write_text(text.replace("upstream: appgregator", f"upstream: {kind}"))
-    settings = {"POLICY": str(document), "STORE": store, "LEASE": str(LEASE)}
+    settings = {"POLICY": str(document), "STORE": store, "ALTERED": json.dumps({"policies.idempotency.LEASE": LEASE})}
 
     def start() -> Instance:
         instance = Instance(folder / f"instance{next(number)}", settings)
@@ -312,6 +304,39 @@ def pair_of(folder: Path, upstream: Witness, store: str, *, kind: str = "appgreg
         return instance
 
     return Pair(start)
+
+
+@dataclass(frozen=True)
+class Client:
+    """How a client of somebody else repeats a call: after these times, and after which answers.
+
+    Sources: Zapier's, Make's and n8n's help on errors. What comes much later is what comes later here, too.
+    """
+
+    waits: tuple[float, ...]
+    """Seconds before each repetition, in reality."""
+    codes: frozenset[int] | None = None
+    """None: whatever is not a success. A call that got no answer is repeated by all."""
+
+    def run(self, pair: Pair, key: str) -> int:
+        """Repeat a call that got no answer. Return how often."""
+        for times, seconds in enumerate(self.waits, 1):
+            time.sleep(seconds / FASTER)
+            answered = pair.call(pair.next(), key)
+            if answered is not None and (
+                answered.status == 200 or (self.codes is not None and answered.status not in self.codes)
+            ):
+                return times
+        return len(self.waits)
+
+
+#: So much shorter is every wait of a client here. A lease is 30 times shorter, so that more of them fall into one.
+FASTER = 150
+CLIENTS = {
+    "Zapier": Client((5 * 60, 30 * 60)),
+    "Make": Client((60, 10 * 60, 10 * 60), frozenset((429, 503, 504))),
+    "n8n": Client((5, 5, 5, 5)),
+}
 
 
 @pytest.fixture
@@ -327,13 +352,13 @@ def test_whoever_dies_wherever_no_key_gets_two_invoices_and_nothing_is_sent_with
     with pair_of(tmp_path, witness, redis_url) as pair:
         for point in POINTS:
             kill_at(point, pair, number, KILLS_PER_POINT, found)
-    created, sent = witness.created, witness.sent
-    twice = sorted(key for key, invoices in created.items() if invoices > 1)
+    made, came = created(witness), sent(witness)
+    twice = sorted(key for key, invoices in made.items() if invoices > 1)
     figure = (
         f"{found.kills} kills over two instances: {len(twice)} keys with two invoices, "
         f"{len(witness.unrecorded)} sends without an intent"
     )
-    lines = [line for record in witness.records for line in record.read_text("ascii").splitlines()]
+    lines = [line for record in witness.records if record.exists() for line in record.read_text("ascii").splitlines()]
     intents = Counter(
         content["values"]["metadata[order_id]"]
         for content in (json.loads(line)["countersign"] for line in lines)
@@ -347,8 +372,8 @@ def test_whoever_dies_wherever_no_key_gets_two_invoices_and_nothing_is_sent_with
     assert found.kills == KILLS_PER_POINT * len(POINTS), figure
     for point, (was_sent, held) in POINTS.items():
         expected = KILLS_PER_POINT if was_sent or held == "nothing" else 0
-        assert len([key for key in sent if key.startswith(point)]) == expected, f"{figure}: sends at {point}"
-        assert sum(n for key, n in created.items() if key.startswith(point)) == expected, f"{figure}: at {point}"
+        assert len([key for key in came if key.startswith(point)]) == expected, f"{figure}: sends at {point}"
+        assert sum(n for key, n in made.items() if key.startswith(point)) == expected, f"{figure}: at {point}"
         expected = 0 if point == "after-claim" else KILLS_PER_POINT
         assert sum(n for key, n in intents.items() if key.startswith(point)) == expected, f"{figure}: intents, {point}"
     assert verify(lines).faults == [], figure  # and whoever was killed left a record that still hangs together
@@ -361,7 +386,7 @@ def test_whoever_dies_wherever_a_call_that_is_sent_again_is_answered_with_the_on
     with WitnessStripe() as stripe, pair_of(tmp_path, stripe, redis_url, kind="stripe") as pair:
         for point in POINTS:
             kill_at(point, pair, number, KILLS_WITH_STRIPE, found, deduplicates=True)
-    twice = sorted(key for key, invoices in stripe.created.items() if invoices > 1)
+    twice = sorted(key for key, invoices in created(stripe).items() if invoices > 1)
     figure = (
         f"{found.kills} kills over two instances, the upstream deduplicates: {len(twice)} keys with two invoices, "
         f"{len(stripe.unrecorded)} sends without an intent, {stripe.replays} sends answered with the first invoice"
@@ -370,8 +395,64 @@ def test_whoever_dies_wherever_a_call_that_is_sent_again_is_answered_with_the_on
     assert not twice, figure
     assert not stripe.unrecorded, f"{figure}: {stripe.unrecorded}"
     assert not found.wrong, "\n".join([figure, *found.wrong])
-    assert len(stripe.created) == found.kills == KILLS_WITH_STRIPE * len(POINTS), figure  # every order has its invoice
+    assert len(created(stripe)) == found.kills == KILLS_WITH_STRIPE * len(POINTS), figure  # every order has its invoice
     assert stripe.replays >= KILLS_WITH_STRIPE * 2, figure
+
+
+@pytest.mark.parametrize("kind", ["appgregator", "stripe"])
+def test_whoever_dies_clients_that_repeat_as_they_do_raise_nothing_twice_and_nothing_open_is_lost_sight_of(
+    tmp_path: Path, redis_url: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lot, whole, keys = random.Random(f"{SEED} {kind}"), 0, []
+    upstream: Witness = WitnessStripe() if kind == "stripe" else WitnessAppgregator()
+    with upstream, pair_of(tmp_path, upstream, redis_url, kind=kind) as pair:
+        with ThreadPoolExecutor(32) as pool:
+            repeating = []
+            for number in range(KILLS_OF_CLIENTS):
+                client, point = list(CLIENTS)[number % len(CLIENTS)], lot.choice(list(POINTS))
+                keys.append(f"{client}-{point}-{number}")
+                takes_all = lot.randrange(WHOLE) == 0
+                whole += takes_all
+                pair.kill(pair.next(), keys[-1], point, whole=takes_all)
+                repeating.append(pool.submit(CLIENTS[client].run, pair, keys[-1]))
+            repeated = sum(running.result() for running in repeating)
+        time.sleep(LEASE + 0.1)
+        # At last somebody tries each of them once more.
+        with ThreadPoolExecutor(4) as pool:
+            last = dict(zip(keys, pool.map(lambda key: pair.call(pair.next(), key), keys), strict=True))
+    made = created(upstream)
+    twice = sorted(key for key, invoices in made.items() if invoices > 1)
+    unknown = {key for key, answered in last.items() if answered is not None and answered.status == 424}
+    figure = (
+        f"{len(keys)} kills ({whole} of whole instances) over two instances and {kind}, {repeated} repetitions as "
+        f"Zapier, Make and n8n make them: {len(twice)} keys with two invoices, {len(upstream.unrecorded)} sends "
+        f"without an intent, {len(unknown)} unknown"
+    )
+    with capsys.disabled():
+        print(f"\n{figure}")
+    assert not twice, f"{figure}: {twice}"
+    assert not upstream.unrecorded, f"{figure}: {upstream.unrecorded}"
+    for key, answered in last.items():
+        assert answered is not None, f"{figure}: {key}"
+        assert answered.status == 200 or key in unknown, f"{figure}: {key} at last {answered.told}"
+        assert made[key] == 1 or key in unknown, f"{figure}: {key} has {made[key]} invoices"
+    assert not unknown if kind == "stripe" else unknown, figure
+    names = {identity("app", "ft-4", "stripe-1", "invoices.create", key)[:SHORT] for key in unknown}
+    for hours in (0, 73, 31 * 24):
+        monkeypatch.setattr(
+            "console.ledger.ledger_of", lambda _, hours=hours: Redis(redis_url, lambda: time.time() + hours * 3600)
+        )
+        capsys.readouterr()
+        assert operator(["ledger", "list"]) == 0
+        listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if " unknown " in line}
+        assert listed == names, f"{figure}, after {hours} h"
+    with redis.Redis.from_url(redis_url) as client_of_redis:  # Redis itself has no clock that a test moves
+        lives = {
+            client_of_redis.pttl(key)
+            for name in names
+            for key in client_of_redis.scan_iter(match=f"*ledger:{name}*", count=1000)
+        }
+    assert lives <= {-1}, f"{figure}: an entry that is open expires"
 
 
 def test_the_upstream_does_count_the_second_invoice_of_stores_that_share_nothing(
@@ -379,4 +460,4 @@ def test_the_upstream_does_count_the_second_invoice_of_stores_that_share_nothing
 ) -> None:
     with pair_of(tmp_path, witness, "memory") as pair:
         kill_at("after-applied", pair, count(1), 1, Found())
-    assert max(witness.created.values()) > 1
+    assert max(created(witness).values()) > 1

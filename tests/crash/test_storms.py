@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
+import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,8 @@ from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.redis_server import RedisServer
 from sandbox.stripe import Stripe
 from tests.conftest import policy, running
+from tests.crash.counting import created
+from tests.crash.forms import SEED, form
 from tests.gateway.test_redis import contend
 
 if TYPE_CHECKING:
@@ -26,11 +31,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.figures
 
-KEYS, CALLERS, PROCESSES = 1000, 100, 4
-RESTARTS = 50
+KEYS, CALLERS, PROCESSES = form(200, long=1000), 100, 4
+RESTARTS = form(20, long=50)
+#: Seconds that a Redis stands still: a slow disk, a snapshot, a failover.
+STOPS = (0.3, 0.6, 1.0, 2.0) * form(1, long=10)
+CALLS_AT_A_STOP = 30
+TRIES = 5
 
 
-def test_a_thousand_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis_url: str) -> None:
+def test_many_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis_url: str) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(PROCESSES), context.Queue()
     arguments = (redis_url, KEYS, CALLERS // PROCESSES, barrier, queue)
@@ -41,7 +50,7 @@ def test_a_thousand_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis
     for process in processes:
         process.join(timeout=30)
     sends, refused, replays = (sum(count[name] for count in counts) for name in ("sends", "refused", "replays"))
-    told = f"{sends} sends, {replays} replays, {refused} 409"
+    told = f"{sends} sends, {replays} replays, {refused} at work"
     figure = f"{KEYS} keys, {CALLERS} callers at once each, over {PROCESSES} processes: {told}"
     print(f"\n{figure}")
     assert (sends, sends + refused + replays) == (KEYS, KEYS * CALLERS), figure
@@ -120,3 +129,46 @@ def test_redis_that_forgets_everything_lets_no_key_have_two_invoices_where_the_u
         told = storm(server(document, STORE=redis.url), redis)
         judge(stripe, told, "Redis (no file)")
         assert stripe.replays > 0
+
+
+def tries_of(pair: list[Server], order: str, first: int, wait: float) -> int:
+    """Call one of two instances and then the other, as they say; return how many tries it took, 0 for never."""
+    time.sleep(wait)
+    for number in range(TRIES):
+        body = f"customer=cus_1&metadata[order_id]={order}".encode()
+        status, headers, _ = pair[(first + number) % 2].call(body=body, headers={"Idempotency-Key": order})
+        if status == 200:
+            return number + 1
+        time.sleep(int(headers.get("retry-after", "1")))
+    return 0
+
+
+def test_redis_that_stands_still_for_a_while_costs_no_key_its_invoice(
+    server: Callable[..., Server], upstream: Appgregator, redis_server: RedisServer
+) -> None:
+    """Under an upstream that makes an invoice of every call: so nothing is sent again."""
+    pair = [server(policy(upstream.origin), STORE=redis_server.url, THREADS="32") for _ in range(2)]
+    lot, tries = random.Random(SEED), Counter[int]()
+    process = redis_server.process
+    assert process is not None
+    for number, seconds in enumerate(STOPS):
+        with ThreadPoolExecutor(CALLS_AT_A_STOP) as pool:
+            # Some come before, so that they are caught half way.
+            waits = [lot.uniform(0, 0.1 + seconds / 2) for _ in range(CALLS_AT_A_STOP)]
+            calls = [pool.submit(tries_of, pair, f"{number}-{n}", n, wait) for n, wait in enumerate(waits)]
+            time.sleep(lot.uniform(0, 0.1))
+            process.send_signal(signal.SIGSTOP)
+            try:
+                time.sleep(seconds)
+            finally:
+                process.send_signal(signal.SIGCONT)
+            tries.update(call.result() for call in calls)
+    made = created(upstream)
+    twice = sum(times > 1 for times in made.values())
+    told = ", ".join(f"{count} in {number}" for number, count in sorted(tries.items()))
+    figure = f"Redis stood still {len(STOPS)} times under {CALLS_AT_A_STOP} calls: {twice} keys twice; tries: {told}"
+    print(f"\n{figure}")
+    assert twice == 0, figure
+    assert tries[0] == 0, figure
+    assert len(made) == tries.total(), figure
+    assert tries[1] < tries.total(), f"{figure}: nobody noticed"

@@ -480,7 +480,8 @@ def test_refusal_that_is_kept_closes_its_key_and_the_call_goes_on_with_the_next(
     grant = asked()
     script = Script(replace(kept, headers=KEPT), OK)
     reply, slept = told(script, grant, held=held)
-    assert (reply.outcome, reply.generation, reply.doubt, slept) == (Outcome.SUCCEEDED, 1, False, [0.0])
+    assert (reply.outcome, reply.generation, slept) == (Outcome.SUCCEEDED, 1, [0.0])
+    assert reply.doubt == held.get("doubt", False)  # a call that was killed may have come as far
     assert grant.ledger_key is not None
     sent = [request.headers["Idempotency-Key"] for request in script.requests]
     assert sent == [upstream_key(grant.ledger_key, 0), upstream_key(grant.ledger_key, 1)]

@@ -302,7 +302,7 @@ def test_headers_of_stripe_are_read_where_they_are_asked_for(
     reply = stripe.judge(grant, Step("key"), 409, got, b"{}")
     again, request = said
     assert (reply.again, reply.upstream_request) == (True if again is None else again, request)
-    assert stripe.judge(grant, Step("key"), 400, got, b"{}").again == bool(again)
+    assert stripe.judge(grant, Step("key"), 424, got, b"{}").again == bool(again)
     assert heard(transport, *headers, heard=frozenset()) == {}
 
 
