@@ -361,7 +361,7 @@ def test_a14_call_that_was_never_settled_is_not_forgotten(
         assert says in refused(gate.post(Idempotency_Key="order-1"), 424, UNKNOWN)["detail"]
         capsys.readouterr()
         assert main(["ledger", "list"]) == 0
-        assert capsys.readouterr().out.startswith(f"{intent['ledger']}  unknown ")
+        assert f"\n{intent['ledger']}  unknown " in capsys.readouterr().out
     assert "Only the operator" in told(gate.post(Idempotency_Key="order-1"))["detail"]
     assert (upstream.invoices, len(upstream.calls)) == (1, 1)
 
