@@ -6,7 +6,6 @@ A call that is sent leaves two lines: ``intent`` before the send and ``outcome``
 
 from __future__ import annotations
 
-import os
 import re
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -131,17 +130,14 @@ class Record:
             ),
         }
         severity = "ERROR" if refusal.status >= 500 else "WARNING"
-        audit_id = None
-        try:
-            message = f"refused {refusal.reason}"
-            if self._intent is None:
-                audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._trace)
-            else:  # never only counted: it is the end of a call that was sent
-                self._audit.write("refusal", content, severity, message, self._trace)
+        message = f"refused {refusal.reason}"
+        if self._intent is None:
+            self.audit_id = self._audit.refuse(content, refusal.reason, severity, message, self._trace)
+            return
+        try:  # never only counted: it is the end of a call that was sent
+            self._audit.write("refusal", content, severity, message, self._trace)
         except RecordUnavailable as error:
             alert(f"a refusal could not be recorded: {error.note}")
-        # A refusal that was counted or could not be written has an id too, of the same instance.
-        self.audit_id = self.audit_id or audit_id or f"{self._audit.instance}-{os.urandom(12).hex()}"
 
     def _decided(self, kind: str, severity: str, **more: str) -> None:
         grant = self.grant

@@ -147,15 +147,18 @@ class Mounted:
 
     def read(self, name: str) -> Secret:
         """Read the file."""
+        return Secret.of(name, _MOUNTED, self.read_document(name))
+
+    def read_document(self, name: str) -> bytes:
+        """Read a file that holds something else than an upstream's key. Raises as :meth:`read` does."""
         path = Path(name.removeprefix("file:"))
         try:
             with path.open("rb") as file:
-                data = file.read(MAX_LENGTH + 3)
+                return file.read(MAX_LENGTH + 3)
         except FileNotFoundError:
             raise GoneError("the file does not exist") from None
         except OSError as error:
             raise DownError(type(error).__name__) from None
-        return Secret.of(name, _MOUNTED, data)
 
 
 class SecretManager:
@@ -186,7 +189,7 @@ class SecretManager:
         return Secret.of(name, version, data)
 
     def read_document(self, name: str) -> bytes:
-        """Access a version that holds a policy document. Raises as :meth:`read` does."""
+        """Access a version that holds something else than an upstream's key. Raises as :meth:`read` does."""
         return self._access(name)[1]
 
     def close(self) -> None:

@@ -1,0 +1,260 @@
+"""Reads exports of the record: files, standard input, gzip; a JSON value a line, or the array that gcloud prints.
+
+Memory is bounded whatever the size: a file is read in chunks, and handed on one entry at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import BinaryIO
+
+CHUNK: Final = 256 * 1024
+#: Cloud Logging takes 256 KB an entry. What is longer is cut off, and so not JSON.
+MAX_ENTRY: Final = 4 * 1024 * 1024
+#: Where a whole line begins behind the stump of another, which a full disk has left. Inside a line its quotation marks
+#: would be escaped.
+_LINE: Final = b'{"severity":"'
+
+_GZIP: Final = b"\x1f\x8b"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_BETWEEN = re.compile(rb"[\s,\[\]]*")
+#: A string, a brace, or the beginning of a string whose end was not read yet.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}"]', re.DOTALL)
+#: The end of an entry in an array as gcloud prints it.
+_INDENTED: Final = b"\n  }"
+_NEXT_ENTRY = re.compile(rb"\n\s*\{")
+#: More digits are no number of ours, and Python refuses to read thousands of them.
+_MAX_DIGITS: Final = 20
+
+_decode: Final = msgspec.json.Decoder().decode
+_validate: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_encode: Final = msgspec.json.Encoder().encode
+#: What msgspec raises for bytes that are not JSON in UTF-8, or nested too deeply.
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class ExportError(Exception):
+    """A file that cannot be read, or not to its end. The text says which, and why."""
+
+
+class BrokenError(Exception):
+    """Not JSON."""
+
+
+class ForgedError(Exception):
+    """An entry that the record does not have, whoever wrote it. The text says why."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """How far the reading came, in bytes as they lie on the disk."""
+
+    total: int | None = None
+    """Of all files; None if there is a stream among them."""
+    read: int = 0
+
+
+def size_of(paths: Iterable[str]) -> int | None:
+    """Return the bytes of all files; None if there is a stream among them. Raises :class:`ExportError`."""
+    total: int | None = 0
+    for path in paths:
+        if path == "-":
+            total = None
+            continue
+        try:
+            file = Path(path).stat()
+        except OSError as error:
+            raise ExportError(f"{path}: it cannot be read ({type(error).__name__})") from None
+        total = None if total is None or not Path(path).is_file() else total + file.st_size
+    return total
+
+
+def entries(path: str, meter: Meter) -> Iterator[tuple[int, bytes]]:
+    """Yield each entry of a file, or of standard input for ``-``, with the number of its first line.
+
+    Raises :class:`ExportError`, after what could be read.
+    """
+    if path == "-":
+        yield from _split(_chunks(sys.stdin.buffer, path, meter))
+        return
+    try:
+        with Path(path).open("rb") as file:
+            yield from _split(_chunks(file, path, meter))
+    except OSError as error:
+        raise ExportError(f"{path}: it cannot be read ({type(error).__name__})") from None
+
+
+def content_of(raw: bytes) -> tuple[dict[str, Any] | None, bytes | None]:
+    """Return what an entry has under ``countersign``, None for another program's entry; and a stump before it, if any.
+
+    Raises :class:`BrokenError` and :class:`ForgedError`.
+    """
+    try:
+        return _strictly(raw), None
+    except BrokenError:
+        begins = raw.rfind(_LINE)
+        if begins <= 0:
+            raise
+    return _strictly(raw[begins:]), raw[:begins]
+
+
+def _strictly(raw: bytes) -> dict[str, Any] | None:
+    try:  # what is written again as it was read has no name twice
+        entry = _decode(raw)
+        written = _encode(entry)
+        if written == raw or written == msgspec.json.format(raw, indent=-1):
+            return _ours(entry)
+    except UNREADABLE:
+        pass
+    repeated: list[str] = []
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated.extend(name for name in found if names.count(name) > 1)
+        return found
+
+    try:
+        entry = json.loads(raw, object_pairs_hook=members, parse_int=_integer)
+    except RecursionError:
+        raise ForgedError("it is nested more deeply than any line of the record") from None
+    except ValueError:
+        raise BrokenError from None
+    content = _ours(entry)
+    if repeated and (content is not None or {"countersign", "jsonPayload"} & set(repeated)):
+        raise ForgedError(f"it has {repeated[0]!a} twice, so that two readers would read it differently")
+    return content
+
+
+def _ours(entry: Any) -> dict[str, Any] | None:
+    if not isinstance(entry, dict):
+        return None
+    payload = entry.get("jsonPayload")
+    nested = payload.get("countersign") if isinstance(payload, dict) else None
+    beside = entry.get("countersign")
+    if isinstance(beside, dict) and payload is not None:
+        raise ForgedError("it has two contents, one beside jsonPayload. Cloud Logging writes one")
+    content = beside if payload is None else nested
+    return content if isinstance(content, dict) else None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else float("inf")
+
+
+def _chunks(file: BinaryIO, path: str, meter: Meter) -> Iterator[bytes]:
+    chunk = _metered(file, meter)
+    if not chunk.startswith(_GZIP):
+        while chunk:
+            yield chunk
+            chunk = _metered(file, meter)
+        return
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        while chunk:
+            yield unzip.decompress(chunk, CHUNK)
+            chunk = unzip.unconsumed_tail
+            if unzip.eof:  # gzipped files may be put one behind the other
+                chunk = unzip.unused_data.lstrip(b"\0") or _metered(file, meter)
+                unzip = zlib.decompressobj(wbits=31) if chunk else unzip
+            chunk = chunk or _metered(file, meter)
+    except zlib.error:
+        raise ExportError(f"{path}: it is damaged. What stands behind the damage was not read") from None
+    if not unzip.eof:
+        raise ExportError(f"{path}: it ends in the middle of its compressed data. Copy the whole file") from None
+
+
+def _metered(file: BinaryIO, meter: Meter) -> bytes:
+    chunk = file.read(CHUNK)
+    meter.read += len(chunk)
+    return chunk
+
+
+def _split(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield entries: of an array, or of objects that take several lines, if the file begins like one; else lines."""
+    first = b""
+    for chunk in chunks:
+        first += chunk
+        if first.strip():
+            break
+    first = first.removeprefix(_BYTE_ORDER_MARK)
+    if first.lstrip()[:1] == b"[" or first.lstrip().partition(b"\n")[0].strip() == b"{":
+        yield from _values(first, chunks)
+    else:
+        yield from _lines(first, chunks)
+
+
+def _lines(rest: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    chunk: bytes | None = rest
+    rest = b""
+    while chunk is not None:
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()[:MAX_ENTRY]
+        for number, line in enumerate(lines, number + 1):  # noqa: B020 - goes on counting
+            yield number, line
+        chunk = next(chunks, None)
+    yield number + 1, rest
+
+
+def _values(buffer: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    number, at, more = 1, 0, True
+    while True:
+        begin = at + len(_BETWEEN.match(buffer, at)[0])  # type: ignore[index]  # it matches nothing, too
+        number += buffer.count(b"\n", at, begin)
+        end = _end_of_value(buffer, begin)
+        if not end and more and len(buffer) - begin < MAX_ENTRY:
+            chunk = next(chunks, None)
+            more = chunk is not None
+            buffer, at = buffer[begin:] + (chunk or b""), 0
+            continue
+        if begin == len(buffer):
+            return
+        value = buffer[begin : end or begin + MAX_ENTRY]
+        if not end or not _is_value(value):  # goes on with what looks like the next entry
+            following = _NEXT_ENTRY.search(buffer, begin + 1)
+            end = following.start() if following is not None else len(buffer)
+        yield number, value
+        number += buffer.count(b"\n", begin, end)
+        at = end
+
+
+def _end_of_value(buffer: bytes, begin: int) -> int:
+    """Return where the value ends; 0 if that was not read yet. Only objects matter; others end with their line."""
+    if not buffer.startswith(b"{", begin):
+        return buffer.find(b"\n", begin) + 1
+    end = buffer.find(_INDENTED, begin) + len(_INDENTED)
+    if end >= len(_INDENTED) and _is_value(buffer[begin:end]):
+        return end
+    depth = 0
+    for token in _TOKEN.finditer(buffer, begin):
+        match token[0]:
+            case b"{":
+                depth += 1
+            case b"}":
+                depth -= 1
+                if depth == 0:
+                    return token.end()
+            case b'"':
+                return 0
+    return 0
+
+
+def _is_value(text: bytes) -> bool:
+    try:
+        _validate(text)
+    except UNREADABLE:
+        return False
+    return True
