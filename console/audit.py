@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from console.exports import UNREADABLE, BrokenError, ExportError, ForgedError, Meter, content_of, entries
+from console.exports import LINE, UNREADABLE, BrokenError, ExportError, ForgedError, Meter, content_of, entries
 from gateway.chain import GENESIS, audit_id_of, canonical, signed
 from gateway.signing import key_id, verifies
 
@@ -44,6 +44,7 @@ _LOOKED_AT: Final = ("instance", "sequence", "prev", "kind", "intent")
 #: The record has about fifty.
 MAX_NAMES: Final = 200
 
+_NAME = re.compile(r"[a-z][a-z_]*")
 _INSTANCE = re.compile(r"[0-9a-f]{12}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 #: An audit id: of a line, or of a refusal without one, which names the line before it.
@@ -137,7 +138,8 @@ class Verifier:
                 line = _read(raw) if raw.strip() else None
                 if line is None:
                     return
-                self._as_written.learn(line.content)
+                if raw.startswith(LINE):
+                    self._as_written.learn(line.content)
         except BrokenError:
             report.doubt(
                 f"{_at(place)}: this is not a whole line. A full disk or a killed process leaves such a stump; if "
@@ -149,19 +151,24 @@ class Verifier:
             return
         if line.stump:
             report.doubt(f"{_at(place)}: it begins with the stump of another line, as a full disk leaves it")
-        name, sequence = line.instance, line.sequence
-        if not isinstance(name, str) or not _INSTANCE.fullmatch(name):
+        instance, sequence = self._instance(line.instance), line.sequence
+        if instance is None:
             report.lines += 1
             report.fault(f"{_at(place)}: it does not say which instance wrote it")
             return
         if type(sequence) is not int or not 0 <= sequence < 2**53:
             report.lines += 1
-            report.fault(f"{_at(place)}: instance {name}: it does not say its place in the chain")
+            report.fault(f"{_at(place)}: it does not say its place in the chain of instance {instance.name}")
             return
-        instance = self._instances.get(name)
-        if instance is None:
-            instance = self._instances[name] = _Instance(name, self._hashes)
         self._link(instance, sequence, place, line)
+
+    def _instance(self, name: object) -> _Instance | None:
+        if not isinstance(name, str):
+            return None
+        instance = self._instances.get(name)
+        if instance is None and _INSTANCE.fullmatch(name):
+            instance = self._instances[name] = _Instance(name, self._hashes)
+        return instance
 
     def _link(self, instance: _Instance, sequence: int, place: Place, line: _Line) -> None:
         digest, report = line.digest, self.so_far
@@ -169,7 +176,7 @@ class Verifier:
             report.fault(f"{_at(place)}: {instance.the(sequence)} was changed after it was written; its hash differs")
             # The line after it has the hash that it claims; one fault is enough.
             digest = line.claimed if isinstance(line.claimed, str) and _HASH.fullmatch(line.claimed) else digest
-        elif line.audit_id != audit_id_of(instance.name, line.intent or digest):
+        elif line.audit_id != audit_id_of(instance.name, str(line.intent or digest)):
             report.fault(f"{_at(place)}: the audit id of {instance.the(sequence)} was changed")
         if not instance.take(sequence, line.prev, digest, place):
             report.repeated += 1
@@ -215,6 +222,8 @@ class Verifier:
         report = self.so_far
         report.instances = len(self._instances)
         for instance in self._instances.values():
+            if not instance.runs:  # none of its lines says its place
+                continue
             faults = list(instance.breaks())
             for fault in faults:
                 report.fault(fault)
@@ -269,7 +278,7 @@ class _Line(msgspec.Struct):  # which is made faster than a dataclass
 class _AsWritten:
     """Reads lines whose bytes are exactly what we write, which no two readers read differently.
 
-    Most are, and reading them in the general way takes twice as long. Members are those of the lines so far.
+    Most are, and the general way takes twice as long. What it does not expect goes that way.
     """
 
     def __init__(self) -> None:
@@ -279,7 +288,7 @@ class _AsWritten:
 
     def learn(self, content: Mapping[str, Any]) -> None:
         """Learn the members of a line that was read in the general way."""
-        names = {name for name in content if name.isidentifier() and not iskeyword(name)} | set(_LOOKED_AT)
+        names = {name for name in content if _NAME.fullmatch(name) and not iskeyword(name)} | set(_LOOKED_AT)
         if names <= self._names or len(names | self._names) > MAX_NAMES:
             return
         self._names |= names
@@ -288,7 +297,7 @@ class _AsWritten:
         self._read = msgspec.json.Decoder(written).decode
 
     def read(self, raw: bytes) -> _Line | None:
-        """Return what the line says; None if its bytes are others."""
+        """Return what the line says; None if its bytes, or its hash, are others."""
         begins = raw.find(_CONTENT)
         beside, inner = raw[:begins] + b"}", raw[begins + len(_CONTENT) - 1 : -1]
         try:
@@ -301,6 +310,8 @@ class _AsWritten:
             return None
         body = inner[: inner.rfind(b',"hash":"')] + b"}"
         digest = hashlib.sha256(body).hexdigest()
+        if digest != content.hash:
+            return None
         return _Line(
             content.instance,
             content.sequence,
@@ -308,7 +319,7 @@ class _AsWritten:
             content.kind,
             content.intent,
             digest,
-            content.hash,
+            digest,
             content.audit_id,
         )
 
@@ -536,7 +547,7 @@ class _Order:
         """Take the next line, unless it comes once more."""
         step, here = sequence - self._at, place[0] == self._file and self._length > 0
         self._at = sequence
-        if here and abs(step) == 1 and self._direction in {0, step}:
+        if here and (step == self._direction or (abs(step) == 1 and not self._direction)):
             self._direction = step
             self._length += 1
             return

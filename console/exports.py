@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 CHUNK: Final = 256 * 1024
 #: Cloud Logging takes 256 KB an entry. What is longer is cut off, and so not JSON.
 MAX_ENTRY: Final = 4 * 1024 * 1024
-#: Where a whole line begins behind the stump of another, which a full disk has left. Inside a line its quotation marks
-#: would be escaped.
-_LINE: Final = b'{"severity":"'
+#: The beginning of a line as we write it. It is found behind the stump of another, too, which a full disk has left:
+#: inside a line its quotation marks would be escaped.
+LINE: Final = b'{"severity":"'
 
 _GZIP: Final = b"\x1f\x8b"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -103,7 +103,7 @@ def content_of(raw: bytes) -> tuple[dict[str, Any] | None, bytes | None]:
     try:
         return _strictly(raw), None
     except BrokenError:
-        begins = raw.rfind(_LINE)
+        begins = raw.rfind(LINE)
         if begins <= 0:
             raise
     return _strictly(raw[begins:]), raw[:begins]

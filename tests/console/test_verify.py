@@ -7,7 +7,9 @@ import io
 import json
 import os
 import pty
+import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,9 +22,12 @@ from console import exports
 from console.__main__ import main
 from console.audit import verify_files
 from gateway.chain import Audit
+from gateway.kept import DownError
+from gateway.signing import RecordKey, new_key, text_of
+from policies.refusals import PathUnknown
 from sandbox.__main__ import ROOT
 from tests.conftest import TARGET
-from tests.gateway.conftest import Lines
+from tests.gateway.conftest import Lines, granted, refused, sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import Server
 
+
+PAIR = new_key()
+PEM, PUBLIC = text_of(PAIR).encode(), PAIR.public_key()
 
 _MADE: list[tuple[str, list[str]]] = []
 
@@ -180,6 +188,8 @@ FORGED = [
     '{"countersign": {"instance": "INSTANCE", "sequence": null, "hash": {"a": 1}, "intent": [1]}}',
     '{"countersign": {"instance": "INSTANCE", "sequence": 4, "hash": {"a": 1}, "intent": [1], "kind": ["stop"]}}',
     '{"countersign": {"instance": "INSTANCE", "sequence": true}}',
+    '{"countersign": {"instance": "0123456789ab", "sequence": true}}',
+    '{"severity":"INFO","countersign":{"instance":"INSTANCE","intent":7,"kind":[],"prev":{},"sequence":4,"hash":7}}',
     '{"countersign": {"instance": "INSTANCE", "sequence": -1}}',
     '{"countersign": {"instance": "INSTANCE", "sequence": 1e999, "kind": "intent"}}',
     '{"countersign": {"instance": "INSTANCE", "sequence": NaN}}',
@@ -502,3 +512,124 @@ def test_script_verifies_from_any_directory(export: tuple[Path, list[str]], tmp_
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "nothing was edited" in run.stdout
+
+
+# ---------------------------------------------------------------- honest exports
+
+
+class Honest:
+    """Exports that nobody touched, with all that happens to them on their way."""
+
+    def __init__(self, chance: random.Random, folder: Path) -> None:
+        self.chance, self.folder = chance, folder
+        self.now = 1_000_000.0
+        self.lines: list[str] = []
+        self.stumps = 0
+
+    def clock(self) -> float:
+        """Tell the time: it goes on, and now and then is set back by 2 ms."""
+        self.now += self.chance.choice([0.0001, 0.001, 0.01, 0.4, -0.002])
+        return self.now
+
+    def write(self, line: bytes) -> None:
+        """Be a sink whose disk is full now and then."""
+        if self.chance.random() < 0.02:
+            self.stumps += 1
+            self.lines.append(line.decode()[: self.chance.randrange(1, len(line) - 2)] + "\n")
+            raise OSError("no space left")
+        self.lines.append(line.decode())
+
+    def record(self) -> list[str]:
+        """Record the calls of one instance, which ends or is killed; return the audit ids."""
+        first: bytes | DownError = PEM if self.chance.random() < 0.5 else DownError("down")
+        key = RecordKey("file:k", first, lambda: PEM, self.clock)
+        audit = Audit(self, policy="p" * 64, key=key, clock=self.clock, monotonic=self.clock)
+        grant, ids = granted(), []
+        for _ in range(self.chance.randrange(1, 30)):
+            if self.chance.random() < 0.1:
+                ids += [refused(audit, PathUnknown()).audit_id for _ in range(self.chance.choice([1, 30]))]
+            else:
+                ids.append(sent(audit, grant).audit_id)
+        if self.chance.random() < 0.7:
+            audit.close()
+        return ids
+
+    def files(self) -> list[str]:
+        """Export the lines in one of the forms and orders that there are, in one file or in several."""
+        lines = self.lines
+        if self.chance.random() < 0.3:  # a window
+            begin, end = sorted(self.chance.choices(range(len(lines) + 1), k=2))
+            lines = lines[begin:end] if end - begin > 3 else lines
+        in_cloud = self.chance.random() < 0.5
+        if in_cloud:  # which drops what is no JSON, into textPayload
+            entries = [exported(line, number) for number, line in enumerate(lines) if whole(line)]
+            if self.chance.random() < 0.5:
+                entries.sort(key=lambda entry: entry["timestamp"], reverse=self.chance.random() < 0.5)
+            lines = [json.dumps(entry) + "\n" for entry in entries]
+        lines = [line for line in lines for _ in range(1 + (self.chance.random() < 0.02))]
+        cuts = sorted(self.chance.choices(range(len(lines) + 1), k=self.chance.choice([0, 0, 1, 3])))
+        parts = [lines[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(lines)], strict=True)]
+        self.chance.shuffle(parts)
+        names = []
+        for number, part in enumerate(parts):
+            names.append(str(self.folder / f"part{number}"))
+            text = "".join(part)
+            if in_cloud and self.chance.random() < 0.5:
+                text = json.dumps([json.loads(line) for line in part], indent=self.chance.choice([None, 2]))
+            data = text.encode()
+            (self.folder / f"part{number}").write_bytes(gzip.compress(data) if self.chance.random() < 0.2 else data)
+        return names
+
+
+def whole(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def honest(seeds: range, folder: Path) -> None:
+    verified = 0
+    for seed in seeds:
+        one = Honest(random.Random(seed), folder)
+        for _ in range(one.chance.choice([1, 1, 2])):
+            one.record()
+        report = verify_files(one.files(), [], [PUBLIC], exports.Meter(), lambda _: None)
+        assert report.faults == [], seed
+        verified += report.lines
+    assert verified > 10 * len(seeds)
+
+
+def test_honest_exports_are_never_called_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    honest(range(60), tmp_path)
+
+
+@pytest.mark.figures
+def test_1000_honest_exports_are_never_called_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    honest(range(1000, 2000), tmp_path)
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize(("form", "most"), [("as written", 3), ("Cloud Logging", 8), ("gcloud", 8)])
+def test_verifying_takes_a_few_times_as_long_as_a_checksum(tmp_path: Path, form: str, most: float) -> None:
+    path, grant = tmp_path / "export", granted(body="customer=cus_1&metadata[order_id]=o-7", idempotency_key="order-1")
+    sink = Lines()
+    audit = Audit(sink, policy="p" * 64)
+    for _ in range(100_000):
+        sent(audit, grant)
+    audit.close()
+    if form == "as written":
+        path.write_text("".join(sink.lines))
+    else:
+        entries = [exported(line, number) for number, line in enumerate(sink.lines)]
+        compact = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
+        path.write_text(compact if form == "Cloud Logging" else json.dumps(entries, indent=2))
+
+    def seconds(*command: object) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([str(word) for word in command], stdout=subprocess.DEVNULL, check=True)
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+    checksum, verifying = ["sha256sum", path], [ROOT / "countersign", "audit", "verify", path]
+    ratios = [seconds(*verifying) / seconds(*checksum) for _ in range(5)]
+    assert min(ratios) <= most, ratios
