@@ -350,19 +350,19 @@ class _Hashes:
     __slots__ = ("_blocks", "_file", "_rest")
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._blocks, self._rest = file, array("Q"), bytearray()
+        self._file, self._blocks, self._rest = file, array("Q"), list[str]()
 
     def append(self, digest: str) -> None:
-        self._rest += bytes.fromhex(digest)
-        if len(self._rest) == 32 * BLOCK:
+        self._rest.append(digest)
+        if len(self._rest) == BLOCK:
             self._blocks.append(self._file.seek(0, 2))
-            self._file.write(self._rest)
+            self._file.write(bytes.fromhex("".join(self._rest)))
             self._rest.clear()
 
     def __getitem__(self, place: int) -> bytes:
         block, place = divmod(place, BLOCK)
         if block == len(self._blocks):
-            return bytes(self._rest[32 * place : 32 * place + 32])
+            return bytes.fromhex(self._rest[place])
         self._file.seek(self._blocks[block] + 32 * place)
         return self._file.read(32)
 
@@ -430,8 +430,11 @@ class _Instance:
             ):
                 return False
             if run.takes(sequence, prev, digest, place):
-                if sequence not in self._again:
-                    self._order.step(sequence, place)
+                order = self._order
+                if sequence == order.expected and place[0] == order.file:
+                    order.expected += order.direction
+                elif sequence not in self._again:
+                    order.step(sequence, place)
                 return True
         # What comes once more is not out of order. Past so many runs the order is lost anyway.
         known = (range(run.first, run.last + 1) for run in self.runs[:MAX_RUNS])
@@ -537,31 +540,30 @@ class _Order:
     """Whether a chain's lines came in blocks, forwards or backwards. A moved line is a block by itself, or turned."""
 
     def __init__(self) -> None:
-        self._file, self._at, self._begin = "", 0, ("", 0)
-        #: Of the block at hand; and the direction of the file's first block, and how many blocks it has.
-        self._length = self._direction = 0
+        self.file, self._begin = "", ("", 0)
+        self.direction = self.expected = 0
+        """Of the block at hand: 1 or -1, and the sequence that would go on with it; of a line alone: 0, and its own."""
+        #: The direction of the file's first block, and how many blocks it has.
         self._way = self._blocks = 0
         self.astray: list[Place] = []
 
     def step(self, sequence: int, place: Place) -> None:
-        """Take the next line, unless it comes once more."""
-        step, here = sequence - self._at, place[0] == self._file and self._length > 0
-        self._at = sequence
-        if here and (step == self._direction or (abs(step) == 1 and not self._direction)):
-            self._direction = step
-            self._length += 1
+        """Take a line that does not go on with the block, or is its second; unless it comes once more."""
+        here, step = place[0] == self.file and self._blocks > 0, sequence - self.expected
+        if here and not self.direction and abs(step) == 1:
+            self.direction, self.expected = step, sequence + step
             return
         self.close(more=here)
         if not here:
-            self._file, self._way, self._blocks = place[0], 0, 0
-        self._begin, self._direction, self._length = place, 0, 1
+            self.file, self._way, self._blocks = place[0], 0, 0
+        self._begin, self.direction, self.expected = place, 0, sequence
         self._blocks += 1
 
     def close(self, *, more: bool = False) -> None:
         """Judge the block at hand; ``more`` if others follow in its file."""
-        self._way = self._way or self._direction
-        alone = self._length == 1 and (more or self._blocks > 1)
-        if (alone or self._direction != self._way) and len(self.astray) < MAX_FINDINGS:
+        self._way = self._way or self.direction
+        alone = not self.direction and (more or self._blocks > 1)
+        if (alone or (self.direction and self.direction != self._way)) and len(self.astray) < MAX_FINDINGS:
             self.astray.append(self._begin)
 
 
