@@ -10,11 +10,13 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from console.audit import verify
 from gateway.chain import CHECKPOINT_SECONDS, GENESIS, Audit, audit_id_of, line_hash, signed
 from gateway.kept import DownError
+from gateway.lines import Entry
 from gateway.signing import PAUSE_SECONDS, RecordKey, key_id, new_key, private_key, public_key, text_of, verifies
 from policies.refusals import PathUnknown
 from tests.gateway.conftest import at_once, granted, refused, sent
@@ -65,6 +67,8 @@ def test_lone_call_is_signed_whole_and_so_is_the_end(sink: Lines, clock: Clock) 
     audit.close()
     assert kinds(sink)[8:] == ["checkpoint", "stop"]
     assert [entry.get("last") for entry in sink.ours("checkpoint")] == [None, None, True]
+    for line in sink.lines:
+        msgspec.json.decode(line, type=Entry)
     report = verify(sink.lines, keys=[PUBLIC])
     assert (report.lines, report.checkpoints, report.faults, report.doubts) == (10, 3, [], [])
 
