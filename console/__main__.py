@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from console import audit, keys, ledger, recipes, why
+from console import keys, ledger, recipes, verifying, why
 from gateway.reloading import read
 from gateway.settings import SettingError, settings_of
 from policies import compiled, document
@@ -100,19 +100,7 @@ def parser() -> argparse.ArgumentParser:
     recipe.add_argument("--token", metavar="COMMAND", help="prints an identity token, where Google's IAM asks for one")
     recipe.set_defaults(run=_recipe)
 
-    record = commands.add_parser(
-        "audit", help="read the record", epilog="Example: ./countersign audit verify record.jsonl"
-    )
-    group = record.add_subparsers(required=True, metavar="COMMAND")
-    verify = group.add_parser(
-        "verify",
-        help="verify an export: find edits, deletions, reordering and truncation",
-        epilog="Example: ./countersign audit verify record.jsonl --has fa08e2d5991d-be24f4ed941bc48b83102598",
-    )
-    verify.add_argument("export", type=Path, metavar="EXPORT", help="one JSON line an entry; - for standard input")
-    verify.add_argument("--has", action="append", default=[], metavar="AUDIT_ID", help="an audit id that must be in it")
-    verify.set_defaults(run=_verify)
-
+    verifying.add_commands(commands)
     why.add_command(commands)
     keys.add_commands(commands)
     ledger.add_commands(commands)
@@ -120,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command. Returns the exit status: 0 success, 1 a problem was found, 2 wrong usage."""
+    """Run one command. Returns the exit status: 0 success, 1 a problem was found, 2 wrong usage, 3 look at it."""
     asked = parser().parse_args(arguments)
     status: int = asked.run(asked)
     return status
@@ -238,25 +226,6 @@ def _told(policy_set: PolicySet) -> list[str]:
             told.append(f"    sends     {', '.join(entitlement.rules)}")
             told.append(f"    receives  {', '.join(entitlement.response_fields)}")
     return told
-
-
-def _verify(asked: argparse.Namespace) -> int:
-    try:
-        if str(asked.export) == "-":
-            report = audit.verify(sys.stdin, asked.has)
-        else:
-            with asked.export.open(encoding="utf-8", errors="replace") as lines:
-                report = audit.verify(lines, asked.has)
-    except OSError as error:
-        print(f"{asked.export}: it cannot be read ({type(error).__name__})", file=sys.stderr)
-        return 1
-    for doubt in report.doubts:
-        print(f"look at  {doubt}")
-    for fault in report.faults:
-        print(f"WRONG    {fault}")
-    verdict = f"{len(report.faults)} faults" if report.faults else "nothing was edited, removed or reordered"
-    print(f"{report.lines} lines of {report.instances} instances: {verdict}, {len(report.doubts)} to look at.")
-    return 1 if report.faults or not report.lines else 0
 
 
 if __name__ == "__main__":

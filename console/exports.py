@@ -11,13 +11,13 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import BinaryIO
+    from io import BufferedIOBase
 
 CHUNK: Final = 256 * 1024
 #: Cloud Logging takes 256 KB an entry. What is longer is cut off, and so not JSON.
@@ -86,7 +86,7 @@ def entries(path: str, meter: Meter) -> Iterator[tuple[int, bytes]]:
     Raises :class:`ExportError`, after what could be read.
     """
     if path == "-":
-        yield from _split(_chunks(sys.stdin.buffer, path, meter))
+        yield from _split(_chunks(cast("BufferedIOBase", sys.stdin.buffer), path, meter))
         return
     try:
         with Path(path).open("rb") as file:
@@ -154,8 +154,10 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= _MAX_DIGITS else float("inf")
 
 
-def _chunks(file: BinaryIO, path: str, meter: Meter) -> Iterator[bytes]:
+def _chunks(file: BufferedIOBase, path: str, meter: Meter) -> Iterator[bytes]:
     chunk = _metered(file, meter)
+    if chunk == _GZIP[:1]:  # of a slow pipe
+        chunk += _metered(file, meter)
     if not chunk.startswith(_GZIP):
         while chunk:
             yield chunk
@@ -176,8 +178,8 @@ def _chunks(file: BinaryIO, path: str, meter: Meter) -> Iterator[bytes]:
         raise ExportError(f"{path}: it ends in the middle of its compressed data. Copy the whole file") from None
 
 
-def _metered(file: BinaryIO, meter: Meter) -> bytes:
-    chunk = file.read(CHUNK)
+def _metered(file: BufferedIOBase, meter: Meter) -> bytes:
+    chunk = file.read1(CHUNK)  # read() goes on within C, where Ctrl-C may be missed until a pipe has more
     meter.read += len(chunk)
     return chunk
 

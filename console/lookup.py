@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Content = dict[str, Any]
 
 AUDIT_ID: Final = re.compile(
-    rf"(?P<instance>[0-9a-f]{{12}})-[0-9a-f]{{24}}"
+    rf"(?P<instance>[0-9a-f]{{12}})-(?P<head>[0-9a-f]{{24}})"
     rf"(?:-{COUNTED}-(?P<batch>[0-9]{{1,9}})-(?P<number>[0-9]{{1,9}})|-(?P<unwritten>{UNWRITTEN})-[0-9]{{1,9}})?"
 )
 #: How far back Cloud Logging is asked: for as long as its own bucket keeps entries, if nobody says otherwise.
@@ -174,18 +174,18 @@ def _content(raw: bytes) -> Content | None:
         entry = json.loads(raw)
     except ValueError:  # a stump stands before it
         entry = {}
-    return {**_whole(content), MESSAGE: entry.get("jsonPayload", entry).get("message")}
+    return {**whole_numbers(content), MESSAGE: entry.get("jsonPayload", entry).get("message")}
 
 
-def _whole(value: Any) -> Any:
+def whole_numbers(value: Any) -> Any:
     """Undo what Cloud Logging does to numbers: it keeps them as doubles."""
     match value:
         case float() if value.is_integer():
             return int(value)
         case dict():
-            return {name: _whole(inner) for name, inner in value.items()}
+            return {name: whole_numbers(inner) for name, inner in value.items()}
         case list():
-            return [_whole(inner) for inner in value]
+            return [whole_numbers(inner) for inner in value]
     return value
 
 

@@ -5,6 +5,10 @@ line before, ``hash`` the line's own: SHA-256 of its canonical JSON without ``ha
 a caller gets contains the hash of the call's first line, so it proves that this line and all lines before it are
 unchanged. Each process writes one chain, which begins with a ``start`` line; ``console.audit`` verifies an export.
 
+Hashes can be recomputed by whoever can rewrite the lines. With a record key a ``checkpoint`` line signs the chain up to
+it: after the line of a call when the last one is a second old, and before ``stop``. A key that cannot be read keeps no
+call from going on; the next checkpoint covers the lines in between.
+
 What costs a caller nothing (a refusal, a preview, a replay) is counted and not written past ten a second of one kind
 from one caller, so that nobody can flood the record. All strangers are one caller.
 """
@@ -24,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as _quoted
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -36,11 +41,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.presented import Whose
+    from gateway.signing import RecordKey
     from gateway.sinks import Sink
     from policies.model import Proof
 
 #: How many lines of one kind from one caller are written in one second.
 FLOOD: Final = 10
+#: Seconds from one checkpoint to the next: a signature costs as much as a tenth of a call.
+CHECKPOINT_SECONDS: Final = 1.0
 #: A problem of a policy document is truncated to this length, since it may quote names of any length.
 MAX_PROBLEM: Final = 400
 
@@ -71,6 +79,11 @@ def canonical(content: Mapping[str, Any]) -> bytes:
 def line_hash(content: Mapping[str, Any]) -> str:
     """Return the hash that a line must carry."""
     return hashlib.sha256(canonical({k: v for k, v in content.items() if k not in _HASHED_APART})).hexdigest()
+
+
+def signed(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes that a checkpoint's signature covers: all of it but what is made of the signature."""
+    return canonical({k: v for k, v in content.items() if k not in {*_HASHED_APART, "signature"}})
 
 
 def audit_id_of(instance: str, digest: str) -> str:
@@ -109,6 +122,8 @@ class _Chain:
     #: How many batches were counted, and how many lines could not be written.
     batches: int = 0
     unwritten: int = 0
+    #: When the last checkpoint was written, by the monotonic clock.
+    checkpoint: float = -inf
 
     def id_without_line(self, why: str) -> str:
         """Return an audit id that names the last line before it, which it proves as any other does."""
@@ -118,17 +133,21 @@ class _Chain:
 class Audit:
     """Writes the record of this process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         sink: Sink,
         *,
         policy: str,
         project: str | None = None,
+        key: RecordKey | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``policy`` is the digest of the document in force; ``project`` the Google Cloud project that keeps traces."""
-        self._sink, self._policy = sink, policy
+        """``policy`` is the digest of the document in force; ``project`` the Google Cloud project that keeps traces.
+
+        ``key`` signs checkpoints; without it there are none.
+        """
+        self._sink, self._policy, self._record_key = sink, policy, key
         self.clock, self.monotonic = clock, monotonic
         self.trace_prefix = f"projects/{project}/traces/" if project else ""
         #: Whose the credentials were that earlier documents of this instance had.
@@ -152,7 +171,10 @@ class Audit:
             chain = self._begun()
             if chain.counted:
                 self._next_second(chain)
-            return self._line(chain, kind, content, severity, message, extra)
+            audit_id = self._line(chain, kind, content, severity, message, extra)
+        if self._record_key is not None and kind != "intent":  # a call's last line, so that a lone call is signed whole
+            self._checkpoint(self._record_key)
+        return audit_id
 
     def counted(self, kind: str, caller: str | None, reason: str | None = None) -> str | None:
         """Return None for a call whose line is to be written, or count it past :data:`FLOOD` and return its audit id.
@@ -215,13 +237,19 @@ class Audit:
         return hashlib.blake2b(value.encode(), key=self._key, digest_size=12).hexdigest()
 
     def close(self) -> None:
-        """Report what was counted and end the chain with a ``stop`` line, so that truncation is detected."""
+        """Report what was counted and end the chain with a ``stop`` line, so that truncation is detected.
+
+        The last checkpoint says that it is the last, so that nobody can cut lines and write a ``stop`` of their own.
+        """
+        key = self._record_key if self._record_key is not None and self._record_key.ready() else None
         with self._lock:
             chain = self._chain.made()
             if chain is None or not chain.sequence:
                 return
             self._report(chain)
             with suppress(RecordUnavailable):
+                if key is not None:
+                    self._checkpoint_line(chain, key, last=True)
                 self._line(chain, "stop", {}, "INFO", "the record of this instance ends here")
                 self._chain.drop()
 
@@ -232,6 +260,26 @@ class Audit:
             self._line(chain, "start", {"policy": self._policy}, "INFO", "the record of this instance begins here")
             atexit.register(self.close)
         return chain
+
+    def _checkpoint(self, key: RecordKey) -> None:
+        """Sign the chain if the last checkpoint is a second old. The call has its line, so a failure is not its own."""
+        now, chain = self.monotonic(), self._chain.made()
+        if chain is None or now - chain.checkpoint < CHECKPOINT_SECONDS:
+            return
+        if not key.ready():  # reads it, so not while others wait for the lock
+            problem = key.unreported()
+            if problem is not None:
+                self.secret_refused(key.name, problem)
+            return
+        with self._lock, suppress(RecordUnavailable):
+            # Another call may have written one by now, or the chain has ended.
+            if chain is self._chain.made() and now - chain.checkpoint >= CHECKPOINT_SECONDS:
+                self._checkpoint_line(chain, key)
+                chain.checkpoint = now
+
+    def _checkpoint_line(self, chain: _Chain, key: RecordKey, *, last: bool = False) -> None:
+        content = {"key": key.id, **({"last": True} if last else {})}
+        self._line(chain, "checkpoint", content, "INFO", "the lines before this one are signed", key=key)
 
     def _next_second(self, chain: _Chain) -> None:
         """Once a second, report what was counted so far and start a new count."""
@@ -262,10 +310,19 @@ class Audit:
         return f"{self._second_written}.{int((now - second) * 1e6):06d}Z"
 
     def _line(  # noqa: PLR0913, PLR0917 - the parts of a line
-        self, chain: _Chain, kind: str, content: dict[str, Any], severity: str, message: str, extra: str = ""
+        self,
+        chain: _Chain,
+        kind: str,
+        content: dict[str, Any],
+        severity: str,
+        message: str,
+        extra: str = "",
+        key: RecordKey | None = None,
     ) -> str:
         now = self._timestamp(self.clock())
         place = {"kind": kind, "instance": chain.instance, "sequence": chain.sequence, "prev": chain.head, "time": now}
+        if key is not None:
+            place["signature"] = key.sign(signed(content | place))
         body = canonical(content | place)
         digest = hashlib.sha256(body).hexdigest()
         audit_id = audit_id_of(chain.instance, content.get("intent") or digest)

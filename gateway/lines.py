@@ -185,6 +185,16 @@ class Policy(Line, kw_only=True, tag="policy"):
     problem: str | UnsetType = UNSET
 
 
+class Checkpoint(Line, kw_only=True, tag="checkpoint"):
+    """Signs the lines before it."""
+
+    key: Annotated[Short, Meta(description="The first digits of the SHA-256 of the public key.")]
+    signature: Annotated[
+        str, Meta(description="Ed25519, base64: of this line's canonical JSON without `signature`, `hash`, `audit_id`.")
+    ]
+    last: Annotated[Literal[True] | UnsetType, Meta(description="Only `stop` follows.")] = UNSET
+
+
 class Secret(Line, kw_only=True, tag="secret"):
     """A version of a secret is not used."""
 
@@ -214,7 +224,7 @@ class Resolved(Line, kw_only=True, tag="resolved"):
 
 
 Call = Intent | OutcomeLine | RefusalLine | Replay | Preview | Counted
-Ours = Start | Stop | Call | Policy | Secret | Resolution | Resolved
+Ours = Start | Stop | Call | Policy | Checkpoint | Secret | Resolution | Resolved
 
 
 class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ from gateway.kept import DownError
 from gateway.means import Means
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets
+from gateway.signing import RecordKey
 from gateway.sinks import standard_output, to_file
 from gateway.stores import SHARED, fault, shared, takes_password
 from gateway.stores.memory import Memory
@@ -108,6 +109,8 @@ class Settings:
     """Where the password of the store lies, as secrets are named; empty for none."""
     audit: str
     """The path of a file, or empty for standard output."""
+    record_key: str
+    """Where the key that signs the record lies, as secrets are named; empty for none."""
     audiences: tuple[str, ...]
     iam: bool
     project: str | None
@@ -161,6 +164,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         store=store,
         store_password=_store_password(environ, store),
         audit=_audit(environ),
+        record_key=_record_key(environ),
         audiences=_audiences(environ),
         iam=_iam(environ),
         project=environ.get("GOOGLE_CLOUD_PROJECT") or None,
@@ -181,16 +185,17 @@ def load(environ: Mapping[str, str]) -> Gate:
     source = source_of(settings.policy, manager)
     judged = partial(settings.judge, where=source.where)
 
-    def read() -> tuple[bytes, str]:
+    def read() -> tuple[bytes, str, bytes | DownError]:
         password = _password(settings.store_password, manager)
-        return source.read(), password.reveal() if password is not None else ""
+        key = _signing_key(settings.record_key, manager) if settings.record_key else b""
+        return source.read(), password.reveal() if password is not None else "", key
 
     try:
-        if VERSION.fullmatch(settings.policy) or VERSION.fullmatch(settings.store_password):
+        if any(map(VERSION.fullmatch, (settings.policy, settings.store_password, settings.record_key))):
             manager.prepare()
-            data, password = apart(read)
+            data, password, key = apart(read)
         else:
-            data, password = read()
+            data, password, key = read()
         first = judged(data)
     except SourceError as error:
         raise SettingError(f"POLICY: {source.where} {error}") from None
@@ -203,7 +208,12 @@ def load(environ: Mapping[str, str]) -> Gate:
     if any(connection.secret.startswith("projects/") for connection in first.connections.values()):
         manager.prepare()
     store = shared(settings.store, Concealed(password) if password else None) or Memory(time.monotonic)
-    audit = Audit(_sink(settings.audit), policy=first.digest, project=settings.project)
+    audit = Audit(
+        _sink(settings.audit),
+        policy=first.digest,
+        project=settings.project,
+        key=_record_key_of(settings, manager, key),
+    )
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
     return Gate(
         policies=Policies(
@@ -329,6 +339,30 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
         return Secret.of(where, *(Mounted() if where.startswith("file:") else manager).read(where)).value
     except DownError as error:
         raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
+
+
+def _record_key(environ: Mapping[str, str]) -> str:
+    where = environ.get("RECORD_KEY", "")
+    if where and not names_secret(where):
+        raise SettingError(
+            "RECORD_KEY must say where the key that signs the record lies, and not hold it: write "
+            "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."
+        )
+    return where
+
+
+def _signing_key(where: str, manager: SecretManager) -> bytes | DownError:
+    """Read what should be the record key, or return why not: without it lines go on unsigned."""
+    try:
+        return (Mounted() if where.startswith("file:") else manager).read(where)[1]
+    except DownError as error:
+        return error
+
+
+def _record_key_of(settings: Settings, manager: SecretManager, first: bytes | DownError) -> RecordKey | None:
+    if not settings.record_key:
+        return None
+    return RecordKey(settings.record_key, first, partial(_signing_key, settings.record_key, manager), time.monotonic)
 
 
 def ledger_of(environ: Mapping[str, str]) -> Ledger:

@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import stat
+from pathlib import Path
 from typing import Final, Protocol
 
 #: A log that accepts nothing for this many seconds is down, and the call is refused.
@@ -84,6 +85,57 @@ def standard_output() -> Sink:
     return Descriptor(1)
 
 
+class File:
+    """A file at a path, which other instances may append to, and which logrotate may move away or remove."""
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError."""
+        self._path = path
+        self._torn = False
+        self._open()
+
+    def write(self, line: bytes) -> None:
+        """See :class:`Sink`. One system call a line: the kernel puts it whole behind the lines of others."""
+        if self._moved():
+            old = self._descriptor
+            self._open()
+            os.close(old)
+        written = os.write(self._descriptor, b"\n" + line if self._torn else line) - self._torn
+        self._torn = written < len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, "the record was written in part")
+
+    def _open(self) -> None:
+        self._descriptor = _append_to(self._path)
+        self._opened = os.fstat(self._descriptor)
+        self._torn = self._ends_within_a_line()
+
+    def _moved(self) -> bool:
+        try:
+            return not os.path.samestat(Path(self._path).stat(), self._opened)
+        except FileNotFoundError:
+            return True
+
+    def _ends_within_a_line(self) -> bool:
+        """Whether the last line was cut off by a full disk, or by the end of the process that wrote it."""
+        if not self._opened.st_size:
+            return False
+        with Path(self._path).open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+
+
+def _append_to(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def to_file(path: str) -> Sink:
-    """Return the sink of ``AUDIT=file:PATH``, appended to and readable by its owner alone. Raises OSError."""
-    return Descriptor(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    """Return the sink of ``AUDIT=file:PATH``, appended to and readable by its owner alone. Raises OSError.
+
+    What is not a regular file, such as a pipe, is written as standard output is.
+    """
+    try:
+        regular = stat.S_ISREG(Path(path).stat().st_mode)
+    except FileNotFoundError:
+        regular = True
+    return File(path) if regular else Descriptor(_append_to(path))

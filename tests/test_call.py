@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from console import audit
-from gateway.sinks import Descriptor
+from gateway.sinks import File
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PARAMETERS, RESPONSE, TARGET, policy, sha256
 from tests.problems import as_replayed, plain, refused, stripe_refused, without_id
@@ -758,14 +758,14 @@ def test_outcome_that_cannot_be_recorded_does_not_hide_a_success(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     gate = function()
-    written = Descriptor.write
+    written = File.write
 
-    def until_the_outcome(sink: Descriptor, line: bytes) -> None:
+    def until_the_outcome(sink: File, line: bytes) -> None:
         if b'"kind":"outcome"' in line:
             raise OSError
         written(sink, line)
 
-    monkeypatch.setattr(Descriptor, "write", until_the_outcome)
+    monkeypatch.setattr(File, "write", until_the_outcome)
     assert gate.post().status_code == 200
     monkeypatch.undo()
     assert upstream.invoices == 1

@@ -361,3 +361,43 @@ def test_every_dependency_is_justified() -> None:
     assert needed
     for name in needed:
         assert f"| {name} |" in page
+
+
+def test_commands_that_make_the_record_key_and_verify_with_it_run_as_written(
+    tmp_path: Path, server: Callable[..., Server]
+) -> None:
+    page = blocks(ROOT / "docs" / "record.md", "sh")
+    (keygen,) = (block for block in page if "keygen" in block)
+    (openssl,) = (block for block in page if block.startswith("openssl"))
+    (verify,) = (block for block in page if "--key" in block)
+    environ = {"PATH": os.environ["PATH"]}
+
+    def paste(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        folder.mkdir(exist_ok=True)
+        (folder / "countersign").unlink(missing_ok=True)
+        (folder / "countersign").symlink_to(ROOT / "countersign")
+        return subprocess.run(
+            ["sh", "-ec", script], cwd=folder, env=environ, capture_output=True, text=True, check=False
+        )
+
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    done = paste(keygen, ours)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert (ours / "record.pem").stat().st_mode & 0o777 == 0o600
+    (ours / "record.pub").write_text(done.stdout)
+    assert "exists already" in paste(keygen, ours).stderr
+    pairs = [ours]
+    if shutil.which("openssl"):
+        assert paste(openssl, theirs).returncode == 0
+        pairs.append(theirs)
+    for folder in pairs:
+        started = server(RECORD_KEY=f"file:{folder / 'record.pem'}")
+        started.call(headers={"Idempotency-Key": "order-1"})
+        started.stop()
+        (folder / "export.jsonl").write_text(started.record.text())
+        done = paste(verify, folder)
+        assert (done.returncode, done.stdout) == (
+            0,
+            "6 lines of 1 instances: nothing was edited, removed or inserted, 0 to look at.\n",
+        )
+        assert paste(verify.replace("record.pub", "export.jsonl"), folder).returncode == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from console import audit
-from gateway.sinks import Descriptor
+from gateway.sinks import File
 from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from policies import compiled, document
@@ -547,7 +547,7 @@ def test_second_send_that_cannot_be_recorded_is_not_made_and_leaves_the_doubt(
         raise OSError
 
     with monkeypatch.context() as broken:
-        broken.setattr(Descriptor, "write", full)
+        broken.setattr(File, "write", full)
         refused(loaded.post(Idempotency_Key="order-1"), 503, "record-unavailable")
     assert len(stripe.calls) == calls
     refused(loaded.post(body=f"{CUSTOMER}&description=x", Idempotency_Key="order-1"), 422, "idempotency-key-reused")

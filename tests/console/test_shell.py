@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from console.__main__ import CLOSED, INTERRUPTED, from_shell, parser
+from gateway.chain import Audit
 from sandbox.__main__ import POLICY, ROOT
+from tests.gateway.conftest import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +48,9 @@ def parsers(top: argparse.ArgumentParser | None = None) -> Iterator[argparse.Arg
 
 
 def test_every_exit_code_is_on_the_page_and_means_what_it_says(tmp_path: Path) -> None:
+    sink = Lines()
+    Audit(sink, policy="p" * 64).write("preview", {}, "INFO", "preview")
+    (tmp_path / "running.jsonl").write_text("".join(sink.lines))
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("callers: 1\n")
     found = {
@@ -55,6 +60,7 @@ def test_every_exit_code_is_on_the_page_and_means_what_it_says(tmp_path: Path) -
         run(COMMAND, "check").returncode: 2,
         run(COMMAND, "chek", POLICY).returncode: 2,
         run(COMMAND).returncode: 2,
+        run(COMMAND, "audit", "verify", tmp_path / "running.jsonl").returncode: 3,
         INTERRUPTED: 130,
         CLOSED: 141,
     }
@@ -126,7 +132,8 @@ def test_ctrl_c_ends_it_without_a_word(loading: bool) -> None:  # noqa: FBT001 -
             process.stdin.flush()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=15) == 130
-        assert process.stderr.read() == b""
+        told = process.stderr.read().decode()
+        assert not told or (not loading and told.startswith("Interrupted after") and told.count("\n") == 1)
 
 
 def test_interrupted_while_it_works_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,7 @@ OPTION_SETS = [
     ["--store=firestore://acme-prod"],
     ["--store=rediss://10.0.0.3", "--vpc-connector=c1", "--redis-password-secret=projects/acme-prod/secrets/redis"],
     ["--policy-secret=projects/acme-prod/locations/europe-west3/secrets/countersign-policy/versions/latest"],
+    ["--record-key-secret=projects/acme-prod/secrets/countersign-record"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
 ]
 
@@ -219,6 +220,7 @@ def test_the_function_may_read_its_secret_and_nothing_else(house: Path, options:
     account = f"{words(commands, 'functions', 'deploy')[3]}@acme-prod.iam.gserviceaccount.com"
     held = ["countersign-policy"] if "--policy-secret" in str(options) else []
     held += ["redis"] if "--redis-password-secret" in str(options) else []
+    held += ["countersign-record"] if "--record-key-secret" in str(options) else []
     assert [one[1:5] for one in granted] == [
         ["secrets", "add-iam-policy-binding", *secret]
         for secret in [["appgregator-x-api-key", "--project=acme"], *([one, "--project=acme-prod"] for one in held)]
@@ -300,6 +302,15 @@ def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
     assert {"--max-instances=10", "--min-instances=0", "--vpc-connector=my-connector"} <= set(command)
     (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
     assert f",STORE={store}," in settings
+
+
+def test_key_that_signs_the_record_is_named_in_the_settings(house: Path) -> None:
+    secret = "projects/acme-prod/secrets/countersign-record"
+    for written in (secret, f"{secret}/versions/3"):
+        command = words(dry_run(house, *usual(f"--record-key-secret={written}")), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert f",RECORD_KEY={secret}/versions/latest," in settings
+    assert "RECORD_KEY" not in "".join(dry_run(house, *usual()))
 
 
 def test_password_of_redis_is_named_in_the_settings_and_never_in_them(house: Path) -> None:
@@ -413,6 +424,7 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--store", "redis://127.0.0.1:6379", "none runs"),
         ("--store", "rediss://localhost/0", "none runs"),
         ("--redis-password-secret", "hunter22", "is for --store redis://"),
+        ("--record-key-secret", "MC4CAQAwBQ==", "projects/P/secrets/NAME"),
         ("--secret", "projects/acme/locations/x/secrets/y", "projects/P/secrets/NAME"),
         ("--vpc-connector", "x --quiet", "name of a connector"),
         ("--store", "", "--store is missing"),

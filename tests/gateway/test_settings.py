@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
+from console.audit import verify
 from gateway.reloading import MAX_DOCUMENT
 from gateway.settings import SettingError, ledger_of, load, settings_of
+from gateway.signing import new_key, text_of
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
@@ -243,17 +246,20 @@ def test_process_that_the_server_forks_never_uses_googles_client_itself(
     """Its threads end some time after its channel; a worker that is forked meanwhile hangs with its first read."""
     secret_manager.add(POLICY_SECRET, policy("http://127.0.0.1:9").encode())
     secret_manager.add("projects/acme/secrets/redis", b"hunter2hunter2")
+    secret_manager.add("projects/acme/secrets/record", text_of(new_key()).encode())
     settings = {
         "PATH": os.environ["PATH"],
         "POLICY": f"{POLICY_SECRET}/versions/latest",
         "STORE": "redis://127.0.0.1:6379",
         "STORE_PASSWORD": "projects/acme/secrets/redis/versions/1",
+        "RECORD_KEY": "projects/acme/secrets/record/versions/1",
         "SECRET_MANAGER_ENDPOINT": secret_manager.address,
         "AUDIT": f"file:{tmp_path / 'audit'}",
     }
     run = subprocess.run([sys.executable, "-c", STARTED], cwd=ROOT, env=settings, capture_output=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, b"[]\n", b"")
-    assert sorted(secret_manager.accesses) == sorted([settings["POLICY"], settings["STORE_PASSWORD"]])
+    named = [settings[name] for name in ("POLICY", "STORE_PASSWORD", "RECORD_KEY")]
+    assert sorted(secret_manager.accesses) == sorted(named)
 
 
 def test_policy_and_keys_come_from_secret_manager_under_the_server_that_forks(
@@ -684,3 +690,39 @@ def test_function_works_with_a_redis_whose_password_lies_in_a_secret(
         assert PASSWORD not in started.errors.read_text() + started.record.text()
         without = server(STORE=redis_server.url)
         assert without.call()[0] == 503
+
+
+@pytest.mark.parametrize("where", ["MC4CAQAwBQYDK2Vw", "record.pem", "projects/acme/secrets/record"])
+def test_record_key_itself_is_no_place_of_one(document: Path, where: str) -> None:
+    error = error_of(POLICY=str(document), RECORD_KEY=where)
+    assert error.startswith("RECORD_KEY must say where the key that signs the record lies, and not hold it")
+    assert where not in error
+
+
+@pytest.mark.parametrize("lies", ["Secret Manager", "a file"])
+def test_record_is_signed_under_the_server_and_its_public_key_alone_verifies_it(
+    server: Callable[..., Server], secret_manager: SecretManager, tmp_path: Path, lies: str
+) -> None:
+    pair = new_key()
+    secret_manager.add("projects/acme/secrets/record", text_of(pair).encode())
+    (tmp_path / "record.pem").write_text(text_of(pair))
+    where = (
+        "projects/acme/secrets/record/versions/latest" if lies == "Secret Manager" else f"file:{tmp_path}/record.pem"
+    )
+    started = server(RECORD_KEY=where)
+    answers = [started.call(headers={"Idempotency-Key": f"order-{number}"}) for number in range(2)]
+    started.stop()
+    ids = [headers["countersign-audit-id"] for _, headers, _ in answers]
+    report = verify(started.record.text().splitlines(), ids, [pair.public_key()])
+    assert (report.lines, report.checkpoints, report.faults, report.doubts) == (8, 2, [], [])
+
+
+def test_function_starts_and_serves_without_its_record_key_and_says_so(
+    server: Callable[..., Server], secret_manager: SecretManager
+) -> None:
+    started = server(RECORD_KEY="projects/acme/secrets/record/versions/latest")
+    assert [started.call(headers={"Idempotency-Key": f"order-{number}"})[0] for number in range(2)] == [200, 200]
+    started.stop()
+    (told,) = [line for line in map(json.loads, started.record.text().splitlines()) if line["severity"] == "ERROR"]
+    assert told["countersign"]["secret"] == "projects/acme/secrets/record/versions/latest"
+    assert told["countersign"]["problem"] == "NotFound"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +20,7 @@ from gateway.answering import respond
 from gateway.chain import Audit
 from gateway.sinks import Descriptor, to_file
 from policies.refusals import PathUnknown, RecordUnavailable
+from sandbox.__main__ import ROOT
 from tests.gateway.conftest import at_once, found, granted, refused, sent
 
 if TYPE_CHECKING:
@@ -37,8 +42,8 @@ def test_line_that_was_torn_does_not_spoil_the_next() -> None:
     os.close(reader)
     os.close(writer)
     report = verify(lines.decode().splitlines())
-    assert (report.lines, report.doubts) == (6, [])
-    assert report.faults == ["line 4: this is not JSON; it was truncated or edited"]
+    assert (report.lines, report.faults, len(report.doubts)) == (6, [], 1)
+    assert report.doubts[0].startswith("line 4: this is not a whole line.")
 
 
 @pytest.fixture
@@ -148,3 +153,90 @@ def test_file_is_appended_to_and_only_its_owner_may_read_it(tmp_path: Path) -> N
     report = verify(path.read_text().splitlines())
     assert (report.instances, report.lines, report.faults, report.doubts) == (2, 6, [], [])
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("moved", ["renamed", "removed", "replaced"])
+def test_file_that_logrotate_took_is_opened_again_at_the_next_line(tmp_path: Path, moved: str) -> None:
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    audit = Audit(to_file(str(path)), policy="p" * 64)
+    sent(audit)
+    if moved == "removed":
+        path.unlink()
+    else:
+        path.rename(old)
+    if moved == "replaced":
+        path.touch()
+    assert respond(sent(audit)).status == 200
+    audit.close()
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3
+    if moved != "removed":
+        report = verify([*old.read_text().splitlines(), *lines])
+        assert (report.lines, report.faults, report.doubts) == (6, [], [])
+
+
+def test_file_that_cannot_be_opened_again_refuses_calls_until_it_can(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    audit = Audit(to_file(str(folder / "audit.jsonl")), policy="p" * 64)
+    sent(audit)
+    folder.rename(tmp_path / "moved")
+    assert respond(sent(audit)).status == 503
+    (tmp_path / "log").touch()  # not a folder
+    assert respond(sent(audit)).status == 503
+    (tmp_path / "log").unlink()
+    folder.mkdir()
+    assert respond(sent(audit)).status == 200
+    audit.close()
+    both = [tmp_path / "moved" / "audit.jsonl", folder / "audit.jsonl"]
+    report = verify([line for path in both for line in path.read_text().splitlines()])
+    assert (report.lines, report.faults, report.doubts) == (6, [], [])
+
+
+WRITER = """
+import sys
+from gateway.chain import Audit
+from gateway.sinks import to_file
+audit = Audit(to_file(sys.argv[1]), policy="p")
+for number in range(300):
+    audit.write("preview", {"long": "x" * 9000}, "INFO", "preview")
+"""
+
+
+def test_lines_of_any_length_of_two_instances_in_one_file_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    for writer in [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]:
+        assert writer.wait(timeout=60) == 0
+    report = verify(path.read_text().splitlines())
+    assert (report.instances, report.lines, report.faults, report.doubts) == (3, 3 * 302, [], [])
+
+
+def test_stump_that_another_process_left_is_ended_before_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"severity":"INFO","time":"20')
+    audit = Audit(to_file(str(path)), policy="p" * 64)
+    audit.write("preview", {}, "INFO", "preview")
+    audit.close()
+    stump, *lines = path.read_text().splitlines()
+    assert stump == '{"severity":"INFO","time":"20'
+    assert verify(lines).doubts == []
+
+
+def test_disk_that_fills_up_within_a_line_refuses_the_call_and_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    sink = to_file(str(path))
+    sink.write(b"a line\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+        with pytest.raises(OSError, match="in part"):
+            sink.write(b"a second line that is too long\n")
+        with pytest.raises(OSError, match="too large"):
+            sink.write(b"a third\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, heard)
+    sink.write(b"a fourth\n")
+    assert path.read_bytes() == b"a line\na second line\na fourth\n"
