@@ -116,10 +116,11 @@ def upstream_key(name: str, generation: int = 0) -> str:
     return f"countersign-{hashlib.sha256(f'upstream:{name}:{generation}'.encode()).hexdigest()[:48]}"
 
 
-def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float) -> Entry | Answer:
+def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float, names: bool = True) -> Entry | Answer:
     """Judge a call against its key's entry in the ledger. Return the entry to write, or the answer to repeat.
 
-    ``wanted`` is the entry of a call with a fresh key, ``resend`` for how many seconds the upstream deduplicates.
+    ``wanted`` is the entry of a call with a fresh key, ``resend`` for how many seconds the upstream deduplicates, and
+    ``names`` whether the caller may be told the id of what was created.
     Raises :class:`KeyInUse` while the call that claimed it may still be running, :class:`KeyReused` for other
     parameters, :class:`KeyUsedElsewhere` for an invoice of another account, and :class:`OutcomeStillUnknown` if there
     may be an invoice and the call must not be sent again.
@@ -137,7 +138,7 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float) -> Entr
             return held
         raise KeyInUse(retry_after=1)
     if held.fingerprint != wanted.fingerprint:
-        raise KeyReused(_reused(held, now))
+        raise KeyReused(_reused(held, now, names=names))
     if held.answer is not None:
         if held.state is State.SUCCEEDED and held.place != wanted.place:
             raise KeyUsedElsewhere
@@ -162,7 +163,8 @@ def claim_for(grant: Grant, held: Entry | None, *, owner: str, place: str, now: 
     """Judge a granted call as :func:`claim` does; None for a call without a key."""
     if grant.ledger_key is None:
         return None
-    return claim(held, wanted(grant, owner=owner, place=place, now=now), resend=grant.resend_seconds, now=now)
+    fresh = wanted(grant, owner=owner, place=place, now=now)
+    return claim(held, fresh, resend=grant.resend_seconds, now=now, names="id" in grant.entitlement.response)
 
 
 def wanted(grant: Grant, *, owner: str, place: str, now: float) -> Entry:
@@ -315,12 +317,12 @@ def _running(held: Entry, now: float) -> bool:
     return held.state is State.SENT and now < held.lease_until
 
 
-def _reused(held: Entry, now: float) -> str:
+def _reused(held: Entry, now: float, *, names: bool) -> str:
     """Say what became of the call that has this key, to somebody who brings it with other parameters."""
     noun, when = OPERATIONS[held.operation].noun, ago(now - held.sent)
     told: Any = msgspec.json.decode(held.answer.body) if held.answer is not None else {}
     if held.state is State.SUCCEEDED:
-        name = f" {told['id']}" if isinstance(told.get("id"), str) else ""
+        name = f" {told['id']}" if names and isinstance(told.get("id"), str) else ""
         return (
             f"This idempotency key was used {when} for a call with other parameters, which went through: {noun}{name}. "
             f"Use a new key for another {noun}, or send the same parameters to get that answer again."

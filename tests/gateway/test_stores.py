@@ -362,6 +362,20 @@ def test_key_with_other_parameters_is_refused_in_every_state(store: Store, reply
     assert used(store, limited("1000/minute")) == 1
 
 
+def test_id_that_is_not_granted_any_more_is_not_told_to_other_parameters(store: Store) -> None:
+    """Also where an operator named it: what is kept may hold more than the policy grants today."""
+    grant = keyed()
+    store.settle(grant, admit(store, grant), SUCCEEDED, ANSWER)
+    asked = keyed(body="customer=cus_2")
+    with pytest.raises(KeyReused) as told:
+        admit(store, asked)
+    assert "went through: invoice in_1." in told.value.detail
+    less = {name: inner for name, inner in asked.entitlement.response.items() if name != "id"}
+    with pytest.raises(KeyReused) as silent:
+        admit(store, replace(asked, entitlement=replace(asked.entitlement, response=less)))
+    assert "went through: invoice." in silent.value.detail
+
+
 def test_same_key_of_another_caller_is_another_key(store: Store) -> None:
     grant = keyed()
     store.settle(grant, admit(store, grant), SUCCEEDED, ANSWER)
