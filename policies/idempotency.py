@@ -125,7 +125,7 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float, names: 
     parameters, :class:`KeyUsedElsewhere` for an invoice of another account, and :class:`OutcomeStillUnknown` if there
     may be an invoice and the call must not be sent again.
     """
-    if held is None or (held.expires is not None and held.expires <= now):
+    if held is None or over(held, now):
         return wanted
     if held.state is State.FREE:
         if held.place != wanted.place:
@@ -269,7 +269,7 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float, said: str 
     Only an open entry is changed, or a refusal that does not prove that nothing was created. "Not created" is not
     taken while a send may still arrive, nor while a person may approve the call where the upstream can be asked of it.
     """
-    if held is None or (held.expires is not None and held.expires <= now):
+    if held is None or over(held, now):
         return Verdict.ABSENT, held
     if _running(held, now):
         return Verdict.RUNNING, held
@@ -285,8 +285,8 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float, said: str 
     return Verdict.RESOLVED, free(replace(held, said=said), refused=True, expires=now + RETENTION)
 
 
-def held_of(key: str, entry: Entry, *, now: float, since: float) -> Held:
-    """Return what an operator sees of an entry. ``since`` is when it was claimed, in unix seconds."""
+def held_of(key: str, entry: Entry, *, now: float) -> Held:
+    """Return what an operator sees of an entry of a store whose clock is in unix seconds."""
     amount, currency = _sum(entry)
     return Held(
         key=key,
@@ -294,7 +294,7 @@ def held_of(key: str, entry: Entry, *, now: float, since: float) -> Held:
         caller=entry.caller,
         connection=entry.connection,
         operation=entry.operation,
-        since=since,
+        since=entry.sent,
         running=_running(entry, now),
         amount=amount,
         currency=currency,
@@ -311,6 +311,11 @@ def _sum(entry: Entry) -> tuple[int, str] | tuple[None, None]:
     told: dict[str, Any] = msgspec.json.decode(entry.answer.body)
     amount, currency = told.get(operation.spends.amount), told.get(operation.spends.currency)
     return (amount, currency) if isinstance(amount, int) and isinstance(currency, str) else (None, None)
+
+
+def over(held: Entry, now: float) -> bool:
+    """Whether an entry has expired. One that is open never does."""
+    return held.expires is not None and held.expires <= now
 
 
 def _running(held: Entry, now: float) -> bool:

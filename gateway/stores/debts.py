@@ -53,8 +53,6 @@ class Debts:
         self._end, self._clock = end, clock
         self._owed: deque[Debt] = deque()
         self._paying = threading.Lock()
-        self._registering = threading.Lock()
-        self._registered = False
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """Give a claim back. Never raises."""
@@ -96,10 +94,8 @@ class Debts:
         if debt.grant.ledger_key is None or len(self._owed) >= MOST:
             return
         self._owed.append(debt)
-        with self._registering:
-            if not self._registered:
-                self._registered = True
-                atexit.register(self._last)
+        atexit.unregister(self._last)  # once is enough
+        atexit.register(self._last)
 
     def _last(self) -> None:
         try:

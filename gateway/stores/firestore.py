@@ -481,9 +481,9 @@ def _document(entry: Entry) -> Fields:
 
 def _held(key: str, found: Fields, now: float) -> Held | None:
     entry = _entry(found)
-    if entry is None or (entry.expires is not None and entry.expires <= now):
+    if entry is None or idempotency.over(entry, now):
         return None  # expired, and not deleted yet
-    return idempotency.held_of(key, entry, now=now, since=entry.sent)
+    return idempotency.held_of(key, entry, now=now)
 
 
 @contextlib.contextmanager

@@ -352,8 +352,8 @@ class Redis:
                     contents = batch.execute()
                 for key, content in zip(keys, contents, strict=True):
                     entry = _entry(*content)
-                    if entry is not None and not (entry.expires is not None and entry.expires <= now):
-                        yield idempotency.held_of(key.decode().removeprefix(start), entry, now=now, since=entry.sent)
+                    if entry is not None and not idempotency.over(entry, now):
+                        yield idempotency.held_of(key.decode().removeprefix(start), entry, now=now)
         except tuple(ERRORS) as error:
             raise self._unavailable(error) from None
 
