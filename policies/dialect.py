@@ -49,6 +49,22 @@ class Setting(msgspec.Struct, frozen=True):
     default: str | None = None
 
 
+class Approvals(ABC):
+    """How an upstream is asked what became of a call that waited for a person."""
+
+    @abstractmethod
+    def asked(self, grant: Grant, name: str) -> Outgoing:
+        """Return the request that asks what became of an approval."""
+
+    @abstractmethod
+    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
+        """Read the answer to that: the decision, and the id of what was created."""
+
+    @abstractmethod
+    def found(self, grant: Grant, name: str) -> Outgoing:
+        """Return the request for what was created, by its id."""
+
+
 class Dialect(ABC):
     """Everything that is particular to one upstream."""
 
@@ -72,24 +88,12 @@ class Dialect(ABC):
     def request(self, grant: Grant, step: Step) -> Outgoing:
         """Return the request of one step. Every part of its URL comes from the policy, or was validated when read."""
 
-    looks_up: ClassVar[bool] = False
-    """Whether it can be asked what became of an approval."""
+    approvals: ClassVar[Approvals | None] = None
+    """How to ask what became of an approval; None if it cannot be asked."""
 
     @abstractmethod
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the meaning of an answer. ``headers`` are those in the request's ``heard``, and ``retry-after``."""
-
-    def approval(self, grant: Grant, name: str) -> Outgoing:
-        """Return the request that asks what became of an approval, for an upstream that :attr:`looks_up`."""
-        raise NotImplementedError
-
-    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
-        """Read the answer to that: the decision, and the id of what was created."""
-        raise NotImplementedError
-
-    def found(self, grant: Grant, name: str) -> Outgoing:
-        """Return the request for what was created, by its id."""
-        raise NotImplementedError
 
     def mode_of(self, key: str) -> str | None:  # noqa: ARG002 - for dialects to say more
         """Return ``live`` or ``test`` if the upstream's ``key`` itself tells whose data it opens; else None."""

@@ -126,14 +126,15 @@ class Upstreams:
         self, dialect: Dialect, grant: Grant, step: Step, approval: str, secret: Secret, deadline: float
     ) -> Reply:
         """Ask what became of a call that waits for a person. It is not sent again."""
-        if not dialect.looks_up:
+        approvals = dialect.approvals
+        if approvals is None:
             return awaiting(step, approval)
         try:
-            asked = self._transport.send(dialect.approval(grant, approval), secret.value, deadline - self._clock())
-            decision, created = dialect.decided(asked.status, asked.body)
+            asked = self._transport.send(approvals.asked(grant, approval), secret.value, deadline - self._clock())
+            decision, created = approvals.decided(asked.status, asked.body)
             if created is None:
                 return decided(grant, step, approval, decision)
-            looked = self._transport.send(dialect.found(grant, created), secret.value, deadline - self._clock())
+            looked = self._transport.send(approvals.found(grant, created), secret.value, deadline - self._clock())
         except (NotSentError, LostError):
             return awaiting(step, approval)
         return _without(secret, found(grant, step, approval, looked.status, looked.body))
@@ -156,7 +157,7 @@ def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
     if entry is None or grant.ledger_key is None:
         return Step(admission.owner, resumes=False)
     quiet = admission.taken >= entry.until
-    return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.looks_up)
+    return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.approvals is not None)
 
 
 def _after(begun: Step, step: Step, reply: Reply) -> Step:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from policies import fields, outcomes
-from policies.dialect import FORM, Dialect, KeyPlace, Outgoing, Setting
+from policies.dialect import FORM, Approvals, Dialect, KeyPlace, Outgoing, Setting
 from policies.idempotency import upstream_key
 from policies.model import Outcome
 from policies.outcomes import Decision, Means, Said
@@ -86,6 +86,33 @@ _KEY = re.compile(r"(?:sk|rk)_(live|test)_.*")
 _REQUEST_ID = re.compile(r"req_[A-Za-z0-9_]{1,64}")
 
 
+class _Approvals(Approvals):
+    """See :class:`policies.dialect.Approvals`."""
+
+    def asked(self, grant: Grant, name: str) -> Outgoing:
+        """See :class:`policies.dialect.Approvals`."""
+        connection = grant.entitlement.connection
+        return _look(connection, f"/v2/core/approval_requests/{name}", {"Stripe-Version": APPROVALS})
+
+    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
+        """See :class:`policies.dialect.Approvals`. A state that is not known here still waits."""
+        answer = fields.decoded(body) if status == 200 else None
+        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
+            return Decision.WAITS, None
+        decision = _DECISIONS.get(answer["status"], Decision.WAITS)
+        if decision is not Decision.DONE:
+            return decision, None
+        told: Any = answer.get("status_details")
+        for name in ("succeeded", "result"):
+            told = told.get(name) if isinstance(told, dict) else None
+        created = _text(_ID, told.get("id")) if isinstance(told, dict) else None
+        return (decision, created) if created is not None else (Decision.WAITS, None)
+
+    def found(self, grant: Grant, name: str) -> Outgoing:
+        """See :class:`policies.dialect.Approvals`."""
+        return _look(grant.entitlement.connection, f"/v1/{grant.entitlement.operation.path.partition('/')[0]}/{name}")
+
+
 class Stripe(Dialect):
     """See :class:`policies.dialect.Dialect`."""
 
@@ -101,6 +128,7 @@ class Stripe(Dialect):
         "account": Setting(r"acct_[A-Za-z0-9]{1,64}", "write a connected account, such as acct_1032D82eZvKYlo2C"),
     }
     account = "account"
+    approvals = _Approvals()
     #: docs.stripe.com/connect/authentication; the second is ``stripe_context`` in Stripe's SDKs.
     account_headers = ("Stripe-Account", "Stripe-Context")
     #: docs.stripe.com/api/idempotent_requests: a key may be removed once it is at least 24 hours old.
@@ -128,31 +156,6 @@ class Stripe(Dialect):
             headers["Idempotency-Key"] = upstream_key(step.name, step.generation)
             body = grant.form
         return Outgoing(operation.method, url, KeyPlace.BEARER, headers, body, _HEARD, private=connection.private)
-
-    looks_up = True
-
-    def approval(self, grant: Grant, name: str) -> Outgoing:
-        """See :class:`policies.dialect.Dialect`."""
-        connection = grant.entitlement.connection
-        return _look(connection, f"/v2/core/approval_requests/{name}", {"Stripe-Version": APPROVALS})
-
-    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
-        """See :class:`policies.dialect.Dialect`. A state that is not known here still waits."""
-        answer = fields.decoded(body) if status == 200 else None
-        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
-            return Decision.WAITS, None
-        decision = _DECISIONS.get(answer["status"], Decision.WAITS)
-        if decision is not Decision.DONE:
-            return decision, None
-        told: Any = answer.get("status_details")
-        for name in ("succeeded", "result"):
-            told = told.get(name) if isinstance(told, dict) else None
-        created = _text(_ID, told.get("id")) if isinstance(told, dict) else None
-        return (decision, created) if created is not None else (Decision.WAITS, None)
-
-    def found(self, grant: Grant, name: str) -> Outgoing:
-        """See :class:`policies.dialect.Dialect`."""
-        return _look(grant.entitlement.connection, f"/v1/{grant.entitlement.operation.path.partition('/')[0]}/{name}")
 
     def judge(self, grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """See :class:`policies.dialect.Dialect`.

@@ -277,7 +277,9 @@ def test_refusal_in_unknown_words_is_not_told_as_nothing(grant: Grant) -> None:
 def test_approval_ends_by_the_upstreams_own_word_alone(
     status: int, body: object, decision: Decision, created: str | None
 ) -> None:
-    assert UPSTREAMS["stripe"].decided(status, json.dumps(body).encode()) == (decision, created)
+    approvals = UPSTREAMS["stripe"].approvals
+    assert approvals is not None
+    assert approvals.decided(status, json.dumps(body).encode()) == (decision, created)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 299])

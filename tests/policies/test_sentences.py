@@ -229,13 +229,20 @@ def ends(grant: Grant, known: dict[str, object]) -> Iterator[tuple[str, Reply]]:
         step = Step("owner", resumes=False)
     else:
         held = replace(wanted(grant, owner="a", place="there", now=NOW), **known)
-        step = Step(grant.ledger_key, held.generation, held.refused, held.doubt, held.until <= NOW, dialect.looks_up)
+        step = Step(
+            grant.ledger_key,
+            held.generation,
+            held.refused,
+            held.doubt,
+            held.until <= NOW,
+            dialect.approvals is not None,
+        )
     for name, (status, answer, headers) in ANSWERS.items():
         body = answer.encode() if isinstance(answer, str) else encode(answer)
         yield name, dialect.judge(grant, step, status, headers, body)
     yield "unsent", unsent(grant, step, "")
     yield "lost", unknown(grant, "")
-    if grant.ledger_key is not None and dialect.looks_up:
+    if grant.ledger_key is not None and dialect.approvals is not None:
         for decision in (Decision.WAITS, Decision.REFUSED, Decision.LAPSED):
             yield f"approval {decision.name}", decided(grant, step, "apreq_1", decision)
 
