@@ -306,7 +306,7 @@ def test_every_form_of_a_key_is_read() -> None:
     assert public_key(f"{text_of(PUBLIC)}\n".encode()) == PUBLIC
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl here")
+@pytest.mark.skipif(not shutil.which("openssl"), reason="the page makes a key with openssl: install it")
 def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     run = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(tmp_path / "key.pem")]
     subprocess.run(run, check=True, capture_output=True)
