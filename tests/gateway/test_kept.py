@@ -46,11 +46,6 @@ class Elsewhere:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def elsewhere() -> Elsewhere:
     return Elsewhere()
 

@@ -50,11 +50,6 @@ ONCE = grpc.StatusCode.UNKNOWN
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def manager(secret_manager: Sandbox) -> Iterator[SecretManager]:
     source = SecretManager(secret_manager.address)
     yield source

@@ -90,11 +90,6 @@ def read(*credentials: str, others: tuple[str, ...] = ()) -> PolicySet:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def manager() -> Iterator[Sandbox]:
     with Sandbox() as running:
         running.add(SECRET, GITHUB_SECRET.encode())

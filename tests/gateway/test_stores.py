@@ -62,11 +62,6 @@ BUSY = Reply(Outcome.RELEASED, refusal=UpstreamBusy(retry_after=7))
 UNREACHED = Reply(Outcome.RELEASED, refusal=UpstreamUnreachable(retry_after=5), reached=False)
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture(params=["memory", *SERVERS])
 def store(request: pytest.FixtureRequest, clock: Clock) -> Store:
     fixture, make = STORES[request.param]

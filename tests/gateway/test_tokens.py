@@ -49,11 +49,6 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def certificates(sandbox: Sandbox, clock: Clock) -> Certificates:
     return Certificates(sandbox.url, clock)
 

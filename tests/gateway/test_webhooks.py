@@ -59,11 +59,6 @@ def means(secrets: Secrets) -> Means:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def manager() -> Iterator[Sandbox]:
     with Sandbox() as running:
         running.add(SECRET, SIGNING.encode())
