@@ -58,6 +58,11 @@ MAX_KEPT_MEMBER: Final = 512
 SHORT: Final = 16
 
 
+#: How every shared store writes an entry and reads it: the format is one, and changes in one place.
+packed: Final = msgspec.msgpack.Encoder().encode
+unpacked: Final = msgspec.msgpack.Decoder(Entry).decode
+
+
 class Held(msgspec.Struct, frozen=True):
     """What an operator sees of a key: its caller and its state, never what was asked or answered."""
 

@@ -25,7 +25,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
-import msgspec
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
@@ -125,8 +124,6 @@ _KINDS: Final[dict[type, str]] = {
     datetime: "timestamp_value",
 }
 
-_ENTRY: Final = msgspec.msgpack.Encoder()
-_DECODE: Final = msgspec.msgpack.Decoder(Entry).decode
 _RANDOM: Final = random.SystemRandom()
 
 #: A document's fields by name, and what to write by path, where None deletes a document.
@@ -470,12 +467,12 @@ class _Claiming:
 
 
 def _entry(found: Fields | None) -> Entry | None:
-    return _DECODE(found["entry"]) if found is not None else None
+    return idempotency.unpacked(found["entry"]) if found is not None else None
 
 
 def _document(entry: Entry) -> Fields:
     """Return the fields that store an entry. Only one that may expire has the field by which Firestore deletes."""
-    content: Fields = {"entry": _ENTRY.encode(entry)}
+    content: Fields = {"entry": idempotency.packed(entry)}
     return content if entry.expires is None else content | {"expire_at": _moment(entry.expires + SLACK)}
 
 

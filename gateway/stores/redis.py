@@ -16,7 +16,6 @@ import os
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import redis
 from msgspec.structs import replace
 from redis import exceptions
@@ -82,8 +81,6 @@ ERRORS: Final[dict[type[BaseException], Meaning]] = {
     ValueError: Meaning.REFUSED,  # a malformed host name, or an error reply that the client cannot parse
 }
 
-_ENTRY: Final = msgspec.msgpack.Encoder()
-_DECODE: Final = msgspec.msgpack.Decoder(Entry).decode
 
 # policies.quota again, in Lua, to run where the data is. The contract tests hold both to the same promises. Times are
 # microseconds, which a Lua number represents exactly.
@@ -310,7 +307,7 @@ class Redis:
             arguments += ["", "", "", 0]
         else:
             sent = "" if held is None else _micro(claim.sent)
-            arguments += [_ENTRY.encode(claim), _version(claim), sent, LEASE * 1_000_000]
+            arguments += [idempotency.packed(claim), _version(claim), sent, LEASE * 1_000_000]
         for _, limit, counts in windows:
             arguments += [limit.calls, limit.seconds, counts]
         verdict, first, sent, lease, entry, *standing = self._run(
@@ -341,7 +338,7 @@ class Redis:
         """See :class:`gateway.stores.Ledger`."""
         start = f"{PREFIX}ledger:"
         try:
-            now = int(self._now() or self._now_there()) / 1_000_000
+            now = self._seconds()
             cursor = -1
             while cursor:
                 scanned: Any = self._client.scan(max(cursor, 0), match=f"{start}{prefix}*", count=BATCH)
@@ -365,23 +362,25 @@ class Redis:
         """See :class:`gateway.stores.Ledger`."""
         place = f"{PREFIX}ledger:{key}"
         try:
-            now = int(self._now() or self._now_there()) / 1_000_000
+            now = self._seconds()
             held = self._read(place)
         except tuple(ERRORS) as error:
             raise self._unavailable(error) from None
         verdict, decided = idempotency.resolve(held, answer, now=now, said=said)
         if verdict is not Verdict.RESOLVED or decided is None or held is None:
             return verdict
-        arguments = [_version(held), _ENTRY.encode(decided), _version(decided), _kept(decided, now)]
+        arguments = [_version(held), idempotency.packed(decided), _version(decided), _kept(decided, now)]
         done = self._run(self._resolve, [place], arguments, again=False)
         return verdict if done else Verdict.RUNNING  # somebody else was quicker
 
     def _now(self) -> str:
         return "" if self._clock is None else _micro(self._clock())
 
-    def _now_there(self) -> int:
+    def _seconds(self) -> float:
+        if self._clock is not None:
+            return self._clock()
         seconds, microseconds = self._client.time()
-        return int(seconds) * 1_000_000 + int(microseconds)
+        return int(seconds) + int(microseconds) / 1_000_000
 
     def _end(self, debt: Debt) -> bool:
         grant, admission, reply, answer = debt
@@ -395,7 +394,7 @@ class Redis:
         else:
             ended = idempotency.settle_for(grant, claim, owner=claim.owner, reply=reply, answer=answer)
             assert ended is not None  # noqa: S101 - the claim is
-            content = b"" if idempotency.blank(ended) else _ENTRY.encode(ended)
+            content = b"" if idempotency.blank(ended) else idempotency.packed(ended)
             arguments += [_version(claim), content, _version(ended), _micro(ended.sent)]
             arguments.append(_kept(ended, claim.lease_until - LEASE))
         arguments += [int(not reply.reached), _micro(admission.taken), reply.spent]
@@ -439,7 +438,7 @@ def _telling(kind: Any) -> Any:
 def _entry(content: bytes | None, sent: bytes | None, lease: bytes | None) -> Entry | None:
     if not content or not sent or not lease:
         return None
-    return replace(_DECODE(content), sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
+    return replace(idempotency.unpacked(content), sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
 
 
 def _version(entry: Entry | None) -> str:
