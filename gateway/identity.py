@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from gateway.authorization import bearer
-from gateway.credentials import KINDS, google
+from gateway.credentials import KINDS, environ_name, google
 from gateway.tokens import Token, stripped
 from policies.concealed import Concealed
 from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown, TokenNotAccepted
@@ -102,7 +102,7 @@ class Identity:
 
 def _named(call: Call, names: Collection[str]) -> dict[str, Concealed[str]]:
     """Return those headers of a call that the policy names."""
-    sent = {name: call.environ.get(f"HTTP_{name.upper().replace('-', '_')}") for name in names}
+    sent = {name: call.environ.get(environ_name(name)) for name in names}
     return {name: Concealed(str(value)) for name, value in sent.items() if value is not None}
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
-from gateway.credentials import KINDS
+from gateway.credentials import KINDS, environ_name
 from gateway.credentials.google import SERVERLESS
 from gateway.forks import PerProcess
 from policies.callerkeys import mentioned_in
@@ -73,12 +73,10 @@ _KEY_SEEN: Final = (
 _ODD = re.compile(r"[^A-Za-z0-9._-]")
 _CHARACTERS: Final = {" ": "the space", "\n": "the line break", "\r": "the line break", "\t": "the tab"}
 _CREDENTIALS: Final = {
-    f"HTTP_{name.upper().replace('-', '_')}": name
+    environ_name(name): name
     for name in (SERVERLESS, *(name for kind in KINDS for headers in kind.HEADERS for name in headers))
 }
-_ACCOUNTS: Final = {
-    f"HTTP_{name.upper().replace('-', '_')}": name for dialect in UPSTREAMS.values() for name in dialect.account_headers
-}
+_ACCOUNTS: Final = {environ_name(name): name for dialect in UPSTREAMS.values() for name in dialect.account_headers}
 _MEDIA: Final = {"application/x-www-form-urlencoded": "form", "application/json": "json"}
 _UTF_8: Final = frozenset({"utf-8", "utf8"})
 

@@ -273,6 +273,11 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
     }
 
 
+def reader_of(name: str, manager: Source, mounted: Source) -> Source:
+    """Return where the secret ``name`` is read."""
+    return mounted if name.startswith("file:") else manager
+
+
 def place_of(grant: Grant, secret: Secret) -> str:
     """Identify the account that a call goes to with this key: the policy's, and whether its data are live."""
     place = grant.entitlement.connection.place
@@ -324,9 +329,8 @@ class Secrets:
         return secret if secret.value != refused.value else None  # another version may hold the same key
 
     def _read(self, read: Callable[[str, str, bytes], T], mode: str, name: str, _deadline: float) -> T:
-        source = self._mounted if name.startswith("file:") else self._manager
         try:
-            secret = read(name, *source.read(name))
+            secret = read(name, *reader_of(name, self._manager, self._mounted).read(name))
         except NotAKeyError as error:
             if self._reported.get((name, mode)) != str(error):
                 self._reported[name, mode] = str(error)

@@ -15,7 +15,7 @@ from gateway.identity import Identity
 from gateway.kept import DownError
 from gateway.means import Means
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
-from gateway.secrets import Mounted, Secret, SecretManager, Secrets
+from gateway.secrets import Mounted, Secret, SecretManager, Secrets, reader_of
 from gateway.signing import RecordKey
 from gateway.sinks import standard_output, to_file
 from gateway.stores import SHARED, fault, shared, takes_password
@@ -319,12 +319,7 @@ def _store(environ: Mapping[str, str], *, on_cloud: bool) -> str:
 
 
 def _store_password(environ: Mapping[str, str], store: str) -> str:
-    where = environ.get("STORE_PASSWORD", "")
-    if where and not names_secret(where):
-        raise SettingError(
-            "STORE_PASSWORD must say where the password lies, and not hold it: write "
-            "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."
-        )
+    where = _where("STORE_PASSWORD", environ.get("STORE_PASSWORD", ""), "the password")
     if where and not takes_password(store):
         raise SettingError(
             "STORE_PASSWORD is for STORE=redis:// or rediss:// without a password of its own. Remove one of the two."
@@ -336,16 +331,20 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
     if not where:
         return None
     try:
-        return Secret.of(where, *(Mounted() if where.startswith("file:") else manager).read(where)).value
+        return Secret.of(where, *reader_of(where, manager, Mounted()).read(where)).value
     except DownError as error:
         raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
 
 
 def _record_key(environ: Mapping[str, str]) -> str:
-    where = environ.get("RECORD_KEY", "")
+    return _where("RECORD_KEY", environ.get("RECORD_KEY", ""), "the key that signs the record")
+
+
+def _where(setting: str, where: str, what: str) -> str:
+    """Return ``where``, the place of a secret; empty for none."""
     if where and not names_secret(where):
         raise SettingError(
-            "RECORD_KEY must say where the key that signs the record lies, and not hold it: write "
+            f"{setting} must say where {what} lies, and not hold it: write "
             "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."
         )
     return where
@@ -354,7 +353,7 @@ def _record_key(environ: Mapping[str, str]) -> str:
 def _signing_key(where: str, manager: SecretManager) -> bytes | DownError:
     """Read what should be the record key, or return why not: without it lines go on unsigned."""
     try:
-        return (Mounted() if where.startswith("file:") else manager).read(where)[1]
+        return reader_of(where, manager, Mounted()).read(where)[1]
     except DownError as error:
         return error
 

@@ -30,3 +30,8 @@ class Kind(Protocol):
 
 
 KINDS: Final = cast("tuple[Kind, ...]", tuple(modules.of(__name__, __path__)))
+
+
+def environ_name(header: str) -> str:
+    """Return a header's name in a WSGI environment (PEP 3333)."""
+    return f"HTTP_{header.upper().replace('-', '_')}"
