@@ -51,9 +51,9 @@ def countersign(request: Request) -> Response:
         except Exception:
             gate.store.release(grant, admission)
             raise
-        reply = gate.upstreams.send(grant, admission, secret, record.deadline)  # 400 402 404 424 502 503 504
+        reply = gate.upstreams.send(grant, admission, secret, record.deadline, record)  # 400 402 404 424 502 503 504
         answer = record.answer = answer_to(reply, grant, record.audit_id)
-        settled = gate.store.settle(grant, admission, reply, answer)
+        settled = gate.store.settle(grant, record.admission, reply, answer)
         record.close(reply, settled=settled)
     return respond(record, gate.docs)
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.presented import PREFIXES
+from policies.issuing import Stage
 from policies.model import Outcome
 
 Short = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
@@ -76,6 +77,18 @@ class Intent(Granted, kw_only=True, tag="intent"):
     owner: Annotated[str, Meta(description="The beginning of the token with which it claimed its key.")]
 
 
+class StepLine(Granted, kw_only=True, tag="step"):
+    """What came of one step of a call in several."""
+
+    intent: Annotated[str, Meta(pattern="^[0-9a-f]{24}$", description="The end of the audit id, as its intent has it.")]
+    step: Literal[tuple(stage.value for stage in Stage)]  # type: ignore[valid-type]  # msgspec reads it
+    result: Literal[tuple(outcome.value for outcome in Outcome)]  # type: ignore[valid-type]  # the same
+    attempts: Whole
+    created: Annotated[str | UnsetType, Meta(description="The id of what is worked on.")] = UNSET
+    upstream_status: int | UnsetType = UNSET
+    upstream_request: Annotated[str | UnsetType, Meta(description="The upstream's own name for the request.")] = UNSET
+
+
 class OutcomeLine(Granted, kw_only=True, tag="outcome"):
     """What became of a call that was sent."""
 
@@ -96,6 +109,7 @@ class OutcomeLine(Granted, kw_only=True, tag="outcome"):
     created: Annotated[str | UnsetType, Meta(description="The id of what was created.")] = UNSET
     amount: Minor | UnsetType = UNSET
     currency: Currency | UnsetType = UNSET
+    warning: Annotated[str | UnsetType, Meta(description="What is not as it might be, though it went through.")] = UNSET
     alarm: Annotated[str | UnsetType, Meta(description="What somebody must look at.")] = UNSET
 
 
@@ -223,7 +237,7 @@ class Resolved(Line, kw_only=True, tag="resolved"):
     operation: str
 
 
-Call = Intent | OutcomeLine | RefusalLine | Replay | Preview | Counted
+Call = Intent | StepLine | OutcomeLine | RefusalLine | Replay | Preview | Counted
 Ours = Start | Stop | Call | Policy | Checkpoint | Secret | Resolution | Resolved
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from gateway.chain import Audit
     from gateway.secrets import Secret
+    from policies.issuing import Progress
     from policies.model import Admission, Call, Caller, Grant, PolicySet
     from policies.outcomes import Reply
 
@@ -136,6 +137,25 @@ class Record:
         )
         self._intent = self.audit_id[-HASH_DIGITS:]
 
+    def step(self, at: Progress, reply: Reply) -> None:
+        """Record what came of one step of a call in several. Raises :class:`RecordUnavailable`."""
+        content = {
+            **self._decision,
+            "intent": self._intent,
+            "step": at.stage.value,
+            "result": reply.outcome.value,
+            "attempts": reply.attempts,
+            **_present(
+                created=at.id or reply.created,
+                upstream_status=reply.upstream_status,
+                upstream_request=reply.upstream_request,
+            ),
+        }
+        message = f"{self._caller} asks for {self._what}: {at.stage.value} {reply.outcome.value}"
+        self._audit.write(
+            "step", content, "INFO", message, f'{self._trace}{self._labels},"result":"{reply.outcome.value}"}}'
+        )
+
     def close(self, reply: Reply, *, settled: bool) -> None:
         """Record the outcome of the send, after :attr:`answer` was set."""
         self.refusal = reply.refusal
@@ -154,6 +174,8 @@ class Record:
         else:
             severity, message = "WARNING", self._not_raised(reply, reply.refusal, content)
             labels = f'{self._trace}{self._labels},"result":"{result}","reason":"{reply.refusal.reason}"}}'
+        if reply.warning is not None:
+            severity, content["warning"] = "WARNING", reply.warning
         if not settled or reply.alarm is not None:
             content["alarm"] = reply.alarm or "the outcome could not be kept in the store"
         if "alarm" in content or reply.outcome is Outcome.UNKNOWN:

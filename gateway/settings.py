@@ -229,7 +229,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
         secrets=secrets,
         store=store,
-        upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
+        upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep, store),
         audit=audit,
         docs=settings.docs,
     )

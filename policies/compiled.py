@@ -21,6 +21,7 @@ from policies import signing
 from policies.callerkeys import ending
 from policies.entitlements import by_place, entitlement
 from policies.model import (
+    Amount,
     Budget,
     Caller,
     Connection,
@@ -28,6 +29,7 @@ from policies.model import (
     Entitlement,
     Idempotency,
     Limit,
+    Lines,
     PolicySet,
     Proof,
     Rule,
@@ -45,7 +47,7 @@ _DIGEST: Final = hashlib.sha256().digest_size
 #: Increase it when the meaning of a document changes, or when a document that was valid no longer is. Documents that
 #: were compiled before are then refused. A change of the operations' catalogue, or of the members of a
 #: type, is detected without it.
-EDITION: Final = 3
+EDITION: Final = 4
 
 #: A credential: its caller's number, its name in the record, when it expires, and the connection it is tied to.
 _Credential = tuple[int, str, float | None, str | None]
@@ -62,6 +64,8 @@ class _Grant(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     response: tuple[str, ...]
     stamp: str | None
     record: frozenset[str]
+    amount: Amount | None
+    lines: Lines | None
 
 
 class _Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -151,6 +155,7 @@ def _written(one: Entitlement) -> bytes:
     grant = _Grant(
         one.connection.id, one.operation.id, one.idempotency, list(one.rules.values()),
         one.required, one.response_fields, one.stamp, one.record,
+        one.amount, one.lines,
     )  # fmt: skip
     return _encode_sorted(grant)
 
@@ -270,6 +275,8 @@ class _Callers(Mapping[Proof, Caller]):
                 response=grant.response,
                 stamp=grant.stamp,
                 record=grant.record,
+                amount=grant.amount,
+                lines=grant.lines,
             )
         return found
 

@@ -18,7 +18,7 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from policies import forms, keynames, parameters, quota, signing
+from policies import forms, keynames, lines, parameters, quota, signing
 from policies.callerkeys import ending
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
@@ -26,6 +26,7 @@ from policies.model import (
     MODES,
     NAME,
     WHOLESALE,
+    Amount,
     Budget,
     Caller,
     Connection,
@@ -34,6 +35,7 @@ from policies.model import (
     Idempotency,
     Kind,
     Limit,
+    Lines,
     PolicySet,
     Proof,
     Risk,
@@ -670,7 +672,7 @@ class _Grants:
 
 def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitlement:
     required = ("connection", "operation", "response")
-    optional = ("idempotency", "groups", "parameters", "record", "stamp")
+    optional = ("idempotency", "groups", "parameters", "record", "stamp", "amount", "lines")
     entry = value.mapping(known=(*required, *optional), required=required)
     connection = connections[entry["connection"].one_of(connections)]
     operation = _operation(entry, connection)
@@ -686,6 +688,12 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
                 rules[rule.path] = rule
             if _if_written(_bounds(bounds), "required", _Value.boolean):
                 required_paths.append(path)
+    amount = _amount(entry["amount"], operation) if "amount" in entry else None
+    within = _lines(entry.get("lines"), rules, operation)
+    if within is not None:
+        _whole(value, rules, required_paths, amount)
+    elif "lines" in entry:
+        raise entry["lines"].fail(f"{operation.id} has no lines. Grant invoices.issue, or remove this")
     if not rules:
         raise value.fail("this grant allows no parameter, so no call could pass. Name them under parameters")
     for part in operation.path.split("/"):
@@ -702,7 +710,48 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
         response=_response(entry["response"], operation),
         stamp=_stamp(entry["stamp"], rules, operation) if "stamp" in entry else None,
         record=_record(entry.get("record"), rules, operation),
+        amount=amount,
+        lines=within,
     )
+
+
+def _amount(value: _Value, operation: Operation) -> Amount:
+    if operation.spends is None:
+        raise value.fail(f"{operation.id} asks nobody for money, so this means nothing here. Remove it")
+    entry = value.mapping(known=("max", "currency"))
+    most = entry["max"].integer() if "max" in entry else None
+    if most is not None and most < 1:
+        raise entry["max"].fail("write what one invoice may come to, in minor units, such as 50000 for 500.00")
+    currencies = [item.text() for item in entry["currency"].items()] if "currency" in entry else []
+    for item in currencies:
+        if not parameters.fits(Kind.CURRENCY, item):
+            raise entry["currency"].fail("write currencies in three lowercase letters, such as [usd, eur]")
+    return Amount(most, tuple(currencies))
+
+
+def _lines(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Lines | None:
+    if "lines" not in operation.parameters:
+        return None
+    entry = value.mapping(known=("max", "credit")) if value is not None else {}
+    most = entry["max"].integer() if "max" in entry else lines.MOST
+    if not 1 <= most <= lines.MOST:
+        raise entry["max"].fail(f"write how many lines an invoice may have, {lines.MOST} at most")
+    credit = entry["credit"].boolean() if "credit" in entry else False
+    if credit and any(path.startswith("automatic_tax") for path in rules):
+        raise entry["credit"].fail("the upstream works out no tax over lines that lower the sum. Remove one of the two")
+    return Lines(most, credit)
+
+
+def _whole(value: _Value, rules: dict[str, Rule], required: list[str], amount: Amount | None) -> None:
+    """Grant what every whole invoice names: its customer must be granted, its currency and its lines always are."""
+    if "customer" not in rules:
+        raise value.fail("every invoice has a customer. Grant it under parameters")
+    catalogue = OPERATIONS["invoices.issue"].parameters
+    for path in ("currency", *lines.ALWAYS):
+        rules.setdefault(path, _catalogue_rule(path, catalogue[path]))
+    if amount is not None and amount.currencies and rules["currency"].one_of is None:
+        rules["currency"] = replace(rules["currency"], one_of=frozenset(amount.currencies))
+    required += [path for path in ("customer", "currency") if rules[path].fixed is None and path not in required]
 
 
 def _operation(entry: Mapping[str, _Value], connection: Connection) -> Operation:
@@ -912,6 +961,8 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
         return Idempotency(required=not operation.repeatable, parameter=None, seconds=RETENTION)
     if isinstance(value.node, _Scalar):
         mode = value.one_of(("required", "optional"))
+        if mode == "optional" and "lines" in operation.parameters:
+            raise value.fail(f"{operation.id} takes several steps, which only a key holds together. Write required")
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)
     entry = value.mapping(known=("required", "from", "prefix", "for"))
     if not entry:

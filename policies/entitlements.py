@@ -10,7 +10,7 @@ from policies.model import Entitlement
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policies.model import Connection, Idempotency, Operation, Rule
+    from policies.model import Amount, Connection, Idempotency, Lines, Operation, Rule
 
 
 def entitlement(  # noqa: PLR0913 - the parts of a grant
@@ -23,6 +23,8 @@ def entitlement(  # noqa: PLR0913 - the parts of a grant
     response: tuple[str, ...],
     stamp: str | None,
     record: frozenset[str],
+    amount: Amount | None = None,
+    lines: Lines | None = None,
 ) -> Entitlement:
     """Return an entitlement. ``response`` is the granted fields in the order of the grant, ``audit_id`` included."""
     by_path = {rule.path: rule for rule in rules}
@@ -38,6 +40,8 @@ def entitlement(  # noqa: PLR0913 - the parts of a grant
         audit_id_in_answer="audit_id" in response,
         stamp=stamp,
         record=record,
+        amount=amount,
+        lines=lines,
     )
 
 

@@ -35,6 +35,7 @@ from policies.refusals import AwaitingApproval, KeyInUse, KeyReused, KeyUsedElse
 from policies.wording import ago
 
 if TYPE_CHECKING:
+    from policies.issuing import Progress
     from policies.model import Grant
     from policies.outcomes import Reply
 
@@ -113,12 +114,14 @@ def identity(caller: str, name: str, connection_name: str, operation: str, key: 
     return hashlib.sha256(json.dumps([caller, name, connection_name, operation, key]).encode()).hexdigest()
 
 
-def upstream_key(name: str, generation: int = 0) -> str:
+def upstream_key(name: str, generation: int = 0, stage: str = "") -> str:
     """Return the key for a deduplicating upstream, derived from the ledger's name for the key (or from an owner).
 
     It depends on nothing that a store could lose: if the ledger loses an entry, the upstream still deduplicates.
+    ``stage`` tells apart the requests of a call in several steps.
     """
-    return f"countersign-{hashlib.sha256(f'upstream:{name}:{generation}'.encode()).hexdigest()[:48]}"
+    of = f"upstream:{name}:{generation}{f':{stage}' if stage else ''}"
+    return f"countersign-{hashlib.sha256(of.encode()).hexdigest()[:48]}"
 
 
 def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float, names: bool = True) -> Entry | Answer:
@@ -149,7 +152,9 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float, names: 
             raise KeyUsedElsewhere
         return held.answer
     # To the account that knows the key, as the same form, and to its end while the upstream still remembers the key.
-    again = held.written == wanted.written and not held.mute and now + LEASE <= held.sent + resend
+    # What it works on is looked at first, so a call in several steps goes on whenever that is known.
+    known = held.id is not None or now + LEASE <= held.sent + resend
+    again = held.written == wanted.written and not held.mute and known
     asks = held.approval is not None and not held.mute
     if held.place != wanted.place or not (again or asks):
         raise OutcomeStillUnknown(_left(held, now))
@@ -196,35 +201,54 @@ def settle(held: Entry | None, *, owner: str, reply: Reply, answer: Answer | Non
     """
     if held is None or held.state is not State.SENT or held.owner != owner:
         return held
-    generation = max(held.generation, reply.generation)
-    here, claimed = generation == held.generation, held.lease_until - LEASE
-    ended = replace(
-        held,
-        generation=generation,
-        refused=held.refused and here,
-        doubt=reply.doubt or (held.doubt and here),
-        approval=held.approval if here else None,
-        sent=held.sent if here or held.doubt else claimed,  # a call that was killed may have come as far
-    )
+    claimed = held.lease_until - LEASE
+    ended = _at(held, reply.generation)
+    ended = replace(ended, doubt=reply.doubt or ended.doubt, id=reply.id or ended.id, step=reply.step or ended.step)
     match reply.outcome:
         case Outcome.SUCCEEDED | Outcome.REJECTED:
             state = State(reply.outcome.value)
             return replace(ended, state=state, answer=answer, doubt=False, approval=None, expires=claimed + retention)
-        case Outcome.RELEASED if not ended.doubt and ended.approval is None:
+        case Outcome.RELEASED if not ended.doubt and ended.approval is None and ended.id is None:
             return free(ended, refused=ended.refused, expires=claimed + retention)
         case Outcome.RELEASED:  # this call did nothing; what was open before still is
             return replace(ended, state=State.UNKNOWN)
         case Outcome.FREED:
-            return free(ended, refused=True, expires=claimed + retention)
+            return free(ended, refused=not reply.fresh, expires=claimed + retention)
         case Outcome.UNKNOWN:
             return replace(
                 ended,
                 state=State.UNKNOWN,
-                doubt=ended.doubt or reply.approval is None,
+                doubt=ended.doubt or (reply.approval is None and not reply.harmless),
                 until=max(held.until, held.lease_until),
                 mute=reply.mute,
                 approval=reply.approval,
             )
+
+
+def advance(held: Entry | None, progress: Progress, *, owner: str) -> Entry | None:
+    """Return the entry of a call in several steps before its next one is sent; None if it is not this call's any more.
+
+    What was seen of an earlier generation goes with it.
+    """
+    if held is None or held.state is not State.SENT or held.owner != owner:
+        return None
+    return replace(_at(held, progress.generation), id=progress.id, step=progress.reached.value)
+
+
+def _at(held: Entry, generation: int) -> Entry:
+    """Return the entry at a generation that may be later than its own."""
+    if generation <= held.generation:
+        return held
+    return replace(
+        held,
+        generation=generation,
+        refused=False,
+        doubt=False,
+        approval=None,
+        sent=held.sent if held.doubt else held.lease_until - LEASE,  # a call that was killed may have come as far
+        id=None,
+        step="",
+    )
 
 
 def settle_for(grant: Grant, held: Entry | None, *, owner: str, reply: Reply, answer: Answer | None) -> Entry | None:
@@ -257,6 +281,8 @@ def free(held: Entry, *, refused: bool, expires: float) -> Entry:
         until=0.0,
         mute=False,
         approval=None,
+        id=None,
+        step="",
         expires=max(expires, held.lease_until + LEAST_FREE),
     )
 

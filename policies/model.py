@@ -207,6 +207,21 @@ class Idempotency(msgspec.Struct, frozen=True, array_like=True):
     """How every key must begin, with something behind it; empty if that is free."""
 
 
+class Amount(msgspec.Struct, frozen=True, array_like=True):
+    """What one invoice of a grant may come to, tax included, in minor units, and in which currencies."""
+
+    max: int | None = None
+    currencies: tuple[str, ...] = ()
+    """Empty if any will do."""
+
+
+class Lines(msgspec.Struct, frozen=True, array_like=True):
+    """What the lines of a whole invoice may be: how many, and whether one may lower the sum."""
+
+    max: int
+    credit: bool = False
+
+
 class Entitlement(msgspec.Struct, frozen=True):
     """One entry under a caller's ``grants``: what this caller may ask of one connection."""
 
@@ -224,6 +239,9 @@ class Entitlement(msgspec.Struct, frozen=True):
     """The metadata entry that carries the ledger's name of the call to the upstream."""
     record: frozenset[str]
     """Parameters whose values, not only their digests, go on record."""
+    amount: Amount | None = None
+    lines: Lines | None = None
+    """None where the operation has no lines."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -437,6 +455,10 @@ class Step(msgspec.Struct, frozen=True):
     """Whether the leases of all earlier sends of unknown outcome were over when this call was admitted."""
     resumes: bool = True
     """Whether the caller can come back with the same key and be told what became of an approval."""
+    stage: str = ""
+    """Of a call in several steps: which request this is (``policies.issuing.Stage``)."""
+    id: str | None = None
+    """What that request is about."""
 
 
 class Outcome(StrEnum):

@@ -79,6 +79,25 @@ _PROBABLY: Final = {
 }
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """What an answer shows of a whole invoice that is under way. Sums are in minor units; None is unreadable."""
+
+    status: str
+    """``draft``, ``open``, ``paid``, ``void``, ``uncollectible`` or ``deleted``."""
+    currency: str | None = None
+    subtotal: int | None = None
+    """The sum of the lines, before discounts and exclusive tax."""
+    total: int | None = None
+    due: int | None = None
+    """The total, with what the customer owes from before."""
+    paid: int | None = None
+    email: bool = False
+    """Whether there is an address to mail it to."""
+    lines: int | None = None
+    more: bool = False
+    """Whether there are more lines than the answer shows."""
+
+
 class Reply(msgspec.Struct, frozen=True):
     """The result of a send: a trimmed answer, or the refusal to answer with."""
 
@@ -117,6 +136,20 @@ class Reply(msgspec.Struct, frozen=True):
     """The approval that the call waits for, by the upstream's name."""
     stray: bool = False
     """Whether this was the answer to another call, so that the next one on this connection cannot be trusted."""
+    kept: bool = False
+    """Whether a success is the upstream's answer to an earlier send under the same key, and so may be old."""
+    seen: Seen | None = None
+    """Of a call in several steps: what it works on, as this answer shows it."""
+    id: str | None = None
+    """Of a call in several steps that stops half way: what it works on."""
+    step: str = ""
+    """And how far it came."""
+    harmless: bool = False
+    """Whether it stops with nothing in doubt."""
+    fresh: bool = False
+    """Whether nothing was sent under this generation yet: the draft of the one before was seen deleted."""
+    warning: str | None = None
+    """What somebody should look at, though the call went through."""
 
 
 class Means(Enum):
@@ -206,7 +239,7 @@ def _refused(grant: Grant, step: Step, status: int, headers: Mapping[str, str], 
 
 def _freed(grant: Grant, step: Step, status: int, said: Said) -> Reply:
     """Return the result of a refusal in words that prove that this send had no effect."""
-    if said.kept:  # then no send under this key ever had one
+    if said.kept and step.id is None:  # then no send under this key ever had one
         return _closed()
     refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if step.doubt and not step.quiet:  # an earlier one may still arrive

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from policies import keynames
+from policies import keynames, lines
 from policies.forms import Fractional, canonical, nested, shown, split
 from policies.model import Kind, Rule
 from policies.refusals import (
@@ -102,6 +102,8 @@ def _faults_of_all(
             faults.append(_missing(entitlement.rules, path, blank=path in given))
     if entitlement.stamp is not None:
         faults += _stamped(entitlement.stamp, given)
+    if entitlement.lines is not None and not faults:
+        faults += lines.faults(entitlement.lines, entitlement.amount, approved)
     if entitlement.idempotency.parameter is not None:
         faults += _keyless(entitlement.idempotency.parameter, entitlement, asked)
     return faults

@@ -65,7 +65,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
-from policies.wording import moment, when
+from policies.wording import moment, money, when
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -762,6 +762,36 @@ class ApprovalRejected(UpstreamRefusal):
     def __init__(self, *, doubt: bool = False) -> None:
         """``doubt``: an earlier send of the same call may have had an effect that nobody read."""
         super().__init__(self.doubtful if doubt else None)
+
+
+class TotalDiffers(UpstreamRefusal):
+    """The draft is not what was asked for, so it was deleted. Only a person can say which of the two is right."""
+
+    status = 422
+    reason = "total-differs"
+    title = "The invoice would not be what you asked for"
+    sentence = "The invoice would not be what you asked for. It was not raised, and nothing is left of it."
+
+    @classmethod
+    def of(cls, asked: int, found: int | None, currency: str) -> TotalDiffers:
+        """Name both sums, in minor units of ``currency``."""
+        would = "another sum" if found is None or found < 0 else money(found, currency)
+        return cls(
+            f"You asked for {money(asked, currency)}, and the invoice would come to {would}. It was not raised, and "
+            "nothing is left of it. The operator of Countersign can say what was added to it."
+        )
+
+
+class EmailMissing(UpstreamRefusal):
+    """An invoice that is to be mailed, for a customer without an address."""
+
+    status = 422
+    reason = "email-missing"
+    title = "The customer has no e-mail address"
+    sentence = (
+        "The customer has no e-mail address, so the invoice cannot be mailed. It was not raised, and nothing is left "
+        "of it. Add the address at the upstream and send the same call again, or leave out send."
+    )
 
 
 class OutcomeUnknown(UpstreamRefusal):

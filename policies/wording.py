@@ -33,9 +33,14 @@ def money(amount: int, currency: str) -> str:
     """Return an amount of 0 or more minor units as ``30.00 USD``, or as it is where the digits are not known."""
     if currency in _UNSURE:
         return f"{amount:,} minor units of {currency.upper()}"
-    digits = minor_digits(currency)
+    return f"{amount_in_words(amount, currency)} {currency.upper()}"
+
+
+def amount_in_words(amount: int, currency: str) -> str:
+    """Return an amount of 0 or more minor units as ``30.00``, without its currency."""
+    digits = 0 if currency in _UNSURE else minor_digits(currency)
     whole, part = divmod(amount, 10**digits)
-    return f"{whole:,}{f'.{part:0{digits}}' if digits else ''} {currency.upper()}"
+    return f"{whole:,}{f'.{part:0{digits}}' if digits else ''}"
 
 
 def limit_in_words(limit: Limit) -> str:

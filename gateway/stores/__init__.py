@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from policies.concealed import Concealed
     from policies.idempotency import Held, Verdict
+    from policies.issuing import Progress
     from policies.model import Admission, Answer, Grant
     from policies.outcomes import Reply
 
@@ -33,6 +34,13 @@ class Store(Protocol):
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """Undo an admission whose call was not sent. Never raises: if it fails, it is owed (``debts``)."""
+
+    def advance(self, grant: Grant, admission: Admission, progress: Progress) -> Admission | None:
+        """Write how far a call in several steps has come, before its next request is sent.
+
+        Return the admission with its new entry; None if the key is not this call's any more. Raises
+        :class:`StoreUnavailable`. In both cases nothing more may be sent.
+        """
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """Write the outcome of a sent call into the ledger. Return whether it was written; never raises.

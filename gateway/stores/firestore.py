@@ -54,6 +54,7 @@ from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from policies.issuing import Progress
     from policies.model import Grant, Limit
     from policies.outcomes import Reply
 
@@ -251,6 +252,21 @@ class Firestore:
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
         self._debts.release(grant, admission)
+
+    def advance(self, grant: Grant, admission: Admission, progress: Progress) -> Admission | None:
+        """See :class:`gateway.stores.Store`."""
+        key = _path(grant)
+        if key is None:
+            return None
+
+        def judge(seen: _Sight) -> tuple[Admission | None, Writes]:
+            found = seen.documents[key]
+            entry = idempotency.advance(_entry(found), progress, owner=admission.owner)
+            if found is None or entry is None:
+                return None, {}
+            return replace(admission, entry=entry), {key: _document(entry) | {"taken": found["taken"]}}
+
+        return self._step(judge, [key], self._deadline(), again=True)
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""

@@ -8,6 +8,8 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from policies import idempotency
 from policies.model import Admission, Answer, Outcome
 from policies.outcomes import Reply
@@ -17,6 +19,7 @@ from policies.refusals import LedgerRefusal, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from policies.issuing import Progress
     from policies.model import Entry, Grant, Limit
 
 #: What all entries together may take, as far as it is counted. A full ledger refuses calls rather than forget a key,
@@ -66,6 +69,17 @@ class Memory:
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
         self._end(grant, admission, Reply(Outcome.RELEASED, reached=False), None)
+
+    def advance(self, grant: Grant, admission: Admission, progress: Progress) -> Admission | None:
+        """See :class:`gateway.stores.Store`."""
+        key = grant.ledger_key
+        with self._lock:
+            held = self._ledger.get(key) if key is not None else None
+            entry = idempotency.advance(held, progress, owner=admission.owner)
+            if key is None or entry is None:
+                return None
+            self._keep(key, entry)
+        return replace(admission, entry=entry)
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""

@@ -33,6 +33,7 @@ from policies.refusals import LedgerRefusal, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from policies.issuing import Progress
     from policies.model import Budget, Grant, Limit
     from policies.outcomes import Reply
     from policies.refusals import QuotaRefusal
@@ -235,6 +236,13 @@ end
 return 1
 """
 
+# KEYS: the entry. ARGV: the version that was judged, the entry to write, when it was first sent. The version stays.
+_ADVANCE: Final = """
+if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'e', ARGV[2], 'sent', ARGV[3])
+return 1
+"""
+
 # KEYS: the entry. ARGV: the version that was judged, the entry to write, its version, for how many milliseconds.
 _RESOLVE: Final = """
 if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
@@ -268,6 +276,7 @@ class Redis:
         pool.connection_class = _telling(pool.connection_class)
         self._admit: Any = self._client.register_script(_ADMIT)
         self._settle: Any = self._client.register_script(_SETTLE)
+        self._advance: Any = self._client.register_script(_ADVANCE)
         self._resolve: Any = self._client.register_script(_RESOLVE)
         self._debts = Debts(self._end)
 
@@ -329,6 +338,15 @@ class Redis:
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
         self._debts.release(grant, admission)
+
+    def advance(self, grant: Grant, admission: Admission, progress: Progress) -> Admission | None:
+        """See :class:`gateway.stores.Store`."""
+        entry = idempotency.advance(admission.entry, progress, owner=admission.owner)
+        if admission.entry is None or entry is None:
+            return None
+        arguments = [_version(admission.entry), idempotency.packed(entry), _micro(entry.sent)]
+        done = self._run(self._advance, [f"{PREFIX}ledger:{grant.ledger_key}"], arguments, again=True)
+        return replace(admission, entry=entry) if done else None
 
     def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
         """See :class:`gateway.stores.Store`."""

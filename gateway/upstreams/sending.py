@@ -6,26 +6,29 @@ call is read-only, or if the upstream deduplicates. A call that waits for a pers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec.structs import replace
 
 from gateway.secrets import place_of
 from gateway.upstreams.transport import LostError, NotSentError
+from policies import issuing
 from policies.concealed import HIDDEN
+from policies.issuing import Stage
 from policies.model import Outcome, Step
-from policies.outcomes import awaiting, decided, found, unknown, unsent
-from policies.refusals import UpstreamMisrouted
+from policies.outcomes import Reply, awaiting, decided, found, unknown, unsent
+from policies.refusals import Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.secrets import Secret, Secrets
+    from gateway.stores import Store
     from gateway.upstreams.transport import Transport
     from policies.dialect import Dialect
+    from policies.issuing import Progress
     from policies.model import Admission, Grant
-    from policies.outcomes import Reply
 
 #: Backoff in seconds before the second and the third try: long enough for a transient failure to pass, short enough for
 #: a caller whose timeout is 30 s.
@@ -59,8 +62,20 @@ def preview(grant: Grant) -> dict[str, object]:
     }
 
 
+class Steps(Protocol):
+    """Where a call in several steps is put on record."""
+
+    admission: Admission | None
+
+    def step(self, at: Progress, reply: Reply) -> None:
+        """Record a step and what came of it. Raises :class:`RecordUnavailable`; then nothing more may be sent."""
+
+
 class Upstreams:
-    """Sends what was granted. ``clock`` is the deadline's; ``sleep`` waits for some seconds."""
+    """Sends what was granted. ``clock`` is the deadline's; ``sleep`` waits for some seconds.
+
+    Only calls in several steps need a ``store``.
+    """
 
     def __init__(
         self,
@@ -68,16 +83,69 @@ class Upstreams:
         secrets: Secrets,
         clock: Callable[[], float],
         sleep: Callable[[float], None],
+        store: Store | None = None,
     ) -> None:
         self._transport, self._secrets, self._clock, self._sleep = transport, secrets, clock, sleep
+        self._store = store
         self._alarmed: dict[str, float] = {}
 
-    def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
-        """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
+    def send(
+        self, grant: Grant, admission: Admission, secret: Secret, deadline: float, record: Steps | None = None
+    ) -> Reply:
+        """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together.
+
+        Only a call in several steps needs ``record``.
+        """
         dialect, entry = _dialect(grant), admission.entry
-        step = begun = _step(grant, admission, dialect)
+        step = _step(grant, admission, dialect)
         if entry is not None and entry.approval is not None:
             return self._ask(dialect, grant, step, entry.approval, secret, deadline)
+        if grant.entitlement.lines is not None and record is not None and self._store is not None:
+            return self._walk(dialect, grant, admission, secret, deadline, record, self._store)
+        return self._tries(dialect, grant, step, secret, deadline)[0]
+
+    def _walk(  # noqa: PLR0913, PLR0917 - a call, and what each step is written to
+        self,
+        dialect: Dialect,
+        grant: Grant,
+        admission: Admission,
+        secret: Secret,
+        deadline: float,
+        record: Steps,
+        store: Store,
+    ) -> Reply:
+        """Send a call in several steps, as ``policies.issuing`` plans them.
+
+        What goes wrong between two steps ends it there: the same key goes on.
+        """
+        at, attempts = issuing.begin(admission), 0
+        while True:
+            reply, secret = self._tries(dialect, grant, _step_of(grant, admission, at, dialect), secret, deadline)
+            attempts += reply.attempts
+            ahead = issuing.after(grant, at, reply)
+            try:
+                record.step(at, reply)
+                if not isinstance(ahead, Reply):
+                    if deadline - self._clock() < LEAST_SECONDS:
+                        ahead = issuing.stopped(grant, ahead, "no time is left for the next step")
+                    elif ahead.written:
+                        advanced = store.advance(grant, admission, ahead)
+                        if advanced is None:
+                            ahead = issuing.stopped(grant, ahead, "the key has another owner")
+                        else:
+                            admission = record.admission = advanced
+            except Refusal as refusal:
+                if not isinstance(ahead, Reply):
+                    ahead = issuing.stopped(grant, ahead, refusal.reason)
+            if isinstance(ahead, Reply):
+                return self._quietened(grant, replace(ahead, attempts=attempts))
+            at = ahead
+
+    def _tries(
+        self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float
+    ) -> tuple[Reply, Secret]:
+        """Send one request, as often as it may be. Return its result, and the key that was taken."""
+        begun = step
         reached, attempts, first, alarm = False, 0, secret, None
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
         further = iter(FURTHER)
@@ -91,7 +159,10 @@ class Upstreams:
                 if secret is not first:
                     alarm = None
                     continue
-            step = _after(begun, step, reply)
+            if step.id is None:
+                step = _after(begun, step, reply)
+            elif step.stage == Stage.LINES and reply.outcome is Outcome.UNKNOWN:
+                break  # they are never sent to the same draft again
             pause = next(further if reply.closed else pauses, None) if reply.closed or reply.again else None
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
@@ -105,7 +176,7 @@ class Upstreams:
             reply = replace(
                 reply, attempts=attempts, reached=reached, alarm=alarm, generation=step.generation, doubt=step.doubt
             )
-        return reply if reply.refusal is None else self._quietened(grant, reply)
+        return (reply if reply.refusal is None else self._quietened(grant, reply)), secret
 
     def _renewed(self, grant: Grant, refused: Secret, deadline: float) -> Secret:
         """Read a key again that the upstream refused. Return it if it has not changed, or leads to another account."""
@@ -158,6 +229,14 @@ def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
         return Step(admission.owner, resumes=False)
     quiet = admission.taken >= entry.until
     return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.approvals is not None)
+
+
+def _step_of(grant: Grant, admission: Admission, at: Progress, dialect: Dialect) -> Step:
+    """Return one request of a call in several steps. What is known of an earlier send is known of its generation."""
+    begun = _step(grant, admission, dialect)
+    if at.id is not None or at.generation != begun.generation:
+        return Step(begun.name, at.generation, resumes=begun.resumes, stage=at.stage.value, id=at.id)
+    return replace(begun, stage=at.stage.value)
 
 
 def _after(begun: Step, step: Step, reply: Reply) -> Step:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from policies import fields, outcomes
+from policies import fields, forms, lines, outcomes
 from policies.dialect import FORM, Approvals, Dialect, KeyPlace, Outgoing, Setting
-from policies.idempotency import upstream_key
+from policies.idempotency import SHORT, upstream_key
+from policies.issuing import Stage
 from policies.model import Outcome
-from policies.outcomes import Decision, Means, Said
+from policies.outcomes import Decision, Means, Reply, Said, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policies.model import Connection, Grant, Step
-    from policies.outcomes import Reply
 
 #: The version that the catalogue of ``policies.operations`` was made from.
 VERSION: Final = "2026-05-27.dahlia"
@@ -145,6 +145,8 @@ class Stripe(Dialect):
         the call.
         """
         connection, operation = grant.entitlement.connection, grant.entitlement.operation
+        if step.stage:
+            return _stage(grant, step)
         headers = _headers(connection)
         url = f"{connection.origin}/v1/{operation.path.format_map(grant.parameters)}"
         body = None
@@ -164,11 +166,14 @@ class Stripe(Dialect):
         its answer, a refusal too, so one with another key, or with one where none was sent, is the answer to another
         call.
         """
-        sent = None if grant.entitlement.operation.repeatable else upstream_key(step.name, step.generation)
+        sent = None if grant.entitlement.operation.repeatable else _key(step)
+        understood = said(status, headers, body)
         if headers.get("idempotency-key", sent) != sent:
             reply = outcomes.stray(grant, "Idempotency-Key", status)
+        elif step.stage and understood is None:
+            reply = _seen(grant, step, status, headers, body)
         else:
-            reply = outcomes.judge(grant, step, status, headers, body, said(status, headers, body))
+            reply = outcomes.judge(grant, step, status, headers, body, understood)
         again = _WORDS.get(headers.get("stripe-should-retry", ""), reply.again) or reply.stray
         named = headers.get("request-id", "")
         return replace(
@@ -176,6 +181,108 @@ class Stripe(Dialect):
             again=again and not reply.mute and reply.outcome not in _ENDED,
             upstream_request=named if _REQUEST_ID.fullmatch(named) else None,
         )
+
+
+# ---------------------------------------------------------------- the requests of a whole invoice
+
+#: docs.stripe.com/api/invoices. A GET and a DELETE are idempotent by themselves and have no key.
+_STAGES: Final = {
+    Stage.CREATE: ("POST", "/v1/invoices"),
+    Stage.LINES: ("POST", "/v1/invoices/{id}/add_lines"),
+    Stage.LOOK: ("GET", "/v1/invoices/{id}"),
+    Stage.COUNT: ("GET", "/v1/invoices/{id}/lines?limit=100"),
+    Stage.FINALIZE: ("POST", "/v1/invoices/{id}/finalize"),
+    Stage.SEND: ("POST", "/v1/invoices/{id}/send"),
+    Stage.DELETE: ("DELETE", "/v1/invoices/{id}"),
+}
+#: The metadata that says whose a draft is, and that its lines are complete.
+STAMP: Final = "countersign"
+COMPLETE: Final = "countersign_lines"
+#: Parameters that do not go with the creation of the draft.
+_LATER: Final = ("lines", "send", "auto_advance")
+
+
+def _stage(grant: Grant, step: Step) -> Outgoing:
+    """Return one request of a whole invoice."""
+    connection = grant.entitlement.connection
+    method, path = _STAGES[Stage(step.stage)]
+    headers, body = _headers(connection), None
+    if method == "POST":
+        headers |= {"Content-Type": FORM, "Idempotency-Key": _key(step) or ""}
+        body = forms.encode(forms.canonical(_form(grant, step)))
+    url = f"{connection.origin}{path.format(id=step.id)}"
+    return Outgoing(method, url, KeyPlace.BEARER, headers, body, _HEARD, private=connection.private)
+
+
+def _form(grant: Grant, step: Step) -> dict[str, str]:
+    """Return what one request of a whole invoice says.
+
+    The draft holds nothing but what was asked for: no items that wait for the customer's next invoice, no discount of
+    the customer's own, and nothing that finalizes it by itself.
+    """
+    parameters = grant.parameters
+    match step.stage:
+        case Stage.CREATE:
+            draft = {path: value for path, value in parameters.items() if path.partition("[")[0] not in _LATER}
+            if not any(path.partition("[")[0] == "discounts" for path in draft):
+                draft["discounts"] = ""
+            draft |= {"auto_advance": "false", "pending_invoice_items_behavior": "exclude"}
+            return {**draft, f"metadata[{STAMP}]": f"{step.name[:SHORT]}.{step.generation}"}
+        case Stage.LINES:
+            asked = lines.asked(parameters)
+            complete = f"{asked.count}:{asked.total if asked.total is not None else ''}"
+            return {**lines.form(parameters), f"invoice_metadata[{COMPLETE}]": complete}
+        case Stage.FINALIZE:
+            return {"auto_advance": parameters.get("auto_advance", "false")}
+    return {}
+
+
+def _key(step: Step) -> str | None:
+    if step.stage and _STAGES[Stage(step.stage)][0] != "POST":
+        return None
+    return upstream_key(step.name, step.generation, "" if step.stage == Stage.CREATE else step.stage)
+
+
+def _seen(grant: Grant, step: Step, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+    """Judge a success of one request of a whole invoice, and read what it shows of the invoice."""
+    kept = headers.get("idempotent-replayed") == "true"
+    answer = fields.decoded(body)
+    if not isinstance(answer, dict):
+        return outcomes.unknown(grant, f"the upstream answered {status} without JSON", status)
+    if step.stage == Stage.COUNT:
+        data = answer.get("data")
+        if answer.get("object") != "list" or not isinstance(data, list):
+            return outcomes.unknown(grant, f"the upstream answered {status} without a list", status)
+        more = answer.get("has_more") is True  # more than any invoice of ours has
+        return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=Seen("draft", lines=len(data) + more))
+    if step.id is not None and answer.get("id") != step.id:
+        return outcomes.stray(grant, "id", status)
+    if answer.get("deleted") is True:
+        return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=Seen("deleted"))
+    reply = outcomes.judge(grant, step, status, headers, body, None)
+    return replace(reply, kept=kept, seen=_of(answer)) if reply.outcome is Outcome.SUCCEEDED else reply
+
+
+def _of(answer: Mapping[str, Any]) -> Seen:
+    listed = answer.get("lines")
+    listed = listed if isinstance(listed, dict) else {}
+    data = listed.get("data")
+    status, currency = answer.get("status"), answer.get("currency")
+    return Seen(
+        status if isinstance(status, str) else "",
+        currency=currency if isinstance(currency, str) else None,
+        subtotal=_whole(answer.get("subtotal")),
+        total=_whole(answer.get("total")),
+        due=_whole(answer.get("amount_due")),
+        paid=_whole(answer.get("amount_paid")),
+        email=bool(answer.get("customer_email")),
+        lines=len(data) if isinstance(data, list) else None,
+        more=listed.get("has_more") is True,
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _headers(connection: Connection) -> dict[str, str]:
