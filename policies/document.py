@@ -676,18 +676,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     entry = value.mapping(known=(*required, *optional), required=required)
     connection = connections[entry["connection"].one_of(connections)]
     operation = _operation(entry, connection)
-    rules: dict[str, Rule] = {}
-    required_paths: list[str] = []
-    if "groups" in entry:
-        rules.update(_groups(entry["groups"], operation))
-    if "parameters" in entry:
-        # Whole objects first, so that the entry of a part takes precedence wherever it is written.
-        written = entry["parameters"].mapping().items()
-        for path, bounds in sorted(written, key=lambda item: item[0].count("[")):
-            for rule in _rules(path, bounds, operation):
-                rules[rule.path] = rule
-            if _if_written(_bounds(bounds), "required", _Value.boolean):
-                required_paths.append(path)
+    rules, required_paths = _parameters(entry, operation)
     amount = _amount(entry["amount"], operation) if "amount" in entry else None
     within = _lines(entry.get("lines"), rules, operation)
     if within is not None:
@@ -713,6 +702,23 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
         amount=amount,
         lines=within,
     )
+
+
+def _parameters(entry: Mapping[str, _Value], operation: Operation) -> tuple[dict[str, Rule], list[str]]:
+    """Return the rules of what a grant lets a caller send, and the paths that every call must send."""
+    rules: dict[str, Rule] = {}
+    required_paths: list[str] = []
+    if "groups" in entry:
+        rules.update(_groups(entry["groups"], operation))
+    if "parameters" in entry:
+        # Whole objects first, so that the entry of a part takes precedence wherever it is written.
+        written = entry["parameters"].mapping().items()
+        for path, bounds in sorted(written, key=lambda item: item[0].count("[")):
+            for rule in _rules(path, bounds, operation):
+                rules[rule.path] = rule
+            if _if_written(_bounds(bounds), "required", _Value.boolean):
+                required_paths.append(path)
+    return rules, required_paths
 
 
 def _amount(value: _Value, operation: Operation) -> Amount:

@@ -102,6 +102,8 @@ class Verdict(StrEnum):
     ABSENT = "absent"
     RUNNING = "running"
     SETTLED = "settled"
+    NAMED = "named"
+    """The ledger names a draft: the same call, sent again, looks what became of that, and deletes or finalizes it."""
     WAITING = "waiting"
     """An approval is pending, and a person may still give it. The same call, sent again, asks what became of it."""
 
@@ -313,6 +315,8 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float, said: str 
         return Verdict.RUNNING, held
     if held.approval is not None and not held.mute:
         return Verdict.WAITING, held
+    if held.id is not None:
+        return Verdict.NAMED, held
     return Verdict.RESOLVED, free(replace(held, said=said), refused=True, expires=now + RETENTION)
 
 

@@ -24,8 +24,8 @@ from msgspec.structs import replace
 
 from policies import lines
 from policies.model import Outcome
-from policies.outcomes import Reply, Seen, lost
-from policies.refusals import EmailMissing, Refusal, TotalDiffers, UpstreamBusy
+from policies.outcomes import Decision, Reply, Seen, lost
+from policies.refusals import ApprovalRejected, EmailMissing, Refusal, TotalDiffers, UpstreamBusy
 from policies.wording import money
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def begin(admission: Admission) -> Progress:
     """Return where a call takes up its invoice: at its first step, or with a look at what the ledger names."""
     entry = admission.entry
     if entry is None or entry.id is None:
-        return Progress(Stage.CREATE)
+        return Progress(Stage.CREATE, entry.generation if entry is not None else 0)
     reached = Stage(entry.step) if entry.step else Stage.CREATE
     return Progress(
         Stage.LOOK,
@@ -95,6 +95,19 @@ def begin(admission: Admission) -> Progress:
         lines_sent=reached is Stage.LINES,
         mailable=admission.taken < entry.sent + MAILABLE,
     )
+
+
+def approved(at: Progress, decision: Decision, created: str | None, reply: Reply) -> Progress | Reply:
+    """Return what follows once a step that waited for a person was asked about. ``reply`` is for a lone call.
+
+    An approved step goes on with the next; a draft whose step was not approved is deleted first.
+    """
+    match decision:
+        case Decision.DONE:
+            return replace(at, stage=Stage.LOOK, id=at.id or created)
+        case Decision.REFUSED | Decision.LAPSED if at.id is not None:
+            return replace(at, stage=Stage.DELETE, why=reply.refusal)
+    return _kept(at, reply)
 
 
 def after(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
@@ -243,6 +256,8 @@ def _told(at: Progress, reply: Reply, *, sent: bool | None) -> Reply:
 
 def _given_up(at: Progress, why: Refusal) -> Reply:
     """Return the result of a draft that was seen deleted: nothing is left, and the key is free."""
+    if isinstance(why, ApprovalRejected):  # a person's word stays
+        return Reply(Outcome.REJECTED, refusal=why, generation=at.generation + 1)
     return Reply(Outcome.FREED, refusal=why, generation=at.generation + 1, fresh=True)
 
 
@@ -326,8 +341,8 @@ def differs(grant: Grant, seen: Seen) -> Refusal | None:
     for sum_, what in ((seen.total, "come to"), (seen.due, "ask for")):
         if most is not None and sum_ > most:
             return TotalDiffers(
-                f"The invoice would {what} {money(sum_, asked.currency)}, with tax and with what the customer owes from "
-                f"before. You may raise {money(most, asked.currency)} at most. Nothing is left of it."
+                f"The invoice would {what} {money(sum_, asked.currency)}, with tax and with what the customer owes "
+                f"from before. You may raise {money(most, asked.currency)} at most. Nothing is left of it."
             )
     if grant.parameters.get("send") == "true" and not seen.email:
         return EmailMissing()

@@ -133,8 +133,12 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
     yield from wrong
     if wrong or currency is None:
         return
+    yield from _of_sums([line.total for line in lines], currency, amount)
+
+
+def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> Iterator[Fault]:
+    """Yield what is wrong with what the lines come to. None is for the upstream to say."""
     most = 10 ** _DIGITS_OF.get(currency, DIGITS) - 1
-    totals = [line.total for line in lines]
     for number, total in enumerate(totals):
         if total is not None and abs(total) > most:
             said = f"comes to more than one invoice can: {money(most, currency)} at most."

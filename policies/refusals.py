@@ -56,6 +56,8 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── AwaitingApproval         503  a person has to approve it; for Stripe's clients a conflict
     │   ├── ApprovalLapsed           503  nobody did in time
     │   ├── ApprovalRejected         403  a person did not
+    │   ├── TotalDiffers             422  the draft was not what was asked for, and is deleted
+    │   ├── EmailMissing             422  the customer has no address to mail the invoice to; the draft is deleted
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
     └── Unforeseen                   500  an internal error before the send, so nothing was sent

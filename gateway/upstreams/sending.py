@@ -16,7 +16,7 @@ from policies import issuing
 from policies.concealed import HIDDEN
 from policies.issuing import Stage
 from policies.model import Outcome, Step
-from policies.outcomes import Reply, awaiting, decided, found, unknown, unsent
+from policies.outcomes import Decision, Reply, awaiting, decided, found, unknown, unsent
 from policies.refusals import Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
@@ -98,10 +98,10 @@ class Upstreams:
         """
         dialect, entry = _dialect(grant), admission.entry
         step = _step(grant, admission, dialect)
-        if entry is not None and entry.approval is not None:
-            return self._ask(dialect, grant, step, entry.approval, secret, deadline)
         if grant.entitlement.lines is not None and record is not None and self._store is not None:
             return self._walk(dialect, grant, admission, secret, deadline, record, self._store)
+        if entry is not None and entry.approval is not None:
+            return self._ask(dialect, grant, step, entry.approval, secret, deadline)
         return self._tries(dialect, grant, step, secret, deadline)[0]
 
     def _walk(  # noqa: PLR0913, PLR0917 - a call, and what each step is written to
@@ -118,8 +118,9 @@ class Upstreams:
 
         What goes wrong between two steps ends it there: the same key goes on.
         """
-        at, attempts = issuing.begin(admission), 0
-        while True:
+        ahead, attempts = self._taken_up(dialect, grant, admission, secret, deadline), 0
+        while not isinstance(ahead, Reply):
+            at = ahead
             reply, secret = self._tries(dialect, grant, _step_of(grant, admission, at, dialect), secret, deadline)
             attempts += reply.attempts
             ahead = issuing.after(grant, at, reply)
@@ -137,9 +138,22 @@ class Upstreams:
             except Refusal as refusal:
                 if not isinstance(ahead, Reply):
                     ahead = issuing.stopped(grant, ahead, refusal.reason)
-            if isinstance(ahead, Reply):
-                return self._quietened(grant, replace(ahead, attempts=attempts))
-            at = ahead
+        return self._quietened(grant, replace(ahead, attempts=attempts))
+
+    def _taken_up(
+        self, dialect: Dialect, grant: Grant, admission: Admission, secret: Secret, deadline: float
+    ) -> Progress | Reply:
+        """Return where a call in several steps begins, once it was asked what a person decided about it."""
+        at, entry, approvals = issuing.begin(admission), admission.entry, dialect.approvals
+        if entry is None or entry.approval is None or approvals is None:
+            return at
+        step = _step_of(grant, admission, at, dialect)
+        try:
+            asked = self._transport.send(approvals.asked(grant, entry.approval), secret.value, deadline - self._clock())
+        except (NotSentError, LostError):
+            return issuing.approved(at, Decision.WAITS, None, awaiting(step, entry.approval))
+        decision, created = approvals.decided(asked.status, asked.body)
+        return issuing.approved(at, decision, created, decided(grant, step, entry.approval, decision))
 
     def _tries(
         self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float
@@ -159,11 +173,8 @@ class Upstreams:
                 if secret is not first:
                     alarm = None
                     continue
-            if step.id is None:
-                step = _after(begun, step, reply)
-            elif step.stage == Stage.LINES and reply.outcome is Outcome.UNKNOWN:
-                break  # they are never sent to the same draft again
-            pause = next(further if reply.closed else pauses, None) if reply.closed or reply.again else None
+            step = _after(begun, step, reply)
+            pause = next(further if reply.closed else pauses, None) if reply.closed or _again(step, reply) else None
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
@@ -241,12 +252,19 @@ def _step_of(grant: Grant, admission: Admission, at: Progress, dialect: Dialect)
 
 def _after(begun: Step, step: Step, reply: Reply) -> Step:
     """Return the step of another try."""
+    if step.id is not None:  # what is worked on is named, so that another try changes nothing else
+        return step
     if reply.closed:  # nothing was created under this key, and nothing ever will be
         # This call has not sent the next one yet. One that was killed may have.
         return replace(begun, generation=step.generation + 1, refused=False)
     if reply.outcome is Outcome.UNKNOWN and reply.approval is None:
         return replace(step, doubt=True, quiet=False)
     return step
+
+
+def _again(step: Step, reply: Reply) -> bool:
+    """Whether another try may help. Lines that may have arrived are never sent to the same draft again."""
+    return reply.again and not (step.stage == Stage.LINES and reply.outcome is Outcome.UNKNOWN)
 
 
 def _stopped(grant: Grant, step: Step, reply: Reply) -> Reply:
