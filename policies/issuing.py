@@ -308,7 +308,7 @@ def bound(grant: Grant) -> int | None:
 def _as_asked(asked: Asked, seen: Seen) -> bool:
     return (
         seen.currency == asked.currency
-        and seen.lines in {None, asked.count}
+        and (seen.more or seen.lines == asked.count)
         and asked.total in {None, seen.subtotal}
         and bool(seen.total)
     )

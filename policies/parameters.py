@@ -79,6 +79,8 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
             raise _refusal(faults)
     approved = canonical({**asked, **entitlement.fixed}) if entitlement.fixed else asked
     faults += _faults_of_all(entitlement, given, asked, approved)
+    if entitlement.lines is not None and not any(one.parameter.startswith(("lines[", "currency")) for one in faults):
+        faults += lines.faults(entitlement.lines, entitlement.amount, approved)
     if faults:
         raise _refusal(faults)
     return asked, approved
@@ -102,8 +104,6 @@ def _faults_of_all(
             faults.append(_missing(entitlement.rules, path, blank=path in given))
     if entitlement.stamp is not None:
         faults += _stamped(entitlement.stamp, given)
-    if entitlement.lines is not None and not faults:
-        faults += lines.faults(entitlement.lines, entitlement.amount, approved)
     if entitlement.idempotency.parameter is not None:
         faults += _keyless(entitlement.idempotency.parameter, entitlement, asked)
     return faults

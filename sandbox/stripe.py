@@ -1,7 +1,8 @@
 """Stripe on a real socket: as much of its API as raises an invoice, and never kinder than the original.
 
     POST /v1/invoices         Authorization: Bearer KEY (or Basic KEY:), Idempotency-Key, Stripe-Account, Stripe-Version
-    GET  /v1/invoices/{id}    an invoice made here
+    GET  /v1/invoices/{id}    an invoice made here; its lines at /v1/invoices/{id}/lines
+    POST /v1/invoices/{id}/add_lines, /finalize, /send, /void, and DELETE /v1/invoices/{id}: see `sandbox.drafts`
     GET  /v2/core/approval_requests/{id}     what became of an action that waits for a person
     GET  /_sandbox            {"calls", "invoices", "connections", "replays", "approvals": {id: status}}
     POST /_sandbox            tests and people change what happens: see `Stripe.told`
@@ -51,6 +52,9 @@ whatever the client saw: the same key again gets that invoice. Where a repeat wo
     other_key       +  the invoice, with the Idempotency-Key of        the invoice
                        another call
     other_key_400      400, with the Idempotency-Key of another call   nothing
+
+At a later step of an invoice the same faults come by `fail_at`, or for a customer `cus_fault_at_STEP_NAME`; a step
+is add_lines, finalize, send, void or delete. One marked + has carried it out.
 """
 
 from __future__ import annotations
@@ -61,12 +65,15 @@ import json
 import re
 import time
 import urllib.parse
+from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
-from sandbox import faults, invoice, parameters
+from sandbox import drafts, faults, invoice, parameters
 from sandbox.approvals import DECISIONS, Approval
+from sandbox.drafts import Customer
 from sandbox.faults import always, approval_required, error
 from sandbox.server import Answer, Head
 from sandbox.upstream import FORM, STATUS, Received, Upstream, form_of, run
@@ -74,7 +81,7 @@ from sandbox.upstream import FORM, STATUS, Received, Upstream, form_of, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["DEFAULT_VERSION", "FAULTS", "KEPT_SECONDS", "Received", "Rules", "Stripe"]
+__all__ = ["DEFAULT_VERSION", "FAULTS", "KEPT_SECONDS", "STEPS", "Customer", "Received", "Rules", "Stripe"]
 
 DEFAULT_VERSION: Final = "2022-11-15"
 """The account's own API version: that of the invoices made here."""
@@ -82,6 +89,11 @@ KEPT_SECONDS: Final = 24 * 60 * 60
 """How long a key keeps its answer."""
 
 _PATH: Final = "/v1/invoices"
+_STEP: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)/(add_lines|finalize|send|void)")
+_LINES: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)/lines")
+STEPS: Final = ("add_lines", "finalize", "send", "void", "delete")
+"""What happens to an invoice after its create."""
+_AT: Final = re.compile(rf"cus_fault_at_({'|'.join(STEPS)})_(.+)")
 _INVOICE: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)")
 _APPROVAL: Final = re.compile(r"/v2/core/approval_requests/(\w+)")
 _LIVE: Final = re.compile(r"(sk|rk)_live_")
@@ -223,6 +235,22 @@ class Stripe(Upstream):
         self._clock = clock
         self._ahead = 0.0
         self._books = _Books(keep)
+        self._due: dict[str, deque[str]] = {step: deque() for step in STEPS}
+        self.customers: dict[str, Customer] = {}
+        """What is known of a customer by its id; of any other the usual."""
+        self.prices: dict[str, tuple[int, str]] = {}
+        """What one costs, in minor units, and the currency, by the id of the price."""
+
+    @property
+    def made(self) -> list[dict[str, Any]]:
+        """Every invoice that was not deleted, with all of its lines, the oldest first."""
+        return [json.loads(one) for one in tuple(self._books.invoices.values())]
+
+    def fail_at(self, step: str, name: str, times: int = 1) -> None:
+        """Answer the next calls of a later step with this fault instead."""
+        if name not in self.faults:
+            raise ValueError(f"there is no fault {name!r}")
+        self._due[step].extend([name] * times)
 
     @property
     def replays(self) -> int:
@@ -289,6 +317,8 @@ class Stripe(Upstream):
         """Clear calls, counts, the faults still to come, invoices, approvals and idempotency keys."""
         super().forget()
         self._books = _Books(self._books.keep)
+        for due in self._due.values():
+            due.clear()
 
     def _now(self) -> float:
         return self._clock() + self._ahead
@@ -322,7 +352,7 @@ class Stripe(Upstream):
         ]
         if account := head.fields.get("stripe-account"):
             lines.append(f"Stripe-Account: {account}")
-        if self._creates(head) and (key := head.fields.get("idempotency-key")) and _OTHER_KEY not in answer.headers:
+        if head.method == "POST" and (key := head.fields.get("idempotency-key")) and _OTHER_KEY not in answer.headers:
             lines.append(f"Idempotency-Key: {key}")
         second = answer.second and replace(answer.second, headers=tuple(lines))
         return replace(answer, headers=(*answer.headers, *lines), second=second)
@@ -330,6 +360,15 @@ class Stripe(Upstream):
     def _reply(self, head: Head, body: bytes, request: str) -> Answer:
         if self._creates(head):
             return self._refusal(head) or self._create(head, body, request)
+        if head.method == "POST" and (found := _STEP.fullmatch(head.path)):
+            return self._refusal(head) or self._keyed(
+                head, body, request, partial(self._step, head, found[1], found[2])
+            )
+        if head.method == "DELETE" and (found := _INVOICE.fullmatch(head.path)):
+            refused = self._refused(head, "rak_invoice_write")
+            return refused or self._step(head, found[1], "delete", {}, self._place(head))[0]
+        if head.method == "GET" and (found := _LINES.fullmatch(head.path)):
+            return self._refused(head, "rak_invoice_read") or self._listed(head, found[1])
         if head.method == "GET" and (found := _INVOICE.fullmatch(head.path)):
             return self._refused(head, "rak_invoice_read") or self._retrieve(head, found[1])
         if head.method == "GET" and (found := _APPROVAL.fullmatch(head.path)):
@@ -368,7 +407,7 @@ class Stripe(Upstream):
             return error(400, **found)
         place, now = self._place(head), self._now()
         if made := self._books.invoice(place, name, now):
-            return Answer(200, made)
+            return Answer(200, _shown(json.loads(made)))
         message = f"There is no invoice {name!r}."
         if self._books.invoice(place._replace(live=not place.live), name, now):
             message += f" One exists in {'test' if place.live else 'live'} mode, and this key is of the other."
@@ -386,26 +425,95 @@ class Stripe(Upstream):
         return Answer(200, invoice.encode(found.shown(self._now(), earlier=self.rules.earlier)))
 
     def _create(self, head: Head, body: bytes, request: str) -> Answer:
+        return self._keyed(head, body, request, partial(self._begin, head))
+
+    def _keyed(
+        self,
+        head: Head,
+        body: bytes,
+        request: str,
+        carry_out: Callable[[Mapping[str, str], _Place], tuple[Answer, Answer | None, float]],
+    ) -> Answer:
+        """Answer a POST: with what its idempotency key keeps, or by carrying it out."""
         books, now, place = self._books, self._now(), self._place(head)
-        pairs = tuple(sorted(_pairs(head.query.encode()) + _pairs(body)))
-        form = dict(_pairs(head.query.encode()) + _pairs(body))
+        given = _pairs(head.query.encode()) + _pairs(body)
+        pairs = (("", head.path), *sorted(given))
         name = head.fields.get("idempotency-key", "")
         kept = books.answers.get((place, name))
         if kept is not None and now - kept.since < KEPT_SECONDS:
             return self._repeat(books, kept, pairs, _key(head), now)
-        if found := parameters.problem(form):
-            return error(400, **found)
-        if not form.get("customer"):
-            return _NO_CUSTOMER
-        made = invoice.fresh(form, empty=True, live=place.live)
-        answer, under_key, busy = self._execute(head, form, made, place)
-        if answer.creates:
-            books.invoices[place, json.loads(made)["id"]] = made
+        answer, under_key, busy = carry_out(dict(given), place)
         if under_key is not None and name:
             books.answers[place, name] = _Kept(pairs, under_key, request, now, now + busy)
             answer = replace(answer, headers=(*answer.headers, f"Original-Request: {request}"))
         books.trim()
         return answer
+
+    def _begin(self, head: Head, form: Mapping[str, str], place: _Place) -> tuple[Answer, Answer | None, float]:
+        if found := parameters.problem(form):
+            return error(400, **found), None, 0
+        if not form.get("customer"):
+            return _NO_CUSTOMER, None, 0
+        made = invoice.fresh(form, empty=True, live=place.live)
+        if customer := self.customers.get(form["customer"]):
+            made = invoice.encode(drafts.draft(json.loads(made), form, customer))
+        answer, under_key, busy = self._execute(head, form, made, place)
+        if answer.creates:
+            self._books.invoices[place, json.loads(made)["id"]] = made
+        return answer, under_key, busy
+
+    def _step(
+        self, head: Head, name: str, step: str, form: Mapping[str, str], place: _Place
+    ) -> tuple[Answer, Answer | None, float]:
+        """Carry out one step of an invoice, or fail to."""
+        found = self._books.invoice(place, name, self._now())
+        if found is None:
+            missing = error(404, f"There is no invoice {name!r}.", param="invoice", code="resource_missing")
+            return missing, missing, 0
+        made = json.loads(found)
+        try:
+            told = self._changed(made, step, form)
+        except drafts.RefusedError as refused:
+            return refused.answer, refused.answer if refused.executed else None, 0
+        true = Answer(200, told, (_NO_RETRY,))
+        fault = self._step_fault(step, made["customer"])
+        answer = true if fault is None else self._fail(fault, told, _key(head))
+        if fault is None or answer.creates:
+            if step == "delete":
+                del self._books.invoices[place, name]
+            else:
+                self._books.invoices[place, name] = invoice.encode(made)
+            return replace(answer, creates=False), true, self.delay if fault == "working" else 0
+        return answer, answer if fault in _EXECUTED else None, 0
+
+    def _changed(self, made: dict[str, Any], step: str, form: Mapping[str, str]) -> bytes:
+        """Change an invoice by one step, and return what that answers. Raises :class:`drafts.RefusedError`."""
+        customer, now = self.customers.get(made["customer"], Customer()), self._now()
+        match step:
+            case "add_lines":
+                drafts.add_lines(made, form, customer, self.prices)
+            case "finalize":
+                drafts.finalized(made, form, customer, now)
+            case "send":
+                drafts.sent(made, customer, now)
+            case "void":
+                drafts.voided(made, now)
+            case _:
+                return invoice.encode(drafts.deleted(made))
+        return _shown(made)
+
+    def _step_fault(self, step: str, customer: str) -> str | None:
+        if self._due[step]:
+            return self._due[step].popleft()
+        match = _AT.fullmatch(customer)
+        return match[2] if match is not None and match[1] == step else None
+
+    def _listed(self, head: Head, name: str) -> Answer:
+        found = self._books.invoice(self._place(head), name, self._now())
+        if found is None:
+            return error(404, f"There is no invoice {name!r}.", param="invoice", code="resource_missing")
+        limit = form_of(head.query.encode()).get("limit", "10")
+        return Answer(200, invoice.encode(drafts.listed(json.loads(found), int(limit))))
 
     def _execute(
         self, head: Head, form: Mapping[str, str], made: bytes, place: _Place
@@ -454,6 +562,10 @@ class Stripe(Upstream):
         books.replays += 1
         lines = ("Idempotent-Replayed: true", f"Original-Request: {kept.request}")
         return replace(answer, creates=False, headers=(*answer.headers, *lines))
+
+
+def _shown(made: Mapping[str, Any]) -> bytes:
+    return invoice.encode(drafts.shown(made))
 
 
 def _made(approvals: Mapping[tuple[_Place, str], Approval], now: float) -> Iterator[tuple[_Place, Approval]]:

@@ -148,6 +148,8 @@ class Upstream(Server):
         """The fault that is due for this customer; it is due only once."""
         if self._failures:
             return self._failures.popleft()
+        if customer.startswith(f"{_FAULT}at_"):  # of a later step
+            return None
         return customer.removeprefix(_FAULT) if customer.startswith(_FAULT) else None
 
     def _fail(self, fault: str, made: bytes, key: str) -> Answer:

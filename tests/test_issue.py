@@ -1,0 +1,299 @@
+"""A whole invoice through the function, at Stripe: what ends in one finalized invoice, and what in nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.stores.memory import Memory
+from policies.idempotency import LEASE
+from sandbox.__main__ import UPSTREAM_KEY
+from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
+from tests.conftest import KEY, sha256
+from tests.gateway.conftest import Clock
+from tests.problems import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from werkzeug.test import TestResponse
+
+    from tests.conftest import Function
+
+TARGET = "/stripe/invoices/issue?name=ft-4&connection_name=stripe-1"
+DOCUMENT = """\
+connections:
+  billing: {{name: ft-4, connection_name: stripe-1, upstream: stripe, origin: {origin}, secret: "file:{secret}"}}
+callers:
+  app:
+    owner: tests
+    credentials: [key: {{id: k1, sha256: {key}}}]
+    limits: [100000/minute]
+    grants:
+      - connection: billing
+        operation: invoices.issue
+        response: [id, number, status, total, hosted_invoice_url, sent]
+        amount: {{max: 50000, currency: [usd, eur]}}
+        lines: {{max: {lines}, credit: {credit}}}
+        parameters:
+          customer: {{prefix: cus_}}
+          collection_method:
+          days_until_due:
+          description:
+          send:
+          "lines[{{i}}][price]":
+          "metadata[{{key}}]":
+"""
+#: Three lines of 408.50 USD in all.
+LINES = {
+    "lines[0][description]": "Workshop",
+    "lines[0][amount]": "30000",
+    "lines[1][description]": "Travel",
+    "lines[1][unit_amount]": "2500",
+    "lines[1][quantity]": "3",
+    "lines[2][amount]": "3350",
+}
+CALL = {"customer": "cus_1", "currency": "usd", **LINES}
+SENT = {**CALL, "send": "true", "collection_method": "send_invoice", "days_until_due": "30"}
+TOTAL = 40850
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """What the store and Stripe go by."""
+    return Clock()
+
+
+@pytest.fixture
+def stripe(clock: Clock) -> Iterator[Stripe]:
+    with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
+        yield stripe
+
+
+@pytest.fixture
+def memory(clock: Clock) -> Memory:
+    return Memory(clock)
+
+
+@pytest.fixture
+def gate(
+    function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Function]:
+    """Load the function in front of Stripe; nothing waits between tries, and the ledger's time is the test's."""
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
+
+    def load(*, credit: str = "false", lines: int = 50) -> Function:
+        document = DOCUMENT.format(
+            origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), credit=credit, lines=lines
+        )
+        return function(document)
+
+    return load
+
+
+def issue(loaded: Function, call: dict[str, str] | None = None, order: str = "order-1") -> TestResponse:
+    form = "&".join(f"{name}={value}" for name, value in (call or CALL).items())
+    return loaded.post(target=TARGET, body=form, Idempotency_Key=order)
+
+
+def finalized(stripe: Stripe) -> list[dict[str, Any]]:
+    return [made for made in stripe.made if made["status"] != "draft"]
+
+
+def steps(loaded: Function) -> list[str]:
+    return [entry["step"] for entry in loaded.record.entries("step")]
+
+
+def test_lines_in_one_finalized_invoice_out(gate: Callable[..., Function], stripe: Stripe) -> None:
+    loaded = gate()
+    response = issue(loaded)
+    assert response.status_code == 200, response.text
+    assert response.json is not None
+    (made,) = finalized(stripe)
+    assert response.json == {
+        "id": made["id"],
+        "number": made["number"],
+        "status": "open",
+        "total": TOTAL,
+        "hosted_invoice_url": made["hosted_invoice_url"],
+        "sent": False,
+    }
+    told = [(line["description"], line["amount"]) for line in made["lines"]["data"]]
+    assert told == [("Workshop", 30000), ("3 x 25.00 Travel", 7500), (None, 3350)]
+    assert made["auto_advance"] is False
+    assert steps(loaded) == ["create", "lines", "finalize"]
+    outcome = loaded.record.entries("outcome")[-1]
+    assert (outcome["created"], outcome["amount"], outcome["currency"]) == (made["id"], TOTAL, "usd")
+    again = issue(loaded)
+    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (200, "true")
+    assert len(stripe.made) == 1
+
+
+def test_send_mails_it_once(gate: Callable[..., Function], stripe: Stripe) -> None:
+    loaded = gate()
+    assert (issue(loaded, SENT).json or {})["sent"] is True
+    assert (issue(loaded, SENT).json or {})["sent"] is True
+    assert [made["mailed"] for made in stripe.made] == [1]
+
+
+@pytest.mark.parametrize("step", ["add_lines", "finalize", "send"])
+@pytest.mark.parametrize("fault", ["close_after", "truncated", "error_500_created", "not_json"])
+def test_lost_answer_at_any_step_still_ends_in_one_invoice(
+    gate: Callable[..., Function], stripe: Stripe, memory: Memory, step: str, fault: str
+) -> None:
+    loaded = gate()
+    stripe.fail_at(step, fault)
+    first = issue(loaded, SENT)
+    last = first if first.status_code == 200 else issue(loaded, SENT)
+    assert first.status_code in {200, 504}, first.text
+    if last.status_code == 504:  # Stripe keeps the 500
+        assert fault == "error_500_created"
+    else:
+        assert last.status_code == 200, last.text
+    (made,) = stripe.made
+    assert (made["status"], made["total"], made.get("mailed")) == ("open", TOTAL, 1)
+
+
+@pytest.mark.parametrize("step", ["add_lines", "finalize"])
+@pytest.mark.parametrize("fault", ["error_400", "error_402", "error_404", "action_blocked"])
+def test_refusal_at_a_step_leaves_nothing_and_frees_the_key(
+    gate: Callable[..., Function], stripe: Stripe, step: str, fault: str
+) -> None:
+    loaded = gate()
+    stripe.fail_at(step, fault)
+    first = issue(loaded)
+    assert first.status_code in {400, 402, 404}, first.text
+    assert "othing was created" in (first.json or {})["detail"]
+    assert stripe.made == []
+    assert issue(loaded).status_code == 200
+    assert len(finalized(stripe)) == 1
+
+
+@pytest.mark.parametrize(
+    ("customer", "reason"),
+    [
+        (Customer(discount=10), None),
+        (Customer(tax=19), None),
+        (Customer(tax=30), "total-differs"),
+        (Customer(owes=20000), "total-differs"),
+        (Customer(email=None), "email-missing"),
+        (Customer(located=False), "upstream-rejected"),
+    ],
+    ids=["coupon", "tax within", "tax beyond", "debt", "no address", "no place"],
+)
+def test_what_the_customer_brings_with_it(
+    gate: Callable[..., Function], stripe: Stripe, customer: Customer, reason: str | None
+) -> None:
+    loaded = gate()
+    stripe.customers["cus_1"] = customer
+    response = issue(loaded, SENT)
+    if reason is None:
+        assert response.status_code == 200, response.text
+        assert len(finalized(stripe)) == 1
+    else:
+        assert (response.json or {})["reason"] == reason, response.text
+        assert stripe.made == []
+
+
+@pytest.mark.parametrize("change", ["line", "finalized", "deleted"])
+def test_draft_that_somebody_touched_meanwhile(
+    gate: Callable[..., Function], stripe: Stripe, clock: Clock, change: str
+) -> None:
+    loaded = gate()
+    stripe.fail_at("finalize", "error_429", times=1)
+    first = issue(loaded)
+    assert first.status_code in {503, 504}, first.text
+    (at, name), body = next(iter(stripe._books.invoices.items()))
+    made = json.loads(body)
+    if change == "deleted":
+        del stripe._books.invoices[at, name]
+    else:
+        made |= {"status": "open"} if change == "finalized" else {}
+        made["lines"]["data"].append(made["lines"]["data"][0])
+        made |= {"subtotal": TOTAL + 30000, "total": TOTAL + 30000, "amount_due": TOTAL + 30000}
+        stripe._books.invoices[at, name] = json.dumps(made).encode()
+    second = issue(loaded)
+    if change == "line":
+        assert refused(second, 422, "total-differs")["detail"].startswith("You asked for 408.50 USD")
+        assert stripe.made == []
+        assert issue(loaded).status_code == 200
+    elif change == "finalized":
+        assert second.status_code == 504
+        assert loaded.record.lines()[-1]["severity"] == "ALERT"
+    else:
+        assert second.status_code == 200, second.text
+        assert [made["total"] for made in finalized(stripe)] == [TOTAL]
+
+
+def test_comes_back_after_the_upstream_forgot_its_keys(
+    gate: Callable[..., Function], stripe: Stripe, clock: Clock
+) -> None:
+    loaded = gate()
+    stripe.fail_at("send", "error_429")
+    assert issue(loaded, SENT).status_code == 503
+    clock.now += KEPT_SECONDS + LEASE
+    response = issue(loaded, SENT)
+    assert response.status_code == 200, response.text
+    assert (response.json or {})["sent"] is False
+    assert [made["status"] for made in stripe.made] == ["open"]
+    assert loaded.record.lines()[-1]["severity"] == "WARNING"
+
+
+@pytest.mark.parametrize("count", [10, 11, 50])
+def test_any_number_of_lines_up_to_fifty(gate: Callable[..., Function], stripe: Stripe, count: int) -> None:
+    loaded = gate()
+    lines = {f"lines[{number}][amount]": "100" for number in range(count)}
+    response = issue(loaded, {"customer": "cus_1", "currency": "usd", **lines})
+    assert response.status_code == 200, response.text
+    assert [(made["total"], len(made["lines"]["data"])) for made in stripe.made] == [(count * 100, count)]
+
+
+@pytest.mark.parametrize(
+    ("change", "parameter"),
+    [
+        ({"lines[0][amount]": "0"}, "lines[0][amount]"),
+        ({"lines[0][amount]": "-5"}, "lines[0][amount]"),
+        ({"lines[1][quantity]": "0"}, "lines[1][quantity]"),
+        ({"lines[1][quantity]": "1.5"}, "lines[1][quantity]"),
+        ({"lines[0][price]": "price_1"}, "lines[0]"),
+        ({"lines[0][amount]": "40000"}, "lines"),
+        ({"lines[0][amount]": "100000000"}, "lines[0]"),
+        ({"currency": "gbp"}, "currency"),
+        ({"send": "true"}, "send"),
+        ({"lines[3][description]": "Nothing"}, "lines[3]"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_lines_is_refused_before_anything_is_sent(
+    gate: Callable[..., Function], stripe: Stripe, change: dict[str, str], parameter: str
+) -> None:
+    response = issue(gate(), {**CALL, **change})
+    assert response.status_code == 400, response.text
+    assert (response.json or {})["parameter"] == parameter
+    assert stripe.calls == ()
+
+
+def test_fifty_one_lines_are_refused(gate: Callable[..., Function], stripe: Stripe) -> None:
+    lines = {f"lines[{number}][amount]": "100" for number in range(51)}
+    response = issue(gate(), {"customer": "cus_1", "currency": "usd", **lines})
+    assert response.status_code == 400
+    assert stripe.calls == ()
+
+
+def test_line_that_lowers_the_sum_needs_credit(gate: Callable[..., Function], stripe: Stripe) -> None:
+    response = issue(gate(credit="true"), {**CALL, "lines[2][amount]": "-3350"})
+    assert response.status_code == 200, response.text
+    assert [made["total"] for made in stripe.made] == [30000 + 7500 - 3350]
+
+
+def test_price_is_the_upstreams_to_say(gate: Callable[..., Function], stripe: Stripe) -> None:
+    stripe.prices["price_1"] = (1000, "usd")
+    call = {"customer": "cus_1", "currency": "usd", "lines[0][price]": "price_1", "lines[0][quantity]": "4"}
+    response = issue(gate(), call)
+    assert response.status_code == 200, response.text
+    assert [made["total"] for made in stripe.made] == [4000]
