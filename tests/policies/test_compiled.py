@@ -214,7 +214,7 @@ def body(**parts: bytes) -> bytes:
     return b"\x96" + b"".join({**EMPTY, **parts}.values())
 
 
-GRANT = msgspec.msgpack.encode(["a", "invoices.create", [True, None, 1], [], [], ["id"], None, []])
+GRANT = msgspec.msgpack.encode(["a", "invoices.create", [True, None, 1], [], [], ["id"], None, [], None, None])
 CALLER = msgspec.msgpack.encode(["ann", [], None, [0], False, None])
 HMAC = b"\x81\xa4hmac\x81\xc4\x02[]\x94\x00\xa1k\xc0\xa1a"
 KEY = b"\x81\xa3key\x81\xc4\x01k\x94\x00\xa1k\xc0\xc0"

@@ -192,7 +192,7 @@ def test_answer_of_which_only_what_is_granted_is_built_is_the_whole_one_trimmed(
 @pytest.mark.usefixtures("_room")
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.id)
 def test_every_field_of_a_real_invoice_is_read_as_it_is_trimmed(operation: Operation) -> None:
-    grant = entitlement(response=", ".join(operation.fields))
+    grant = entitlement(response=", ".join(operation.fields.keys() & FIELDS.keys()))
     _, out = read(json.dumps(dict(EXAMPLE)).encode(), grant)
     assert repr(out) == repr(trim(dict(EXAMPLE), grant.response))
 

@@ -14,6 +14,7 @@ from policies.model import Kind, Risk, Shape
 from policies.operations import OPERATIONS
 from policies.operations.invoices_create import FIELDS, PARAMETERS
 from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
+from policies.operations.invoices_issue import OPERATION as INVOICES_ISSUE
 from policies.operations.invoices_retrieve import OPERATION as INVOICES_RETRIEVE
 from sandbox.invoice import EXAMPLE
 
@@ -150,6 +151,10 @@ def test_only_free_keyed_fields_are_granted_as_objects() -> None:
 
 
 def test_operations_go_by_their_names_and_answer_with_an_invoice() -> None:
-    assert dict(OPERATIONS) == {"invoices.create": INVOICES_CREATE, "invoices.retrieve": INVOICES_RETRIEVE}
-    assert [operation.repeatable for operation in OPERATIONS.values()] == [False, True]
-    assert INVOICES_CREATE.answers == INVOICES_RETRIEVE.answers == EXAMPLE["object"] == "invoice"
+    assert dict(OPERATIONS) == {
+        "invoices.create": INVOICES_CREATE,
+        "invoices.issue": INVOICES_ISSUE,
+        "invoices.retrieve": INVOICES_RETRIEVE,
+    }
+    assert [operation.repeatable for operation in OPERATIONS.values()] == [False, False, True]
+    assert {operation.answers for operation in OPERATIONS.values()} == {EXAMPLE["object"]} == {"invoice"}
