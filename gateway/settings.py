@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from gateway import files
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.forks import apart
@@ -42,6 +43,8 @@ _AUDIENCE = re.compile(
 _DOCS = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%@/-]*)?")
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
+#: How the place of a secret is written, in sentences.
+_PLACE = "Write projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
 
@@ -92,6 +95,9 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
         "must be countersign, the name of the function. On the cloud it is the entry point: --entry-point=countersign.",
     ),
 }
+
+#: Files that Google's client, gRPC and OpenSSL open by themselves, with a call or a lock waiting: looked at beforehand.
+_OPENED_BY_LIBRARIES: Final = ("GOOGLE_APPLICATION_CREDENTIALS", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "SSL_CERT_FILE")
 
 
 class SettingError(Exception):
@@ -180,6 +186,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
 def load(environ: Mapping[str, str]) -> Gate:
     """Build the gate. Raises :class:`SettingError`."""
     settings = settings_of(environ)
+    _look_at_files(environ)
     manager = SecretManager(settings.secret_manager)
     began = time.monotonic()
     source = source_of(settings.policy, manager)
@@ -233,6 +240,18 @@ def load(environ: Mapping[str, str]) -> Gate:
         audit=audit,
         docs=settings.docs,
     )
+
+
+def _look_at_files(environ: Mapping[str, str]) -> None:
+    for name in _OPENED_BY_LIBRARIES:
+        path = environ.get(name)
+        if path:
+            try:
+                files.read(path, 1)
+            except files.UnreadableError as error:
+                raise SettingError(
+                    f"{name}: {path} cannot be read ({error}). Write the path of a file, or remove it."
+                ) from None
 
 
 def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
@@ -333,7 +352,7 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
     try:
         return Secret.of(where, *reader_of(where, manager, Mounted()).read(where)).value
     except DownError as error:
-        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
+        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}. {_PLACE}.") from None
 
 
 def _record_key(environ: Mapping[str, str]) -> str:
@@ -343,10 +362,7 @@ def _record_key(environ: Mapping[str, str]) -> str:
 def _where(setting: str, where: str, what: str) -> str:
     """Return ``where``, the place of a secret; empty for none."""
     if where and not names_secret(where):
-        raise SettingError(
-            f"{setting} must say where {what} lies, and not hold it: write "
-            "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."
-        )
+        raise SettingError(f"{setting} must say where {what} lies, and not hold it. {_PLACE}.")
     return where
 
 
