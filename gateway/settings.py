@@ -57,12 +57,17 @@ def _whole(least: int, most: int) -> Callable[[str], bool]:
     return lambda text: re.fullmatch("[0-9]{1,9}", text) is not None and least <= int(text) <= most
 
 
+def _empty(text: str) -> bool:
+    return not text
+
+
 def _off(text: str) -> bool:
     return text.lower() in {"", "false"}
 
 
-#: What functions-framework and gunicorn read from the environment. They answer some values with a traceback, serve
-#: nobody with others, and with others again put keys into the log or cut off a call while it is being settled.
+#: What functions-framework, gunicorn and other libraries read from the environment. They answer some values with a
+#: traceback, serve nobody with others, and with others again put keys into the log or a file, or cut off a call while
+#: it is being settled.
 _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
     "WORKERS": (
         _whole(1, 1),
@@ -93,6 +98,16 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
     "FUNCTION_TARGET": (
         "countersign".__eq__,
         "must be countersign, the name of the function. On the cloud it is the entry point: --entry-point=countersign.",
+    ),
+    "SCRIPT_NAME": (_empty, "must be empty: with any other, gunicorn answers no call. Remove it."),
+    "GOOGLE_SDK_PYTHON_LOGGING_SCOPE": (
+        _empty,
+        "must be empty: with any other, Google's client logs the upstream's key as it reads it. Remove it.",
+    ),
+    "GRPC_TRACE": (_empty, "must be empty: it logs calls to Google with the tokens that open all secrets. Remove it."),
+    "SSLKEYLOGFILE": (
+        _empty,
+        "must be empty: it puts what connections are encrypted with into a file, for all to read. Remove it.",
     ),
 }
 

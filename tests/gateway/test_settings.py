@@ -516,6 +516,10 @@ WRONG_FOR_THE_SERVER = [
     *(("FUNCTION_USE_ASGI", wrong) for wrong in ("true", "1")),
     *(("FUNCTION_SIGNATURE_TYPE", wrong) for wrong in ("event", "cloudevent", "typed", "HTTP")),
     *(("FUNCTION_TARGET", wrong) for wrong in ("hello", "main", "Countersign", "")),
+    ("SCRIPT_NAME", "/api"),
+    *(("GOOGLE_SDK_PYTHON_LOGGING_SCOPE", wrong) for wrong in ("google", "google.cloud.secretmanager_v1", " ")),
+    *(("GRPC_TRACE", wrong) for wrong in ("all", "api", "http,-tcp")),
+    ("SSLKEYLOGFILE", "/tmp/keys"),
 ]
 
 
@@ -534,6 +538,7 @@ def test_what_the_server_cannot_use_is_refused_whatever_the_store(
         ("CLOUD_RUN_TIMEOUT_SECONDS", "0"), ("CLOUD_RUN_TIMEOUT_SECONDS", "3600"), ("GUNICORN_LOG_LEVEL", "ERROR"),
         ("THREADED_TIMEOUT_ENABLED", "False"), ("FUNCTION_USE_ASGI", ""), ("LOG_EXECUTION_ID", "true"),
         ("FUNCTION_SIGNATURE_TYPE", "http"), ("FUNCTION_SIGNATURE_TYPE", ""), ("FUNCTION_TARGET", "countersign"),
+        ("SCRIPT_NAME", ""), ("GRPC_TRACE", ""), ("GRPC_VERBOSITY", "debug"), ("SSLKEYLOGFILE", ""),
     ],
 )  # fmt: skip
 def test_what_the_server_can_use_is_taken(document: Path, name: str, value: str) -> None:
