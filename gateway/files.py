@@ -74,8 +74,8 @@ def read(path: str, most: int) -> bytes:
     try:
         thread.start()
     except RuntimeError:  # no thread can be started, as at the end of the process
-        mine.ended.set()
         del readings[path]
+        mine.ended.set()
         raise UnreadableError("no thread could be started") from None
     thread.join(READ_SECONDS)  # not just until it has found it: a process that has threads is not forked
     if not mine.found:
