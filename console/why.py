@@ -76,7 +76,7 @@ def paragraph(told: Told, policy: Path | None) -> str:
     if first["kind"] == "counted":
         return _counted(told)
     if first["kind"] not in _CALLS:
-        return f"This line is about no single call: {first[MESSAGE]}."
+        return f"No caller was given this audit id. Its line says: {first[MESSAGE]}."
     said = [f"On {_time(first)}, {_who(first)} {_ASKED.get(first['kind'], 'asked for')} {_what(first)}."]
     said.append(_end(last))
     if policy is not None or last["kind"] == "refusal":

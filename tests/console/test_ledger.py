@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +23,7 @@ from policies.idempotency import LEASE, RETENTION
 from policies.model import Answer, Outcome
 from policies.outcomes import Reply
 from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
+from sandbox.__main__ import ROOT
 from tests.conftest import RESPONSE, Record
 from tests.gateway.conftest import Clock, admit, granted
 
@@ -537,3 +539,30 @@ def test_key_that_cannot_be_read_is_said_before_anything_is_done(  # noqa: PLR09
     assert (out, err.count("\n")) == ("", 1)
     assert says in err
     assert [one.open for one in ledger.held()] == [False]
+
+
+@pytest.mark.stores
+def test_commands_of_the_page_sign_a_decision_with_a_key_of_the_operators_own(redis_url: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "record.md").read_text("utf-8")
+    (block,) = re.findall(r"^```sh\n(\./countersign audit keygen ann\.pem.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "countersign").symlink_to(ROOT / "countersign")
+    key = leave(Redis(redis_url), "unknown", UNKNOWN)
+    script = f"./countersign audit keygen record.pem > record.pub\n{block}"
+    done = subprocess.run(
+        ["sh", "-ec", script.replace("KEY --created in_…", f"{key} --created in_77")], cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "STORE": redis_url}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "6 lines of 1 instances: nothing was edited, removed or inserted, 0 to look at.\n", (
+        done.stderr
+    )
+
+
+def test_call_that_was_only_counted_is_not_said_to_have_had_no_key(
+    ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    counted = {"kind": "counted", "instance": "0" * 12, "batch": 1, "count": 7, "counted": "replay", "caller": "app"}
+    counted |= {"sequence": 9, "audit_id": f"{'0' * 12}-{'0' * 24}", "time": "2026-11-26T20:23:21.457091Z"}
+    (tmp_path / "export").write_text(json.dumps({"countersign": counted}))
+    for end in ("counted-1-3", "unwritten-1"):
+        assert main(["ledger", "show", f"{'0' * 12}-{'1' * 24}-{end}", "--record", str(tmp_path / "export")]) == 1
+        assert "This call has no line of its own" in capsys.readouterr().err
