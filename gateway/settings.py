@@ -234,7 +234,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         _sink(settings.audit),
         policy=first.digest,
         project=settings.project,
-        key=_record_key_of(settings, manager, key),
+        key=_record_key_of(settings.record_key, manager, key),
     )
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
     return Gate(
@@ -389,10 +389,8 @@ def _signing_key(where: str, manager: SecretManager) -> bytes | DownError:
         return error
 
 
-def _record_key_of(settings: Settings, manager: SecretManager, first: bytes | DownError) -> RecordKey | None:
-    if not settings.record_key:
-        return None
-    return RecordKey(settings.record_key, first, partial(_signing_key, settings.record_key, manager), time.monotonic)
+def _record_key_of(where: str, manager: SecretManager, first: bytes | DownError) -> RecordKey | None:
+    return RecordKey(where, first, partial(_signing_key, where, manager), time.monotonic) if where else None
 
 
 def ledger_of(environ: Mapping[str, str]) -> Ledger:
@@ -408,9 +406,20 @@ def ledger_of(environ: Mapping[str, str]) -> Ledger:
     return found
 
 
-def record_of(environ: Mapping[str, str]) -> Sink:
-    """Return where ``AUDIT`` has the record, for an operator's decision. Raises :class:`SettingError`."""
-    return _sink(_audit(environ))
+def record_of(environ: Mapping[str, str]) -> Audit:
+    """Return the record of an operator's command: where ``AUDIT`` has it, signed with what ``RECORD_KEY`` names.
+
+    A call goes on without a key that cannot be read. A person can mend that first, so here it is an error.
+    Raises :class:`SettingError`.
+    """
+    where, manager = _record_key(environ), SecretManager(_secret_manager(environ))
+    key = _record_key_of(where, manager, _signing_key(where, manager) if where else b"")
+    if key is not None and not key.ready():
+        raise SettingError(
+            f"RECORD_KEY: {where} cannot sign what goes on record: {key.unreported()}. Correct it, or leave RECORD_KEY "
+            "out: then the lines are not signed."
+        )
+    return Audit(_sink(_audit(environ)), policy="", key=key)
 
 
 def _audit(environ: Mapping[str, str]) -> str:
