@@ -924,6 +924,10 @@ REPLIES = [
 ]  # fmt: skip
 
 
+#: Seconds between calls: most come at once, the others at the edge of a bucket, a window or a lease.
+MOMENTS = [*[0.0] * 14, 0.01, 1 / 128, 0.3, 1, 129 / 128, 5, LEASE - 0.001, LEASE, 60, 60 * 129 / 128]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_peek_says_what_admit_says_right_behind_it_and_writes_nothing(store: Store, clock: Clock, seed: int) -> None:
     lots = random.Random(seed)
