@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from gateway.allowance import Allowance
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.forks import apart
@@ -137,6 +138,8 @@ class Gate:
     store: Store
     upstreams: Upstreams
     audit: Audit
+    allowance: Allowance
+    """What previews and questions are counted against."""
     docs: str
     """See :class:`Settings`."""
 
@@ -231,6 +234,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
         audit=audit,
+        allowance=Allowance(time.monotonic),
         docs=settings.docs,
     )
 
