@@ -250,14 +250,14 @@ def _decided(line: Content, policy: Path | None) -> list[str]:
     if not policy_set.digest.startswith(digest):
         return [f"{policy} is {policy_set.digest[:SHORT]}, and what decided is another document, {digest}."]
     said = []
-    rule = None if compiled.recognised(data) else _rule(data.decode(), line)
+    rule = None if compiled.recognised(data) else rule_of(data.decode(), line)
     if rule is not None:
         what = "What decided" if "reason" in line else "What grants it"
         said.append(f"{what} is line {rule[0]} of {policy}: `{rule[1]}`.")
     return said + _would_pass(policy_set, line)
 
 
-def _rule(text: str, line: Content) -> tuple[int, str] | None:
+def rule_of(text: str, line: Content) -> tuple[int, str] | None:
     """Return the number and the text of the line of a document that decided."""
     root: Any = yaml.compose(text.removeprefix("\ufeff"), Loader=LOADER)
     node = None
