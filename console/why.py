@@ -15,6 +15,7 @@ from console.lookup import EXAMPLE, MESSAGE, Content, NoAnswerError, Told, in_or
 from gateway.reloading import read
 from policies import compiled, parameters
 from policies.document import LOADER
+from policies.foresight import Would
 from policies.idempotency import SHORT, Verdict
 from policies.model import DocumentError, Outcome
 from policies.operations import OPERATIONS
@@ -137,7 +138,8 @@ def _end(line: Content) -> str:
                 "it is still running, or the line is not in this export. The invoice may exist."
             )
         case "preview":
-            return "It was decided as any other call, and nothing was sent."
+            foreseen = _FORESEEN.get(line.get("would"), "")
+            return f"It was decided as any other call, and nothing was sent. {foreseen}{_why(line)}"
         case "replay":
             return "The answer of an earlier call with the same key was given again; nothing was sent."
         case "refusal":
@@ -152,6 +154,20 @@ def _end(line: Content) -> str:
     code = f" ({line['upstream_code']})" if "upstream_code" in line else ""
     status = f" with {line['upstream_status']}{code}" if "upstream_status" in line else ""
     return f"It was sent, and the upstream did not do it{status}. The caller was told: {_quoted(line)}"
+
+
+#: What asks nothing of anybody, but for a preview with a reason.
+_NOTHING: Final = frozenset({"preview", "replay"})
+_FORESEEN: Final[dict[str | None, str]] = {
+    Would.SEND: "The call itself would have been sent.",
+    Would.REPLAY: "The call itself would have got the answer of an earlier call with the same key.",
+    Would.REFUSE: "The call itself would have been refused",
+    Would.WAIT: "The call itself would have had to wait",
+}
+
+
+def _why(line: Content) -> str:
+    return f" with {line['status']} {line['reason']}: {_quoted(line)}" if "reason" in line else ""
 
 
 def _created(line: Content) -> str:
@@ -214,7 +230,7 @@ def _next(line: Content, told: Told) -> Iterator[str]:
             yield "Next: look for it at the upstream. The call had no idempotency key, so no ledger knows of it."
         else:
             yield f"Next: ./countersign ledger show {told.ledger} says whether it is still open, and how to settle it."
-    elif line.get("result") == Outcome.SUCCEEDED or line["kind"] in {"preview", "replay"} or settled:
+    elif line.get("result") == Outcome.SUCCEEDED or (line["kind"] in _NOTHING and "reason" not in line) or settled:
         yield "Nothing needs to be done."
     elif advice := _advice(line.get("reason")):
         yield f"Next: {advice}"
@@ -256,14 +272,14 @@ def _decided(line: Content, policy: Path | None) -> list[str]:
     if not policy_set.digest.startswith(digest):
         return [f"{policy} is {policy_set.digest[:SHORT]}, and what decided is another document, {digest}."]
     said = []
-    rule = None if compiled.recognised(data) else _rule(data.decode(), line)
+    rule = None if compiled.recognised(data) else rule_of(data.decode(), line)
     if rule is not None:
         what = "What decided" if "reason" in line else "What grants it"
         said.append(f"{what} is line {rule[0]} of {policy}: `{rule[1]}`.")
     return said + _would_pass(policy_set, line)
 
 
-def _rule(text: str, line: Content) -> tuple[int, str] | None:
+def rule_of(text: str, line: Content) -> tuple[int, str] | None:
     """Return the number and the text of the line of a document that decided."""
     root: Any = yaml.compose(text.removeprefix("\ufeff"), Loader=LOADER)
     node = None

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway import files
+from gateway.allowance import Allowance
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.forks import apart
@@ -158,6 +159,8 @@ class Gate:
     store: Store
     upstreams: Upstreams
     audit: Audit
+    allowance: Allowance
+    """What previews and questions are counted against."""
     docs: str
     """See :class:`Settings`."""
 
@@ -253,6 +256,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
         audit=audit,
+        allowance=Allowance(time.monotonic),
         docs=settings.docs,
     )
 
