@@ -621,8 +621,8 @@ def test_only_what_the_function_needs_is_uploaded(house: Path, isolated: dict[st
     others = {
         ".git/config", ".venv/run", ".env", ".ruff_cache/x", "__pycache__/main.cpython-313.pyc", "policies/.secret",
         "gateway/__pycache__/x.cpython-313.pyc",
-        "tests/test_x.py", "bench/x.py", "sandbox/x.py", "console/keys.py", "console/x/y.py", "docs/x.md", "requirements-dev.txt",
-        "notes.txt",
+        "tests/test_x.py", "bench/x.py", "sandbox/x.py", "console/keys.py", "console/x/y.py", "docs/x.md",
+        "requirements-dev.txt", "notes.txt",
     }  # fmt: skip
     for name in needed | others:
         (house / name).parent.mkdir(parents=True, exist_ok=True)
