@@ -87,13 +87,18 @@ def paragraph(told: Told, policy: Path | None) -> str:
 
 
 #: The kinds of line that a call begins with.
-_CALLS: Final = frozenset({"intent", "outcome", "refusal", "replay", "preview"})
-_ASKED: Final = {"preview": "tried", "replay": "asked again for"}
+_CALLS: Final = frozenset({"intent", "outcome", "refusal", "replay", "preview", "look"})
+_ASKED: Final = {"preview": "tried", "replay": "asked again for", "look": "looked at"}
 
 
 def _counted(told: Told) -> str:
     line = told.own[0]
-    kind = {"refusal": "refused", "replay": "answered with what was kept", "preview": "tried and not sent"}
+    kind = {
+        "refusal": "refused",
+        "replay": "answered with what was kept",
+        "preview": "tried and not sent",
+        "look": "looks",
+    }
     reason = f" ({line['reason']})" if "reason" in line else ""
     said = (
         f"This call was one of {line['count']} of {line.get('caller', 'callers who did not prove who they are')} that "
@@ -123,6 +128,8 @@ def _who(line: Content) -> str:
 
 
 def _what(line: Content) -> str:
+    if line["kind"] == "look":
+        return str(line["asked"])
     asked = f" ({line['asked']})" if "asked" in line else ""
     where = f" on {line['connection']}" if "connection" in line else ""
     values = "".join(f", {path} {value!a}" for path, value in line.get("values", {}).items())
@@ -140,6 +147,8 @@ def _end(line: Content) -> str:
         case "preview":
             foreseen = _FORESEEN.get(line.get("would"), "")
             return f"It was decided as any other call, and nothing was sent. {foreseen}{_why(line)}"
+        case "look":
+            return "It was told what it may do, and nothing was sent."
         case "replay":
             return "The answer of an earlier call with the same key was given again; nothing was sent."
         case "refusal":
@@ -157,7 +166,7 @@ def _end(line: Content) -> str:
 
 
 #: What asks nothing of anybody, but for a preview with a reason.
-_NOTHING: Final = frozenset({"preview", "replay"})
+_NOTHING: Final = frozenset({"preview", "replay", "look"})
 _FORESEEN: Final[dict[str | None, str]] = {
     Would.SEND: "The call itself would have been sent.",
     Would.REPLAY: "The call itself would have got the answer of an earlier call with the same key.",

@@ -16,6 +16,7 @@ from gateway.forks import apart
 from gateway.identity import Identity
 from gateway.kept import DownError
 from gateway.means import Means
+from gateway.readiness import Readiness
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets, reader_of
 from gateway.signing import RecordKey
@@ -48,6 +49,9 @@ _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
 _PLACE = "Write projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
+
+#: An address, or a short sentence with one in it.
+MAX_OPERATOR: Final = 200
 
 #: Cloud Run sends one instance no more calls at once.
 MAX_THREADS: Final = 1000
@@ -125,6 +129,8 @@ class Settings:
     """What the environment says. Nothing was opened or read."""
 
     on_cloud: bool
+    service: str
+    """The name of the function on the cloud; empty elsewhere."""
     policy: str
     store: str
     store_password: str
@@ -141,6 +147,10 @@ class Settings:
     certificates: str | None
     docs: str
     """The address of the page about refusals; empty for none."""
+    portal: bool
+    """Whether there is a page for callers."""
+    operator: str
+    """Whom callers may ask, for people to read; empty if that is not said."""
     promised: float
     """A change of the policy document is in force after so many seconds."""
 
@@ -159,10 +169,14 @@ class Gate:
     store: Store
     upstreams: Upstreams
     audit: Audit
+    readiness: Readiness
     allowance: Allowance
     """What previews and questions are counted against."""
     docs: str
-    """See :class:`Settings`."""
+    """See :class:`Settings`, also for the next ones."""
+    portal: bool
+    operator: str
+    service: str
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -184,6 +198,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
     store = _store(environ, on_cloud=on_cloud)
     return Settings(
         on_cloud=on_cloud,
+        service=environ.get("K_SERVICE", ""),
         policy=policy,
         store=store,
         store_password=_store_password(environ, store),
@@ -197,6 +212,8 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
         docs=_docs(environ),
+        portal=_portal(environ),
+        operator=_operator(environ),
         promised=_promised(environ, on_cloud=on_cloud),
     )
 
@@ -240,24 +257,29 @@ def load(environ: Mapping[str, str]) -> Gate:
         key=_record_key_of(settings.record_key, manager, key),
     )
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
+    policies = Policies(
+        source,
+        judged,
+        first,
+        digest=digest_of(data),
+        read_at=began,
+        audit=audit,
+        clock=time.monotonic,
+        promised=settings.promised,
+    )
     return Gate(
-        policies=Policies(
-            source,
-            judged,
-            first,
-            digest=digest_of(data),
-            read_at=began,
-            audit=audit,
-            clock=time.monotonic,
-            promised=settings.promised,
-        ),
+        policies=policies,
         identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
         secrets=secrets,
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
         audit=audit,
+        readiness=Readiness(policies, secrets, store, audit),
         allowance=Allowance(time.monotonic),
         docs=settings.docs,
+        portal=settings.portal,
+        operator=settings.operator,
+        service=settings.service,
     )
 
 
@@ -311,6 +333,23 @@ def _docs(environ: Mapping[str, str]) -> str:
             "https://github.com/acme/countersign/blob/main/docs/refusals.md."
         )
     return docs
+
+
+def _portal(environ: Mapping[str, str]) -> bool:
+    portal = environ.get("PORTAL", "")
+    if portal not in {"", "on", "off"}:
+        raise SettingError("PORTAL must be on or off: whether there is a page for callers at /portal.")
+    return portal != "off"
+
+
+def _operator(environ: Mapping[str, str]) -> str:
+    operator = environ.get("OPERATOR", "")
+    if len(operator) > MAX_OPERATOR or not operator.isprintable():
+        raise SettingError(
+            f"OPERATOR must say whom callers may ask, in one line of at most {MAX_OPERATOR} characters, such as "
+            "payments@acme.example."
+        )
+    return operator
 
 
 def _iam(environ: Mapping[str, str]) -> bool:

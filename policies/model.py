@@ -83,6 +83,14 @@ class Parameter(msgspec.Struct, frozen=True):
     free: bool = False
 
 
+class Words(NamedTuple):
+    """What a parameter is called on a page for people, a sentence on what it means, and a value that could be real."""
+
+    label: str
+    means: str
+    example: str
+
+
 class Shape(StrEnum):
     """What a granted response field may hold. Anything else an upstream puts there is answered as null."""
 
@@ -435,6 +443,13 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """What that decision was taken about. None once a call has met it: from then on it stands."""
     reserved: int = 0
     """What it holds of the caller's budgets until it is settled, in minor units."""
+
+
+class Seen(NamedTuple):
+    """A ledger entry that was looked at, and when: ``now`` is on the store's clock, as the entry's times are."""
+
+    entry: Entry
+    now: float
 
 
 class Admission(msgspec.Struct, frozen=True):
