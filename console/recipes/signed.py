@@ -28,7 +28,8 @@ def _python(holes: Holes) -> str:
         'secret = base64.b64decode(os.environ["SIGNING_SECRET"].removeprefix("whsec_"))\n'
         f"name = {PYTHON.joined(_name(holes))}  # names this {holes.noun}: the same when it is sent again\n"
         "now = str(int(time.time()))\n"
-        f"body = json.dumps({PYTHON.nested(holes.fields)}).encode()\n"
+        f"fields = {PYTHON.nested(holes.fields)}\n"
+        "body = json.dumps(fields).encode()\n"
         'signed = hmac.digest(secret, f"{name}.{now}.".encode() + body, hashlib.sha256)\n\n'
         "request = urllib.request.Request(\n"
         f"    {PYTHON.url(holes)},\n"

@@ -160,6 +160,21 @@ def test_flows_of_node_red_send_what_was_typed_and_another_order_is_another_invo
     assert upstream.invoices == len(INPUTS)
 
 
+@pytest.mark.parametrize("keyed", [True, False])
+def test_door_answers_the_recipes_for_the_address_that_was_called(served: Server, text: str, *, keyed: bool) -> None:
+    asked = json.dumps({"fields": typed("=1"), "key": "order-1001"}).encode()
+    headers = {"Content-Type": "application/json"}
+    status, _, body = served.call("/-/recipes", asked, headers, key=KEY if keyed else None)
+    assert status == 200
+    shown = {one["id"]: one for one in json.loads(body)}
+    assert f"http://127.0.0.1:{served.port}/stripe/invoices/" in shown["curl"]["text"]
+    if keyed:
+        assert shown == copied(text, served.port, typed("=1"))
+    else:
+        assert "name=NAME&connection_name=CONNECTION_NAME" in shown["curl"]["text"]
+    assert not served.record.entries("refusal")
+
+
 NAMES_OF_N8N: Final = frozenset(
     ("method", "url", "authentication", "genericAuthType", "sendHeaders", "headerParameters", "sendQuery",
      "queryParameters", "sendBody", "contentType", "bodyParameters", "options")
