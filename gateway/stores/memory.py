@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from policies import idempotency
-from policies.model import Admission, Answer, Outcome
+from policies.model import Admission, Answer, Outcome, Seen
 from policies.outcomes import Reply
 from policies.quota import (
     Window,
@@ -73,16 +73,17 @@ class Memory:
             bounds = bounds_of(caller, connections)
             return tuple(left_of(bound, self._copy(bound.name, bound.limit), now) for bound in bounds)
 
-    def state_of(self, key: str) -> Entry | None:
+    def state_of(self, key: str) -> Seen | None:
         """See :class:`gateway.stores.Store`."""
         with self._lock:
-            held = self._ledger.get(key)
-            return None if held is None or idempotency.over(held, self._clock()) else held
+            held, now = self._ledger.get(key), self._clock()
+            return None if held is None or idempotency.over(held, now) else Seen(held, now)
 
     def _judge(self, grant: Grant, owner: str, place: str, window: _Windows) -> Admission:
         """Judge a call and count it in the windows that ``window`` returns: the store's own, or copies of them."""
-        now = self._clock()
-        limits, ceiling, spent = _limits(grant, window), _ceiling(grant, window), _budget(grant, window)
+        now, budget = self._clock(), grant.budget
+        limits, ceiling = _limits(grant, window), _ceiling(grant, window)
+        spent = window(*budget_of(grant.caller, budget)) if budget is not None else None
         try:
             claim = self._claim(grant, owner, place, now)
         except LedgerRefusal as refusal:
@@ -90,7 +91,7 @@ class Memory:
             raise
         if isinstance(claim, Answer):
             return Admission(standings(limits, now), owner, now, replay=claim)
-        refuse_if_full(limits, ceiling, spent, grant.budget, now)
+        refuse_if_full(limits, ceiling, spent, budget, now)
         for one in limits:
             one.take(now)
         if ceiling is not None:
@@ -120,9 +121,9 @@ class Memory:
                 ceiling = _ceiling(grant, self._window)
                 for window in [*_limits(grant, self._window), *([ceiling] if ceiling is not None else ())]:
                     window.give_back(admission.taken)
-            budget = _budget(grant, self._window)
+            budget = grant.budget
             if budget is not None and reply.spent:
-                budget.take(now, reply.spent)
+                self._window(*budget_of(grant.caller, budget)).take(now, reply.spent)
 
     # ---------------------------------------------------------------- the ledger
 
@@ -192,10 +193,6 @@ def _limits(grant: Grant, window: _Windows) -> list[Window]:
 
 def _ceiling(grant: Grant, window: _Windows) -> Window | None:
     return window(*ceiling) if (ceiling := ceiling_of(grant.entitlement.connection)) is not None else None
-
-
-def _budget(grant: Grant, window: _Windows) -> Window | None:
-    return window(*budget) if (budget := budget_of(grant.caller, grant.budget)) is not None else None
 
 
 def _size(entry: Entry) -> int:
