@@ -1,8 +1,8 @@
 """OpenAPI 3.1 of what one caller may do at one connection, from the policy and the catalogue of operations.
 
-Shapes are what importers and generators were seen to get right: a form's names are flat, a fixed value has a default, and
-``reason`` is an open text, so that a new one breaks nobody. Without a caller it holds what is public: health, the two
-paths of an invoice without any parameters, and the refusals.
+Shapes are what importers and generators were seen to get right: a form's names are flat, a fixed value has a default,
+and ``reason`` is an open text, so that a new one breaks nobody. Without a caller it holds what is public: health, the
+two paths of an invoice without any parameters, and the refusals.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from console import schemas
+from console.describe import entitlements
 from policies import refusals
 from policies.model import NAME, Effect, Shape
 from policies.operations import OPERATIONS, meanings
@@ -93,8 +94,8 @@ _STATUS: Final[Mapping[int, str]] = {
 _PREVIEW: Final[Mapping[str, Any]] = {
     "parameter": {"name": "validate_only", "in": "query", "schema": {"type": "boolean"}},
     "description": (
-        "With validate_only=true in the address the call is decided in full and nothing is sent. Where it would be sent, "
-        "the answer is 200 and says what; where it would not, the refusal that the real call would get."
+        "With validate_only=true in the address the call is decided in full and nothing is sent. Where it would be "
+        "sent, the answer is 200 and says what; where it would not, the refusal that the real call would get."
     ),
     "schema": {
         "type": "object",
@@ -115,13 +116,13 @@ def document(caller: Caller | None, *, root: str, connection: str | None = None)
     """
     if caller is None:
         return _public(root)
-    reachable = [one for one in caller.entitlements.values() if caller.tied in {None, one.connection}]
+    reachable = entitlements(caller)
     places = {one.connection.id: one.connection for one in reachable}
     if connection is not None:
         places = {connection: places[connection]}
     granted = [one for one in reachable if one.connection.id in places]
     kind = credential_kind(caller.credential)
-    security = [{name: []} for name in _WAYS[kind]]
+    security: list[dict[str, list[str]]] = [{name: []} for name in _WAYS[kind]]
     paths: dict[str, dict[str, Any]] = {"/-/health": {"get": _HEALTH}}
     for operation in {one.operation.id: one.operation for one in granted}.values():
         alike = [one for one in granted if one.operation is operation]
@@ -253,13 +254,17 @@ def _body(granted: list[Entitlement]) -> dict[str, Any]:
     """Describe the body, as JSON and as a form. Importers take the first."""
     nested = [schemas.nested(one) for one in granted]
     flat = [schemas.flat(one) for one in granted]
+    example = schemas.shown(nested[0])
     if len(granted) > 1:
         for one, *both in zip(granted, nested, flat, strict=True):
             for schema in both:
                 schema["title"] = f"At {one.connection.id}"
     return {
         "required": True,
-        "content": {_JSON: {"schema": _either(nested)}, _FORM: {"schema": _either(flat)}},
+        "content": {
+            _JSON: {"schema": _either(nested), "example": example},
+            _FORM: {"schema": _either(flat), "example": schemas.spread(example)},
+        },
     }
 
 
@@ -281,8 +286,8 @@ def _idempotency_key(caller: Caller, granted: list[Entitlement]) -> Iterator[dic
         "name": "Idempotency-Key",
         "in": "header",
         "required": all(one.idempotency.required and one.idempotency.parameter is None for one in granted),
-        "description": "Your own name for this call, such as the order number. Sent again, it brings back the same answer "
-        "and never has a second effect.",
+        "description": "Your own name for this call, such as the order number. Sent again, it brings back the "
+        "same answer and never has a second effect.",
         "schema": schemas.key_header(prefix),
         # No default: it would make all calls of an importer one.
         "example": f"{prefix or 'order-'}1001",
@@ -384,11 +389,7 @@ def _refusal(status: int, reasons: list[str]) -> dict[str, Any]:
             },
         ]
     }
-    headers = [*_ALWAYS]
-    if status in {400, 401, 429, 502, 503, 504}:
-        headers += ["Retry-After"] if status in {429, 503, 504} else []
-    if status == 429:
-        headers += _QUOTA
+    headers = [*_ALWAYS, *(["Retry-After"] if status in {429, 503, 504} else []), *(_QUOTA if status == 429 else ())]
     return {
         "description": _STATUS[status],
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from console.describe import example
 from policies import keynames
 from policies.forms import MAX_FIELDS, split
 from policies.model import Kind, Risk
@@ -119,13 +120,45 @@ def flat(entitlement: Entitlement) -> dict[str, Any]:
     return _Flat(entitlement).schema()
 
 
+def shown(schema: Schema) -> Any:
+    """Return a value that ``nested`` takes: what every call needs, or else the first that it may have."""
+    if isinstance(schema, bool):
+        return None
+    if "anyOf" in schema:
+        return shown(schema["anyOf"][0])
+    if schema.get("type") == "array":
+        entries = schema.get("prefixItems", [schema["items"]])
+        return [shown(entry) for entry in entries[: max(1, schema["minItems"])]]
+    if schema.get("type") != "object":
+        return next(iter(schema.get("examples", schema.get("enum", [""]))))
+    named = schema.get("required", [])
+    open_to_all = schema["additionalProperties"]
+    first = sorted(schema["properties"], key=lambda name: "default" in schema["properties"][name])[:1]
+    if not named and not first and open_to_all is not False:
+        return {"example": shown(open_to_all)}
+    return {name: shown(schema["properties"][name]) for name in named or first}
+
+
+def spread(value: Any, path: str = "") -> dict[str, Any]:
+    """Return JSON as the members of a form, as ``flat`` names them."""
+    if isinstance(value, list) and not any(isinstance(inner, dict) for inner in value):
+        return {f"{path}[]": value}
+    if not isinstance(value, dict | list):
+        return {path: value}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    form: dict[str, Any] = {}
+    for name, inner in pairs:
+        form |= spread(inner, _under(path, str(name)))
+    return form
+
+
 def value(entitlement: Entitlement, path: str) -> Schema:
     """Return the schema of one plain parameter."""
     tree = _Tree(entitlement)
     return tree.leaf(tree.find(path))
 
 
-def of(rule: Rule, key: str | None = None) -> Schema:
+def of(rule: Rule, key: str | None = None) -> dict[str, Any]:
     """Return the schema of what ``parameters.fault`` finds no fault with, written as JSON has it.
 
     ``key`` is given for a parameter that is the idempotency key: how it must begin, empty if that is free.
@@ -278,8 +311,15 @@ class _Tree:
         """Return the schema of a plain value, with what people read of it."""
         if node.rule is None:
             return False
-        schema = of(node.rule, self.entitlement.idempotency.prefix if node.path == self.key else None)
-        return schema if schema is False else {**self.said(node), **schema}  # type: ignore[dict-item]
+        prefix = self.entitlement.idempotency.prefix
+        schema = {**self.said(node), **of(node.rule, prefix if node.path == self.key else None)}
+        read = None if node.parameter is None else self._words.get(node.parameter.path)
+        shown = (
+            f"{prefix}1001" if node.path == self.key and prefix else example(node.rule, read.example if read else "")
+        )
+        if shown is not None and fault(node.rule, shown) is None:
+            schema["examples"] = [_typed(node.rule.kind, shown)]
+        return schema
 
     def said(self, node: _Node) -> dict[str, Any]:
         """Return what people read of a parameter, and its risk."""
@@ -380,11 +420,13 @@ class _Flat(_Tree):
         path = node.path
         if path in self.asked:
             self._ask(self._has(node))
-        if node.rule is not None and not (node.rule.required and not node.plain):
-            self._properties[path] = self.leaf(node)
         if node.plain:
+            if node.rule is not None:
+                self._properties[path] = self.leaf(node)
             return
-        if path in self._properties:
+        if node.rule is not None and not node.rule.required:
+            # As a pattern: importers fill in every property, and one that clears contradicts its parts.
+            self._patterns[f"^{_exactly(path)}$"] = EMPTY
             self._together.append({"not": {"allOf": [{"required": [path]}, self._has(node, itself=False)]}})
         if self._scalars(node):
             self._properties[f"{path}[]"] = self.entries(node)

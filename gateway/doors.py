@@ -126,11 +126,13 @@ def _recipes(gate: Gate, record: Record) -> Response:
 
 def _openapi(gate: Gate, record: Record) -> Response:
     """Describe the API of this caller, of one of its connections; without a credential what all of them have."""
-    from console.openapi import document  # type: ignore[import-not-found]  # noqa: PLC0415 - see above
+    from console.openapi import document  # noqa: PLC0415 - see above
 
     asked = _identified(gate, record, READ, ("connection",), needed=False)
-    described = None if record.caller is None else _described(gate, record, whole=True)
-    told = document(described, root=_root(gate, record.environ), connection=asked.get("connection"))
+    try:
+        told = document(record.caller, root=_root(gate, record.environ), connection=asked.get("connection"))
+    except KeyError:
+        raise QueryMalformed("You have no connection of this name.", parameter="connection") from None
     if record.caller is not None:
         record.look()
     return _told(gate, record, told)

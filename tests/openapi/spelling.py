@@ -30,7 +30,7 @@ def flat(entitlement: Entitlement, given: Mapping[str, str]) -> dict[str, Any]:
     """Return the same as the members of a form, lists of plain values as one ``name[]``."""
     kept = _kept(entitlement, given)
     form: dict[str, Any] = {}
-    for path in canonical({path: "" for path in kept}):
+    for path in canonical(dict.fromkeys(kept, "")):
         head, bracket, last = path.rpartition("[")
         if bracket and last[:-1].isdecimal() and _is_list_of_values(entitlement.operation, head):
             form.setdefault(f"{head}[]", []).append(kept[path])
