@@ -343,6 +343,28 @@ class Standing(msgspec.Struct, frozen=True):
     """Seconds until more is left than now."""
 
 
+class Left(msgspec.Struct, frozen=True):
+    """How much is left of a limit, a ceiling or a budget, and when there is more.
+
+    All of it is in calls, or with a ``currency`` in minor units.
+    """
+
+    kind: str
+    """``limit`` and ``budget`` are the caller's own, ``ceiling`` is the connection's."""
+    limit: Limit
+    remaining: int | None
+    """Never below 0. None of a ceiling that has room: how much others call is not told."""
+    more: int
+    """How much more there is in ``reset`` seconds. 0 of a ceiling, and where all is left."""
+    reset: int
+    """Seconds until there is more; 0 where all is left, and of a ceiling that has room."""
+    full: int
+    """Seconds until all is left if nothing else is used; 0 where it is, and of a ceiling."""
+    currency: str = ""
+    connection: str = ""
+    """The id of a ceiling's connection."""
+
+
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a caller is told: an HTTP status and a JSON body."""
 

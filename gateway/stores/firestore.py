@@ -522,14 +522,14 @@ def _path(grant: Grant) -> str | None:
 
 
 def _limits(grant: Grant) -> list[_Counter]:
-    return [_Counter.of(name, limit, shares(limit, MOST_SHARDS)) for name, limit in limits_of(grant)]
+    return [_Counter.of(name, limit, shares(limit, MOST_SHARDS)) for name, limit in limits_of(grant.caller)]
 
 
 def _ceiling(grant: Grant) -> list[_Counter]:
-    ceiling = ceiling_of(grant)
+    ceiling = ceiling_of(grant.entitlement.connection)
     return [] if ceiling is None else [_Counter.of(*ceiling, shares(ceiling[1], MOST_SHARDS))]
 
 
 def _budget(grant: Grant) -> list[_Counter]:
-    budget = budget_of(grant)
+    budget = budget_of(grant.caller, grant.budget)
     return [] if budget is None else [_Counter.of(*budget, (budget[1],) * BUDGET_SHARDS)]

@@ -462,8 +462,8 @@ def _keys(grant: Grant, owner: str, windows: list[_Window]) -> list[str]:
 
 
 def _windows(grant: Grant) -> list[_Window]:
-    ceiling, budget = ceiling_of(grant), budget_of(grant)
-    counted = [*limits_of(grant), *([ceiling] if ceiling is not None else ())]
+    ceiling, budget = ceiling_of(grant.entitlement.connection), budget_of(grant.caller, grant.budget)
+    counted = [*limits_of(grant.caller), *([ceiling] if ceiling is not None else ())]
     windows: list[_Window] = [(f"{PREFIX}{name}", limit, 1) for name, limit in counted]
     if budget is not None:
         windows.append((f"{PREFIX}{budget[0]}", budget[1], 0))
