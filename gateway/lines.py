@@ -166,10 +166,19 @@ class Preview(Granted, kw_only=True, tag="preview"):
     """A `validate_only` call: decided, not sent."""
 
 
+class Look(Line, kw_only=True, tag="look"):
+    """A caller asked what it may do, or what became of a key of its own. Nothing is sent."""
+
+    caller: str
+    credential: Annotated[str, Meta(description="A key's id, or `google:EMAIL`.")]
+    policy: Annotated[Short, Meta(description="The first digits of the digest of the document in force.")]
+    asked: Annotated[str, Meta(description="Method and path, without the query.")]
+
+
 class Counted(Line, kw_only=True, tag="counted"):
     """More calls of one kind by one caller than are written in a second. Their audit ids hold `batch`."""
 
-    counted: Literal["refusal", "replay", "preview"]
+    counted: Literal["refusal", "replay", "preview", "look"]
     count: Whole
     batch: Whole
     reason: str | UnsetType = UNSET
@@ -193,6 +202,10 @@ class Checkpoint(Line, kw_only=True, tag="checkpoint"):
         str, Meta(description="Ed25519, base64: of this line's canonical JSON without `signature`, `hash`, `audit_id`.")
     ]
     last: Annotated[Literal[True] | UnsetType, Meta(description="Only `stop` follows.")] = UNSET
+
+
+class Resumed(Line, kw_only=True, tag="resumed"):
+    """The record can be written again, after a line that could not be."""
 
 
 class Secret(Line, kw_only=True, tag="secret"):
@@ -223,8 +236,8 @@ class Resolved(Line, kw_only=True, tag="resolved"):
     operation: str
 
 
-Call = Intent | OutcomeLine | RefusalLine | Replay | Preview | Counted
-Ours = Start | Stop | Call | Policy | Checkpoint | Secret | Resolution | Resolved
+Call = Intent | OutcomeLine | RefusalLine | Replay | Preview | Look | Counted
+Ours = Start | Stop | Call | Policy | Checkpoint | Resumed | Secret | Resolution | Resolved
 
 
 class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

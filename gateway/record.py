@@ -1,7 +1,7 @@
 """Records one call.
 
 A call that is sent leaves two lines: ``intent`` before the send and ``outcome`` after it. Any other call leaves one:
-``refusal``, ``replay`` or ``preview``. Each line stands alone: it says who asked for what of which connection, and its
+``refusal``, ``replay``, ``preview`` or ``look``. Each line stands alone: it says who asked for what of which connection, and its
 message is a sentence. :mod:`gateway.lines` has all members.
 """
 
@@ -124,6 +124,24 @@ class Record:
         """Record that a kept answer is given again."""
         self._for_nothing("replay", "got the kept answer again of")
 
+    def look(self) -> None:
+        """Record that a caller asked for what it may do, or for what became of a key of its own."""
+        caller, policies = self.caller, self.policies
+        assert caller is not None  # noqa: S101 - it was identified
+        assert policies is not None  # noqa: S101 - by these
+        counted = self._audit.counted("look", caller.id)
+        if counted is None:
+            asked = _asked(self.environ, None)
+            content = {
+                "caller": caller.id,
+                "credential": caller.credential,
+                "policy": policies.digest[:SHORT],
+                "asked": asked,
+            }
+            labels = self._trace + labels_of(caller=caller.id)
+            counted = self._audit.write("look", content, "INFO", f"{caller.id} looked at {asked}", labels)
+        self.audit_id = counted
+
     def intent(self, admission: Admission) -> None:
         """Record a call before it is sent. Raises :class:`RecordUnavailable`; then the call must not be sent."""
         self._decide()
@@ -231,7 +249,7 @@ class Record:
             content["policy"] = self.policies.digest[:SHORT]
         if caller is not None:
             content |= {"caller": caller.id, "credential": caller.credential}
-        if call is None:
+        if call is None or not call.operation:
             return content
         content["operation"] = call.operation
         if caller is not None and self.policies is not None:

@@ -83,6 +83,14 @@ class Parameter(msgspec.Struct, frozen=True):
     free: bool = False
 
 
+class Words(NamedTuple):
+    """What a parameter is called on a page for people, a sentence on what it means, and a value that could be real."""
+
+    label: str
+    means: str
+    example: str
+
+
 class Shape(StrEnum):
     """What a granted response field may hold. Anything else an upstream puts there is answered as null."""
 

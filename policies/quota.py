@@ -64,10 +64,8 @@ def ceiling_of(connection: Connection) -> Counted | None:
     return f"connection:{name}:{connection_name}:{ceiling.seconds}", ceiling
 
 
-def budget_of(caller: Caller, budget: Budget | None) -> Counted | None:
-    """Return the window of a caller's budget: ``Grant.budget``, which a call counts against, or ``Caller.budget``."""
-    if budget is None:
-        return None
+def budget_of(caller: Caller, budget: Budget) -> Counted:
+    """Return the window of a caller's budget."""
     return f"budget:{caller.first}:{budget.currency}:{budget.limit.seconds}", budget.limit
 
 
@@ -84,9 +82,8 @@ class Bound(NamedTuple):
 def bounds_of(caller: Caller, connections: Iterable[Connection]) -> list[Bound]:
     """Return all that bounds a caller on these connections: its limits, its budget, their ceilings."""
     bounds = [Bound(*counted, "limit") for counted in limits_of(caller)]
-    budget = caller.budget
-    if budget is not None and (spent := budget_of(caller, budget)) is not None:
-        bounds.append(Bound(*spent, "budget", currency=budget.currency))
+    if (budget := caller.budget) is not None:
+        bounds.append(Bound(*budget_of(caller, budget), "budget", currency=budget.currency))
     shared = ((one.id, ceiling_of(one)) for one in connections)
     return bounds + [Bound(*ceiling, "ceiling", connection=name) for name, ceiling in shared if ceiling is not None]
 

@@ -29,6 +29,11 @@ def minor_digits(currency: str) -> int:
     return _MINOR_DIGITS.get(currency, 2)
 
 
+def exponents() -> dict[str, int | None]:
+    """Return :func:`minor_digits` as a table, by currency, and ``default`` for all others. None where it is a guess."""
+    return {"default": minor_digits(""), **dict(sorted({**_MINOR_DIGITS, **dict.fromkeys(_UNSURE)}.items()))}
+
+
 def money(amount: int, currency: str) -> str:
     """Return an amount of 0 or more minor units as ``30.00 USD``, or as it is where the digits are not known."""
     if currency in _UNSURE:
@@ -50,10 +55,13 @@ def budget_in_words(budget: Budget) -> str:
 
 def ago(seconds: float) -> str:
     """Say how long ago something was, in its largest unit: ``3 hours ago``, ``just now`` for less than a minute."""
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{_counted(int(seconds // size), unit)} ago"
-    return "just now"
+    return f"{span(seconds)} ago" if seconds >= _UNITS[-1][0] else "just now"
+
+
+def span(seconds: float) -> str:
+    """Say how long a time of a minute or more is, in its largest unit, rounded down: ``3 hours``."""
+    size, unit = next((size, unit) for size, unit in _UNITS if seconds >= size)
+    return _counted(int(seconds // size), unit)
 
 
 def when(now: float, seconds: int) -> str:

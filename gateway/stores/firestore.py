@@ -41,8 +41,10 @@ from policies.model import Admission, Answer, Entry, Outcome
 from policies.quota import (
     BUCKETS,
     Window,
+    bounds_of,
     budget_of,
     ceiling_of,
+    left_of,
     limits_of,
     refuse_if_full,
     shares,
@@ -52,9 +54,9 @@ from policies.quota import (
 from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from policies.model import Grant, Limit
+    from policies.model import Caller, Connection, Grant, Left, Limit
     from policies.outcomes import Reply
 
 #: The timeout of a step with all its attempts, so that a refusal takes less than a second.
@@ -199,9 +201,38 @@ class Firestore:
 
     def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
+        return self._judged(grant, place, takes=True)
+
+    def peek(self, grant: Grant, place: str) -> Admission:
+        """See :class:`gateway.stores.Store`."""
+        return self._judged(grant, place, takes=False)
+
+    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
+        """See :class:`gateway.stores.Store`."""
+        bounds = bounds_of(caller, connections)
+        counters = [(_spent if bound.kind == "budget" else _counted)(bound.name, bound.limit) for bound in bounds]
+
+        def judge(seen: _Sight) -> tuple[tuple[Left, ...], Writes]:
+            wholes = [together(counter.limit, seen.windows(counter).values()) for counter in counters]
+            return tuple(left_of(*one, seen.now) for one in zip(bounds, wholes, strict=True)), {}
+
+        return self._step(judge, _paths(counters, None), self._deadline(), again=False)
+
+    def state_of(self, key: str) -> Entry | None:
+        """See :class:`gateway.stores.Store`."""
+        path = f"{LEDGER}/{key}"
+
+        def judge(seen: _Sight) -> tuple[Entry | None, Writes]:
+            held = _entry(seen.documents[path])
+            return None if held is None or idempotency.over(held, seen.now) else held, {}
+
+        return self._step(judge, [path], self._deadline(), again=False)
+
+    def _judged(self, grant: Grant, place: str, *, takes: bool) -> Admission:
+        """Admit a call, or with ``takes`` off say what would become of it: all is the same but the commit."""
         self._debts.pay()
         deadline, ceiling = self._deadline(), _ceiling(grant)
-        claiming = _Claiming(place, os.urandom(16).hex())
+        claiming = _Claiming(place, os.urandom(16).hex(), takes)
         try:
             with self._turn(grant, deadline):
                 try:
@@ -210,7 +241,7 @@ class Firestore:
                 except CeilingReached:
                     return self._admit(grant, ceiling, claiming, deadline)
         except StoreUnavailable as unavailable:
-            if unavailable.lost and claiming.claim is not None:
+            if takes and unavailable.lost and claiming.claim is not None:
                 self._debts.release(grant, Admission((), claiming.owner, 0.0, claiming.claim))
             raise
 
@@ -244,7 +275,7 @@ class Firestore:
             if key is not None and claim is not None:
                 writes[key] = _document(claim) | {"taken": now}
                 claiming.claim = claim
-            return Admission(standings(own, now), owner, now, claim), writes
+            return Admission(standings(own, now), owner, now, claim), writes if claiming.takes else {}
 
         return self._step(judge, _paths(counters, key), deadline, again=key is not None)
 
@@ -462,6 +493,8 @@ class _Claiming:
 
     place: str
     owner: str
+    takes: bool
+    """Whether it is written at the end, or only tried."""
     claim: Entry | None = None
     """What was last tried to be written."""
 
@@ -522,14 +555,21 @@ def _path(grant: Grant) -> str | None:
 
 
 def _limits(grant: Grant) -> list[_Counter]:
-    return [_Counter.of(name, limit, shares(limit, MOST_SHARDS)) for name, limit in limits_of(grant.caller)]
+    return [_counted(*limit) for limit in limits_of(grant.caller)]
 
 
 def _ceiling(grant: Grant) -> list[_Counter]:
     ceiling = ceiling_of(grant.entitlement.connection)
-    return [] if ceiling is None else [_Counter.of(*ceiling, shares(ceiling[1], MOST_SHARDS))]
+    return [] if ceiling is None else [_counted(*ceiling)]
 
 
 def _budget(grant: Grant) -> list[_Counter]:
-    budget = budget_of(grant.caller, grant.budget)
-    return [] if budget is None else [_Counter.of(*budget, (budget[1],) * BUDGET_SHARDS)]
+    return [] if grant.budget is None else [_spent(*budget_of(grant.caller, grant.budget))]
+
+
+def _counted(name: str, limit: Limit) -> _Counter:
+    return _Counter.of(name, limit, shares(limit, MOST_SHARDS))
+
+
+def _spent(name: str, limit: Limit) -> _Counter:
+    return _Counter.of(name, limit, (limit,) * BUDGET_SHARDS)

@@ -81,8 +81,9 @@ class Memory:
 
     def _judge(self, grant: Grant, owner: str, place: str, window: _Windows) -> Admission:
         """Judge a call and count it in the windows that ``window`` returns: the store's own, or copies of them."""
-        now = self._clock()
-        limits, ceiling, spent = _limits(grant, window), _ceiling(grant, window), _budget(grant, window)
+        now, budget = self._clock(), grant.budget
+        limits, ceiling = _limits(grant, window), _ceiling(grant, window)
+        spent = window(*budget_of(grant.caller, budget)) if budget is not None else None
         try:
             claim = self._claim(grant, owner, place, now)
         except LedgerRefusal as refusal:
@@ -90,7 +91,7 @@ class Memory:
             raise
         if isinstance(claim, Answer):
             return Admission(standings(limits, now), owner, now, replay=claim)
-        refuse_if_full(limits, ceiling, spent, grant.budget, now)
+        refuse_if_full(limits, ceiling, spent, budget, now)
         for one in limits:
             one.take(now)
         if ceiling is not None:
@@ -120,9 +121,9 @@ class Memory:
                 ceiling = _ceiling(grant, self._window)
                 for window in [*_limits(grant, self._window), *([ceiling] if ceiling is not None else ())]:
                     window.give_back(admission.taken)
-            budget = _budget(grant, self._window)
+            budget = grant.budget
             if budget is not None and reply.spent:
-                budget.take(now, reply.spent)
+                self._window(*budget_of(grant.caller, budget)).take(now, reply.spent)
 
     # ---------------------------------------------------------------- the ledger
 
@@ -192,10 +193,6 @@ def _limits(grant: Grant, window: _Windows) -> list[Window]:
 
 def _ceiling(grant: Grant, window: _Windows) -> Window | None:
     return window(*ceiling) if (ceiling := ceiling_of(grant.entitlement.connection)) is not None else None
-
-
-def _budget(grant: Grant, window: _Windows) -> Window | None:
-    return window(*budget) if (budget := budget_of(grant.caller, grant.budget)) is not None else None
 
 
 def _size(entry: Entry) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from gateway.stores.firestore import Firestore
+from gateway.stores.firestore import LEDGER, WINDOWS, Firestore
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION, Verdict
@@ -870,3 +872,160 @@ def test_operator_resolves_a_key_that_is_in_doubt(store: Store, clock: Clock, *,
     assert ledger.resolve(grant.ledger_key, ANSWER if created else None) is Verdict.RESOLVED
     after = admit(store, grant)
     assert (after.replay, in_doubt(after)) == (ANSWER if created else None, False)
+
+
+# ---------------------------------------------------------------- asking without taking
+
+
+def asked_of(ask: Callable[[], Admission]) -> dict[str, Any]:
+    """Return what a store says of a call, without what is each call's own."""
+    try:
+        said = ask()
+    except Refusal as refusal:
+        return {**refusal.problem(""), "standings": refusal.standings}
+    claim = said.entry and replace(said.entry, owner="")
+    return {"standings": said.standings, "claim": claim, "replay": said.replay}
+
+
+def written_in(store: Store) -> object:
+    """Return all that a store holds, and until when."""
+    match store:
+        case Memory():
+            return {name: window.buckets for name, window in store._windows.items()}, {**store._ledger}
+        case Redis():
+            client: Any = store._client
+            return {key: (client.dump(key), client.pexpiretime(key)) for key in client.scan_iter()}
+        case Firestore():
+            parent, client = f"{store._database}/documents", store._connected()
+            found = (
+                document
+                for collection in (WINDOWS, LEDGER)
+                for document in client.list_documents({"parent": parent, "collection_id": collection})
+            )
+            return {document.name: document.update_time for document in found}
+        case _:
+            raise AssertionError(store)
+
+
+def bounded(key: str | None, body: str, *, limits: str = "3/second, 9/minute", budget: int = 250) -> Grant:
+    """Make a grant at Stripe with a budget a minute, a ceiling and two limits, all of which are soon full."""
+    grant = limited(limits, ceiling="4/second", key=key, body=body)
+    stripe = stripes(key).entitlement
+    connection = replace(stripe.connection, ceiling=parse_limit("4/second"))
+    entitlement = replace(stripe, connection=connection, rules=grant.entitlement.rules)
+    spent = Budget("usd", Limit(budget, 60, "60 s"))
+    caller = replace(grant.caller, budget=spent)
+    return replace(grant, caller=caller, entitlement=entitlement, resend_seconds=stripes(key).resend_seconds)
+
+
+REPLIES = [
+    replace(SUCCEEDED, spent=99), REJECTED, FREED, UNKNOWN, BUSY, UNREACHED, WAITS, None,
+    replace(FREED, generation=2), replace(UNKNOWN, mute=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_peek_says_what_admit_says_right_behind_it_and_writes_nothing(store: Store, clock: Clock, seed: int) -> None:
+    lots = random.Random(seed)
+    told: Counter[str] = Counter()
+    for _ in range(400 if isinstance(store, Memory) else 60):
+        key, body = (
+            lots.choice([None, None, None, *"abcdefgh"]),
+            lots.choice(["customer=cus_1"] * 4 + ["customer=cus_2"]),
+        )
+        limits, budget = lots.choice(["3/second, 9/minute"] * 3 + ["2/second, 7/minute"]), lots.choice([250, 250, 100])
+        grant = bounded(key, body, limits=limits, budget=budget)
+        place = grant.entitlement.connection.place + lots.choice([""] * 9 + [" live"])
+        asked_of(lambda grant=grant, place=place: store.peek(grant, place))  # type: ignore[misc]  # what is over may go
+        before = written_in(store)
+        foreseen = asked_of(lambda grant=grant, place=place: store.peek(grant, place))  # type: ignore[misc]
+        assert written_in(store) == before
+        admission: list[Admission] = []
+
+        def admit_it(grant: Grant = grant, place: str = place, admission: list[Admission] = admission) -> Admission:
+            admission.append(store.admit(grant, place))
+            return admission[0]
+
+        assert asked_of(admit_it) == foreseen
+        told[str(foreseen.get("reason", "replay" if foreseen.get("replay") else "admitted"))] += 1
+        reply = lots.choice(REPLIES)
+        if admission and admission[0].replay is None and reply is not None:
+            store.settle(grant, admission[0], reply, ANSWER)
+        # Half of the time is spent at the very edge of a bucket, a window or a lease.
+        clock.tick(
+            lots.choice(
+                [0, 0, 0, 0, 0, 0, 0, 0.01, 1 / 128, 0.3, 1, 129 / 128, 5, LEASE - 0.001, LEASE, 60, 60 * 129 / 128]
+            )
+        )
+    assert len(told) >= (7 if isinstance(store, Memory) else 4), told
+
+
+def test_peek_creates_no_window_and_no_entry(store: Store) -> None:
+    before = written_in(store)
+    assert store.peek(bounded("a", "customer=cus_1"), "p").entry is not None
+    assert written_in(store) == before
+
+
+def test_ceiling_full_by_one_document_is_peeked_at_whole(store: Store) -> None:
+    grant = limited("100000/minute", ceiling="3/second")
+    for _ in range(3):
+        assert store.peek(grant, "p").standings
+        admit(store, grant)
+    with pytest.raises(CeilingReached):
+        store.peek(grant, "p")
+
+
+def test_left_says_what_there_is_and_when_there_is_more(store: Store, clock: Clock) -> None:
+    grant = bounded(None, "customer=cus_1")
+    caller, connection = grant.caller, grant.entitlement.connection
+    every = [(one.kind, one.remaining, one.more, one.reset, one.full) for one in store.left(caller, [connection])]
+    assert every == [
+        ("limit", 3, 0, 0, 0),
+        ("limit", 9, 0, 0, 0),
+        ("budget", 250, 0, 0, 0),
+        ("ceiling", None, 0, 0, 0),
+    ]
+    spend(store, grant, 90)
+    clock.tick(30)
+    spend(store, grant, 100)
+    admit(store, grant)
+    before = written_in(store)
+    second, minute, budget, ceiling = store.left(caller, [connection])
+    assert written_in(store) == before
+    assert (second.remaining, second.more, second.limit.text) == (1, 2, "3/second")
+    assert (minute.remaining, minute.more, minute.reset, minute.full) == (6, 1, 31, 61)
+    assert (budget.remaining, budget.more, budget.reset, budget.full, budget.currency) == (60, 90, 31, 61, "usd")
+    assert (ceiling.remaining, ceiling.reset, ceiling.connection) == (None, 0, connection.id)
+    admit(store, grant)
+    other = replace(grant, caller=replace(caller, id="other", first="other"))
+    admit(store, other)
+    full = store.left(caller, [connection])
+    assert [(one.kind, one.remaining, one.reset) for one in (full[0], full[-1])] == [("limit", 0, 2), ("ceiling", 0, 2)]
+
+
+def test_left_of_a_budget_that_is_well_past_its_amount_says_when_something_is_left(store: Store, clock: Clock) -> None:
+    grant = budgeted(100, per=3600)
+    under_way = [admit(store, grant) for _ in range(3)]
+    for admission, spent in zip(under_way, (90, 80, 30), strict=True):
+        store.settle(grant, admission, replace(SUCCEEDED, spent=spent), ANSWER)
+        clock.tick(600)
+    (budget,) = (one for one in store.left(grant.caller, []) if one.kind == "budget")
+    # 200 are spent. When the first 90 leave, 110 are too many still; when the next 80 do, 70 are left.
+    assert (budget.remaining, budget.more) == (0, 70)
+    clock.tick(budget.reset)
+    (later,) = (one for one in store.left(grant.caller, []) if one.kind == "budget")
+    assert later.remaining == 70
+
+
+def test_state_of_a_key_is_what_the_ledger_holds_until_it_expires(store: Store, clock: Clock) -> None:
+    grant = keyed()
+    assert grant.ledger_key is not None
+    assert store.state_of(grant.ledger_key) is None
+    admission = admit(store, grant)
+    assert store.state_of(grant.ledger_key) == admission.entry
+    store.settle(grant, admission, SUCCEEDED, ANSWER)
+    settled = store.state_of(grant.ledger_key)
+    assert settled is not None
+    assert (settled.state, settled.answer) == (State.SUCCEEDED, ANSWER)
+    clock.tick(RETENTION)
+    assert store.state_of(grant.ledger_key) is None
