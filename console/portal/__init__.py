@@ -33,7 +33,7 @@ HEADERS: Final = {
     ),
 }
 _ASSET: Final = re.compile("/portal/([0-9a-f]{12})/([a-z]+[.][a-z]+)")
-_GZIP: Final = re.compile(r"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q\s*=\s*(?!0(?:\.0*)?\s*(?:,|$))[0-9.]+\s*)?(?:,|$)", re.I)
+_REFUSED: Final = re.compile(r"q=0(?:\.0*)?")
 _YEAR: Final = "public, max-age=31536000, immutable"
 
 
@@ -56,7 +56,7 @@ def serve(path: str, environ: WSGIEnvironment) -> Response:
 
 
 def _sent(file: File, environ: WSGIEnvironment, kept: str) -> Response:
-    zipped = _GZIP.search(environ.get("HTTP_ACCEPT_ENCODING", "")) is not None
+    zipped = _takes_gzip(environ.get("HTTP_ACCEPT_ENCODING", ""))
     etag = f'"{file.etag}{"-gzip" if zipped else ""}"'
     headers = {**HEADERS, "Cache-Control": kept, "Vary": "Accept-Encoding", "ETag": etag}
     if etag in {tag.strip().removeprefix("W/") for tag in environ.get("HTTP_IF_NONE_MATCH", "").split(",")}:
@@ -66,3 +66,12 @@ def _sent(file: File, environ: WSGIEnvironment, kept: str) -> Response:
     if zipped:
         headers["Content-Encoding"] = "gzip"
     return Response(200, headers, body)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Read an Accept-Encoding (RFC 9110, 12.5.3)."""
+    for item in accepted.lower().split(","):
+        coding, _, weight = (part.strip() for part in item.partition(";"))
+        if coding == "gzip":
+            return _REFUSED.fullmatch(weight) is None
+    return False

@@ -31,6 +31,7 @@ export async function ask(method, path, { body = null, headers = {}, signal = nu
 }
 
 export const me = (key) => ask("GET", "-/me", { key });
+export const became = (key, grant) => ask("GET", `-/me?${new URLSearchParams(grant ? { key, grant } : { key })}`);
 export const fieldsOf = (grant) => ask("GET", `-/me?${new URLSearchParams({ grant })}`);
 
 /** The request that a call is: what is tried is what is sent, but for one word in the address. */

@@ -11,9 +11,10 @@ const OPENED = 6;     // a group of so many parts needs no opening
 
 /**
  * The form of one grant. `changed` is called after each input.
- * `{ element, read(), show(faults), reveal(path), freeze(on), nextKey() }`.
+ * `first` stands above its fields.
+ * `{ element, read(), show(faults), reveal(path), freeze(on), save(), load(typed), nextKey() }`.
  */
-export function build(grant, fields, exponents, changed) {
+export function build(grant, fields, exponents, changed, first) {
   const handles = new Set();
   const from = grant.idempotency?.from ?? null;
   const context = { handles, exponents, from, changed };
@@ -27,7 +28,7 @@ export function build(grant, fields, exponents, changed) {
   const element = h("form", { class: "card", novalidate: true, autocomplete: "off", "aria-label": W.form,
       onsubmit: (event) => event.preventDefault(),
       oninput: changed, onchange: changed, oncompositionend: changed, onfocusout: left },
-    controls.map((one) => one.element), fixed.map(fixedField), key?.element, more?.element);
+    first, controls.map((one) => one.element), fixed.map(fixedField), key?.element, more?.element);
 
   function left(event) {
     const handle = holder(handles, event.target);
@@ -77,8 +78,20 @@ export function build(grant, fields, exponents, changed) {
       else input.disabled = on;
     }
   }
+  /** What was typed, to be typed again into the form of a policy that has changed. */
+  function save() {
+    const typed = new Map();
+    for (const one of [...controls, ...(more ? more.controls() : [])]) one.save(typed);
+    if (key) typed.set(keyPath, key.input.value);
+    return typed;
+  }
+  function load(typed) {
+    for (const path of typed.keys()) more?.open(path);
+    for (const one of [...controls, ...(more ? more.controls() : [])]) one.load(typed);
+    if (key) key.input.value = typed.get(keyPath) ?? "";
+  }
   return {
-    element, read, show, reveal, freeze, fault: (path) => near(handles, path) !== null,
+    element, read, show, reveal, freeze, save, load,
     label: (path) => near(handles, path)?.label ?? null,
     nextKey: () => {
       const input = key?.input ?? near(handles, from)?.input;
@@ -149,9 +162,9 @@ function frame(node, at, context, inner, { choice = false } = {}) {
   const described = `${hint ? `${id}-hint ` : ""}${id}-error`;
   if (choice) element.setAttribute("aria-describedby", described);
   else { inner.input.id = id; inner.input.setAttribute("aria-describedby", described); }
-  const handle = { at, element, error, label: titled(node), input: inner.input, inputs: choice ? [] : [inner.input], left: false, fault: null, refresh: inner.refresh };
+  const handle = { at, element, error, label: titled(node), input: inner.input, inputs: choice ? [] : [inner.input], left: false, fault: null, refresh: inner.refresh, currency: inner.currency };
   context.handles.add(handle);
-  return { element, handle };
+  return element;
 }
 
 function leaf(node, at, context) {
@@ -159,7 +172,7 @@ function leaf(node, at, context) {
   const inner = kindOf(field)(field, at, context);
   const clears = field.unsets ? h("input", { type: "checkbox" }) : null;
   if (clears) inner.elements.push(h("label", { class: "row hint" }, clears, W.clears));
-  const { element } = frame(node, at, context, inner, { choice: inner.choice });
+  const element = frame(node, at, context, inner, { choice: inner.choice });
   return {
     element,
     read(pairs, problems) {
@@ -168,8 +181,13 @@ function leaf(node, at, context) {
       else if (value) problems.push({ parameter: at(), detail: value.problem });
       else if (clears?.checked) pairs.push([at(), ""]);
     },
+    save(typed) { if (inner.raw()) typed.set(at(), inner.raw()); },
+    load(typed) { if (typed.has(at())) inner.raw(typed.get(at())); },
   };
 }
+
+/** What was typed into an input, or type it there. */
+const typing = (input) => (value) => value === undefined ? input.value : (input.value = value);
 
 function kindOf(field) {
   if (field.kind === "boolean") return yesNo;
@@ -186,9 +204,10 @@ function text(field) {
   const input = several ? h("textarea", { rows: 3 }) : h("input", { type: "text", class: id ? "mono" : null });
   for (const [name, value] of Object.entries({ autocomplete: "off", ...(id ? { spellcheck: "false", autocapitalize: "off" } : {}) })) input.setAttribute(name, value);
   const count = h("span", { class: "hint" });
+  const value = () => field.kind === "currency" ? input.value.trim().toLowerCase() || null
+    : id ? input.value.trim() || null : input.value.trim() ? input.value : null;
   return {
-    input, elements: [input, count],
-    value: () => id ? input.value.trim() || null : input.value.trim() ? input.value : null,
+    input, elements: [input, count], value, currency: currencyOf(field, value), raw: typing(input),
     refresh: () => {
       const length = [...input.value].length, most = field.max_length;
       count.textContent = most && length > most * 0.8 ? W.count(length, most) : "";
@@ -198,19 +217,18 @@ function text(field) {
 
 function number() {
   const input = h("input", { type: "text", inputmode: "numeric", autocomplete: "off", class: "short" });
-  return { input, elements: [input], value: () => input.value.trim() || null };
+  return { input, elements: [input], value: () => input.value.trim() || null, raw: typing(input) };
 }
 
 function amount(field, at, context) {
   const input = h("input", { type: "text", inputmode: "decimal", autocomplete: "off" }), unit = h("span");
   const currency = () => {
     const around = at().replace(/(^|\[)[^[]*\]?$/, "");
-    const found = [...context.handles].find((one) => one.currency && (one.at() === `${around}[currency]`))
-      ?? [...context.handles].find((one) => one.currency && one.at() === "currency");
-    return found ? found.currency() : undefined;
+    const chosen = [...context.handles].filter((one) => one.currency);
+    return (chosen.find((one) => one.at() === `${around}[currency]`) ?? chosen.find((one) => one.at() === "currency"))?.currency();
   };
   return {
-    input, elements: [h("span", { class: "affix" }, input, unit)],
+    input, elements: [h("span", { class: "affix" }, input, unit)], raw: typing(input),
     refresh: () => { unit.textContent = currency() === undefined ? W.smallest : (currency() ?? "").toUpperCase(); },
     value: () => {
       const typed = input.value.trim(), of = currency();
@@ -221,45 +239,51 @@ function amount(field, at, context) {
   };
 }
 
-function radios(field, at, context) {
+function radios(field) {
   const name = fresh("choice"), words = field.words ?? field.one_of.map((word) => [word, shownWord(field, word)]);
   const boxes = [...(field.required ? [] : [["", W.leaveOut]]), ...words].map(([value, said], index) => {
     const id = fresh("radio");
     return h("label", { for: id }, h("input", { type: "radio", id, name, value, checked: !field.required && !index }), said);
   });
   const element = h("div", { class: "choice" }, boxes);
-  const chosen = () => element.querySelector("input:checked")?.value || null;
-  noteCurrency(field, at, context, chosen);
-  return { input: boxes[0].querySelector("input"), elements: [element], value: chosen, choice: true };
+  const value = () => element.querySelector("input:checked")?.value || null;
+  const raw = (chosen) => {
+    const box = chosen && [...element.querySelectorAll("input")].find((one) => one.value === chosen);
+    if (box) box.checked = true;
+    return value();
+  };
+  return { input: null, elements: [element], value, choice: true, currency: currencyOf(field, value), raw };
 }
 
-const yesNo = (field, at, context) => radios({ ...field, words: [["true", W.yes], ["false", W.no]] }, at, context);
+const yesNo = (field) => radios({ ...field, words: [["true", W.yes], ["false", W.no]] });
 
-function select(field, at, context) {
+function select(field) {
   const input = h("select", null, h("option", { value: "" }, field.required ? W.choose : W.leaveOut),
     field.one_of.map((word) => h("option", { value: word }, shownWord(field, word))));
-  noteCurrency(field, at, context, () => input.value || null);
-  return { input, elements: [input], value: () => input.value || null };
+  const value = () => input.value || null;
+  return { input, elements: [input], value, currency: currencyOf(field, value), raw: typing(input) };
 }
 
 /** The only thing that may be sent: nothing to choose. */
-function only(field, at, context) {
-  noteCurrency(field, at, context, () => field.one_of[0]);
+function only(field) {
+  const value = () => field.one_of[0];
   const output = h("output", { class: "fixed mono" }, shownWord(field, field.one_of[0]));
-  return { input: output, elements: [output], value: () => field.one_of[0] };
+  return { input: output, elements: [output], value, currency: currencyOf(field, value), raw: () => "" };
 }
 
 const shownWord = (field, word) => plain(field.kind === "currency" ? word.toUpperCase() : word);
 
-/** Let amounts know where their currency is chosen. */
-function noteCurrency(field, at, context, value) {
-  if (field.kind === "currency") context.handles.add({ at: () => at(), currency: value, element: null, error: h("p"), inputs: [], left: false });
-}
+/** Lets amounts know where their currency is chosen. */
+const currencyOf = (field, value) => (field.kind === "currency" ? value : null);
 
 function moment() {
   const day = h("input", { type: "date", class: "short" }), clock = h("input", { type: "time", class: "short", "aria-label": W.clock });
   return {
     input: day, elements: [h("div", { class: "row" }, day, clock)],
+    raw: (value) => {
+      if (value !== undefined) [day.value, clock.value] = value.split(" ");
+      return day.value || clock.value ? `${day.value} ${clock.value}` : "";
+    },
     value: () => {
       if (!day.value) return clock.value ? { problem: W.dayFirst } : null;
       // Noon in UTC is the same day nearly everywhere.
@@ -281,13 +305,20 @@ function group(node, at, context, { legend = true } = {}) {
   const named = children.filter((child) => child.name !== "{key}").map((child) => control(child, () => `${at()}[${child.name}]`, context));
   const free = node.children.has("{key}") ? entries(node.children.get("{key}"), node.field, at, context) : null;
   const error = h("p", { class: "error" });
-  const fixedParts = [];
   const element = h("fieldset", { class: "field group" }, legend && h("legend", null, titled(node)),
     node.field && W.hint(node.field) && h("p", { class: "hint" }, W.hint(node.field)), error,
-    named.map((one) => one.element), free?.element, fixedParts);
+    named.map((one) => one.element), free?.element);
   context.handles.add({ at, element, error, label: titled(node), inputs: [], left: false, fault: null });
-  return { element, read: (pairs, problems) => { named.forEach((one) => one.read(pairs, problems)); free?.read(pairs, problems); } };
+  const all = free ? [...named, free] : named;
+  return { element, ...each(() => all), load: (typed) => { named.forEach((one) => one.load(typed)); free?.load(typed, [...node.children.keys()]); } };
 }
+
+/** What several controls do as one. */
+const each = (all) => ({
+  read: (pairs, problems) => all().forEach((one) => one.read(pairs, problems)),
+  save: (typed) => all().forEach((one) => one.save(typed)),
+  load: (typed) => all().forEach((one) => one.load(typed)),
+});
 
 /** Rows that one adds and removes. `row(index)` makes one, `title(index)` names it. */
 function rows(node, most, addWords, context, make) {
@@ -303,7 +334,7 @@ function rows(node, most, addWords, context, make) {
     Object.assign(entry, { inner, title, away });
     all.push(entry);
     body.append(entry.element);
-    number();
+    renumber();
     if (focus) entry.element.querySelector("input, select, textarea")?.focus();
     context.changed();
   }
@@ -311,12 +342,12 @@ function rows(node, most, addWords, context, make) {
     const next = all[entry.index + 1] ?? null;
     all.splice(entry.index, 1);
     entry.element.remove();
-    for (const handle of [...context.handles]) if (handle.element && entry.element.contains(handle.element)) context.handles.delete(handle);
-    number();
+    for (const handle of [...context.handles]) if (entry.element.contains(handle.element)) context.handles.delete(handle);
+    renumber();
     (next?.element.querySelector("input, select, textarea") ?? add).focus();
     context.changed();
   }
-  function number() {
+  function renumber() {
     for (const [index, entry] of all.entries()) {
       entry.index = index;
       entry.title.textContent = W.row(titled(node), index + 1);
@@ -324,8 +355,11 @@ function rows(node, most, addWords, context, make) {
     }
     add.hidden = Boolean(most) && all.length >= most;
   }
-  return { element, read: (pairs, problems) => all.forEach((entry) => entry.inner.read(pairs, problems)) };
+  return { element, grow, ...each(() => all.map((entry) => entry.inner)), last: () => all.at(-1).inner };
 }
+
+/** The names right below a path that something was typed under. */
+const below = (typed, path) => [...new Set([...typed.keys()].filter((one) => one.startsWith(`${path}[`)).map((one) => one.slice(path.length + 1).split("]")[0]))];
 
 function list(node, at, context) {
   const child = node.children.get("{i}"), most = node.field?.max_items ?? leaves(child)[0].field?.max_items;
@@ -334,13 +368,13 @@ function list(node, at, context) {
     const place = () => `${at()}[${entry.index}]`;
     return child.children.size ? group(unit, place, context, { legend: false }) : leaf({ ...unit, field: { ...child.field, required: false } }, place, context);
   });
-  return wrapped(node, at, context, inner);
+  return wrapped(node, at, context, { ...inner, load: (typed) => below(typed, at()).forEach(() => { inner.grow(false); inner.last().load(typed); }) });
 }
 
 function entries(child, field, at, context) {
   const most = field?.max_items ?? leaves(child)[0].field?.max_items;
   const node = { name: "entry", field: { label: W.entry }, children: new Map() };
-  return rows(node, most, W.addEntry, context, (entry) => {
+  const all = rows(node, most, W.addEntry, context, () => {
     const id = fresh("name"), name = h("input", { type: "text", id, class: "mono", autocomplete: "off", spellcheck: "false", autocapitalize: "off" });
     const place = () => `${at()}[${name.value.trim()}]`;
     const inner = control({ ...child, field: child.field && { ...child.field, label: W.value } }, place, context);
@@ -354,15 +388,18 @@ function entries(child, field, at, context) {
         if (!written || /[[\]]/.test(written)) problems.push({ parameter: at(), detail: written ? W.noBrackets : W.nameFirst });
         else pairs.push(...found);
       },
+      save: (typed) => inner.save(typed),
+      load: (typed, called) => { name.value = called; inner.load(typed); },
     };
   });
+  return { ...all, load: (typed, others) => below(typed, at()).filter((called) => !others.includes(called)).forEach((called) => { all.grow(false); all.last().load(typed, called); }) };
 }
 
 function wrapped(node, at, context, inner) {
   const error = h("p", { class: "error" }), hint = node.field && W.hint(node.field);
   const element = h("fieldset", { class: "field group" }, h("legend", null, titled(node)), hint && h("p", { class: "hint" }, hint), error, inner.element);
   context.handles.add({ at, element, error, label: titled(node), inputs: [], left: false, fault: null });
-  return { element, read: inner.read };
+  return { element, read: inner.read, save: inner.save, load: inner.load };
 }
 
 // ------------------------------------------------------------------ what is not needed

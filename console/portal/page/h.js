@@ -40,8 +40,8 @@ export function time(seconds, { day = false } = {}) {
   if (Number.isNaN(at.getTime())) return plain(seconds);
   const clock = at.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
   const date = at.toLocaleDateString("en-GB", { day: "numeric", month: "long", year: "numeric" });
-  const today = new Date().toDateString() === at.toDateString();
-  return h("time", { datetime: at.toISOString() }, day ? date : today ? clock : `${clock} on ${date}`);
+  const away = (days) => new Date(Date.now() + days * 86400000).toDateString() === at.toDateString();
+  return h("time", { datetime: at.toISOString() }, day ? date : away(0) ? clock : away(1) ? `${clock} tomorrow` : away(-1) ? `${clock} yesterday` : `${clock} on ${date}`);
 }
 
 let said = "", waiting = 0;
