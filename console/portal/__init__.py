@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from console.portal.files import File
 
-#: Every file goes out with these. No code and no style stands in the page itself, so that text of others can be neither.
+#: Every file goes out with these. The page itself holds no code and no style, so no text in it can become either.
 HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _PAGE: Final = Path(__file__).parent / "page"
 _INDEX: Final = "index.html"
@@ -24,7 +22,7 @@ _MEDIA: Final = {
 
 
 class File(msgspec.Struct, frozen=True):
-    """One file as it is sent. ``etag`` is strong, and that of the plain bytes; the gzipped ones have one of their own."""
+    """One file as it is sent. ``etag`` is that of the plain bytes; the gzipped ones have one of their own."""
 
     media: str
     plain: bytes
