@@ -23,7 +23,7 @@ from policies.wording import ago, budget_in_words, exponents, limit_in_words, sp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policies.model import Caller, Entitlement, Entry, Left, Operation, PolicySet, Rule
+    from policies.model import Caller, Entitlement, Left, Operation, PolicySet, Rule, Seen
 
 #: With more grants than this, fields are told for one grant at a time: 50 grants of 200 fields are over a megabyte.
 MANY: Final = 10
@@ -48,15 +48,15 @@ def describe(  # noqa: PLR0913 - what the answer is made of
     now: float,
     standings: Iterable[Left] | None,
     missing: str | None = None,
-    ledger: list[dict[str, Any]] | None = None,
+    became: list[dict[str, Any]] | None = None,
     operator: str = "",
     grant: str | None = None,
     whole: bool = False,
 ) -> dict[str, Any]:
     """Return what ``/-/me`` answers. Times are whole unix seconds; ``now`` is when ``standings`` were read.
 
-    ``standings`` is None where they could not be read, and ``missing`` says why. ``ledger`` is what :func:`became`
-    returned for each grant, None if nothing was asked. ``operator`` is whom to ask.
+    ``standings`` is None where they could not be read, and ``missing`` says why. ``became`` is what
+    :func:`became_of` returned for each grant, None if nothing was asked. ``operator`` is whom to ask.
 
     Up to :data:`MANY` grants have their fields. Of more, only the one with the id ``grant`` has; all with ``whole``.
     """
@@ -86,24 +86,25 @@ def describe(  # noqa: PLR0913 - what the answer is made of
         "fields": fields,
         "answers": answers,
     }
-    return said if ledger is None else {**said, "became": ledger}
+    return said if became is None else {**said, "became": became}
 
 
-def became(entitlement: Entitlement, entry: Entry | None, *, now: float, then: float) -> dict[str, Any]:
+def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float) -> dict[str, Any]:
     """Return what became of a caller's key under one of its grants, from its ledger entry.
 
-    ``then`` is the time on the entry's clock, ``now`` the same in unix seconds. What was raised is told as far as the
-    policy grants it today, and only if it was raised at the account that the connection leads to today.
+    ``now``, in unix seconds, is when that was seen. What was raised is told as far as the policy grants it today, and
+    only if it was raised at the account that the connection leads to today.
     """
     noun = entitlement.operation.noun
     raises = entitlement.operation.effect is Effect.CREATES
     told: dict[str, Any] = {"grant": grant_id(entitlement)}
-    if entry is None:
+    if seen is None:
         kept = span(entitlement.idempotency.seconds)
         nothing = f"No {noun} of yours was raised" if raises else "No call of yours went through"
         text = f"{nothing} with this key. Settled calls are remembered for {kept}."
         return {**told, "state": "never", "text": text}
-    age, held = then - entry.sent, held_of("", entry, now=then)
+    entry = seen.entry
+    age, held = seen.now - entry.sent, held_of("", entry, now=seen.now)
     told["when"] = int(now - age)
     body: dict[str, Any] = msgspec.json.decode(entry.answer.body) if entry.answer is not None else {}
     if entry.state is State.SUCCEEDED and f"{entry.place} ".startswith(f"{entitlement.connection.place} "):
@@ -273,14 +274,14 @@ def example(rule: Rule, written: str = "") -> str | None:
         return rule.fixed
     if rule.kind in {Kind.OBJECT, Kind.ARRAY}:
         return None
-    usual = written or _EXAMPLES[rule.kind]
     number = rule.minimum if rule.minimum is not None else rule.maximum
+    prefixed = f"{rule.prefix or ''}{_EXAMPLES[rule.kind]}"
     tried = [
-        usual,
+        written,
         *sorted(rule.one_of or ()),
         *([str(number)] if number is not None else ()),
-        f"{rule.prefix or ''}{usual}",
-        f"{rule.prefix or ''}{usual}"[: rule.max_length],
+        prefixed,
+        prefixed[: rule.max_length],
     ]
     return next((value for value in tried if value and fault(rule, value) is None), None)
 

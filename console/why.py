@@ -83,12 +83,17 @@ def paragraph(told: Told, policy: Path | None) -> str:
     return " ".join(part for part in said if part)
 
 
-_ASKED: Final = {"preview": "tried", "replay": "asked again for"}
+_ASKED: Final = {"preview": "tried", "replay": "asked again for", "look": "looked at"}
 
 
 def _counted(told: Told) -> str:
     line = told.own[0]
-    kind = {"refusal": "refused", "replay": "answered with what was kept", "preview": "tried and not sent"}
+    kind = {
+        "refusal": "refused",
+        "replay": "answered with what was kept",
+        "preview": "tried and not sent",
+        "look": "looks",
+    }
     reason = f" ({line['reason']})" if "reason" in line else ""
     said = (
         f"This call was one of {line['count']} of {line.get('caller', 'callers who did not prove who they are')} that "
@@ -118,6 +123,8 @@ def _who(line: Content) -> str:
 
 
 def _what(line: Content) -> str:
+    if line["kind"] == "look":
+        return str(line["asked"])
     asked = f" ({line['asked']})" if "asked" in line else ""
     where = f" on {line['connection']}" if "connection" in line else ""
     values = "".join(f", {path} {value!a}" for path, value in line.get("values", {}).items())
@@ -134,6 +141,8 @@ def _end(line: Content) -> str:
             )
         case "preview":
             return "It was decided as any other call, and nothing was sent."
+        case "look":
+            return "It was told what it may do, and nothing was sent."
         case "replay":
             return "The answer of an earlier call with the same key was given again; nothing was sent."
         case "refusal":
@@ -192,7 +201,7 @@ def _next(line: Content, told: Told) -> Iterator[str]:
             yield "Next: look for it at the upstream. The call had no idempotency key, so no ledger knows of it."
         else:
             yield f"Next: ./countersign ledger show {told.ledger} says whether it is still open, and how to settle it."
-    elif line.get("result") == Outcome.SUCCEEDED or line["kind"] in {"preview", "replay"} or settled:
+    elif line.get("result") == Outcome.SUCCEEDED or line["kind"] in {"preview", "replay", "look"} or settled:
         yield "Nothing needs to be done."
     elif advice := _advice(line.get("reason")):
         yield f"Next: {advice}"

@@ -9,8 +9,8 @@ Hashes can be recomputed by whoever can rewrite the lines. With a record key a `
 it: after the line of a call when the last one is a second old, and before ``stop``. A key that cannot be read keeps no
 call from going on; the next checkpoint covers the lines in between.
 
-What costs a caller nothing (a refusal, a preview, a replay, a look) is counted and not written past ten a second of one kind
-from one caller, so that nobody can flood the record. All strangers are one caller.
+What costs a caller nothing (a refusal, a preview, a replay, a look) is counted and not written past ten a second of one
+kind from one caller, so that nobody can flood the record. All strangers are one caller.
 """
 
 from __future__ import annotations

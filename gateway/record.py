@@ -1,8 +1,8 @@
 """Records one call.
 
 A call that is sent leaves two lines: ``intent`` before the send and ``outcome`` after it. Any other call leaves one:
-``refusal``, ``replay``, ``preview`` or ``look``. Each line stands alone: it says who asked for what of which connection, and its
-message is a sentence. :mod:`gateway.lines` has all members.
+``refusal``, ``replay``, ``preview`` or ``look``. Each line stands alone: it says who asked for what of which
+connection, and its message is a sentence. :mod:`gateway.lines` has all members.
 """
 
 from __future__ import annotations

@@ -174,6 +174,11 @@ class Policies:
         """Return the policies for one whole call, which must end by ``deadline``."""
         return self._kept.get(self._source.where, deadline)
 
+    @property
+    def behind(self) -> bool:
+        """Whether the source has another document by now: one that was refused, or that cannot be read."""
+        return bool(self._refused) or (self._source.changes and self._clock() - self._as_of > self._must)
+
     def _check(self, _where: str, _deadline: float) -> PolicySet:
         began = self._clock()
         try:

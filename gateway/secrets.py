@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from policies.dialect import Dialect
-    from policies.model import Grant
+    from policies.model import Connection, Grant
 
 T = TypeVar("T")
 
@@ -312,6 +312,10 @@ class Secrets:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
         connection = grant.entitlement.connection
         return _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
+
+    def check(self, connection: Connection, deadline: float) -> None:
+        """Look whether there is a key for a connection. Raises :class:`SecretUnavailable`."""
+        _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
 
     def signing(self, name: str, deadline: float) -> Concealed[str]:
         """Return what webhooks are signed with, of the secret at ``name``. Raises :class:`SecretUnavailable`."""

@@ -14,6 +14,7 @@ from gateway.forks import apart
 from gateway.identity import Identity
 from gateway.kept import DownError
 from gateway.means import Means
+from gateway.readiness import Readiness
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets, reader_of
 from gateway.signing import RecordKey
@@ -44,6 +45,9 @@ _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
+
+#: An address, or a short sentence with one in it.
+MAX_OPERATOR: Final = 200
 
 #: Cloud Run sends one instance no more calls at once.
 MAX_THREADS: Final = 1000
@@ -103,6 +107,8 @@ class Settings:
     """What the environment says. Nothing was opened or read."""
 
     on_cloud: bool
+    service: str
+    """The name of the function on the cloud; empty elsewhere."""
     policy: str
     store: str
     store_password: str
@@ -119,6 +125,10 @@ class Settings:
     certificates: str | None
     docs: str
     """The address of the page about refusals; empty for none."""
+    portal: bool
+    """Whether there is a page for callers."""
+    operator: str
+    """Whom callers may ask, for people to read; empty if that is not said."""
     promised: float
     """A change of the policy document is in force after so many seconds."""
 
@@ -137,8 +147,12 @@ class Gate:
     store: Store
     upstreams: Upstreams
     audit: Audit
+    readiness: Readiness
     docs: str
-    """See :class:`Settings`."""
+    """See :class:`Settings`, also for the next ones."""
+    portal: bool
+    operator: str
+    service: str
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -160,6 +174,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
     store = _store(environ, on_cloud=on_cloud)
     return Settings(
         on_cloud=on_cloud,
+        service=environ.get("K_SERVICE", ""),
         policy=policy,
         store=store,
         store_password=_store_password(environ, store),
@@ -173,6 +188,8 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
         docs=_docs(environ),
+        portal=_portal(environ),
+        operator=_operator(environ),
         promised=_promised(environ, on_cloud=on_cloud),
     )
 
@@ -215,23 +232,28 @@ def load(environ: Mapping[str, str]) -> Gate:
         key=_record_key_of(settings, manager, key),
     )
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
+    policies = Policies(
+        source,
+        judged,
+        first,
+        digest=digest_of(data),
+        read_at=began,
+        audit=audit,
+        clock=time.monotonic,
+        promised=settings.promised,
+    )
     return Gate(
-        policies=Policies(
-            source,
-            judged,
-            first,
-            digest=digest_of(data),
-            read_at=began,
-            audit=audit,
-            clock=time.monotonic,
-            promised=settings.promised,
-        ),
+        policies=policies,
         identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
         secrets=secrets,
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
         audit=audit,
+        readiness=Readiness(policies, secrets, store, audit),
         docs=settings.docs,
+        portal=settings.portal,
+        operator=settings.operator,
+        service=settings.service,
     )
 
 
@@ -273,6 +295,23 @@ def _docs(environ: Mapping[str, str]) -> str:
             "https://github.com/acme/countersign/blob/main/docs/refusals.md."
         )
     return docs
+
+
+def _portal(environ: Mapping[str, str]) -> bool:
+    portal = environ.get("PORTAL", "")
+    if portal not in {"", "on", "off"}:
+        raise SettingError("PORTAL must be on or off: whether there is a page for callers at /portal.")
+    return portal != "off"
+
+
+def _operator(environ: Mapping[str, str]) -> str:
+    operator = environ.get("OPERATOR", "")
+    if len(operator) > MAX_OPERATOR or not operator.isprintable():
+        raise SettingError(
+            f"OPERATOR must say whom callers may ask, in one line of at most {MAX_OPERATOR} characters, such as "
+            "payments@acme.example."
+        )
+    return operator
 
 
 def _iam(environ: Mapping[str, str]) -> bool:

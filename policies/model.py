@@ -441,6 +441,13 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """What it holds of the caller's budgets until it is settled, in minor units."""
 
 
+class Seen(NamedTuple):
+    """A ledger entry that was looked at, and when: ``now`` is on the store's clock, as the entry's times are."""
+
+    entry: Entry
+    now: float
+
+
 class Admission(msgspec.Struct, frozen=True):
     """The store's admission: limits taken and the ledger's entry claimed, or an earlier answer to repeat."""
 

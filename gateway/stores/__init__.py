@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from policies.concealed import Concealed
     from policies.idempotency import Held, Verdict
-    from policies.model import Admission, Answer, Caller, Connection, Entry, Grant, Left
+    from policies.model import Admission, Answer, Caller, Connection, Grant, Left, Seen
     from policies.outcomes import Reply
 
 
@@ -43,7 +43,7 @@ class Store(Protocol):
         Takes nothing. Raises :class:`StoreUnavailable`.
         """
 
-    def state_of(self, key: str) -> Entry | None:
+    def state_of(self, key: str) -> Seen | None:
         """Return what the ledger holds under ``key``, a grant's ``ledger_key``; None if nothing or expired.
 
         Raises :class:`StoreUnavailable`.

@@ -37,7 +37,7 @@ from gateway.forks import PerProcess
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.idempotency import Held, Verdict
-from policies.model import Admission, Answer, Entry, Outcome
+from policies.model import Admission, Answer, Entry, Outcome, Seen
 from policies.quota import (
     BUCKETS,
     Window,
@@ -218,13 +218,13 @@ class Firestore:
 
         return self._step(judge, _paths(counters, None), self._deadline(), again=False)
 
-    def state_of(self, key: str) -> Entry | None:
+    def state_of(self, key: str) -> Seen | None:
         """See :class:`gateway.stores.Store`."""
         path = f"{LEDGER}/{key}"
 
-        def judge(seen: _Sight) -> tuple[Entry | None, Writes]:
+        def judge(seen: _Sight) -> tuple[Seen | None, Writes]:
             held = _entry(seen.documents[path])
-            return None if held is None or idempotency.over(held, seen.now) else held, {}
+            return None if held is None or idempotency.over(held, seen.now) else Seen(held, seen.now), {}
 
         return self._step(judge, [path], self._deadline(), again=False)
 

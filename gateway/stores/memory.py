@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from policies import idempotency
-from policies.model import Admission, Answer, Outcome
+from policies.model import Admission, Answer, Outcome, Seen
 from policies.outcomes import Reply
 from policies.quota import (
     Window,
@@ -73,11 +73,11 @@ class Memory:
             bounds = bounds_of(caller, connections)
             return tuple(left_of(bound, self._copy(bound.name, bound.limit), now) for bound in bounds)
 
-    def state_of(self, key: str) -> Entry | None:
+    def state_of(self, key: str) -> Seen | None:
         """See :class:`gateway.stores.Store`."""
         with self._lock:
-            held = self._ledger.get(key)
-            return None if held is None or idempotency.over(held, self._clock()) else held
+            held, now = self._ledger.get(key), self._clock()
+            return None if held is None or idempotency.over(held, now) else Seen(held, now)
 
     def _judge(self, grant: Grant, owner: str, place: str, window: _Windows) -> Admission:
         """Judge a call and count it in the windows that ``window`` returns: the store's own, or copies of them."""

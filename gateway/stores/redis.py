@@ -26,7 +26,7 @@ from gateway.edges import meaning
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.idempotency import LEASE, Held, Verdict
-from policies.model import Admission, Answer, Entry, Standing
+from policies.model import Admission, Answer, Entry, Seen, Standing
 from policies.quota import (
     BUCKETS,
     Window,
@@ -307,11 +307,11 @@ class Redis:
         now = self._clock() if self._clock is not None else seconds + microseconds / 1_000_000
         return tuple(left_of(bound, _window(bound.limit, one), now) for bound, one in zip(bounds, found, strict=True))
 
-    def state_of(self, key: str) -> Entry | None:
+    def state_of(self, key: str) -> Seen | None:
         """See :class:`gateway.stores.Store`."""
         try:
-            held = self._read(f"{PREFIX}ledger:{key}")
-            return None if held is None or idempotency.over(held, self._seconds()) else held
+            held, now = self._read(f"{PREFIX}ledger:{key}"), self._seconds()
+            return None if held is None or idempotency.over(held, now) else Seen(held, now)
         except tuple(ERRORS) as error:
             raise self._unavailable(error) from None
 

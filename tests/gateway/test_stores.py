@@ -1021,10 +1021,12 @@ def test_state_of_a_key_is_what_the_ledger_holds_until_it_expires(store: Store, 
     assert grant.ledger_key is not None
     assert store.state_of(grant.ledger_key) is None
     admission = admit(store, grant)
-    assert store.state_of(grant.ledger_key) == admission.entry
+    assert store.state_of(grant.ledger_key) == (admission.entry, clock())
     store.settle(grant, admission, SUCCEEDED, ANSWER)
+    clock.tick(100)
     settled = store.state_of(grant.ledger_key)
     assert settled is not None
-    assert (settled.state, settled.answer) == (State.SUCCEEDED, ANSWER)
+    assert (settled.entry.state, settled.entry.answer) == (State.SUCCEEDED, ANSWER)
+    assert settled.now - settled.entry.sent == 100
     clock.tick(RETENTION)
     assert store.state_of(grant.ledger_key) is None
