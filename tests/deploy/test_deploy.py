@@ -153,7 +153,7 @@ def page_lines() -> list[str]:
         "URL": "https://countersign-abc.a.run.app",
         "ME": "ann@acme.example",
         "KEY": "sk_0",
-        "CALLER_KEY": "csk_0",
+        "COUNTERSIGN_KEY": "csk_0",
         "AUDIT_ID": "01JD",
         "OLD": "3",
         "MEMBER": "allUsers",
@@ -710,7 +710,7 @@ def test_call_that_is_printed_works_as_pasted(
     running = server(text, **({} if access == "--allow-unauthenticated" else {"IAM": "guards"}))
     run = deploy(whole, *usual(access), PATH=cloud.path, URL=f"http://127.0.0.1:{running.port}")
     assert run.returncode == 0, run.stderr
-    start = run.stderr.index("  read -rs CALLER_KEY")
+    start = run.stderr.index("  read -rs COUNTERSIGN_KEY")
     read_key, then, call = run.stderr[start:].partition("Then paste this:\n")
     assert then
     answered = pasted(f"{read_key}\n{call}", whole, cloud.path, TYPED=f"{KEY}\n")
@@ -729,7 +729,7 @@ def test_who_deploys_is_told_to_become_an_invoker_before_the_call(
 ) -> None:
     me = member.partition(":")[2]
     run = deploy(whole, *usual("--invoker=user:bob@acme.example"), PATH=cloud.path, ME=me)
-    said, _, call = run.stderr.partition("  read -rs CALLER_KEY")
+    said, _, call = run.stderr.partition("  read -rs COUNTERSIGN_KEY")
     assert "Google lets in invokers only. This line named: user:bob@acme.example." in said
     assert f"--invoker={member} added" in said
     offered = [line.strip() for line in said.splitlines() if line.startswith("  gcloud run services")]
