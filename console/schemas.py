@@ -130,7 +130,7 @@ def shown(schema: Schema) -> Any:
         entries = schema.get("prefixItems", [schema["items"]])
         return [shown(entry) for entry in entries[: max(1, schema["minItems"])]]
     if schema.get("type") != "object":
-        return next(iter(schema.get("examples", schema.get("enum", [""]))))
+        return (schema.get("examples") or schema.get("enum") or [""])[0]
     named = schema.get("required", [])
     open_to_all = schema["additionalProperties"]
     first = sorted(schema["properties"], key=lambda name: "default" in schema["properties"][name])[:1]

@@ -24,8 +24,10 @@ from policies import document, forms
 from policies.refusals import Refusal
 from tests.openapi import spelling
 
-(CALLER,) = document.read(Path(os.environ["POLICY"]).read_text("utf-8"), "policy").callers.values()
-ENTITLEMENTS = {one.operation.id: one for one in CALLER.entitlements.values()}
+CALLERS = document.read(Path(os.environ["POLICY"]).read_text("utf-8"), "policy").callers.values()
+ENTITLEMENTS = {
+    one.operation.id: one for caller in CALLERS if caller.id == "app" for one in caller.entitlements.values()
+}
 OURS = ("name", "connection_name")
 COUNT = itertools.count()
 

@@ -5,7 +5,7 @@ import { createRequire } from "node:module";
 const [folder, file] = process.argv.slice(2);
 const importer = createRequire(`${folder}/`)("openapi-to-postmanv2");
 const data = readFileSync(file, "utf8");
-importer.convert({ type: "string", data }, { parametersResolution: "Example" }, (error, result) => {
+importer.convert({ type: "string", data }, { parametersResolution: "Example", requestParametersResolution: "Example" }, (error, result) => {
   if (error || !result.result) {
     console.error(error ?? result.reason);
     process.exit(1);

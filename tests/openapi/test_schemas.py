@@ -94,8 +94,8 @@ def judged(entitlement: Entitlement, asked: dict[str, str]) -> Said:
 #: Nothing that cannot be in a call at all, and no code point that has no character yet.
 TEXT = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=("Cs", "Cn")), max_size=12)
 LIKELY = st.sampled_from(
-    ["", "a", "usd", "USD", "true", "false", "0", "-0", "1", "30", "60", "61", "-7", "cus_1", "cus_", "order-1", "order-",
-     "order-undefined", "undefined", "x null", " a", "a ", "a\n", "\u00a0a", "a\x00b", "{{ x }}", "a" * 40, "a" * 41,
+    ["", "a", "usd", "USD", "true", "false", "0", "-0", "1", "30", "60", "61", "-7", "cus_1", "cus_", "order-1",
+     "order-", "order-undefined", "undefined", "x null", " a", "a ", "a\n", "\u00a0a", "a\x00b", "{{ x }}", "a" * 40, "a" * 41,
      "a" * 200, "9999999999", "10000000000", "999999999999999", "1000000000000000", "self", "account", "emea"]
 )  # fmt: skip
 VALUE = LIKELY | LIKELY | TEXT | st.integers(-100, 10**16).map(str)
