@@ -473,6 +473,7 @@ def test_policy_that_changes_while_the_page_is_open(tab: Callable[..., Tab], wor
 
 def test_key_that_is_revoked_between_trial_and_send(tab: Callable[..., Tab], world: World) -> None:
     one = tab().enter().fill(key="revoked-1").send()
+    one.page.wait_for_load_state("networkidle")
 
     def revoke(content: dict[str, Any]) -> None:
         content["callers"]["shop"]["credentials"][0]["key"]["sha256"] = "0" * 64

@@ -191,6 +191,7 @@ export const W = Object.freeze({
   sameAgain: (key) => ["Sent again with the key ", key, " it is this same invoice."],
   replayed: "This is the invoice of your first call. Nothing new was raised.",
   asTool: "As your tool shows it",
+  asToolOf: (key) => `${key} as your tool shows it`,
   raw: "The answer as it came",
   next: (noun) => `Next ${noun}`, copyNext: "Copy it into your tool",
   refused: "It was refused",
