@@ -11,12 +11,12 @@ export function sumOf(answer, exponents) {
 }
 
 /** An answer as a no-code tool lists it: dotted names and raw values, money and times beside them. */
-export function table({ json, text }, exponents) {
+export function table({ json, text }, exponents, name = W.asTool) {
   const rows = [];
   flatten(json, "", rows);
   return [
     h("h3", null, W.asTool),
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": W.asTool }, h("table", { class: "names" }, h("tbody", null, rows.map(([name, value]) => h("tr", null,
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, h("table", { class: "names" }, h("tbody", null, rows.map(([name, value]) => h("tr", null,
       h("th", { scope: "row", class: "mono" }, plain(name)), h("td", null, h("span", { class: "mono" }, plain(value)), h("span", { class: "gloss" }, gloss(name, value, json, exponents)))))))),
     h("details", null, h("summary", null, W.raw), h("pre", { class: "sent", tabindex: "0", role: "region", "aria-label": W.raw }, plain(pretty(json, text)))),
   ];

@@ -14,9 +14,11 @@ import { bytesOf, island, judge, trials, wire } from "./verdict.js";
 import { W } from "./words.js";
 
 const IDLE_MS = 15 * 60 * 1000;
+const FRESH_MS = 15 * 1000; // what may be done and what is left is asked again with a verdict, but no oftener
 
 const place = (id) => document.getElementById(id);
 const app = place("app");
+const publicFile = place("openapi").firstChild;
 let close = () => {}; // what the page that is shown stops when another takes its place
 
 function enter(note = null) {
@@ -26,6 +28,7 @@ function enter(note = null) {
   place("who").replaceChildren();
   place("jump").replaceChildren();
   place("keeps").textContent = "";
+  place("openapi").replaceChildren(publicFile);
   document.body.classList.remove("docked");
   const shown = gate(open, note, (into) => { const open = recipes(() => "{}", { level: "public" }); into.append(open.element); open.refresh(); });
   app.replaceChildren(shown.element);
@@ -43,25 +46,28 @@ function open(me) {
 function portal(first) {
   let state = Object.freeze({ me: first, grant: null });
   let island_ = null; // the parts of the grant that is shown
-  let idle = 0;
+  let idle = 0, asked = Date.now();
   const set = (change) => { state = Object.freeze({ ...state, ...change }); };
   const ask = h("div"), top = h("div"), parts = h("div");
   place("who").replaceChildren(who(first, () => enter(W.forgotten)));
   place("jump").replaceChildren(first.grants.length ? jump() : "");
   place("keeps").textContent = W.keeps;
+  place("openapi").replaceChildren(h("button", { type: "button", class: "link", onclick: openapi }, W.yourOpenapi));
   app.replaceChildren(ask, top, parts);
-  top.replaceChildren(...flat(head(first, again)));
+  top.replaceChildren(...flat(head(first, () => again())));
   if (first.grants.length) choose(first.grants[0].id);
 
   /** Ask once more what is left. What may be done is compared, never replaced while somebody types. */
-  async function again() {
+  async function again(oldest = 0) {
+    if (Date.now() - asked < oldest || !key.kept()) return;
+    asked = Date.now();
     let answer;
     try { answer = await api.me(); } catch { return; }
     if (answer.status === 401) { lost(W.revoked); return; }
     if (answer.status !== 200 || !answer.json) return;
     if (answer.json.policy !== state.me.policy) { changed(answer.json); return; }
     set({ me: { ...answer.json, fields: { ...state.me.fields, ...answer.json.fields }, answers: { ...state.me.answers, ...answer.json.answers }, grants: state.me.grants } });
-    top.replaceChildren(...flat(head(state.me, again)));
+    top.replaceChildren(...flat(head(state.me, () => again())));
     island_?.update();
   }
   function changed(me) {
@@ -80,7 +86,7 @@ function portal(first) {
       if (me.policy !== state.me.policy) { changed(me); return; }
       set({ me: { ...state.me, standings: me.standings, credential: me.credential, paused: me.paused } });
       place("who").replaceChildren(who(me, () => enter(W.forgotten)));
-      top.replaceChildren(...flat(head(state.me, again)));
+      top.replaceChildren(...flat(head(state.me, () => again())));
       island_?.changed();
     }, words);
     ask.replaceChildren(form.element);
@@ -128,6 +134,16 @@ function portal(first) {
   };
 }
 
+/** Save the description of what this caller may do: a link could not carry the key. */
+async function openapi() {
+  let answer;
+  try { answer = await api.ask("GET", "openapi.json"); } catch { answer = null; }
+  if (answer?.status !== 200) { tell(answer?.json?.detail ?? W.offline); return; }
+  const address = URL.createObjectURL(new Blob([answer.text], { type: "application/json" }));
+  h("a", { href: address, download: "openapi.json" }).click();
+  URL.revokeObjectURL(address);
+}
+
 /** The four parts for one grant. */
 function granted(grant, page) {
   const { exponents } = page.me();
@@ -138,7 +154,7 @@ function granted(grant, page) {
   const chooser = page.me().grants.length > 1 ? operations(page.me(), grant, page.choose) : null;
   const form = build(grant, fields, exponents, change, chooser);
   const trying = trials(() => form.read(), verdict, () => { if (!latest.verdict) paint({ tone: "none", head: W.looking, body: null, faults: [] }); });
-  const send = sending(grant, page.me(), { ready, freeze: form.freeze, insist, settled, next: form.nextKey, wire: (call) => wire({ call, fixed: form.read().fixed }, null, []) });
+  const send = sending(grant, page.me(), { ready, freeze: form.freeze, insist, settled, confirm: () => page.again(), next: form.nextKey, wire: (call) => wire({ call, fixed: form.read().fixed }, null, []) });
   const filled = recipes(() => { const { call } = form.read(); return JSON.stringify({ grant: grant.id, fields: Object.fromEntries(call.pairs), key: call.key ?? "" }); });
   const lookup = became(page.me(), grant);
   const copyPart = h("section", { class: "part", id: "copy", "aria-labelledby": "copy-head" }, h("h2", { id: "copy-head" }, W.copyIt), h("p", null, W.copyLead), filled.element);
@@ -164,7 +180,7 @@ function granted(grant, page) {
     tell(judged.faults.length ? `${judged.head}. ${W.fix(judged.faults.length)}` : judged.head);
     due = true;
     if (near) refill();
-    if (answer?.json?.policy && answer.json.policy !== page.me().policy) page.again();
+    page.again(FRESH_MS);
   }
   function paint(instead = null) {
     const asked = form.read(), shown = instead ?? latest.verdict ?? judge(null, asked, grant, exponents, form);

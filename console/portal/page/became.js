@@ -25,7 +25,7 @@ export function became(me, grant) {
   const told = (one, several) => h("div", { class: "stack more" },
     island(TONES[one.state] ?? "none", head(one), [plain(one.text ?? ""), one.when ? [" ", W.sentAt, time(one.when), "."] : "",
       one.refusal?.detail ? [" ", plain(one.refusal.detail)] : ""], several && one.state !== "never" ? plain(one.grant) : null),
-    one.answer ? table({ json: one.answer, text: "" }, me.exponents) : null);
+    one.answer ? table({ json: one.answer, text: "" }, me.exponents, W.asToolOf(input.value.trim())) : null);
   const head = (one) => one.state === "raised" ? W.raised(sumOf(one.answer, me.exponents)) : W.states[one.state] ?? W.nothingYet;
   const element = h("div", null,
     h("form", { class: "more", novalidate: true, autocomplete: "off", onsubmit: look }, h("label", { class: "label", for: id }, W.becameLabel),

@@ -8,7 +8,7 @@ import { W } from "./words.js";
 
 /**
  * The button, the panel and the result.
- * `hooks`: `ready()` says why not, or gives `{ asked }`; `freeze(on)`, `insist()`, `wire(call)`, `settled(call, answer, outcome)`, `next()`.
+ * `hooks`: `ready()` says why not, or gives `{ asked }`; `freeze(on)`, `insist()`, `confirm()`, `wire(call)`, `settled(call, answer, outcome)`, `next()`.
  */
 export function sending(grant, me, hooks) {
   const looks = grant.operation.effect === "looks", { noun } = grant.operation;
@@ -24,7 +24,7 @@ export function sending(grant, me, hooks) {
     const state = hooks.ready();
     button.setAttribute("aria-disabled", String(Boolean(state.why) || busy));
     why.textContent = state.why ?? (looks ? W.asks : W.asked);
-    if (open && !busy && open.bytes !== state.bytes) close({ focus: false });
+    if (open && !busy && (state.why || open.bytes !== state.bytes)) close({ focus: false });
   }
   function press() {
     const state = hooks.ready();
@@ -44,6 +44,7 @@ export function sending(grant, me, hooks) {
     ask.hidden = true;
     heading.focus();
     heading.scrollIntoView({ block: "nearest" });
+    hooks.confirm();
   }
   function close({ focus }) {
     open = null;

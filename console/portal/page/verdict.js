@@ -53,18 +53,22 @@ export function judge(answer, asked, grant, exponents, form) {
   const told = answer.json;
   if (!told) return { would: "none", tone: "wait", head: W.broken, body: h("p", null, W.brokenHow), faults: [] };
   const would = told.would ?? (answer.status === 200 ? "send" : "refuse");
-  if (would === "send") return { would, tone: "yes", head: W.wouldRaise(grant.operation.effect), body: sends(asked.call, grant), faults: [] };
+  if (would === "send") return { would, tone: "yes", head: W.wouldRaise(grant.operation.effect), body: sends(asked.call, grant, told), faults: [] };
   if (would === "replay") return { would, tone: "wait", head: W.used, body: h("p", null, replays(told, grant, exponents)), faults: [] };
   const waits = would === "wait" || LIMITS.has(told.reason);
   return { would, ...refusal(HEADS[told.reason] ?? (waits ? W.notNow : W.wouldRefuse), told, form, waits) };
 }
 
-function sends({ pairs }, grant) {
+function sends({ pairs }, grant, told) {
   const of = (path) => pairs.find(([name]) => name === path)?.[1];
   const customer = of("customer");
-  const what = grant.operation.effect === "looks" ? h("p", null, grant.operation.noun === "invoice" ? W.looksAt("") : "")
-    : h("p", null, W.one(grant.operation.noun, customer && h("b", { class: "mono" }, plain(customer)), of("days_until_due"), of("currency")));
-  return [grant.operation.effect === "looks" ? null : what, h("p", { class: "soft" }, W.notForeseen)];
+  const limits = (told.left ?? []).filter(({ kind, left }) => kind === "limit" && left > 0);
+  return [
+    grant.operation.effect === "looks" ? null : h("p", null, W.one(grant.operation.noun, customer && h("b", { class: "mono" }, plain(customer)), of("days_until_due"), of("currency"))),
+    told.key && told.key.state !== "new" ? h("p", null, plain(told.key.detail)) : null,
+    limits.length ? h("p", null, W.afterIt(limits)) : null,
+    h("p", { class: "soft" }, h("small", null, W.notForeseen)),
+  ];
 }
 
 function replays(told, grant, exponents) {

@@ -4,13 +4,15 @@ const list = (items) => items.length < 2 ? items.join("") : `${items.slice(0, -1
 const aOf = (noun) => (/^[aeiou]/i.test(noun) ? `an ${noun}` : `a ${noun}`);
 const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 
+const grouped = (number) => number.toLocaleString("en-US");
+
 export const W = Object.freeze({
   // The way in
   gate: "See what your key may do",
   gateLead: "Paste the caller key that you were sent. You see which invoices you may raise, try one without sending it, and copy it into your own tool.",
   keyLabel: "Caller key",
   keyForm: "It starts with csk_ and has 53 characters.",
-  show: "Show", hide: "Hide",
+  show: "Show",
   open: "Show what I may do",
   asking: "Asking…",
   keyStays: "The key stays in this tab's memory, goes to this address only, and is gone when you close or reload the tab.",
@@ -30,7 +32,6 @@ export const W = Object.freeze({
   idle: "Your key was forgotten after 15 minutes without a key press. Your text is kept. Paste the key again to go on.",
   gone: "Your key was forgotten when you left this page. Paste it again to go on.",
   revoked: "Your key is not known any more. Your text is kept. Paste another key to go on, or ask whoever sent it to you.",
-  otherCaller: "This key belongs to another caller, so the form starts anew.",
 
   // Who, and what is left
   by: (id, kind) => kind === "key" ? `by key ${id}` : `by ${id}`,
@@ -56,7 +57,6 @@ export const W = Object.freeze({
   again: "Try again",
   offline: "No connection to this address",
   offlineHow: "Your text is kept. Check your network, then try again.",
-  busy: "Too many questions at once. It is asked again in a moment.",
   broken: "The answer cannot be read",
   brokenHow: "Something else than Countersign answered. Your text is kept. Try again, and tell whoever runs it if it stays so.",
   standings: "What is left",
@@ -76,7 +76,6 @@ export const W = Object.freeze({
   what: "What do you want to do?",
   does: (operation) => operation.effect === "looks" ? `Look at ${aOf(operation.noun)}`
     : operation.id.endsWith(".create") ? `Raise ${aOf(operation.noun)}` : `${operation.id.split(".").pop().replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase())} ${aOf(operation.noun)}`,
-  test: "test",
   needed: "needed",
   neededHere: "needed to raise it from this page",
   startsWith: (prefix) => `, starts with ${prefix}`,
@@ -133,7 +132,6 @@ export const W = Object.freeze({
   },
 
   // The verdict
-  verdict: "What would happen",
   nothingYet: "Nothing to show yet",
   fillIn: "Fill in what is needed, and you see here what would happen.",
   looking: "Looking…",
@@ -144,7 +142,10 @@ export const W = Object.freeze({
   used: "This key was used before",
   running: "It is still running", approval: "It waits for a person's approval", notKnown: "It is not known yet whether it exists",
   one: (noun, customer, due, currency) => [`One ${noun}${currency ? ` in ${currency.toUpperCase()}` : ""}`, customer ? [", to ", customer] : "", due ? `, due in ${count(Number(due), "day")}` : "", "."],
-  looksAt: (id) => ["The invoice ", id, " is shown, and nothing is changed."],
+  afterIt(limits) {
+    const each = { 1: "a second", 60: "a minute", 3600: "an hour", 86400: "a day" };
+    return `After it, ${list(limits.map(({ left, limit, window }) => `${grouped(left - 1)} of ${grouped(limit)} calls ${each[window] ?? `in ${window} seconds`}`))} are left.`;
+  },
   notForeseen: "Only sending it shows what the billing service itself says.",
   wouldReplay: (noun) => `It brings back the ${noun} of its first call. A new ${noun} needs a key of its own.`,
   wouldReplayOf: (noun, number, sum) => [`It brings back ${noun} `, number, sum ? ` of ${sum}` : "", `. A new ${noun} needs a key of its own.`],
@@ -190,6 +191,7 @@ export const W = Object.freeze({
   sameAgain: (key) => ["Sent again with the key ", key, " it is this same invoice."],
   replayed: "This is the invoice of your first call. Nothing new was raised.",
   asTool: "As your tool shows it",
+  asToolOf: (key) => `${key} as your tool shows it`,
   raw: "The answer as it came",
   next: (noun) => `Next ${noun}`, copyNext: "Copy it into your tool",
   refused: "It was refused",
