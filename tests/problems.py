@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
 #: What a full limit or budget tells of itself.
 QUOTA = {"limit", "window", "left", "currency", "resets_at"}
-OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA}
+OPTIONAL = {"help", "parameter", "retry_after", "upstream_code", "faults", "approval", "help", *QUOTA}
 
 #: Status, headers with small names, body: of a real socket.
 Answer = tuple[int, dict[str, str], bytes]

@@ -78,7 +78,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     if good and "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = f"order-{uuid.uuid4().hex}"
     if next(COUNT) % 2 and "/stripe/" in case.path and case.meta.generation.mode.value == "positive":
-        case.query["validate_only"] = "true"
+        case.query = {**(case.query or {}), "validate_only": "true"}
 
 
 @schemathesis.hook
@@ -86,4 +86,4 @@ def after_call(context: Any, case: Any, response: Any) -> None:
     """Count what came, so that the test sees that calls went through."""
     with Path(os.environ["TALLY"]).open("a") as tally:
         mode = case.meta.generation.mode.value
-        tally.write(f"{mode} {case.method} {response.status_code} {'validate_only' in (case.query or {})}\n")
+        tally.write(f"{mode} {case.method} {response.status_code} {'validate_only=true' in response.request.url}\n")

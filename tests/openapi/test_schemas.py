@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from console import schemas
-from policies import document, forms, parameters
+from policies import document, forms, keynames, parameters
 from policies.model import DocumentError, Kind
 from policies.operations import OPERATIONS
 from policies.refusals import Refusal
@@ -94,9 +95,12 @@ def judged(entitlement: Entitlement, asked: dict[str, str]) -> Said:
 #: Nothing that cannot be in a call at all, and no code point that has no character yet.
 TEXT = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=("Cs", "Cn")), max_size=12)
 LIKELY = st.sampled_from(
-    ["", "a", "usd", "USD", "true", "false", "0", "-0", "1", "30", "60", "61", "-7", "cus_1", "cus_", "order-1",
-     "order-", "order-undefined", "undefined", "x null", " a", "a ", "a\n", "\u00a0a", "a\x00b", "{{ x }}", "a" * 40, "a" * 41,
-     "a" * 200, "9999999999", "10000000000", "999999999999999", "1000000000000000", "self", "account", "emea"]
+    [
+        "", "a", "usd", "USD", "true", "false", "0", "-0", "1", "30", "60", "61", "-7", "cus_1", "cus_", "order-1",
+        "order-", "order-undefined", "undefined", "x null", " a", "a ", "a\n", "\u00a0a", "a\x00b", "{{ x }}", "a" * 40,
+        "a" * 41, "a" * 200, "9999999999", "10000000000", "999999999999999", "1000000000000000", "self",
+        "account", "emea",
+    ]
 )  # fmt: skip
 VALUE = LIKELY | LIKELY | TEXT | st.integers(-100, 10**16).map(str)
 KEYS = st.sampled_from(["order_id", "cost_center", "x", "usd", "a" * 40, "a" * 41, "0", "é b", "a.b"])
@@ -206,9 +210,6 @@ def _fitting(rule: Any) -> st.SearchStrategy[str]:
     return st.sampled_from([f"{rule.prefix or ''}1", f"{rule.prefix or ''}order-1", "order-77"])
 
 
-TAKEN = {"yes": 0, "no": 0}
-
-
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_what_the_schemas_take_is_what_the_judge_approves(data: st.DataObject) -> None:
@@ -218,10 +219,94 @@ def test_what_the_schemas_take_is_what_the_judge_approves(data: st.DataObject) -
         reject()
     asked = data.draw(calls(entitlement))
     said = judged(entitlement, asked)
-    TAKEN["yes" if said.approved else "no"] += 1
     if any(re.search(r"\[[0-9]+\]", path) for path in entitlement.fixed):  # an entry that JSON has to say all the same
         assert said.approved or not said.nested
     else:
         assert said.nested in {said.approved, None}
     if not any("[{key}][" in path for path in entitlement.rules):  # see console.schemas
         assert said.flat is said.approved
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def rows(*places: int) -> dict[str, str]:
+    return {f"custom_fields[{place}][{name}]": "a" for place in places for name in ("name", "value")}
+
+
+ORDER = {"customer": {"required": True, "prefix": "cus_"}, "metadata[order_id]": {"required": True}}
+
+
+@pytest.mark.parametrize(
+    ("written", "asked", "taken"),
+    [
+        ({"parameters": ORDER}, {"customer": "cus_1", "metadata[order_id]": "7"}, True),
+        ({"parameters": ORDER}, {"customer": "cus_1"}, False),
+        ({"parameters": ORDER}, {"customer": "x", "metadata[order_id]": "7"}, False),
+        ({"parameters": ORDER, "stamp": "metadata[ours]"}, {"customer": "cus_1", "metadata[order_id]": "7"}, True),
+        ({"parameters": {"metadata": None}, "stamp": "metadata[ours]"}, {"metadata[ours]": "7"}, False),
+        ({"parameters": {"metadata": None}, "stamp": "metadata[ours]"}, {"metadata": ""}, False),
+        ({"parameters": {"metadata": None}}, {"metadata": ""}, True),
+        ({"parameters": {"metadata": {"required": True}}}, {"metadata": ""}, False),
+        ({"parameters": {"custom_fields": None}}, rows(0, 1), True),
+        ({"parameters": {"custom_fields": None}}, rows(0, 2), False),
+        ({"parameters": {"custom_fields": None}}, rows(*range(5)), False),
+        ({"parameters": {"custom_fields": None}}, {"custom_fields[0][name]": "a"}, False),
+        (
+            {"parameters": {"custom_fields[0][name]": {"fixed": "PO"}, "custom_fields[0][value]": None}},
+            {"custom_fields[0][value]": "7"},
+            True,
+        ),
+        ({"parameters": {"custom_fields[0][name]": {"fixed": "PO"}, "custom_fields[0][value]": None}}, {}, False),
+        ({"parameters": {"expand": None}}, {"expand[0]": "customer", "expand[1]": "charge"}, True),
+        ({"parameters": {"expand": {"one_of": ["customer"]}}}, {"expand[0]": "charge"}, False),
+        ({"parameters": {"customer": None, "auto_advance": {"fixed": "true"}}}, {"auto_advance": "false"}, False),
+        ({"parameters": {"footer": {"fixed": " a.b*c "}}}, {"footer": " a.b*c "}, True),
+        (
+            {"parameters": ORDER, "idempotency": {"from": "metadata[order_id]", "prefix": "order-"}},
+            {"customer": "cus_1", "metadata[order_id]": "order-undefined"},
+            False,
+        ),
+        ({"parameters": {"metadata[a.b]": {"one_of": ["x"]}, "metadata": None}}, {"metadata[a.b]": "y"}, False),
+        ({"parameters": {"metadata[a.b]": {"one_of": ["x"]}, "metadata": None}}, {"metadata[acb]": "y"}, True),
+    ],
+)  # fmt: skip
+def test_schemas_and_the_judge_agree_on(written: dict[str, Any], asked: dict[str, str], *, taken: bool) -> None:
+    assert judged(grant(**written), asked) == Said(taken, taken, taken)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key", "taken"),
+    [
+        ("", "order-1001", True), ("", "null", False), ("", "a,b", False), ("", " a", False), ("", "nullable-7", True),
+        ("", "x" * 256, False), ("order-", "order-1001", True), ("order-", "order-", False),
+        ("order-", "order-undefined", False), ("order-", "1001", False), ("a.b", "axb1", False),
+        ("order-", "order-..", False),
+    ],
+)  # fmt: skip
+def test_schema_of_the_header_takes_what_can_name_a_call(prefix: str, key: str, *, taken: bool) -> None:
+    judge = keynames.HEADER.fullmatch(key) is not None and keynames.fault(key, prefix) is None
+    assert (validator(schemas.key_header(prefix)).is_valid(key), judge) == (taken, taken)
+
+
+def test_every_schema_is_a_schema_and_its_own_example_passes() -> None:
+    risks = ["plain", "changes price or content"]
+    written = [
+        {"parameters": ORDER, "groups": risks},
+        {"parameters": {"custom_fields": {"required": True}, "shipping_details": {"required": True}}},
+        {"parameters": {"account_tax_ids": {"required": True}, "due_date": {"max": 5}}},
+        {"parameters": ORDER, "idempotency": {"from": "metadata[order_id]", "prefix": "order-"}},
+        {"parameters": {"metadata": None}},
+    ]
+    for one in written:
+        entitlement = grant(**one)
+        shown = schemas.shown(schemas.nested(entitlement))
+        assert forms.encode(forms.parse(json.dumps(shown).encode(), "json"))
+        parameters.approve(entitlement, forms.parse(json.dumps(shown).encode(), "json"))
+        for schema, example in (
+            (schemas.nested(entitlement), shown),
+            (schemas.flat(entitlement), schemas.spread(shown)),
+        ):
+            checked = validator(schema)
+            Draft202012Validator.check_schema(checked.schema)
+            assert checked.is_valid(example), example

@@ -80,10 +80,19 @@ def test_validator_finds_nothing(running: Server, tmp_path: Path, key: str | Non
 def test_schemathesis_finds_nothing_in_good_and_bad_calls(running: Server, tmp_path: Path) -> None:
     file, tally = described(running, tmp_path), tmp_path / "tally"
     command: list[str | Path] = [
-        TOOLS / "schemathesis", f"--config-file={ROOT / 'tests' / 'openapi' / 'schemathesis.toml'}", "run", file, f"--url=http://127.0.0.1:{running.port}", f"--header=x-api-key:{KEY}",
-        "--mode=all", "--phases=examples,coverage,fuzzing", f"--checks={CHECKS}", f"--max-examples={EXAMPLES}",
-        f"--seed={SEED}", "--no-color",
-    ]  # fmt: skip
+        TOOLS / "schemathesis",
+        f"--config-file={ROOT / 'tests' / 'openapi' / 'schemathesis.toml'}",
+        "run",
+        file,
+        f"--url=http://127.0.0.1:{running.port}",
+        f"--header=x-api-key:{KEY}",
+        "--mode=all",
+        "--phases=examples,coverage,fuzzing",
+        f"--checks={CHECKS}",
+        f"--max-examples={EXAMPLES}",
+        f"--seed={SEED}",
+        "--no-color",
+    ]
     environ = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -125,6 +134,6 @@ def test_postman_imports_a_call_that_works(running: Server, tmp_path: Path) -> N
     (named,) = (pair for pair in raising["header"] if pair["key"] == "Idempotency-Key")
     assert named["value"] != "order-1001"  # a key that everybody imports would make all their calls one
     sent = "&".join(f"{name}={value}" for name, value in form.items()).encode()
-    path = "/" + "/".join(raising["url"]["path"]) + "/"
+    path = "/" + "/".join(raising["url"]["path"])
     status, _, answer = running.call(f"{path}?{query}", sent, {"Idempotency-Key": "order-1001"})
     assert status == 200, answer
