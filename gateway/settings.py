@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway import files
+from gateway.address import Docs
 from gateway.allowance import Allowance
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
@@ -145,8 +146,7 @@ class Settings:
     secret_manager: str | None
     """Another Secret Manager, and certificates of Google at another place: ``HOST:PORT`` on this machine."""
     certificates: str | None
-    docs: str
-    """The address of the page about refusals; empty for none."""
+    docs: Docs
     portal: bool
     """Whether there is a page for callers."""
     operator: str
@@ -172,7 +172,7 @@ class Gate:
     readiness: Readiness
     allowance: Allowance
     """What previews and questions are counted against."""
-    docs: str
+    docs: Docs
     """See :class:`Settings`, also for the next ones."""
     portal: bool
     operator: str
@@ -211,7 +211,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         certificates=_on_loopback(
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
-        docs=_docs(environ),
+        docs=Docs(_docs(environ), _portal(environ), environ.get("K_SERVICE", "")),
         portal=_portal(environ),
         operator=_operator(environ),
         promised=_promised(environ, on_cloud=on_cloud),

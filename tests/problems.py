@@ -15,7 +15,7 @@ MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_i
 QUOTA = {"limit", "window", "left", "currency", "resets_at"}
 #: What a call that is only tried is told beside it.
 TRIED = {"validate_only", "would"}
-OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA, *TRIED}
+OPTIONAL = {"help", "parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA, *TRIED}
 
 #: Status, headers with small names, body: of a real socket.
 Answer = tuple[int, dict[str, str], bytes]
