@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -101,14 +102,28 @@ class World:
     origins: dict[str, str]
     upstream: Appgregator
     stripe: Stripe
+    manager: SecretManager
 
     @property
     def root(self) -> str:
         return f"http://127.0.0.1:{self.server.port}"
 
     def rewrite(self, change: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Change the policy that the function reads."""
-        self.policy.write_text(document(self.origins, change))
+        """Change the policy that the function reads, and wait until it goes by it."""
+        text, before = document(self.origins, change), self._digest()
+        if text == self.policy.read_text():
+            return
+        self.policy.write_text(text)
+        deadline = time.monotonic() + 20
+        while self._digest() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def _digest(self) -> str:
+        status, _, body = self.server.call("/-/me", None, key=KEYS["stripe"], method="GET")
+        assert status == 200
+        digest: str = json.loads(body)["policy"]
+        return digest
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +145,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) ->
             place, document(origins), SECRET_MANAGER_ENDPOINT=manager.address, POLICY_SECONDS="0.2", **settings
         )
         try:
-            yield World(server, place / "policy.yaml", origins, upstream, stripe)
+            yield World(server, place / "policy.yaml", origins, upstream, stripe, manager)
         finally:
             server.stop()
 
