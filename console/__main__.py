@@ -16,8 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from console import keys, ledger, verifying, why
-from console.recipes import command
+from console import keys, ledger, pasting, verifying, why
 from gateway.reloading import read
 from gateway.settings import SettingError, settings_of
 from policies import compiled, document
@@ -173,8 +172,8 @@ def _settings(text: str) -> dict[str, str]:
 def _recipe(asked: argparse.Namespace) -> int:
     try:
         policy_set = read(asked.policy.read_bytes(), str(asked.policy))
-        print(command.recipe(policy_set, asked.policy, asked.url, caller=asked.caller, token=asked.token))
-    except (DocumentError, command.NoRecipeError) as error:
+        print(pasting.recipe(policy_set, asked.policy, asked.url, caller=asked.caller, token=asked.token))
+    except (DocumentError, pasting.NoRecipeError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:

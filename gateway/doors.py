@@ -107,9 +107,8 @@ def _me(gate: Gate, record: Record) -> Response:
 
 def _recipes(gate: Gate, record: Record) -> Response:
     """Fill the recipes with the call in the body: for a caller in one of its grants, else as all have it."""
-    from console.recipes.filling import fill, read  # type: ignore[import-not-found]  # noqa: PLC0415 - see above
-
     from console.describe import entitlements, grant_id  # noqa: PLC0415 - see above
+    from console.recipes.filling import fill, read  # noqa: PLC0415 - see above
 
     _identified(gate, record, ("POST",), needed=False)
     assert record.call is not None  # noqa: S101 - it was read

@@ -116,8 +116,8 @@ class _Grant(msgspec.Struct, frozen=True):
     operation: _Operation
     idempotency: _Idempotency | None
     """None where nothing is created, so that there is no key."""
-    fields: str | tuple[_Field, ...]
-    """The fields, or under which name they stand beside the grants."""
+    fields: str | tuple[_Field, ...] | None = None
+    """The fields, or under which name they stand beside the grants. None of a grant that was not asked about."""
 
 
 class _Credential(msgspec.Struct, frozen=True):
@@ -177,7 +177,7 @@ def holes_of(call: Asked, *, root: str, described: Mapping[str, Any]) -> Holes:
     grant = next((one for one in known.grants if call.grant in {"", one.id}), None)
     if grant is None:
         raise BodyMalformed(f"There is no grant {forms.shown(call.grant)}. Send the id of one that /-/me names.")
-    fields = known.fields[grant.fields] if isinstance(grant.fields, str) else grant.fields
+    fields = known.fields[grant.fields] if isinstance(grant.fields, str) else grant.fields or ()
     key = grant.idempotency
     needed = {one.path: one.example for one in fields if one.required and one.fixed is None and one.kind not in _NESTED}
     kinds = {one.path: one.kind for one in fields}

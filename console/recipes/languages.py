@@ -78,7 +78,7 @@ PYTHON: Final = Language(
 )
 JAVASCRIPT: Final = Language(quoting.javascript, " + ", "{}", "encodeURIComponent({})", ("{", ": ", "}"))
 PHP: Final = Language(quoting.php, " . ", "${}", "rawurlencode(${})", ("[", " => ", "]"), indent="    ")
-RUBY: Final = Language(quoting.php, " + ", "{}", "URI.encode_uri_component({})", ("{", " => ", "}"))
+RUBY: Final = Language(quoting.ruby, " + ", "{}", "URI.encode_uri_component({})", ("{", " => ", "}"))
 GO: Final = Language(quoting.python, " + ", "{}", "url.PathEscape({})", ("{", ": ", "}"), indent="\t")
 
 

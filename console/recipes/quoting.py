@@ -44,8 +44,14 @@ def python(text: str) -> str:
 
 
 def php(text: str) -> str:
-    """Return a string of PHP or Ruby: in single quotes, in which ``$`` and ``#{`` are text."""
+    """Return a string of PHP: in single quotes, in which ``$`` is text."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def ruby(text: str) -> str:
+    """Return a string of Ruby. In single quotes, a carriage return of a file would be lost."""
+    literal = json.dumps(text, ensure_ascii=False).replace("#", "\\#")
+    return _shown(literal, lambda code: f"\\u{{{code:x}}}")
 
 
 def form(text: str) -> str:

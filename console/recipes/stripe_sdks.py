@@ -150,10 +150,11 @@ def _ruby(holes: Holes) -> str:
     fields = f"    {RUBY.nested(holes.fields, 2)},\n" if holes.fields or key else ""
     given = ""
     if holes.inputs:
-        said = quoting.php(f"Run it as: {usage(holes, f'ruby {holes.noun}.rb')}")
+        said = quoting.ruby(f"Run it as: {usage(holes, f'ruby {holes.noun}.rb')}")
         given = (
             f"abort {said} unless ARGV.size == {len(holes.inputs)}\n"
-            f"{', '.join(one.name for one in holes.inputs)}{',' if len(holes.inputs) == 1 else ''} = ARGV\n"
+            f"{', '.join(one.name for one in holes.inputs)}{',' if len(holes.inputs) == 1 else ''} = "
+            "ARGV.map { |one| one.dup.force_encoding('UTF-8') }\n"
         )
     arguments = (ids + fields + key).rstrip(",\n") + "\n"
     return (

@@ -6,8 +6,9 @@ import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from console.describe import describe, entitlements, grant_id
+from console.examples import examples
 from console.recipes import curl
-from console.recipes.examples import examples
 from console.recipes.filling import Asked, filled, holes_of
 from console.recipes.model import KEY_NAME
 from policies import parameters
@@ -16,7 +17,6 @@ from policies.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from typing import Any
 
     from policies.model import Entitlement, PolicySet
 
@@ -37,11 +37,10 @@ def recipe(policy_set: PolicySet, file: Path, url: str, *, caller: str | None, t
     if caller is not None and caller not in keyed:
         raise NoRecipeError(f"{caller} has no key in {file}, or is paused. Name one of: {', '.join(sorted(keyed))}.")
     chosen = keyed[caller or next(iter(keyed))]
-    tied = chosen.tied
-    calls = [(one, examples(one)) for one in chosen.entitlements.values() if tied is None or tied == one.connection]
+    calls = [(one, examples(one)) for one in entitlements(chosen)]
     entitlement, given = next((call for call in calls if _approved(*call)), calls[0])
-    asked = Asked(fields=given, key=f"{entitlement.idempotency.prefix}first-try", validate_only=True)
-    me = {"grants": [described(entitlement)]}
+    asked = Asked(grant_id(entitlement), given, f"{entitlement.idempotency.prefix}first-try", validate_only=True)
+    me = describe(policy_set, chosen, now=0, standings=None, grant=asked.grant)
     holes = replace(holes_of(asked, root=url, described=me), token=token)
     return (
         f"Try a call of {chosen.id}: it is decided in full, and nothing is sent. You need a key of {chosen.id}. It is "
@@ -51,31 +50,6 @@ def recipe(policy_set: PolicySet, file: Path, url: str, *, caller: str | None, t
         f"  read -rs {KEY_NAME}\n"
         f"Then paste this:\n{filled(curl.RECIPE, holes)['text'].rstrip()}"
     )
-
-
-def described(entitlement: Entitlement) -> Mapping[str, Any]:
-    """Return what recipes need of a grant, in the words of ``/-/me``."""
-    operation, connection, key = entitlement.operation, entitlement.connection, entitlement.idempotency
-    return {
-        "id": f"{connection.id}:{operation.id}",
-        "connection": {"name": connection.name, "connection_name": connection.connection_name},
-        "operation": {
-            "id": operation.id,
-            "noun": operation.noun,
-            "method": operation.method,
-            "path": operation.path,
-        },
-        "idempotency": None if operation.repeatable else {"from": key.parameter, "prefix": key.prefix or None},
-        "fields": [
-            {
-                "path": rule.path,
-                "kind": rule.kind.value,
-                "required": rule.path in entitlement.required,
-                "fixed": entitlement.fixed.get(rule.path),
-            }
-            for rule in entitlement.rules.values()
-        ],
-    }
 
 
 def _approved(entitlement: Entitlement, given: Mapping[str, str]) -> bool:

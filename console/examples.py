@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from console.describe import example
 from policies import forms, parameters
 from policies.model import Kind
+from policies.operations import words
 
 if TYPE_CHECKING:
-    from policies.model import Entitlement, Rule
-
-#: How ids begin at Stripe, where the policy does not say it.
-_PREFIXES: Final = {"customer": "cus_", "invoice": "in_"}
-_EXAMPLES: Final = {
-    Kind.INTEGER: "30",
-    Kind.TIMESTAMP: "1893456000",  # the year 2030
-    Kind.BOOLEAN: "true",
-    Kind.CURRENCY: "usd",
-}
+    from policies.model import Entitlement, Operation, Rule
 
 
 def examples(entitlement: Entitlement) -> dict[str, str]:
@@ -29,7 +22,7 @@ def examples(entitlement: Entitlement) -> dict[str, str]:
     for path in wanted or [next(iter(rules))]:
         rule = rules.get(path) or rules.get(parameters.template_of(operation, path) or "")
         if rule is not None and rule.kind not in {Kind.OBJECT, Kind.ARRAY}:
-            given[path] = _example(path, rule, key.prefix if path == key.parameter else "")
+            given[path] = _example(operation, path, rule, key.prefix if path == key.parameter else "")
             continue
         parts = [part for part in rules if part.startswith(f"{path}[")]
         needed = [
@@ -39,19 +32,16 @@ def examples(entitlement: Entitlement) -> dict[str, str]:
             and operation.parameters[template].needed
         ]
         for part in needed or parts[:1]:
-            given[part.replace("{i}", "0").replace("{key}", "example")] = _example(part, rules[part])
+            given[part.replace("{i}", "0").replace("{key}", "example")] = _example(operation, part, rules[part])
     fixed = entitlement.fixed
     return forms.canonical({path: value for path, value in given.items() if path not in fixed})
 
 
-def _example(path: str, rule: Rule, prefix: str = "") -> str:
+def _example(operation: Operation, path: str, rule: Rule, prefix: str = "") -> str:
     """Return a value that the rule takes and that begins with ``prefix``, where one is easily found."""
-    if rule.one_of is not None:
-        fitting = (one for one in sorted(rule.one_of) if one.startswith(prefix))
-        return next((one for one in fitting if parameters.fault(rule, one) is None), "")
-    if rule.kind is Kind.STRING:
-        return ((prefix or rule.prefix or _PREFIXES.get(path, "")) + "123")[: rule.max_length]
-    value = _EXAMPLES.get(rule.kind, "")
-    if parameters.fault(rule, value) is None:
-        return value
-    return str(rule.minimum if rule.minimum is not None else rule.maximum)
+    said = words(operation.id).get(parameters.template_of(operation, path) or "")
+    fitting = sorted(one for one in rule.one_of or () if one.startswith(prefix))
+    for value in [*fitting, f"{prefix}1001"] if prefix else []:
+        if parameters.fault(rule, value) is None:
+            return value
+    return example(rule, said.example if said is not None else "") or ""
