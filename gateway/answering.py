@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from gateway.address import Docs
 from gateway.reading import speaks_stripe
 from policies.fields import narrow
 from policies.model import Answer
@@ -28,6 +29,7 @@ PROBLEM: Final = "application/problem+json"
 _NOTHING = re.compile(r"q=0(?:\.0*)?")
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _JSON: Final = msgspec.json.Encoder()
+NO_DOCS: Final = Docs()
 #: Longer than what any client writes; only bounds what is looked at.
 MAX_ACCEPT: Final = 1024
 
@@ -84,10 +86,10 @@ def replayed(kept: Answer, grant: Grant) -> Answer:
     return Answer(kept.status, b'%b%b"replayed":true}' % (body[:-1], more))
 
 
-def respond(record: Record, docs: str = "") -> Response:
+def respond(record: Record, docs: Docs = NO_DOCS) -> Response:
     """Return the refusal in ``record``, or else its answer. The upstream's headers are not passed on.
 
-    ``docs`` is the address of the page that explains all refusals; empty if there is none.
+    ``docs`` is where callers read what a refusal means.
     """
     answer, admission, refusal = record.answer, record.admission, record.refusal
     standings = admission.standings if admission is not None else ()
@@ -105,8 +107,9 @@ def respond(record: Record, docs: str = "") -> Response:
         told["Request-Id"] = record.audit_id  # which Stripe's clients show with an error
     if problem is not None:
         status = problem["status"]
-        if docs:  # never kept with an answer, so that it is always today's
-            problem["help"] = f"{docs}#{problem['reason']}"
+        entry = docs.entry(problem["reason"], record.environ)
+        if entry is not None:  # never kept with an answer, so that it is always today's
+            problem["help"] = entry
         if stripes:
             status, problem, again = as_stripe_error(problem)
             told["Stripe-Should-Retry"] = "true" if again else "false"

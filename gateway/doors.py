@@ -10,12 +10,12 @@ are the same for everybody, and leave no line.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
+from gateway.address import root
 from gateway.answering import JSON, Response, respond
 from gateway.reading import read_own, speaks_stripe
 from gateway.record import Record
@@ -37,8 +37,6 @@ READ: Final = ("GET", "HEAD")
 _POLICY: Final = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 #: Ledger entries that one question may read. With more grants it must say which it is about.
 MOST_ENTRIES: Final = 10
-#: The address that Cloud Functions gives a function takes its name off before the function sees the path.
-_STRIPPED: Final = re.compile(r"[a-z0-9-]+\.cloudfunctions\.net", re.IGNORECASE)
 
 
 def ours(gate: Gate, environ: Mapping[str, Any]) -> Response | None:
@@ -76,17 +74,15 @@ def _ready(gate: Gate, record: Record) -> Response:
 
 
 def _portal(_gate: Gate, record: Record) -> Response:
-    from console.portal import serve  # type: ignore[import-not-found]  # noqa: PLC0415 - see above
+    from console.portal import serve  # noqa: PLC0415 - see above
 
-    response: Response = serve(_path(record), record.environ)
-    return response
+    return serve(_path(record), record.environ)
 
 
 def _docs(_gate: Gate, record: Record) -> Response:
-    from console.pages import serve  # type: ignore[import-not-found]  # noqa: PLC0415 - see above
+    from console.pages import serve  # noqa: PLC0415 - see above
 
-    response: Response = serve(_path(record), record.environ)
-    return response
+    return serve(_path(record), record.environ)
 
 
 # ---------------------------------------------------------------- for callers
@@ -117,7 +113,7 @@ def _recipes(gate: Gate, record: Record) -> Response:
     if record.caller is not None:
         first = next(map(grant_id, entitlements(record.caller)), None)
         described = _described(gate, record, grant=call.grant or first)
-    told = fill(call, root=_root(gate, record.environ), described=described)
+    told = fill(call, root=root(record.environ, gate.service), described=described)
     if record.caller is not None:
         record.look()
     return _told(gate, record, told)
@@ -125,11 +121,13 @@ def _recipes(gate: Gate, record: Record) -> Response:
 
 def _openapi(gate: Gate, record: Record) -> Response:
     """Describe the API of this caller, of one of its connections; without a credential what all of them have."""
-    from console.openapi import document  # type: ignore[import-not-found]  # noqa: PLC0415 - see above
+    from console.openapi import document  # noqa: PLC0415 - see above
 
     asked = _identified(gate, record, READ, ("connection",), needed=False)
-    described = None if record.caller is None else _described(gate, record, whole=True)
-    told = document(described, root=_root(gate, record.environ), connection=asked.get("connection"))
+    try:
+        told = document(record.caller, root=root(record.environ, gate.service), connection=asked.get("connection"))
+    except KeyError:
+        raise QueryMalformed("You have no connection of this name.", parameter="connection") from None
     if record.caller is not None:
         record.look()
     return _told(gate, record, told)
@@ -211,15 +209,6 @@ def _became(gate: Gate, record: Record, grants: Mapping[str, Entitlement], key: 
 def _path(record: Record) -> str:
     path: str = record.environ["RAW_URI"].partition("?")[0]
     return path
-
-
-def _root(gate: Gate, environ: Mapping[str, Any]) -> str:
-    """Return the address at which the function was reached, without a slash at its end."""
-    forwarded = environ.get("HTTP_X_FORWARDED_PROTO", "").partition(",")[0].strip()
-    scheme = forwarded if forwarded in {"http", "https"} else environ["wsgi.url_scheme"]
-    host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
-    name = f"/{gate.service}" if gate.service and _STRIPPED.fullmatch(host) else ""
-    return f"{scheme}://{host}{name}"
 
 
 def _told(gate: Gate, record: Record, value: object) -> Response:

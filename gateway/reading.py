@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
+from gateway.address import HOST
 from gateway.credentials import KINDS, environ_name
 from gateway.credentials.google import SERVERLESS
 from gateway.forks import PerProcess
@@ -57,8 +58,6 @@ _PLAIN = re.compile(r"(?:/stripe)?/(.+?)/?")
 _STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
 #: An id in a path: nothing that could be read as more than one segment.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
-#: RFC 9110, 7.2, in the forms that clients use. Countersign does not use it, but a proxy in front of it may.
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 #: An absolute-form target, as for a proxy: RFC 9112, 3.2.2.
 _ORIGIN = re.compile(r"[A-Za-z]+://[^/]*")
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
@@ -90,7 +89,7 @@ def read(environ: Mapping[str, Any]) -> Call:
     target: str = environ["RAW_URI"]  # PATH_INFO has %2F decoded and // folded, and hides an absolute-form target
     if len(target) > MAX_TARGET:
         raise TargetTooLong
-    if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
+    if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HeaderMalformed("The Host header is not a host's name.")
     path, _, query = target.partition("?")
     route = _route(path)
@@ -136,7 +135,7 @@ def read_own(
     target: str = environ["RAW_URI"]
     if len(target) > MAX_TARGET:
         raise TargetTooLong
-    if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
+    if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HeaderMalformed("The Host header is not a host's name.")
     if environ["REQUEST_METHOD"] not in allowed:
         raise _wrong_method(environ, ", ".join(allowed))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from gateway.address import Docs
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.forks import apart
@@ -123,8 +124,7 @@ class Settings:
     secret_manager: str | None
     """Another Secret Manager, and certificates of Google at another place: ``HOST:PORT`` on this machine."""
     certificates: str | None
-    docs: str
-    """The address of the page about refusals; empty for none."""
+    docs: Docs
     portal: bool
     """Whether there is a page for callers."""
     operator: str
@@ -148,7 +148,7 @@ class Gate:
     upstreams: Upstreams
     audit: Audit
     readiness: Readiness
-    docs: str
+    docs: Docs
     """See :class:`Settings`, also for the next ones."""
     portal: bool
     operator: str
@@ -187,7 +187,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         certificates=_on_loopback(
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
-        docs=_docs(environ),
+        docs=Docs(_docs(environ), _portal(environ), environ.get("K_SERVICE", "")),
         portal=_portal(environ),
         operator=_operator(environ),
         promised=_promised(environ, on_cloud=on_cloud),

@@ -283,10 +283,10 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
         template = template_of(operation, parent)
         if template is not None:
             yield from _bad_parts(name, operation.parameters[template], parts)
-            for needed in _needed(operation, template):
-                if needed not in parts:
-                    part = f"{name}[{needed}]"
-                    kind = operation.parameters[f"{template}[{needed}]"].kind.value
+            for missing in needed(operation, template):
+                if missing not in parts:
+                    part = f"{name}[{missing}]"
+                    kind = operation.parameters[f"{template}[{missing}]"].kind.value
                     said = f"{part} is missing: {name} cannot be sent without it."
                     yield Fault(ParameterMissing, part, said, {"kind": kind})
 
@@ -304,7 +304,8 @@ def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[F
         yield Fault(ParameterInvalid, parent, said, {"max_key": parameter.max_key})
 
 
-def _needed(operation: Operation, template: str) -> list[str]:
+def needed(operation: Operation, template: str) -> list[str]:
+    """Return the names of the parts without which an object, or an entry of a list, is refused."""
     prefix = template + "["
     return [
         path[len(prefix) : -1]

@@ -6,14 +6,14 @@ Everything here is public and the same for everybody. What a caller may do comes
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from console.portal.files import site
 from gateway.answering import Response
 from policies.refusals import MethodNotAllowed, PathUnknown
 
 if TYPE_CHECKING:
-    from wsgiref.types import WSGIEnvironment
+    from collections.abc import Mapping
 
     from console.portal.files import File
 
@@ -37,7 +37,7 @@ _REFUSED: Final = re.compile(r"q=0(?:\.0*)?")
 _YEAR: Final = "public, max-age=31536000, immutable"
 
 
-def serve(path: str, environ: WSGIEnvironment) -> Response:
+def serve(path: str, environ: Mapping[str, Any]) -> Response:
     """Answer a GET or HEAD of the page or of one of its files. ``path`` is decoded by nobody, and has no query.
 
     Raises ``PathUnknown`` (404) and ``MethodNotAllowed`` (405).
@@ -50,12 +50,13 @@ def serve(path: str, environ: WSGIEnvironment) -> Response:
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
         raise MethodNotAllowed("The portal is only read. Use GET.", allowed="GET, HEAD")
     if page:
-        return _sent(file, environ, "no-cache")  # asked for each time, answered with 304 while it is the same
+        return sent(file, environ, "no-cache")  # asked for each time, answered with 304 while it is the same
     # A page that was loaded before a new version gets today's files, which nobody may keep under the old name.
-    return _sent(file, environ, _YEAR if asset and asset[1] == found.digest else "no-store")
+    return sent(file, environ, _YEAR if asset and asset[1] == found.digest else "no-store")
 
 
-def _sent(file: File, environ: WSGIEnvironment, kept: str) -> Response:
+def sent(file: File, environ: Mapping[str, Any], kept: str) -> Response:
+    """Return a file, zipped where that is understood. ``kept`` says for how long a browser may keep it."""
     zipped = _takes_gzip(environ.get("HTTP_ACCEPT_ENCODING", ""))
     etag = f'"{file.etag}{"-gzip" if zipped else ""}"'
     headers = {**HEADERS, "Cache-Control": kept, "Vary": "Accept-Encoding", "ETag": etag}

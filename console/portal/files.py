@@ -54,12 +54,13 @@ def site() -> Site:
     }
     return Site(
         digest=digest,
-        assets={name: _file(name, content) for name, content in contents.items()},
-        pages={path: _file(_INDEX, content) for path, content in pages.items()},
+        assets={name: file_of(name, content) for name, content in contents.items()},
+        pages={path: file_of(_INDEX, content) for path, content in pages.items()},
     )
 
 
-def _file(name: str, content: bytes) -> File:
+def file_of(name: str, content: bytes) -> File:
+    """Return the file of this name, whose end says what it is."""
     return File(
         media=_MEDIA[Path(name).suffix],
         plain=content,

@@ -129,9 +129,22 @@ def test_docs_that_no_entry_can_be_added_to_are_refused(document: Path, docs: st
     assert "canary" not in text
 
 
-def test_without_docs_no_refusal_has_help(function: Callable[..., Function]) -> None:
-    for gate in (function(), function(DOCS="")):
+def test_without_docs_and_portal_no_refusal_has_help(function: Callable[..., Function]) -> None:
+    for gate in (function(PORTAL="off"), function(DOCS="", PORTAL="off")):
         assert "help" not in (gate.post(key="nobody").json or {"help": ""})
+
+
+def test_without_docs_help_leads_to_the_portals_page_at_the_address_that_was_called(
+    function: Callable[..., Function],
+) -> None:
+    answer = function().post(key="nobody", Host="pay.acme.example", X_Forwarded_Proto="https")
+    assert (answer.json or {})["help"] == "https://pay.acme.example/portal/docs/refusals#credential-unknown"
+
+
+def test_host_that_is_none_is_in_no_answer(function: Callable[..., Function]) -> None:
+    answer = function().post(Host='x.example/"><script>')
+    assert (answer.json or {})["reason"] == "header-malformed"
+    assert "help" not in (answer.json or {"help": ""})
 
 
 # ---------------------------------------------------------------- POLICY
