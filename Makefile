@@ -6,7 +6,7 @@ BIN := .venv/bin
 # More processes than the 2 cores that this is meant for: some tests wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
-.PHONY: run portal test test-stores test-clients test-openapi test-portal figures check bench bench-peers floor lock clean
+.PHONY: run portal test test-stores test-clients test-n8n test-openapi test-portal figures check bench bench-peers floor lock clean
 
 # Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
@@ -27,6 +27,10 @@ test-stores: .venv/dev
 # Those who call: Stripe's SDKs, Node-RED, the recipes of docs/clients.md. It says at its end what it left out.
 test-clients: .venv/clients/python5/ready .venv/clients/node/ready
 	@$(PYTEST) tests/clients
+
+# The recipe for n8n in n8n's own node, which brings 800 MB. All others are in test-clients.
+test-n8n: .venv/clients/n8n/ready
+	@$(PYTEST) tests/clients/test_tools.py -k n8n
 
 # What reads the API description: a validator, schemathesis, Postman's importer. It says at its end what it left out.
 test-openapi: .venv/openapi/python/ready .venv/openapi/node/ready
@@ -90,6 +94,14 @@ clean:
 	@rm -rf $(@D)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes --no-deps --target $(@D) -r $<
 	@touch $@
+
+# As below. --legacy-peer-deps leaves out the rest of n8n.
+.venv/clients/n8n/ready: tests/clients/n8n/package-lock.json | .venv/dev
+	@echo "Installing n8n's node into .venv (some minutes, once, 800 MB)"
+	@mkdir -p $(@D) && cp tests/clients/n8n/package*.json $(@D)
+	@cd $(@D) && npm ci --silent --ignore-scripts --legacy-peer-deps --omit=optional --no-audit --no-fund \
+	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
+	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
 
 # Pinned and hashed, too. A machine without npm, or without its registry, tests everything else.
 .venv/clients/node/ready: tests/clients/node/package-lock.json | .venv/dev

@@ -158,8 +158,9 @@ def test_every_requirement_is_pinned_and_hashed_and_no_host_is_named(name: str, 
         ), line
 
 
-def test_every_package_of_npm_is_pinned_and_hashed_and_no_host_is_named() -> None:
-    folder = ROOT / "tests" / "clients" / "node"
+@pytest.mark.parametrize("environment", ["node", "n8n"])
+def test_every_package_of_npm_is_pinned_and_hashed_and_no_host_is_named(environment: str) -> None:
+    folder = ROOT / "tests" / "clients" / environment
     direct = json.loads((folder / "package.json").read_text())["dependencies"]
     locked = json.loads((folder / "package-lock.json").read_text())["packages"]
     assert locked.pop("")["dependencies"] == direct

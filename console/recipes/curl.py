@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from console.recipes import quoting
-from console.recipes.model import KEY_NAME, RUN, Input, Recipe
+from console.recipes.model import KEY_NAME, RUN, Input, Recipe, merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from console.recipes.model import Holes, Value
+
+#: Text that a shell takes as it is between double quotes.
+_HARMLESS: Final = re.compile(r"[A-Za-z0-9 :/._=?&%\[\]-]*")
 
 
 def _make(holes: Holes) -> str:
@@ -43,17 +47,15 @@ def _options(holes: Holes) -> Iterator[str]:
 
 
 def _joined(value: Value) -> str:
-    """Return one word: texts in single quotes, inputs in double ones."""
-    words: list[str] = []
-    text = ""
-    for part in value:
-        if isinstance(part, Input):
-            words += [quoting.shell(text)] if text else []
-            words.append(f'"${part.name.upper()}"')
-            text = ""
-        else:
-            text += part
-    return "".join(words + ([quoting.shell(text)] if text or not words else []))
+    """Return one word: in double quotes where the text is harmless there, else texts in single and inputs in double."""
+    if any(isinstance(part, Input) for part in value) and _HARMLESS.fullmatch("".join(_texts(value))):
+        return f'"{"".join(f"${{{part.name.upper()}}}" if isinstance(part, Input) else part for part in value)}"'
+    words = (f'"${part.name.upper()}"' if isinstance(part, Input) else quoting.shell(part) for part in merged(value))
+    return "".join(words) or quoting.shell("")
+
+
+def _texts(value: Value) -> Iterator[str]:
+    return (part for part in value if isinstance(part, str))
 
 
 def _steps(holes: Holes) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from console.recipes import (
     stripe_sdks,
     zapier,
 )
-from console.recipes.model import Holes, Input
+from console.recipes.model import Holes, Input, merged
 from policies import forms
 from policies.model import Kind
 from policies.refusals import BodyMalformed
@@ -245,15 +245,4 @@ def _address(root: str, grant: _Grant, ids: Any, *, validate_only: bool) -> Valu
         else:
             parts.append(part)
     parts.append(f"/?{query}{'&validate_only=true' if validate_only else ''}")
-    return _merged(parts)
-
-
-def _merged(parts: list[str | Input]) -> Value:
-    """Join neighbouring texts."""
-    merged: list[str | Input] = []
-    for part in parts:
-        if merged and isinstance(part, str) and isinstance(merged[-1], str):
-            merged[-1] += part
-        else:
-            merged.append(part)
-    return tuple(merged)
+    return merged(parts)

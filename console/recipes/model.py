@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -102,3 +102,14 @@ def _listed(branch: Tree) -> Tree:
     parts = {name: _listed(part) for name, part in branch.items()}
     numbered = list(map(str, range(len(parts))))
     return [parts[index] for index in numbered] if parts.keys() == set(numbered) else parts
+
+
+def merged(parts: Iterable[str | Input]) -> Value:
+    """Join neighbouring texts."""
+    joined: list[str | Input] = []
+    for part in parts:
+        if joined and isinstance(part, str) and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return tuple(joined)

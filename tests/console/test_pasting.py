@@ -68,7 +68,7 @@ def test_call_that_only_looks_is_a_get_of_its_path_without_a_key(
     assert main(["recipe", str(document), URL]) == 0
     told = capsys.readouterr().out
     assert "INVOICE_ID=in_" in told
-    assert f"""'{URL}/stripe/invoices/'"$INVOICE_ID"'/?name=ft-4""" in told
+    assert f'"{URL}/stripe/invoices/${{INVOICE_ID}}/?name=ft-4' in told
     assert "--get" in told
     assert "Idempotency-Key" not in told
     assert "data-urlencode" not in told
@@ -77,21 +77,21 @@ def test_call_that_only_looks_is_a_get_of_its_path_without_a_key(
 def test_value_is_one_word_of_the_shell(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document.write_text(policy("https://upstream.example", parameters='metadata[order_id]: {prefix: "$(id)\' "}'))
     assert main(["recipe", str(document), URL]) == 0
-    assert """--data-urlencode 'metadata[order_id]=$(id)'\\'' 1001'""" in capsys.readouterr().out
+    assert """--data-urlencode 'metadata[order_id]=$(id)'\\'' text'""" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("idempotency", "says"),
     [
-        ("{prefix: order-}", """first-try -H 'Idempotency-Key: order-'"$ORDER_ID\""""),
-        ("optional", """first-try -H 'Idempotency-Key: '"$ORDER_ID\""""),
+        ("{prefix: order-}", 'first-try -H "Idempotency-Key: order-${ORDER_ID}"'),
+        ("optional", 'first-try -H "Idempotency-Key: ${ORDER_ID}"'),
         (
             '{from: "metadata[order_id]", prefix: order-}',
-            """1001 --data-urlencode 'metadata[order_id]=order-'"$ORDER_ID\"""",
+            '1001 --data-urlencode "metadata[order_id]=order-${ORDER_ID}"',
         ),
         (
             '{from: "metadata[cost_center]", prefix: e}',
-            """mea --data-urlencode 'metadata[cost_center]=e'"$ORDER_ID\"""",
+            'mea --data-urlencode "metadata[cost_center]=e${ORDER_ID}"',
         ),
     ],
 )
