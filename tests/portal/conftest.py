@@ -224,7 +224,7 @@ def tab(chromium: Browser, world: World) -> Iterator[Callable[..., Tab]]:
         context.set_default_timeout(15_000)
         opened.append(context)
         made = Tab(context.new_page(), world.root)
-        made.page.on("request", lambda request: made.requests.append(request))
+        made.page.on("request", lambda request: made.requests.append(request))  # noqa: PLW0108 - takes no builtin
         made.page.on("console", lambda message: made.said.append(message.text))
         made.page.on("pageerror", lambda error: made.said.append(f"error: {error}"))
         return made

@@ -103,7 +103,7 @@ def smaller(png: bytes) -> bytes:
         for index in range(line):
             left = now[index - 3] if index > 2 else 0
             up, corner = before[index], before[index - 3] if index > 2 else 0
-            nearest = min((left, up, corner), key=lambda value: abs(left + up - corner - value))  # noqa: B023 - at once
+            nearest = min((left, up, corner), key=lambda value: abs(left + up - corner - value))
             now[index] = (now[index] + (0, left, up, (left + up) // 2, nearest)[kind]) & 255
         before = bytes(now)
         pixels += [before[index : index + 3] for index in range(0, line, 3)]
@@ -112,7 +112,7 @@ def smaller(png: bytes) -> bytes:
     for colour in set(pixels) - index_of.keys():
         index_of[colour] = min(
             range(len(palette)),
-            key=lambda n: sum((a - b) ** 2 for a, b in zip(palette[n], colour, strict=True)),  # noqa: B023 - at once
+            key=lambda n: sum((a - b) ** 2 for a, b in zip(palette[n], colour, strict=True)),
         )
     rows = (bytes([0, *(index_of[one] for one in pixels[y * width : (y + 1) * width])]) for y in range(height))
     chunks = (
