@@ -127,12 +127,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def settings() -> dict[str, str]:
-    return {}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     place = tmp_path_factory.mktemp("world")
     with (
         SecretManager() as manager,
@@ -141,9 +136,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) ->
     ):
         manager.add(SECRET, UPSTREAM_KEY.encode())
         origins = {"appgregator": upstream.origin, "stripe": stripe.origin}
-        server = launch(
-            place, document(origins), SECRET_MANAGER_ENDPOINT=manager.address, POLICY_SECONDS="0.2", **settings
-        )
+        server = launch(place, document(origins), SECRET_MANAGER_ENDPOINT=manager.address, POLICY_SECONDS="0.2")
         try:
             yield World(server, place / "policy.yaml", origins, upstream, stripe, manager)
         finally:

@@ -121,7 +121,7 @@ def test_page_and_all_it_loads_is_small_and_from_nowhere_else(tab: Callable[...,
         loaded[response.url] = len(response.body())
 
     answers: list[Any] = []
-    one.page.on("response", lambda response: answers.append(response))
+    one.page.on("response", lambda response: answers.append(response))  # noqa: PLW0108 - takes no builtin
     one.visit().page.wait_for_load_state("networkidle")
     for answer in answers:
         note(answer)
@@ -524,7 +524,8 @@ def test_key_is_nowhere_but_in_its_header(tab: Callable[..., Tab], world: World)
     page.get_by_role("tab", name="Python", exact=True).click()
     page.get_by_text("What you may send (").click()
     found = page.evaluate("""async () => ({
-        dom: document.documentElement.outerHTML + [...document.querySelectorAll("input, textarea")].map((one) => one.value).join(),
+        dom: document.documentElement.outerHTML,
+        typed: [...document.querySelectorAll("input, textarea")].map((one) => one.value).join(),
         storage: JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, history.state, name]),
         databases: JSON.stringify(await indexedDB.databases()), caches: JSON.stringify(await caches.keys()),
         title: document.title, address: location.href })""")
@@ -573,7 +574,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 def test_markup_of_others_stays_text(tab: Callable[..., Tab]) -> None:
     one, opened = tab().enter(), []
-    one.page.on("dialog", lambda dialog: opened.append(dialog))
+    one.page.on("dialog", lambda dialog: opened.append(dialog))  # noqa: PLW0108 - takes no builtin
     answer = {
         "id": f"in_{HOSTILE}", "number": HOSTILE, "status": "open\u202e", "amount_due": 1, "currency": HOSTILE,
         "hosted_invoice_url": "javascript:alert(1)", "metadata": {HOSTILE: HOSTILE, "</script>": "x"}, "audit_id": "a",
@@ -677,9 +678,7 @@ def in_page(one: Tab, module: str, expression: str, *given: object) -> Any:
     script = one.page.locator("script[type=module]").get_attribute("src")
     assert script is not None
     return one.page.evaluate(
-        "async ([at, given]) => { const m = await import(at); const call = "
-        + expression
-        + "; return call(m, ...given); }",
+        f"async ([at, given]) => {{ const call = {expression}; return call(await import(at), ...given); }}",
         [one.root + script.removeprefix(".").replace("app.js", module), list(given)],
     )
 
@@ -687,7 +686,8 @@ def in_page(one: Tab, module: str, expression: str, *given: object) -> Any:
 @pytest.mark.parametrize(
     ("typed", "currency", "minor"),
     [("120.00", "usd", "12000"), ("120", "usd", "12000"), ("0.5", "usd", "50"), ("0", "usd", "0"),
-     ("-3", "usd", "-300"), ("5", "jpy", "5"), ("5.5", "jpy", None), ("0.001", "usd", None), ("1,5", "usd", None), ("1.234,56", "usd", None),
+     ("-3", "usd", "-300"), ("5", "jpy", "5"), ("5.5", "jpy", None), ("0.001", "usd", None),
+     ("1,5", "usd", None), ("1.234,56", "usd", None),
      ("1e3", "usd", None), ("1 000", "usd", None), ("0x10", "usd", None), ("", "usd", None), (".5", "usd", None),
      ("1234567890123", "usd", None), ("\u0661", "usd", None), ("1", "kwd", None), (" 007.10 ", "usd", "710")],
 )  # fmt: skip

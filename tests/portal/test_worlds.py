@@ -30,8 +30,8 @@ def at(chromium: Browser, world: World, tmp_path: Path) -> Iterator[Callable[...
     servers, contexts = [], []
 
     def new(change: Callable[[dict[str, Any]], None] | None = None, **settings: str) -> Tab:
-        settings = {"SECRET_MANAGER_ENDPOINT": world.manager.address, **settings}
-        server = launch(tmp_path, document(world.origins, change), **settings)
+        said: dict[str, Any] = {"SECRET_MANAGER_ENDPOINT": world.manager.address, **settings}
+        server = launch(tmp_path, document(world.origins, change), **said)
         servers.append(server)
         context = chromium.new_context(viewport={"width": 1280, "height": 900})
         contexts.append(context)
