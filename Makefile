@@ -6,15 +6,19 @@ BIN := .venv/bin
 # More processes than the 2 cores that this is meant for: some tests wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
-.PHONY: run test test-stores test-clients test-n8n test-openapi figures check bench bench-peers floor lock clean
+.PHONY: run portal test test-stores test-clients test-n8n test-openapi test-portal figures check bench bench-peers floor lock clean
 
 # Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
+# The same with a caller that has something to show; it prints the page's address and the key to paste there.
+portal: .venv/run
+	@POLICY=policies/documents/portal.yaml PORT=$(PORT) $(BIN)/python -m sandbox
+
 # The core: what a change is most likely to break, in less than four minutes on 2 cores.
 test: .venv/dev
-	@$(PYTEST) -m "not stores and not figures and not timed" --ignore=tests/clients --ignore=tests/openapi/test_tools.py
+	@$(PYTEST) -m "not stores and not figures and not timed and not browser" --ignore=tests/clients --ignore=tests/openapi/test_tools.py
 
 # The stores and what stands on them, against the servers of Redis and Firestore.
 test-stores: .venv/dev
@@ -31,6 +35,10 @@ test-n8n: .venv/clients/n8n/ready
 # What reads the API description: a validator, schemathesis, Postman's importer. It says at its end what it left out.
 test-openapi: .venv/openapi/python/ready .venv/openapi/node/ready
 	@$(BIN)/python -m pytest -s tests/openapi
+
+# The portal's page in Chromium, and axe-core in the page. It says at its end what it left out.
+test-portal: .venv/dev .venv/portal/node/ready
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m browser tests/portal
 
 # Kills, storms and faults in large numbers, over several processes and one Redis, and a short run of the benchmark; a few
 # minutes. Prints each figure. LONG=1 makes them larger; SEED=N draws other lots.
@@ -112,6 +120,13 @@ clean:
 .venv/openapi/node/ready: tests/openapi/node/package-lock.json | .venv/dev
 	@echo "Installing Postman's importer into .venv (half a minute, once)"
 	@mkdir -p $(@D) && cp tests/openapi/node/package*.json $(@D)
+	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --no-audit --no-fund \
+	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
+	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
+
+.venv/portal/node/ready: tests/portal/node/package-lock.json | .venv/dev
+	@echo "Installing axe-core into .venv (some seconds, once)"
+	@mkdir -p $(@D) && cp tests/portal/node/package*.json $(@D)
 	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --no-audit --no-fund \
 	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
 	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -101,23 +102,32 @@ class World:
     origins: dict[str, str]
     upstream: Appgregator
     stripe: Stripe
+    manager: SecretManager
 
     @property
     def root(self) -> str:
         return f"http://127.0.0.1:{self.server.port}"
 
     def rewrite(self, change: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Change the policy that the function reads."""
-        self.policy.write_text(document(self.origins, change))
+        """Change the policy that the function reads, and wait until it goes by it."""
+        text, before = document(self.origins, change), self._digest()
+        if text == self.policy.read_text():
+            return
+        self.policy.write_text(text)
+        deadline = time.monotonic() + 20
+        while self._digest() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def _digest(self) -> str:
+        status, _, body = self.server.call("/-/me", None, key=KEYS["stripe"], method="GET")
+        assert status == 200
+        digest: str = json.loads(body)["policy"]
+        return digest
 
 
 @pytest.fixture(scope="module")
-def settings() -> dict[str, str]:
-    return {}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     place = tmp_path_factory.mktemp("world")
     with (
         SecretManager() as manager,
@@ -126,11 +136,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) ->
     ):
         manager.add(SECRET, UPSTREAM_KEY.encode())
         origins = {"appgregator": upstream.origin, "stripe": stripe.origin}
-        server = launch(
-            place, document(origins), SECRET_MANAGER_ENDPOINT=manager.address, POLICY_SECONDS="0.2", **settings
-        )
+        server = launch(place, document(origins), SECRET_MANAGER_ENDPOINT=manager.address, POLICY_SECONDS="0.2")
         try:
-            yield World(server, place / "policy.yaml", origins, upstream, stripe)
+            yield World(server, place / "policy.yaml", origins, upstream, stripe, manager)
         finally:
             server.stop()
 
@@ -209,7 +217,7 @@ def tab(chromium: Browser, world: World) -> Iterator[Callable[..., Tab]]:
         context.set_default_timeout(15_000)
         opened.append(context)
         made = Tab(context.new_page(), world.root)
-        made.page.on("request", lambda request: made.requests.append(request))
+        made.page.on("request", lambda request: made.requests.append(request))  # noqa: PLW0108 - takes no builtin
         made.page.on("console", lambda message: made.said.append(message.text))
         made.page.on("pageerror", lambda error: made.said.append(f"error: {error}"))
         return made

@@ -62,7 +62,8 @@ def test_axe_finds_nothing(tab: Callable[..., Tab], width: int, height: int, sch
     if not AXE.exists():
         pytest.skip("axe-core is not here. Install Node.js 20 or newer with npm, then: make test-portal")
     one = tab(width=width, height=height, color_scheme=scheme)
-    source, found = AXE.read_text("utf-8"), []
+    source = AXE.read_text("utf-8")
+    found: list[tuple[str, str, list[str]]] = []
 
     def look(state: str) -> None:
         one.page.evaluate(source)  # not a script element, which the page's policy blocks
@@ -175,6 +176,10 @@ def test_targets_are_large_enough_for_a_finger(tab: Callable[..., Tab]) -> None:
     one.page.get_by_text("more fields you may send").click()
     one.page.locator("#copy").scroll_into_view_if_needed()
     one.page.get_by_role("tab").first.wait_for()
-    small = one.page.evaluate("""() => [...document.querySelectorAll("main button, main summary, main input:not([type=radio], [type=checkbox]), main select, nav a")]
-        .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 44).map((one) => one.outerHTML.slice(0, 120))""")
+    targets = "main button, main summary, main input:not([type=radio], [type=checkbox]), main select, nav a"
+    small = one.page.evaluate(
+        """targets => [...document.querySelectorAll(targets)].filter((one) => one.checkVisibility())
+        .filter((one) => one.getBoundingClientRect().height < 44).map((one) => one.outerHTML.slice(0, 120))""",
+        targets,
+    )
     assert small == []

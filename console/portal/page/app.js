@@ -154,7 +154,7 @@ function granted(grant, page) {
   const chooser = page.me().grants.length > 1 ? operations(page.me(), grant, page.choose) : null;
   const form = build(grant, fields, exponents, change, chooser);
   const trying = trials(() => form.read(), verdict, () => { if (!latest.verdict) paint({ tone: "none", head: W.looking, body: null, faults: [] }); });
-  const send = sending(grant, page.me(), { ready, freeze: form.freeze, insist, settled, confirm: () => page.again(), next: form.nextKey, wire: (call) => wire({ call, fixed: form.read().fixed }, null, []) });
+  const send = sending(grant, page.me(), { ready, freeze: form.freeze, insist, settled, confirm: () => { sentPlace.open = false; page.again(); }, next: form.nextKey, wire: (call) => wire({ call, fixed: form.read().fixed }, null, []) });
   const filled = recipes(() => { const { call } = form.read(); return JSON.stringify({ grant: grant.id, fields: Object.fromEntries(call.pairs), key: call.key ?? "" }); });
   const lookup = became(page.me(), grant);
   const copyPart = h("section", { class: "part", id: "copy", "aria-labelledby": "copy-head" }, h("h2", { id: "copy-head" }, W.copyIt), h("p", null, W.copyLead), filled.element);

@@ -36,7 +36,7 @@ export function became(me, grant) {
     note(call, outcome, words) {
       calls.unshift({ at: Date.now() / 1000, key: call.key ?? "", tone: outcome.state, words });
       own.replaceChildren(h("h3", { class: "more" }, W.ownCalls), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": W.ownCalls },
-        h("table", null, h("thead", null, h("tr", null, [W.when, W.which, W.why].map((head) => h("th", { scope: "col" }, head)))),
+        h("table", { class: "calls" }, h("thead", null, h("tr", null, [W.when, W.which, W.why].map((head) => h("th", { scope: "col" }, head)))),
           h("tbody", null, calls.map((one) => h("tr", null, h("td", null, time(one.at)), h("td", { class: "mono" }, plain(one.key)),
             h("td", null, h("span", { class: `tag ${one.tone}` }, W.ended[one.tone]), " ", plain(one.words))))))));
     },

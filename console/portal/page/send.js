@@ -110,7 +110,7 @@ function judged(answer, looks, keyed) {
 
 function settled(answer, call, looks) {
   const { json } = answer, replayed = json.replayed === true || answer.header("Idempotent-Replayed") === "true";
-  const facts = [json.number && W.numbered(plain(json.number)), json.status && plain(json.status)].filter(Boolean).join(", ");
+  const facts = [json.number && W.numbered(plain(json.number)), json.status && (json.number ? plain(json.status) : W.isNow(plain(json.status)))].filter(Boolean).join(", ");
   return [
     h("p", null, json.hosted_invoice_url ? [link(json.hosted_invoice_url, W.openIt), facts ? `. ${facts}` : ""] : facts,
       Number.isInteger(json.due_date) ? [facts ? ", due " : "Due ", time(json.due_date, { day: true })] : "", facts || json.hosted_invoice_url ? "." : ""),
