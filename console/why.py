@@ -15,6 +15,7 @@ from console.lookup import EXAMPLE, MESSAGE, Content, NoAnswerError, Told, in_or
 from gateway.reloading import read
 from policies import compiled, parameters
 from policies.document import LOADER
+from policies.foresight import Would
 from policies.idempotency import SHORT
 from policies.model import DocumentError, Outcome
 from policies.operations import OPERATIONS
@@ -140,7 +141,8 @@ def _end(line: Content) -> str:
                 "it is still running, or the line is not in this export. The invoice may exist."
             )
         case "preview":
-            return "It was decided as any other call, and nothing was sent."
+            foreseen = _FORESEEN.get(line.get("would"), "")
+            return f"It was decided as any other call, and nothing was sent. {foreseen}{_why(line)}"
         case "look":
             return "It was told what it may do, and nothing was sent."
         case "replay":
@@ -157,6 +159,20 @@ def _end(line: Content) -> str:
     code = f" ({line['upstream_code']})" if "upstream_code" in line else ""
     status = f" with {line['upstream_status']}{code}" if "upstream_status" in line else ""
     return f"It was sent, and the upstream did not do it{status}. The caller was told: {_quoted(line)}"
+
+
+#: What asks nothing of anybody, but for a preview with a reason.
+_NOTHING: Final = frozenset({"preview", "replay", "look"})
+_FORESEEN: Final[dict[str | None, str]] = {
+    Would.SEND: "The call itself would have been sent.",
+    Would.REPLAY: "The call itself would have got the answer of an earlier call with the same key.",
+    Would.REFUSE: "The call itself would have been refused",
+    Would.WAIT: "The call itself would have had to wait",
+}
+
+
+def _why(line: Content) -> str:
+    return f" with {line['status']} {line['reason']}: {_quoted(line)}" if "reason" in line else ""
 
 
 def _created(line: Content) -> str:
@@ -201,7 +217,7 @@ def _next(line: Content, told: Told) -> Iterator[str]:
             yield "Next: look for it at the upstream. The call had no idempotency key, so no ledger knows of it."
         else:
             yield f"Next: ./countersign ledger show {told.ledger} says whether it is still open, and how to settle it."
-    elif line.get("result") == Outcome.SUCCEEDED or line["kind"] in {"preview", "replay", "look"} or settled:
+    elif line.get("result") == Outcome.SUCCEEDED or (line["kind"] in _NOTHING and "reason" not in line) or settled:
         yield "Nothing needs to be done."
     elif advice := _advice(line.get("reason")):
         yield f"Next: {advice}"

@@ -153,7 +153,8 @@ def _identified(
     record.call = call
     policies = record.policies = gate.policies.current(record.deadline)
     if needed or call.credentials:
-        record.caller = gate.identity.identify(policies, call, record.now, record.deadline)
+        caller = record.caller = gate.identity.identify(policies, call, record.now, record.deadline)
+        gate.allowance.take(caller.id)
     return given
 
 

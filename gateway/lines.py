@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.presented import PREFIXES
+from policies.foresight import Would
 from policies.model import Outcome
 
 Short = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
@@ -125,12 +126,9 @@ class Spent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     window: Annotated[int, Meta(description="Seconds.")]
 
 
-class RefusalLine(Line, kw_only=True, tag="refusal"):
-    """A call was refused before it was sent. One that broke off after its intent has `intent`."""
+class Unsent(Line, kw_only=True):
+    """What a line may hold of a call that was not sent."""
 
-    status: int
-    reason: str
-    detail: Annotated[str, Meta(description="The sentence that the caller got.")]
     note: Note = UNSET
     parameter: First = UNSET
     others: Others = UNSET
@@ -150,20 +148,33 @@ class RefusalLine(Line, kw_only=True, tag="refusal"):
     values: dict[str, str] | UnsetType = UNSET
     ledger: Short | UnsetType = UNSET
     secret: str | UnsetType = UNSET
+    limit: Annotated[str | UnsetType, Meta(description="The limit or ceiling that is used up.")] = UNSET
+    budget: Annotated[Spent | UnsetType, Meta(description="The budget that is used up.")] = UNSET
+
+
+class RefusalLine(Unsent, kw_only=True, tag="refusal"):
+    """A call was refused before it was sent. One that broke off after its intent has `intent`."""
+
+    status: int
+    reason: str
+    detail: Annotated[str, Meta(description="The sentence that the caller got.")]
     intent: str | UnsetType = UNSET
     presented: Annotated[Presented | UnsetType, Meta(description="The credential, of a caller who is not known.")] = (
         UNSET
     )
-    limit: Annotated[str | UnsetType, Meta(description="The limit or ceiling that is used up.")] = UNSET
-    budget: Annotated[Spent | UnsetType, Meta(description="The budget that is used up.")] = UNSET
 
 
 class Replay(Granted, kw_only=True, tag="replay"):
     """An earlier answer was given again."""
 
 
-class Preview(Granted, kw_only=True, tag="preview"):
-    """A `validate_only` call: decided, not sent."""
+class Preview(Unsent, kw_only=True, tag="preview"):
+    """A `validate_only` call: decided, not sent. One that would be refused, or would wait, has the reason."""
+
+    would: Literal[tuple(would.value for would in Would)]  # type: ignore[valid-type]  # msgspec reads it
+    status: int | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    detail: Detail = UNSET
 
 
 class Look(Line, kw_only=True, tag="look"):

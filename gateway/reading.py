@@ -69,6 +69,8 @@ _KEY_SEEN: Final = (
     "Addresses end up in logs: send the caller key in the x-api-key header, and ask the operator of Countersign for a "
     "new one."
 )
+_TRUE: Final = "|".join(text for text, value in BOOLEANS.items() if value == "true")
+_TRIES = re.compile(rf"[?&]validate_only=(?:{_TRUE})(?:&|$)")
 _ODD = re.compile(r"[^A-Za-z0-9._-]")
 _CHARACTERS: Final = {" ": "the space", "\n": "the line break", "\r": "the line break", "\t": "the tab"}
 _CREDENTIALS: Final = {
@@ -159,6 +161,11 @@ def read_own(
         for key in environ.keys() & _CREDENTIALS.keys()
     }
     return Call("", "", "", credentials, "json", body, None, validate_only=False, environ=environ), given
+
+
+def only_tries(environ: Mapping[str, Any]) -> bool:
+    """Whether a request that could not be read asks for ``validate_only``."""
+    return _TRIES.search(environ["RAW_URI"][:MAX_TARGET]) is not None
 
 
 def speaks_stripe(environ: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway.address import Docs
+from gateway.allowance import Allowance
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.forks import apart
@@ -148,6 +149,8 @@ class Gate:
     upstreams: Upstreams
     audit: Audit
     readiness: Readiness
+    allowance: Allowance
+    """What previews and questions are counted against."""
     docs: Docs
     """See :class:`Settings`, also for the next ones."""
     portal: bool
@@ -250,6 +253,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep),
         audit=audit,
         readiness=Readiness(policies, secrets, store, audit),
+        allowance=Allowance(time.monotonic),
         docs=settings.docs,
         portal=settings.portal,
         operator=settings.operator,

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
+from policies.model import Step
+
 if TYPE_CHECKING:
-    from policies.model import Connection, Grant, Step
+    from policies.model import Admission, Connection, Grant
     from policies.outcomes import Decision, Reply
 
 FORM: Final = "application/x-www-form-urlencoded"
@@ -83,6 +85,14 @@ class Dialect(ABC):
 
     Within this time, sending the same call again settles an unknown outcome.
     """
+
+    def first(self, grant: Grant, admission: Admission) -> Step:
+        """Return the step with which an admitted call begins."""
+        entry = admission.entry
+        if entry is None or grant.ledger_key is None:
+            return Step(admission.owner, resumes=False)
+        quiet, resumes = admission.taken >= entry.until, self.approvals is not None
+        return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, resumes)
 
     @abstractmethod
     def request(self, grant: Grant, step: Step) -> Outgoing:

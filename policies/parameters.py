@@ -20,7 +20,7 @@ from policies.refusals import (
 from policies.suggestions import closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from policies.model import Entitlement, Operation, Parameter
     from policies.refusals import PolicyRefusal
@@ -76,11 +76,11 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
             if problem is not None:
                 faults.append(Fault(ParameterInvalid, shown(path), f"{shown(path)} {problem}", accepts(rule)))
         if len(faults) == MAX_FAULTS:
-            raise _refusal(faults)
+            raise refusal_of(faults)
     approved = canonical({**asked, **entitlement.fixed}) if entitlement.fixed else asked
     faults += _faults_of_all(entitlement, given, asked, approved)
     if faults:
-        raise _refusal(faults)
+        raise refusal_of(faults)
     return asked, approved
 
 
@@ -107,7 +107,7 @@ def _faults_of_all(
     return faults
 
 
-def _refusal(faults: list[Fault]) -> PolicyRefusal:
+def refusal_of(faults: Iterable[Fault]) -> PolicyRefusal:
     """Return the refusal for one or more faults: the first one's, with the others in ``faults``."""
     # A required parameter that is also the key, or an object's needed part, is missing once.
     by_parameter: dict[str, Fault] = {}

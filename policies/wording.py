@@ -6,8 +6,10 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from policies.model import Budget
+
 if TYPE_CHECKING:
-    from policies.model import Budget, Limit
+    from policies.model import Left, Limit
 
 #: Digits of the minor unit of currencies that have not two, as Stripe counts (docs.stripe.com/currencies). It differs
 #: from ISO 4217: MGA has none, and ISK and UGX have two, although nobody pays a part of one.
@@ -76,6 +78,19 @@ def when(now: float, seconds: int) -> str:
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     parts = [_counted(count, unit) for count, unit in ((hours, "hour"), (minutes, "minute")) if count]
     return f"at {end:%H:%M} UTC{day}, in {' '.join(parts)}"
+
+
+def left_in_words(left: Left, now: float) -> str:
+    """Say what is left of a limit or a budget: ``20.00 of 30.00 USD a day are left, 5.00 more at 14:05 UTC.``"""
+    budget = Budget(left.currency, left.limit) if left.currency else None
+    bound = limit_in_words(left.limit) if budget is None else budget_in_words(budget)
+
+    def amount(count: int) -> str:
+        return f"{count:,}" if budget is None else money(count, budget.currency)
+
+    are = "is" if left.remaining == 1 and budget is None else "are"
+    said = f"{amount(left.remaining or 0)} of {bound} {are} left"
+    return f"{said}, {amount(left.more)} more {when(now, left.reset)}." if left.more else f"{said}."
 
 
 def moment(time: float) -> str:

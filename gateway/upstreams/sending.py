@@ -12,8 +12,7 @@ from msgspec.structs import replace
 
 from gateway.secrets import place_of
 from gateway.upstreams.transport import LostError, NotSentError
-from policies.concealed import HIDDEN
-from policies.model import Outcome, Step
+from policies.model import Outcome
 from policies.outcomes import awaiting, decided, found, unknown, unsent
 from policies.refusals import UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.secrets import Secret, Secrets
     from gateway.upstreams.transport import Transport
     from policies.dialect import Dialect
-    from policies.model import Admission, Grant
+    from policies.model import Admission, Grant, Step
     from policies.outcomes import Reply
 
 #: Backoff in seconds before the second and the third try: long enough for a transient failure to pass, short enough for
@@ -36,27 +35,6 @@ LEAST_SECONDS: Final = 1.0
 FURTHER: Final = (0.0,) * 5
 #: A wrong origin raises one alarm per connection in this time.
 ALARM_SECONDS: Final = 600
-
-OF_THIS_CALL: Final = "(one of this call alone)"
-
-
-def preview(grant: Grant) -> dict[str, object]:
-    """Return what :meth:`Upstreams.send` would send, with the key masked."""
-    outgoing = _dialect(grant).request(grant, Step(grant.ledger_key or ""))
-    name, _, scheme = outgoing.key.partition(": ")
-    headers = {name: scheme + HIDDEN, **outgoing.headers}
-    if grant.ledger_key is None and "Idempotency-Key" in headers:
-        headers["Idempotency-Key"] = OF_THIS_CALL
-    return {
-        "validate_only": True,
-        "would_send": {
-            "method": outgoing.method,
-            "url": outgoing.url,
-            "headers": headers,
-            "body": (outgoing.body or b"").decode("ascii"),
-        },
-        "would_answer": list(grant.entitlement.response_fields),
-    }
 
 
 class Upstreams:
@@ -75,7 +53,7 @@ class Upstreams:
     def send(self, grant: Grant, admission: Admission, secret: Secret, deadline: float) -> Reply:
         """Send a call and return its result, whatever happens. ``deadline`` bounds all tries together."""
         dialect, entry = _dialect(grant), admission.entry
-        step = begun = _step(grant, admission, dialect)
+        step = begun = dialect.first(grant, admission)
         if entry is not None and entry.approval is not None:
             return self._ask(dialect, grant, step, entry.approval, secret, deadline)
         reached, attempts, first, alarm = False, 0, secret, None
@@ -150,14 +128,6 @@ class Upstreams:
         if reply.stray:
             self._transport.hang_up()
         return _without(secret, reply)
-
-
-def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
-    entry = admission.entry
-    if entry is None or grant.ledger_key is None:
-        return Step(admission.owner, resumes=False)
-    quiet = admission.taken >= entry.until
-    return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.approvals is not None)
 
 
 def _after(begun: Step, step: Step, reply: Reply) -> Step:

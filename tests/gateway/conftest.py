@@ -14,9 +14,11 @@ from console.audit import verify
 from gateway.answering import answer_to
 from gateway.chain import Audit
 from gateway.record import Record
+from gateway.stores.memory import Memory
 from policies import document
 from policies.access import decide
 from policies.concealed import Concealed
+from policies.foresight import foresee
 from policies.model import Admission, Call, Outcome, Proof
 from policies.outcomes import Reply
 from tests.conftest import CUSTOMER, KEY, TARGET, policy
@@ -104,6 +106,11 @@ def granted(
 def admit(store: Store, grant: Grant) -> Admission:
     """Admit a call to where its connection leads."""
     return store.admit(grant, grant.entitlement.connection.place)
+
+
+def foreseen(grant: Grant) -> dict[str, Any]:
+    """Return what is said of a call with a fresh key that would be sent."""
+    return foresee(grant, Memory(Clock()).peek(grant, grant.entitlement.connection.place), (), 0.0)[1]
 
 
 def in_doubt(admission: Admission) -> bool:

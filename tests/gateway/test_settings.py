@@ -76,6 +76,25 @@ def test_all_settings_are_taken_on_the_cloud(document: Path, tmp_path: Path) -> 
     assert audit.exists()
 
 
+# ---------------------------------------------------------------- PORTAL, OPERATOR
+
+
+def test_portal_is_on_unless_it_is_off(document: Path) -> None:
+    on = [load({"POLICY": str(document), **portal}).portal for portal in ({}, {"PORTAL": ""}, {"PORTAL": "on"})]
+    assert on == [True] * 3
+    assert not load({"POLICY": str(document), "PORTAL": "off"}).portal
+    for wrong in ("no", "Off", "false", "off "):
+        assert error_of(POLICY=str(document), PORTAL=wrong).startswith("PORTAL must be on or off")
+
+
+def test_operator_is_a_line_that_people_can_read(document: Path) -> None:
+    assert load({"POLICY": str(document)}).operator == ""
+    said = "Ann in billing, +49 30 123456 or payments@acme.example"
+    assert load({"POLICY": str(document), "OPERATOR": said}).operator == said
+    for wrong in ("a" * 201, "two\nlines", "tab\t", "\u202e"):
+        assert error_of(POLICY=str(document), OPERATOR=wrong).startswith("OPERATOR must say whom callers may ask")
+
+
 # ---------------------------------------------------------------- DOCS
 
 

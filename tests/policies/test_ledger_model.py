@@ -32,6 +32,7 @@ from gateway.upstreams import sending
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import LostError, NotSentError, Received
 from policies import idempotency, outcomes
+from policies.dialect import Dialect
 from policies.idempotency import LEASE, RETENTION, Verdict
 from policies.model import Admission, Answer, Entry, Outcome, State
 from policies.outcomes import Decision, Means, Reply
@@ -1290,16 +1291,16 @@ def test_store_that_lets_a_late_claim_take_the_key_is_found(marks: tuple[str, ..
     assert found("forwarded, store", Ledger(marks=marks), GHOST)
 
 
-def every_call_is_quiet(grant: Grant, admission: Admission, dialect: Any) -> Step:
-    return replace(STEP(grant, admission, dialect), quiet=True)
+def every_call_is_quiet(dialect: Dialect, grant: Grant, admission: Admission) -> Step:
+    return replace(STEP(dialect, grant, admission), quiet=True)
 
 
-def key_is_of_the_owner(grant: Grant, admission: Admission, dialect: Any) -> Step:
-    return replace(STEP(grant, admission, dialect), name=admission.owner)
+def key_is_of_the_owner(dialect: Dialect, grant: Grant, admission: Admission) -> Step:
+    return replace(STEP(dialect, grant, admission), name=admission.owner)
 
 
-def every_key_was_refused(grant: Grant, admission: Admission, dialect: Any) -> Step:
-    return replace(STEP(grant, admission, dialect), refused=True)
+def every_key_was_refused(dialect: Dialect, grant: Grant, admission: Admission) -> Step:
+    return replace(STEP(dialect, grant, admission), refused=True)
 
 
 def key_is_without_its_generation(name: str, generation: int = 0) -> str:
@@ -1345,7 +1346,7 @@ def approval_is_taken_for_a_fresh_call(  # noqa: PLR0917 - those of what it stan
     return reply
 
 
-STEP: Final = sending._step
+STEP: Final = Dialect.first
 REFUSED: Final = outcomes._refused
 MISROUTED: Final = outcomes._misrouted
 FREED: Final = outcomes._freed
@@ -1354,10 +1355,10 @@ FREED: Final = outcomes._freed
 @pytest.mark.parametrize(
     ("name", "module", "function", "mistake", "wrong"),
     [
-        ("doubt", sending, "_step", every_call_is_quiet, LIE),
-        ("lost in between", sending, "_step", every_call_is_quiet, TWICE),
-        ("doubt", sending, "_step", key_is_of_the_owner, TWICE),
-        ("lost", sending, "_step", every_key_was_refused, TWICE),
+        ("doubt", Dialect, "first", every_call_is_quiet, LIE),
+        ("lost in between", Dialect, "first", every_call_is_quiet, TWICE),
+        ("doubt", Dialect, "first", key_is_of_the_owner, TWICE),
+        ("lost", Dialect, "first", every_key_was_refused, TWICE),
         ("busy", sending, "replace", next_key_is_beyond_doubt, LIE),
         ("doubt", stripe, "upstream_key", key_is_without_its_generation, LOCKED),
         ("approval", Upstreams, "_ask", approval_is_taken_for_a_fresh_call, WAITS),
