@@ -14,6 +14,7 @@ import { bytesOf, island, judge, trials, wire } from "./verdict.js";
 import { W } from "./words.js";
 
 const IDLE_MS = 15 * 60 * 1000;
+const LATER_SECONDS = 300;
 const FRESH_MS = 15 * 1000; // what may be done and what is left is asked again with a verdict, but no oftener
 
 const place = (id) => document.getElementById(id);
@@ -165,6 +166,8 @@ function granted(grant, page) {
 
   function change(event) {
     if (event?.isComposing) return;
+    const asked = form.read(), same = latest.verdict && latest.bytes === bytesOf(asked.call);
+    if (event && same && !asked.problems.length && !latest.asked.problems.length) return; // a field was left, nothing was changed
     if (!send.idle() && !send.busy()) send.close({ focus: false });
     paint();
     send.update();
@@ -181,6 +184,8 @@ function granted(grant, page) {
     due = true;
     if (near) refill();
     page.again(FRESH_MS);
+    const wait = answer?.json?.retry_after; // what passes by itself is looked at again by itself: a trial costs nothing
+    if (judged.tone === "wait" && wait) trying.soon(Math.min(Math.max(wait, 1), LATER_SECONDS) * 1000);
   }
   function paint(instead = null) {
     const asked = form.read(), shown = instead ?? latest.verdict ?? judge(null, asked, grant, exponents, form);
