@@ -6,15 +6,19 @@ BIN := .venv/bin
 # More processes than the 2 cores that this is meant for: some tests wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
-.PHONY: run test test-stores test-clients figures check bench bench-peers floor lock clean
+.PHONY: run portal test test-stores test-clients test-n8n test-openapi test-portal figures check bench bench-peers floor lock clean
 
 # Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
 	@PORT=$(PORT) $(BIN)/python -m sandbox
 
+# The same with a caller that has something to show; it prints the page's address and the key to paste there.
+portal: .venv/run
+	@POLICY=policies/documents/portal.yaml PORT=$(PORT) $(BIN)/python -m sandbox
+
 # The core: what a change is most likely to break, in less than four minutes on 2 cores.
 test: .venv/dev
-	@$(PYTEST) -m "not stores and not figures and not timed" --ignore=tests/clients
+	@$(PYTEST) -m "not stores and not figures and not timed and not browser" --ignore=tests/clients --ignore=tests/openapi/test_tools.py
 
 # The stores and what stands on them, against the servers of Redis and Firestore.
 test-stores: .venv/dev
@@ -23,6 +27,18 @@ test-stores: .venv/dev
 # Those who call: Stripe's SDKs, Node-RED, the recipes of docs/clients.md. It says at its end what it left out.
 test-clients: .venv/clients/python5/ready .venv/clients/node/ready
 	@$(PYTEST) tests/clients
+
+# The recipe for n8n in n8n's own node, which brings 800 MB. All others are in test-clients.
+test-n8n: .venv/clients/n8n/ready
+	@$(PYTEST) tests/clients/test_tools.py -k n8n
+
+# What reads the API description: a validator, schemathesis, Postman's importer. It says at its end what it left out.
+test-openapi: .venv/openapi/python/ready .venv/openapi/node/ready
+	@$(BIN)/python -m pytest -s tests/openapi
+
+# The portal's page in Chromium, and axe-core in the page. It says at its end what it left out.
+test-portal: .venv/dev .venv/portal/node/ready
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m browser tests/portal
 
 # Kills, storms and faults in large numbers, over several processes and one Redis, and a short run of the benchmark; a few
 # minutes. Prints each figure. LONG=1 makes them larger; SEED=N draws other lots.
@@ -53,6 +69,7 @@ floor: .venv/dev
 lock: .venv/dev
 	@$(BIN)/uv pip compile -q --universal --generate-hashes --upgrade --python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.txt
 	@$(BIN)/uv pip compile -q --universal --generate-hashes --upgrade --python-version 3.11 --custom-compile-command "make lock" --group dev -c requirements.txt -o requirements-dev.txt
+	@$(BIN)/uv pip compile -q --universal --generate-hashes --upgrade --python-version 3.11 --custom-compile-command "make lock" -c requirements.txt tests/openapi/tools.in -o tests/openapi/tools.txt
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -78,6 +95,14 @@ clean:
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes --no-deps --target $(@D) -r $<
 	@touch $@
 
+# As below. --legacy-peer-deps leaves out the rest of n8n.
+.venv/clients/n8n/ready: tests/clients/n8n/package-lock.json | .venv/dev
+	@echo "Installing n8n's node into .venv (some minutes, once, 800 MB)"
+	@mkdir -p $(@D) && cp tests/clients/n8n/package*.json $(@D)
+	@cd $(@D) && npm ci --silent --ignore-scripts --legacy-peer-deps --omit=optional --no-audit --no-fund \
+	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
+	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
+
 # Pinned and hashed, too. A machine without npm, or without its registry, tests everything else.
 .venv/clients/node/ready: tests/clients/node/package-lock.json | .venv/dev
 	@echo "Installing Node-RED and Stripe's SDK for Node.js into .venv (half a minute, once)"
@@ -85,3 +110,23 @@ clean:
 	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --omit=optional --no-audit --no-fund \
 	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
 	  echo "Going on without them. They take Node.js 20 or newer, and npm with its registry."
+
+.venv/openapi/python/ready: tests/openapi/tools.txt | .venv/dev
+	@echo "Installing schemathesis and a validator of OpenAPI into .venv (a minute, once)"
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+.venv/openapi/node/ready: tests/openapi/node/package-lock.json | .venv/dev
+	@echo "Installing Postman's importer into .venv (half a minute, once)"
+	@mkdir -p $(@D) && cp tests/openapi/node/package*.json $(@D)
+	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --no-audit --no-fund \
+	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
+	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
+
+.venv/portal/node/ready: tests/portal/node/package-lock.json | .venv/dev
+	@echo "Installing axe-core into .venv (some seconds, once)"
+	@mkdir -p $(@D) && cp tests/portal/node/package*.json $(@D)
+	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --no-audit --no-fund \
+	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
+	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."

@@ -10,11 +10,11 @@ import os
 from flask import Request, current_app
 
 from gateway.answering import Response, answer_to, previewed, replayed, respond
+from gateway.doors import OURS, ours
 from gateway.reading import read
 from gateway.record import Record
 from gateway.secrets import place_of
 from gateway.settings import SettingError, load
-from gateway.upstreams.sending import preview
 from gateway.worker import configure
 from policies.access import decide
 
@@ -34,13 +34,13 @@ def countersign(request: Request) -> Response:
         call = record.call = read(request.environ)  # 400 404 405 408 413 414 415
         policies = record.policies = gate.policies.current(record.deadline)
         caller = record.caller = gate.identity.identify(policies, call, record.now, record.deadline)  # 401 503
+        if call.validate_only:
+            gate.allowance.take(caller.id)  # 429
         grant = record.grant = decide(policies, caller, call)  # 403 400
-        if grant.validate_only:
-            would_send = preview(grant)
-            record.preview()
-            record.answer = previewed(would_send, record.audit_id)
-            return respond(record, gate.docs)
         secret = record.secret = gate.secrets.access(grant, record.deadline)  # 503
+        if call.validate_only:
+            record.answer = previewed(record, grant, gate.store, place_of(grant, secret))  # as admit, and takes nothing
+            return respond(record, gate.docs)
         admission = record.admission = gate.store.admit(grant, place_of(grant, secret))  # 429 409 422 424 503
         if admission.replay is not None:
             record.replay()
@@ -60,6 +60,6 @@ def countersign(request: Request) -> Response:
 
 # Skip Flask's dispatch: it costs as much as the whole policy check, reads the rest of a refused call without bound, and
 # answers some paths by itself (/robots.txt, //x), which get our refusal instead.
-current_app.wsgi_app = lambda environ, start_response: (  # type: ignore[method-assign]
-    countersign(Request(environ))(environ, start_response)
+current_app.wsgi_app = lambda environ, start: (  # type: ignore[method-assign, assignment]
+    ((environ["RAW_URI"].startswith(OURS) and ours(gate, environ)) or countersign(Request(environ)))(environ, start)
 )

@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from console import keys, ledger, recipes, verifying, why
+from console import explain, keys, ledger, pasting, verifying, why
 from gateway.reloading import read
 from gateway.settings import SettingError, settings_of
 from policies import compiled, document
@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     recipe.set_defaults(run=_recipe)
 
     verifying.add_commands(commands)
+    explain.add_command(commands)
     why.add_command(commands)
     keys.add_commands(commands)
     ledger.add_commands(commands)
@@ -172,8 +173,8 @@ def _settings(text: str) -> dict[str, str]:
 def _recipe(asked: argparse.Namespace) -> int:
     try:
         policy_set = read(asked.policy.read_bytes(), str(asked.policy))
-        print(recipes.recipe(policy_set, asked.policy, asked.url, caller=asked.caller, token=asked.token))
-    except (DocumentError, recipes.NoRecipeError) as error:
+        print(pasting.recipe(policy_set, asked.policy, asked.url, caller=asked.caller, token=asked.token))
+    except (DocumentError, pasting.NoRecipeError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:

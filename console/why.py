@@ -15,7 +15,8 @@ from console.lookup import EXAMPLE, MESSAGE, Content, NoAnswerError, Told, in_or
 from gateway.reloading import read
 from policies import compiled, parameters
 from policies.document import LOADER
-from policies.idempotency import SHORT
+from policies.foresight import Would
+from policies.idempotency import SHORT, Verdict
 from policies.model import DocumentError, Outcome
 from policies.operations import OPERATIONS
 from policies.refusals import Refusal
@@ -75,6 +76,8 @@ def paragraph(told: Told, policy: Path | None) -> str:
     first, last = told.own[0], told.own[-1]
     if first["kind"] == "counted":
         return _counted(told)
+    if first["kind"] not in _CALLS:
+        return f"No caller was given this audit id. Its line says: {first[MESSAGE]}."
     said = [f"On {_time(first)}, {_who(first)} {_ASKED.get(first['kind'], 'asked for')} {_what(first)}."]
     said.append(_end(last))
     if policy is not None or last["kind"] == "refusal":
@@ -83,12 +86,19 @@ def paragraph(told: Told, policy: Path | None) -> str:
     return " ".join(part for part in said if part)
 
 
-_ASKED: Final = {"preview": "tried", "replay": "asked again for"}
+#: The kinds of line that a call begins with.
+_CALLS: Final = frozenset({"intent", "outcome", "refusal", "replay", "preview", "look"})
+_ASKED: Final = {"preview": "tried", "replay": "asked again for", "look": "looked at"}
 
 
 def _counted(told: Told) -> str:
     line = told.own[0]
-    kind = {"refusal": "refused", "replay": "answered with what was kept", "preview": "tried and not sent"}
+    kind = {
+        "refusal": "refused",
+        "replay": "answered with what was kept",
+        "preview": "tried and not sent",
+        "look": "looks",
+    }
     reason = f" ({line['reason']})" if "reason" in line else ""
     said = (
         f"This call was one of {line['count']} of {line.get('caller', 'callers who did not prove who they are')} that "
@@ -118,6 +128,8 @@ def _who(line: Content) -> str:
 
 
 def _what(line: Content) -> str:
+    if line["kind"] == "look":
+        return str(line["asked"])
     asked = f" ({line['asked']})" if "asked" in line else ""
     where = f" on {line['connection']}" if "connection" in line else ""
     values = "".join(f", {path} {value!a}" for path, value in line.get("values", {}).items())
@@ -133,7 +145,10 @@ def _end(line: Content) -> str:
                 "it is still running, or the line is not in this export. The invoice may exist."
             )
         case "preview":
-            return "It was decided as any other call, and nothing was sent."
+            foreseen = _FORESEEN.get(line.get("would"), "")
+            return f"It was decided as any other call, and nothing was sent. {foreseen}{_why(line)}"
+        case "look":
+            return "It was told what it may do, and nothing was sent."
         case "replay":
             return "The answer of an earlier call with the same key was given again; nothing was sent."
         case "refusal":
@@ -148,6 +163,20 @@ def _end(line: Content) -> str:
     code = f" ({line['upstream_code']})" if "upstream_code" in line else ""
     status = f" with {line['upstream_status']}{code}" if "upstream_status" in line else ""
     return f"It was sent, and the upstream did not do it{status}. The caller was told: {_quoted(line)}"
+
+
+#: What asks nothing of anybody, but for a preview with a reason.
+_NOTHING: Final = frozenset({"preview", "replay", "look"})
+_FORESEEN: Final[dict[str | None, str]] = {
+    Would.SEND: "The call itself would have been sent.",
+    Would.REPLAY: "The call itself would have got the answer of an earlier call with the same key.",
+    Would.REFUSE: "The call itself would have been refused",
+    Would.WAIT: "The call itself would have had to wait",
+}
+
+
+def _why(line: Content) -> str:
+    return f" with {line['status']} {line['reason']}: {_quoted(line)}" if "reason" in line else ""
 
 
 def _created(line: Content) -> str:
@@ -175,15 +204,33 @@ def _of_the_key(told: Told) -> Iterator[str]:
     done = [line for line in told.others if line.get("result") == Outcome.SUCCEEDED]
     for line in done[-1:]:
         yield f"The invoice of this key was raised on {_time(line)} ({line['audit_id']}): {_created(line)}"
-    decided = [line for line in told.others if line["kind"] == "resolution"]
-    for line in decided[-1:]:
-        what = f"it created {line['created']}" if line["created"] else "nothing was created"
-        yield f"On {_time(line)}, {line['by']} decided: {what}."
+    decided = _decision(told)
+    if decided is not None:
+        yield f"On {_time(decided)}, {decided['by']} {_decided_what(decided)}."
+
+
+def _decision(told: Told) -> Content | None:
+    """Return the last decision of an operator about the key that took effect; None if there is none."""
+    decisions: dict[str, Content] = {}  # by the instance that wrote them: each command is one
+    for line in told.others:
+        if line["kind"] == "resolution":
+            decisions[line["instance"]] = line
+        elif line["kind"] == "resolved" and line["verdict"] not in {Verdict.RESOLVED, Verdict.REOPENED}:
+            decisions.pop(line["instance"], None)
+    return next(reversed(decisions.values()), None)
+
+
+def _decided_what(line: Content) -> str:
+    if "takes_back" in line:
+        return f"took a decision back ({line['takes_back']})"
+    return f"decided: it created {line['created']}" if line["created"] else "decided: nothing was created"
 
 
 def _next(line: Content, told: Told) -> Iterator[str]:
     """Say what to do next."""
-    settled = any(other.get("result") == Outcome.SUCCEEDED or other["kind"] == "resolution" for other in told.others)
+    decided = _decision(told)
+    by_word = decided is not None and "takes_back" not in decided and decided["time"] > line["time"]
+    settled = by_word or any(other.get("result") == Outcome.SUCCEEDED for other in told.others)
     unknown = (
         line["kind"] == "intent" or line.get("result") == Outcome.UNKNOWN or line.get("reason") == "outcome-unknown"
     )
@@ -192,7 +239,7 @@ def _next(line: Content, told: Told) -> Iterator[str]:
             yield "Next: look for it at the upstream. The call had no idempotency key, so no ledger knows of it."
         else:
             yield f"Next: ./countersign ledger show {told.ledger} says whether it is still open, and how to settle it."
-    elif line.get("result") == Outcome.SUCCEEDED or line["kind"] in {"preview", "replay"} or settled:
+    elif line.get("result") == Outcome.SUCCEEDED or (line["kind"] in _NOTHING and "reason" not in line) or settled:
         yield "Nothing needs to be done."
     elif advice := _advice(line.get("reason")):
         yield f"Next: {advice}"
@@ -234,14 +281,14 @@ def _decided(line: Content, policy: Path | None) -> list[str]:
     if not policy_set.digest.startswith(digest):
         return [f"{policy} is {policy_set.digest[:SHORT]}, and what decided is another document, {digest}."]
     said = []
-    rule = None if compiled.recognised(data) else _rule(data.decode(), line)
+    rule = None if compiled.recognised(data) else rule_of(data.decode(), line)
     if rule is not None:
         what = "What decided" if "reason" in line else "What grants it"
         said.append(f"{what} is line {rule[0]} of {policy}: `{rule[1]}`.")
     return said + _would_pass(policy_set, line)
 
 
-def _rule(text: str, line: Content) -> tuple[int, str] | None:
+def rule_of(text: str, line: Content) -> tuple[int, str] | None:
     """Return the number and the text of the line of a document that decided."""
     root: Any = yaml.compose(text.removeprefix("\ufeff"), Loader=LOADER)
     node = None

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from gateway.reading import speaks_stripe
+from gateway.address import Docs
+from gateway.reading import only_tries, speaks_stripe
 from policies.fields import narrow
+from policies.foresight import foresee, would_of
 from policies.model import Answer
 from policies.refusals import as_stripe_error
 
@@ -20,14 +22,17 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
     from gateway.record import Record
+    from gateway.stores import Store
     from policies.model import Grant
     from policies.outcomes import Reply
+    from policies.refusals import Refusal
 
 JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
 _NOTHING = re.compile(r"q=0(?:\.0*)?")
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _JSON: Final = msgspec.json.Encoder()
+NO_DOCS: Final = Docs()
 #: Longer than what any client writes; only bounds what is looked at.
 MAX_ACCEPT: Final = 1024
 
@@ -55,9 +60,18 @@ def answer_to(reply: Reply, grant: Grant, audit_id: str) -> Answer:
     return Answer(200, _json(answer))
 
 
-def previewed(would_send: Mapping[str, object], audit_id: str) -> Answer:
-    """Return the answer to ``validate_only``."""
-    return Answer(200, _json({**would_send, "audit_id": audit_id}))
+def previewed(record: Record, grant: Grant, store: Store, place: str) -> Answer:
+    """Foresee and record a call that is only tried. Return its answer: what the real one would get, and ``would``.
+
+    ``place`` is where it would go. Raises the refusals that the real one would meet.
+    """
+    admission = record.admission = store.peek(grant, place)
+    would, told = foresee(grant, admission, store.left(grant.caller, ()), record.clock())
+    record.preview(would)
+    if admission.replay is None:
+        return Answer(200, _json({**told, "audit_id": record.audit_id}))
+    kept = replayed(admission.replay, grant)
+    return Answer(kept.status, _with(kept.body, told))
 
 
 def replayed(kept: Answer, grant: Grant) -> Answer:
@@ -80,21 +94,20 @@ def replayed(kept: Answer, grant: Grant) -> Answer:
             body = _json(narrowed)
         if not entitlement.audit_id_in_answer:
             return Answer(kept.status, body)
-    more = b"" if body == b"{}" else b","
-    return Answer(kept.status, b'%b%b"replayed":true}' % (body[:-1], more))
+    return Answer(kept.status, _with(body, {"replayed": True}))
 
 
-def respond(record: Record, docs: str = "") -> Response:
+def respond(record: Record, docs: Docs = NO_DOCS) -> Response:
     """Return the refusal in ``record``, or else its answer. The upstream's headers are not passed on.
 
-    ``docs`` is the address of the page that explains all refusals; empty if there is none.
+    ``docs`` is where callers read what a refusal means.
     """
     answer, admission, refusal = record.answer, record.admission, record.refusal
     standings = admission.standings if admission is not None else ()
     told: dict[str, str] = {}
     problem: dict[str, Any] | None = None
     if refusal is not None:
-        problem, standings = refusal.problem(record.audit_id, record.clock()), standings or refusal.standings
+        problem, standings = _problem(record, refusal), standings or refusal.standings
         told |= refusal.headers
     elif admission is not None and admission.replay is not None:
         told["Idempotent-Replayed"] = "true"
@@ -105,8 +118,9 @@ def respond(record: Record, docs: str = "") -> Response:
         told["Request-Id"] = record.audit_id  # which Stripe's clients show with an error
     if problem is not None:
         status = problem["status"]
-        if docs:  # never kept with an answer, so that it is always today's
-            problem["help"] = f"{docs}#{problem['reason']}"
+        entry = docs.entry(problem["reason"], record.environ)
+        if entry is not None:  # never kept with an answer, so that it is always today's
+            problem["help"] = entry
         if stripes:
             status, problem, again = as_stripe_error(problem)
             told["Stripe-Should-Retry"] = "true" if again else "false"
@@ -114,7 +128,7 @@ def respond(record: Record, docs: str = "") -> Response:
             media = _media(record.environ.get("HTTP_ACCEPT", "")[:MAX_ACCEPT])
         body = _json(problem)
     elif stripes:
-        body = _typed(record.grant, body)
+        body = _typed(record, body)
     headers = {
         "Content-Type": media,
         "Content-Length": str(len(body)),
@@ -131,6 +145,14 @@ def respond(record: Record, docs: str = "") -> Response:
     return Response(status, headers, body)
 
 
+def _problem(record: Record, refusal: Refusal) -> dict[str, Any]:
+    """Return the body of a refusal; for a call that is only tried, with what would become of the real one."""
+    problem, call = refusal.problem(record.audit_id, record.clock()), record.call
+    tried = only_tries(record.environ) if call is None else call.validate_only
+    would = would_of(refusal) if tried else None
+    return problem if would is None else {**problem, "validate_only": True, "would": would}
+
+
 @lru_cache(64)  # clients send the same few all day
 def _media(accept: str) -> str:
     """Return the media type of a refusal: no-code tools show a body only if its type is the one they asked for."""
@@ -144,15 +166,23 @@ def _weighed(item: str) -> tuple[str, bool]:
     return kind, not any(_NOTHING.fullmatch(part) for part in parameters)
 
 
-def _typed(grant: Grant | None, body: bytes) -> bytes:
+def _typed(record: Record, body: bytes) -> bytes:
     """Add ``object`` if the policy does not grant it: Stripe's clients choose the answer's class by it.
 
     It is the same in every answer, so it reveals nothing. The rest stays byte for byte.
     """
-    if grant is None or grant.validate_only or "object" in grant.entitlement.response:
+    grant, admission = record.grant, record.admission
+    if grant is None or admission is None or "object" in grant.entitlement.response:
+        return body
+    if grant.validate_only and admission.replay is None:  # what would be sent is no object of theirs
         return body
     more = b"" if body == b"{}" else b","
     return b'{"object":"%b"%b%b' % (grant.entitlement.operation.answers.encode("ascii"), more, body[1:])
+
+
+def _with(body: bytes, members: Mapping[str, object]) -> bytes:
+    """Append members to an object in JSON, which stays as it is byte for byte."""
+    return b"%b%b%b" % (body[:-1], b"" if body == b"{}" else b",", _json(members)[1:])
 
 
 def _json(value: Mapping[str, object]) -> bytes:

@@ -9,8 +9,8 @@ Hashes can be recomputed by whoever can rewrite the lines. With a record key a `
 it: after the line of a call when the last one is a second old, and before ``stop``. A key that cannot be read keeps no
 call from going on; the next checkpoint covers the lines in between.
 
-What costs a caller nothing (a refusal, a preview, a replay) is counted and not written past ten a second of one kind
-from one caller, so that nobody can flood the record. All strangers are one caller.
+What costs a caller nothing (a refusal, a preview, a replay, a look) is counted and not written past ten a second of one
+kind from one caller, so that nobody can flood the record. All strangers are one caller.
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ class _Chain:
     unwritten: int = 0
     #: When the last checkpoint was written, by the monotonic clock.
     checkpoint: float = -inf
+    #: The sequence of a line that could not be written: no line was written since, as long as it is the next one's.
+    failed: int = -1
 
     def id_without_line(self, why: str) -> str:
         """Return an audit id that names the last line before it, which it proves as any other does."""
@@ -201,6 +203,15 @@ class Audit:
             chain = self._chain.get()
             chain.unwritten += 1
             return chain.id_without_line(f"{UNWRITTEN}-{chain.unwritten}")
+
+    def writable(self) -> bool:
+        """Whether the last line could be written. If not, it is tried with one that says so."""
+        with self._lock, suppress(RecordUnavailable):
+            chain = self._begun()
+            if chain.failed == chain.sequence:
+                self._line(chain, "resumed", {}, "WARNING", "the record could not be written, and can be again")
+            return True
+        return False
 
     def policy_taken(self, digest: str) -> None:
         """Record that another policy document is now in force."""
@@ -333,6 +344,7 @@ class Audit:
         try:
             self._sink.write(line.encode("ascii"))
         except (OSError, ValueError) as error:
+            chain.failed = chain.sequence
             raise RecordUnavailable(note=type(error).__name__, retry_after=1) from None
         chain.sequence += 1
         chain.head = digest

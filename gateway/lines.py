@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.presented import PREFIXES
+from policies.foresight import Would
 from policies.issuing import Stage
 from policies.model import Outcome
 
@@ -139,12 +140,9 @@ class Spent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     window: Annotated[int, Meta(description="Seconds.")]
 
 
-class RefusalLine(Line, kw_only=True, tag="refusal"):
-    """A call was refused before it was sent. One that broke off after its intent has `intent`."""
+class Unsent(Line, kw_only=True):
+    """What a line may hold of a call that was not sent."""
 
-    status: int
-    reason: str
-    detail: Annotated[str, Meta(description="The sentence that the caller got.")]
     note: Note = UNSET
     parameter: First = UNSET
     others: Others = UNSET
@@ -164,26 +162,48 @@ class RefusalLine(Line, kw_only=True, tag="refusal"):
     values: dict[str, str] | UnsetType = UNSET
     ledger: Short | UnsetType = UNSET
     secret: str | UnsetType = UNSET
+    limit: Annotated[str | UnsetType, Meta(description="The limit or ceiling that is used up.")] = UNSET
+    budget: Annotated[Spent | UnsetType, Meta(description="The budget that is used up.")] = UNSET
+
+
+class RefusalLine(Unsent, kw_only=True, tag="refusal"):
+    """A call was refused before it was sent. One that broke off after its intent has `intent`."""
+
+    status: int
+    reason: str
+    detail: Annotated[str, Meta(description="The sentence that the caller got.")]
     intent: str | UnsetType = UNSET
     presented: Annotated[Presented | UnsetType, Meta(description="The credential, of a caller who is not known.")] = (
         UNSET
     )
-    limit: Annotated[str | UnsetType, Meta(description="The limit or ceiling that is used up.")] = UNSET
-    budget: Annotated[Spent | UnsetType, Meta(description="The budget that is used up.")] = UNSET
 
 
 class Replay(Granted, kw_only=True, tag="replay"):
     """An earlier answer was given again."""
 
 
-class Preview(Granted, kw_only=True, tag="preview"):
-    """A `validate_only` call: decided, not sent."""
+class Preview(Unsent, kw_only=True, tag="preview"):
+    """A `validate_only` call: decided, not sent. One that would be refused, or would wait, has the reason."""
+
+    would: Literal[tuple(would.value for would in Would)]  # type: ignore[valid-type]  # msgspec reads it
+    status: int | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    detail: Detail = UNSET
+
+
+class Look(Line, kw_only=True, tag="look"):
+    """A caller asked what it may do, or what became of a key of its own. Nothing is sent."""
+
+    caller: str
+    credential: Annotated[str, Meta(description="A key's id, or `google:EMAIL`.")]
+    policy: Annotated[Short, Meta(description="The first digits of the digest of the document in force.")]
+    asked: Annotated[str, Meta(description="Method and path, without the query.")]
 
 
 class Counted(Line, kw_only=True, tag="counted"):
     """More calls of one kind by one caller than are written in a second. Their audit ids hold `batch`."""
 
-    counted: Literal["refusal", "replay", "preview"]
+    counted: Literal["refusal", "replay", "preview", "look"]
     count: Whole
     batch: Whole
     reason: str | UnsetType = UNSET
@@ -209,6 +229,10 @@ class Checkpoint(Line, kw_only=True, tag="checkpoint"):
     last: Annotated[Literal[True] | UnsetType, Meta(description="Only `stop` follows.")] = UNSET
 
 
+class Resumed(Line, kw_only=True, tag="resumed"):
+    """The record can be written again, after a line that could not be."""
+
+
 class Secret(Line, kw_only=True, tag="secret"):
     """A version of a secret is not used."""
 
@@ -217,10 +241,13 @@ class Secret(Line, kw_only=True, tag="secret"):
 
 
 class Resolution(Line, kw_only=True, tag="resolution"):
-    """An operator decides what became of a call."""
+    """An operator decides what became of a call, or takes such a decision back."""
 
     ledger: Short
-    created: Annotated[str | None, Meta(description="The invoice; null if there is none.")]
+    created: Annotated[str | UnsetType | None, Meta(description="The invoice; null if there is none.")] = UNSET
+    takes_back: Annotated[str | UnsetType, Meta(description="The decision that is taken back, and whose it was.")] = (
+        UNSET
+    )
     by: str
     caller: str
     connection: str
@@ -237,8 +264,8 @@ class Resolved(Line, kw_only=True, tag="resolved"):
     operation: str
 
 
-Call = Intent | StepLine | OutcomeLine | RefusalLine | Replay | Preview | Counted
-Ours = Start | Stop | Call | Policy | Checkpoint | Secret | Resolution | Resolved
+Call = Intent | StepLine | OutcomeLine | RefusalLine | Replay | Preview | Look | Counted
+Ours = Start | Stop | Call | Policy | Checkpoint | Resumed | Secret | Resolution | Resolved
 
 
 class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

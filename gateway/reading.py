@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, unquote_plus
 
 from gunicorn.http.errors import ParseException
 
+from gateway.address import HOST
 from gateway.credentials import KINDS, environ_name
 from gateway.credentials.google import SERVERLESS
 from gateway.forks import PerProcess
@@ -39,7 +40,7 @@ from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 #: The largest real call, every parameter at its longest, is well below this.
 MAX_BODY: Final = 256 * 1024
@@ -57,8 +58,6 @@ _PLAIN = re.compile(r"(?:/stripe)?/(.+?)/?")
 _STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
 #: An id in a path: nothing that could be read as more than one segment.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
-#: RFC 9110, 7.2, in the forms that clients use. Countersign does not use it, but a proxy in front of it may.
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 #: An absolute-form target, as for a proxy: RFC 9112, 3.2.2.
 _ORIGIN = re.compile(r"[A-Za-z]+://[^/]*")
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
@@ -70,6 +69,8 @@ _KEY_SEEN: Final = (
     "Addresses end up in logs: send the caller key in the x-api-key header, and ask the operator of Countersign for a "
     "new one."
 )
+_TRUE: Final = "|".join(text for text, value in BOOLEANS.items() if value == "true")
+_TRIES = re.compile(rf"[?&]validate_only=(?:{_TRUE})(?:&|$)")
 _ODD = re.compile(r"[^A-Za-z0-9._-]")
 _CHARACTERS: Final = {" ": "the space", "\n": "the line break", "\r": "the line break", "\t": "the tab"}
 _CREDENTIALS: Final = {
@@ -90,7 +91,7 @@ def read(environ: Mapping[str, Any]) -> Call:
     target: str = environ["RAW_URI"]  # PATH_INFO has %2F decoded and // folded, and hides an absolute-form target
     if len(target) > MAX_TARGET:
         raise TargetTooLong
-    if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
+    if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HeaderMalformed("The Host header is not a host's name.")
     path, _, query = target.partition("?")
     route = _route(path)
@@ -124,6 +125,47 @@ def read(environ: Mapping[str, Any]) -> Call:
         validate_only=validate_only,
         environ=environ,
     )
+
+
+def read_own(
+    environ: Mapping[str, Any], allowed: Collection[str], names: Collection[str] = ()
+) -> tuple[Call, dict[str, str]]:
+    """Read a request for a door of our own: who asks, and which of ``names`` its query gives.
+
+    The call names no operation; ``body`` is that of a method which has one. Raises what :func:`read` does.
+    """
+    target: str = environ["RAW_URI"]
+    if len(target) > MAX_TARGET:
+        raise TargetTooLong
+    if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
+        raise HeaderMalformed("The Host header is not a host's name.")
+    if environ["REQUEST_METHOD"] not in allowed:
+        raise _wrong_method(environ, ", ".join(allowed))
+    query = target.partition("?")[2]
+    if mentioned_in(unquote_plus(query)):
+        raise QueryMalformed(f"A caller key must not be written in the address. {_KEY_SEEN}")
+    given: dict[str, str] = {}
+    for name, value in _pairs(query):
+        if name not in names:
+            takes = f"It takes {' and '.join(names)}." if names else "It takes no parameters."
+            raise QueryMalformed(f"{shown(name) or 'An empty name'} does not belong in this address. {takes}")
+        if name in given or not value:
+            fault = "given twice" if name in given else "empty"
+            raise QueryMalformed(f"{name} is {fault} in the address. Write it once, with a value.", parameter=name)
+        given[name] = value
+    body = _body(environ)
+    if body and environ["REQUEST_METHOD"] != "POST":
+        raise BodyMalformed("A GET has no body: write parameters in the address.")
+    credentials = {
+        (name := _CREDENTIALS[key]): Concealed(_header(environ, key, name) or "")
+        for key in environ.keys() & _CREDENTIALS.keys()
+    }
+    return Call("", "", "", credentials, "json", body, None, validate_only=False, environ=environ), given
+
+
+def only_tries(environ: Mapping[str, Any]) -> bool:
+    """Whether a request that could not be read asks for ``validate_only``."""
+    return _TRIES.search(environ["RAW_URI"][:MAX_TARGET]) is not None
 
 
 def speaks_stripe(environ: Mapping[str, Any]) -> bool:
@@ -213,13 +255,16 @@ def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, 
     return (_place(values, "name"), _place(values, "connection_name")), validate_only == "true", rest
 
 
-def _values(query: str) -> dict[str, str]:
+def _pairs(query: str) -> list[tuple[str, str]]:
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+        return parse_qsl(query, keep_blank_values=True, errors="strict")
     except ValueError:
         raise QueryMalformed("The address is not valid UTF-8. Write it in UTF-8, percent-encoded.") from None
+
+
+def _values(query: str) -> dict[str, str]:
     values: dict[str, str] = {}
-    for name, value in pairs:
+    for name, value in _pairs(query):
         if name not in _ADDRESS:
             raise _stranger(name)
         if name in values:

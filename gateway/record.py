@@ -1,8 +1,8 @@
 """Records one call.
 
 A call that is sent leaves two lines: ``intent`` before the send and ``outcome`` after it. Any other call leaves one:
-``refusal``, ``replay`` or ``preview``. Each line stands alone: it says who asked for what of which connection, and its
-message is a sentence. :mod:`gateway.lines` has all members.
+``refusal``, ``replay``, ``preview`` or ``look``. Each line stands alone: it says who asked for what of which
+connection, and its message is a sentence. :mod:`gateway.lines` has all members.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gateway.chain import HASH_DIGITS, alert, labels_of, without_keys
 from gateway.presented import presented
 from policies import wording
 from policies.access import given
+from policies.foresight import Would, would_of
 from policies.forms import shown, split
 from policies.idempotency import SHORT
 from policies.model import Answer, Effect, Outcome
@@ -117,13 +118,31 @@ class Record:
         """Return the time, in unix seconds."""
         return self._audit.clock()
 
-    def preview(self) -> None:
+    def preview(self, would: Would) -> None:
         """Record a ``validate_only`` call: decided as any other, but nothing is sent or used up."""
-        self._for_nothing("preview", "tried")
+        self._for_nothing("preview", "tried", would=would.value)
 
     def replay(self) -> None:
         """Record that a kept answer is given again."""
         self._for_nothing("replay", "got the kept answer again of")
+
+    def look(self) -> None:
+        """Record that a caller asked for what it may do, or for what became of a key of its own."""
+        caller, policies = self.caller, self.policies
+        assert caller is not None  # noqa: S101 - it was identified
+        assert policies is not None  # noqa: S101 - by these
+        counted = self._audit.counted("look", caller.id)
+        if counted is None:
+            asked = _asked(self.environ, None)
+            content = {
+                "caller": caller.id,
+                "credential": caller.credential,
+                "policy": policies.digest[:SHORT],
+                "asked": asked,
+            }
+            labels = self._trace + labels_of(caller=caller.id)
+            counted = self._audit.write("look", content, "INFO", f"{caller.id} looked at {asked}", labels)
+        self.audit_id = counted
 
     def intent(self, admission: Admission) -> None:
         """Record a call before it is sent. Raises :class:`RecordUnavailable`; then the call must not be sent."""
@@ -214,19 +233,25 @@ class Record:
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = refusal
         caller = self.caller.id if self.caller is not None else None
+        # A stranger's is a refusal: keys that are tried out must not look like calls that are.
+        tried = self.call is not None and self.call.validate_only and caller is not None
+        would = would_of(refusal) if tried else None
+        kind, reason = ("refusal", refusal.reason) if would is None else ("preview", None)
         try:
-            audit_id = None if self._intent else self._audit.counted("refusal", caller, refusal.reason)
+            audit_id = None if self._intent else self._audit.counted(kind, caller, reason)
             if audit_id is None:
-                severity = "ERROR" if refusal.status >= 500 else "WARNING"
-                audit_id = self._audit.write("refusal", *self._refused(refusal, severity))
+                audit_id = self._audit.write(kind, *self._refused(refusal, would))
         except RecordUnavailable as error:
             alert(f"a refusal could not be recorded: {error.note}")
             audit_id = self._audit.unwritten()
         self.audit_id = self.audit_id or audit_id
 
-    def _refused(self, refusal: Refusal, severity: str) -> tuple[dict[str, Any], str, str, str]:
-        """Return the content of a refusal's line, its severity, its message, and the members beside ours."""
-        content = {"status": refusal.status, **_said(refusal), **_present(intent=self._intent)}
+    def _refused(self, refusal: Refusal, would: Would | None) -> tuple[dict[str, Any], str, str, str]:
+        """Return the content of a refusal's line, its severity, its message, and the members beside ours.
+
+        ``would`` is for a call that was only tried.
+        """
+        content = {"status": refusal.status, **_said(refusal), **_present(intent=self._intent, would=would)}
         if self.grant is not None:
             if not self._labels:
                 self._decide()
@@ -242,8 +267,12 @@ class Record:
                 content["presented"] = brought
                 if "caller" in brought:
                     who = f"somebody with credential {brought['credential']} of {brought['caller']}"
-        labels = labels_of(**{name: content.get(name) for name in ("caller", "connection", "operation", "reason")})
-        return content, severity, f"{who} was refused {what}: {_first(refusal)}", self._trace + labels
+        labels = {name: content.get(name) for name in ("caller", "connection", "operation", "reason")}
+        severity, said = "ERROR" if refusal.status >= 500 else "WARNING", f"was refused {what}"
+        if would is not None:  # nobody is alarmed by a try, nor counts it as a refusal
+            del labels["reason"]
+            severity, said = "INFO", f"tried {what}, which would {'be refused' if would is Would.REFUSE else 'wait'}"
+        return content, severity, f"{who} {said}: {_first(refusal)}", self._trace + labels_of(**labels)
 
     def _asked(self) -> dict[str, Any]:
         """Return what is known of a call that was refused before it was granted."""
@@ -253,7 +282,7 @@ class Record:
             content["policy"] = self.policies.digest[:SHORT]
         if caller is not None:
             content |= {"caller": caller.id, "credential": caller.credential}
-        if call is None:
+        if call is None or not call.operation:
             return content
         content["operation"] = call.operation
         if caller is not None and self.policies is not None:
@@ -293,14 +322,15 @@ class Record:
             f'"operation":"{operation}"'
         )
 
-    def _for_nothing(self, kind: str, done: str) -> None:
+    def _for_nothing(self, kind: str, done: str, **more: str) -> None:
         """Record a call that sends nothing and takes nothing, unless there are too many of these."""
         assert self.grant is not None  # noqa: S101 - a decision has been made
         counted = self._audit.counted(kind, self.grant.caller.id)
         if counted is None:
             self._decide()
             message = f"{self._caller} {done} {self._what}"
-            counted = self._audit.write(kind, self._decision, "INFO", message, f"{self._trace}{self._labels}}}")
+            content = {**self._decision, **more}
+            counted = self._audit.write(kind, content, "INFO", message, f"{self._trace}{self._labels}}}")
         self.audit_id = counted
 
 

@@ -17,9 +17,9 @@ import hashlib
 import re
 import threading
 from math import inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway import files
 from gateway.kept import DownError, Kept, Lifetime
 from gateway.presented import retired
 from policies import compiled
@@ -77,10 +77,9 @@ class File:
     def read(self) -> bytes:
         """See :class:`Source`."""
         try:
-            with Path(self.where).open("rb") as file:
-                data = file.read(MAX_DOCUMENT + 1)
-        except OSError as error:
-            raise SourceError(f"cannot be read ({type(error).__name__}). Write the path of a file.") from None
+            data = files.read(self.where, MAX_DOCUMENT + 1)
+        except files.UnreadableError as error:
+            raise SourceError(f"cannot be read ({error}). Write the path of a file.") from None
         if len(data) > MAX_DOCUMENT:
             raise SourceError("is larger than any policy document. Write the document's path.")
         return data
@@ -173,6 +172,11 @@ class Policies:
     def current(self, deadline: float) -> PolicySet:
         """Return the policies for one whole call, which must end by ``deadline``."""
         return self._kept.get(self._source.where, deadline)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the source has another document by now: one that was refused, or that cannot be read."""
+        return bool(self._refused) or (self._source.changes and self._clock() - self._as_of > self._must)
 
     def _check(self, _where: str, _deadline: float) -> PolicySet:
         began = self._clock()

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from gateway import files
+from gateway.address import Docs
+from gateway.allowance import Allowance
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
 from gateway.forks import apart
 from gateway.identity import Identity
 from gateway.kept import DownError
 from gateway.means import Means
+from gateway.readiness import Readiness
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets, reader_of
 from gateway.signing import RecordKey
@@ -42,8 +46,13 @@ _AUDIENCE = re.compile(
 _DOCS = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%@/-]*)?")
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
+#: How the place of a secret is written, in sentences.
+_PLACE = "Write projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
+
+#: An address, or a short sentence with one in it.
+MAX_OPERATOR: Final = 200
 
 #: Cloud Run sends one instance no more calls at once.
 MAX_THREADS: Final = 1000
@@ -54,12 +63,17 @@ def _whole(least: int, most: int) -> Callable[[str], bool]:
     return lambda text: re.fullmatch("[0-9]{1,9}", text) is not None and least <= int(text) <= most
 
 
+def _empty(text: str) -> bool:
+    return not text
+
+
 def _off(text: str) -> bool:
     return text.lower() in {"", "false"}
 
 
-#: What functions-framework and gunicorn read from the environment. They answer some values with a traceback, serve
-#: nobody with others, and with others again put keys into the log or cut off a call while it is being settled.
+#: What functions-framework, gunicorn and other libraries read from the environment. They answer some values with a
+#: traceback, serve nobody with others, and with others again put keys into the log or a file, or cut off a call while
+#: it is being settled.
 _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
     "WORKERS": (
         _whole(1, 1),
@@ -91,7 +105,20 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
         "countersign".__eq__,
         "must be countersign, the name of the function. On the cloud it is the entry point: --entry-point=countersign.",
     ),
+    "SCRIPT_NAME": (_empty, "must be empty: with any other, gunicorn answers no call. Remove it."),
+    "GOOGLE_SDK_PYTHON_LOGGING_SCOPE": (
+        _empty,
+        "must be empty: with any other, Google's client logs the upstream's key as it reads it. Remove it.",
+    ),
+    "GRPC_TRACE": (_empty, "must be empty: it logs calls to Google with the tokens that open all secrets. Remove it."),
+    "SSLKEYLOGFILE": (
+        _empty,
+        "must be empty: it puts what connections are encrypted with into a file, for all to read. Remove it.",
+    ),
 }
+
+#: Files that Google's client, gRPC and OpenSSL open by themselves, with a call or a lock waiting: looked at beforehand.
+_OPENED_BY_LIBRARIES: Final = ("GOOGLE_APPLICATION_CREDENTIALS", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "SSL_CERT_FILE")
 
 
 class SettingError(Exception):
@@ -103,6 +130,8 @@ class Settings:
     """What the environment says. Nothing was opened or read."""
 
     on_cloud: bool
+    service: str
+    """The name of the function on the cloud; empty elsewhere."""
     policy: str
     store: str
     store_password: str
@@ -117,8 +146,11 @@ class Settings:
     secret_manager: str | None
     """Another Secret Manager, and certificates of Google at another place: ``HOST:PORT`` on this machine."""
     certificates: str | None
-    docs: str
-    """The address of the page about refusals; empty for none."""
+    docs: Docs
+    portal: bool
+    """Whether there is a page for callers."""
+    operator: str
+    """Whom callers may ask, for people to read; empty if that is not said."""
     promised: float
     """A change of the policy document is in force after so many seconds."""
 
@@ -137,8 +169,14 @@ class Gate:
     store: Store
     upstreams: Upstreams
     audit: Audit
-    docs: str
-    """See :class:`Settings`."""
+    readiness: Readiness
+    allowance: Allowance
+    """What previews and questions are counted against."""
+    docs: Docs
+    """See :class:`Settings`, also for the next ones."""
+    portal: bool
+    operator: str
+    service: str
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -160,6 +198,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
     store = _store(environ, on_cloud=on_cloud)
     return Settings(
         on_cloud=on_cloud,
+        service=environ.get("K_SERVICE", ""),
         policy=policy,
         store=store,
         store_password=_store_password(environ, store),
@@ -172,7 +211,9 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         certificates=_on_loopback(
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
-        docs=_docs(environ),
+        docs=Docs(_docs(environ), _portal(environ), environ.get("K_SERVICE", "")),
+        portal=_portal(environ),
+        operator=_operator(environ),
         promised=_promised(environ, on_cloud=on_cloud),
     )
 
@@ -180,6 +221,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
 def load(environ: Mapping[str, str]) -> Gate:
     """Build the gate. Raises :class:`SettingError`."""
     settings = settings_of(environ)
+    _look_at_files(environ)
     manager = SecretManager(settings.secret_manager)
     began = time.monotonic()
     source = source_of(settings.policy, manager)
@@ -212,27 +254,45 @@ def load(environ: Mapping[str, str]) -> Gate:
         _sink(settings.audit),
         policy=first.digest,
         project=settings.project,
-        key=_record_key_of(settings, manager, key),
+        key=_record_key_of(settings.record_key, manager, key),
     )
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
+    policies = Policies(
+        source,
+        judged,
+        first,
+        digest=digest_of(data),
+        read_at=began,
+        audit=audit,
+        clock=time.monotonic,
+        promised=settings.promised,
+    )
     return Gate(
-        policies=Policies(
-            source,
-            judged,
-            first,
-            digest=digest_of(data),
-            read_at=began,
-            audit=audit,
-            clock=time.monotonic,
-            promised=settings.promised,
-        ),
+        policies=policies,
         identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
         secrets=secrets,
         store=store,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep, store),
         audit=audit,
+        readiness=Readiness(policies, secrets, store, audit),
+        allowance=Allowance(time.monotonic),
         docs=settings.docs,
+        portal=settings.portal,
+        operator=settings.operator,
+        service=settings.service,
     )
+
+
+def _look_at_files(environ: Mapping[str, str]) -> None:
+    for name in _OPENED_BY_LIBRARIES:
+        path = environ.get(name)
+        if path:
+            try:
+                files.read(path, 1)
+            except files.UnreadableError as error:
+                raise SettingError(
+                    f"{name}: {path} cannot be read ({error}). Write the path of a file, or remove it."
+                ) from None
 
 
 def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
@@ -273,6 +333,23 @@ def _docs(environ: Mapping[str, str]) -> str:
             "https://github.com/acme/countersign/blob/main/docs/refusals.md."
         )
     return docs
+
+
+def _portal(environ: Mapping[str, str]) -> bool:
+    portal = environ.get("PORTAL", "")
+    if portal not in {"", "on", "off"}:
+        raise SettingError("PORTAL must be on or off: whether there is a page for callers at /portal.")
+    return portal != "off"
+
+
+def _operator(environ: Mapping[str, str]) -> str:
+    operator = environ.get("OPERATOR", "")
+    if len(operator) > MAX_OPERATOR or not operator.isprintable():
+        raise SettingError(
+            f"OPERATOR must say whom callers may ask, in one line of at most {MAX_OPERATOR} characters, such as "
+            "payments@acme.example."
+        )
+    return operator
 
 
 def _iam(environ: Mapping[str, str]) -> bool:
@@ -333,7 +410,7 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
     try:
         return Secret.of(where, *reader_of(where, manager, Mounted()).read(where)).value
     except DownError as error:
-        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
+        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}. {_PLACE}.") from None
 
 
 def _record_key(environ: Mapping[str, str]) -> str:
@@ -343,10 +420,7 @@ def _record_key(environ: Mapping[str, str]) -> str:
 def _where(setting: str, where: str, what: str) -> str:
     """Return ``where``, the place of a secret; empty for none."""
     if where and not names_secret(where):
-        raise SettingError(
-            f"{setting} must say where {what} lies, and not hold it: write "
-            "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."
-        )
+        raise SettingError(f"{setting} must say where {what} lies, and not hold it. {_PLACE}.")
     return where
 
 
@@ -358,10 +432,8 @@ def _signing_key(where: str, manager: SecretManager) -> bytes | DownError:
         return error
 
 
-def _record_key_of(settings: Settings, manager: SecretManager, first: bytes | DownError) -> RecordKey | None:
-    if not settings.record_key:
-        return None
-    return RecordKey(settings.record_key, first, partial(_signing_key, settings.record_key, manager), time.monotonic)
+def _record_key_of(where: str, manager: SecretManager, first: bytes | DownError) -> RecordKey | None:
+    return RecordKey(where, first, partial(_signing_key, where, manager), time.monotonic) if where else None
 
 
 def ledger_of(environ: Mapping[str, str]) -> Ledger:
@@ -377,9 +449,20 @@ def ledger_of(environ: Mapping[str, str]) -> Ledger:
     return found
 
 
-def record_of(environ: Mapping[str, str]) -> Sink:
-    """Return where ``AUDIT`` has the record, for an operator's decision. Raises :class:`SettingError`."""
-    return _sink(_audit(environ))
+def record_of(environ: Mapping[str, str]) -> Audit:
+    """Return the record of an operator's command: where ``AUDIT`` has it, signed with what ``RECORD_KEY`` names.
+
+    A call goes on without a key that cannot be read. A person can mend that first, so here it is an error.
+    Raises :class:`SettingError`.
+    """
+    where, manager = _record_key(environ), SecretManager(_secret_manager(environ))
+    key = _record_key_of(where, manager, _signing_key(where, manager) if where else b"")
+    if key is not None and not key.ready():
+        raise SettingError(
+            f"RECORD_KEY: {where} cannot sign what goes on record: {key.unreported()}. Correct it, or leave RECORD_KEY "
+            "out: then the lines are not signed."
+        )
+    return Audit(_sink(_audit(environ)), policy="", key=key)
 
 
 def _audit(environ: Mapping[str, str]) -> str:

@@ -12,8 +12,10 @@ from policies.refusals import (
     BodyMalformed,
     CallerPaused,
     ConnectionNotGranted,
+    Fault,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
+    PolicyRefusal,
 )
 from policies.upstreams import UPSTREAMS
 
@@ -43,7 +45,10 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         entitlement = _own(caller, call)
     if call.accounts:
         _check_accounts(entitlement.connection, call.accounts)
-    asked, approved = parameters.approve(entitlement, given(call))
+    try:
+        asked, approved = parameters.approve(entitlement, given(call))
+    except PolicyRefusal as refusal:
+        raise _with_key(refusal, caller, entitlement, call) from None
     key = _idempotency_key(caller, entitlement, call, asked)
     ledger_key = None
     if key is not None:
@@ -153,6 +158,19 @@ def _idempotency_key(caller: Caller, entitlement: Entitlement, call: Call, asked
         raise IdempotencyKeyInvalid
     _check("Idempotency-Key", key, source.prefix)
     return key
+
+
+def _with_key(refusal: PolicyRefusal, caller: Caller, entitlement: Entitlement, call: Call) -> PolicyRefusal:
+    """Add to the faults of the parameters what is wrong with the header's key, so that all is mended at once."""
+    if entitlement.idempotency.parameter is not None:
+        return refusal
+    try:
+        _idempotency_key(caller, entitlement, call, {})
+    except (IdempotencyKeyMissing, IdempotencyKeyInvalid) as other:
+        prefix = entitlement.idempotency.prefix
+        key = Fault(type(other), "Idempotency-Key", other.detail, {"prefix": prefix} if prefix else {})
+        return parameters.refusal_of([*refusal.faults, key])
+    return refusal
 
 
 def _check(header: str, key: str, prefix: str = "") -> None:

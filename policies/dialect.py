@@ -11,9 +11,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
+from msgspec.structs import replace
+
+from policies.issuing import Stage
+from policies.model import Step
 
 if TYPE_CHECKING:
-    from policies.model import Connection, Grant, Step
+    from policies.model import Admission, Connection, Grant
     from policies.outcomes import Decision, Reply
 
 FORM: Final = "application/x-www-form-urlencoded"
@@ -83,6 +87,17 @@ class Dialect(ABC):
 
     Within this time, sending the same call again settles an unknown outcome.
     """
+
+    def first(self, grant: Grant, admission: Admission) -> Step:
+        """Return the step with which an admitted call begins."""
+        entry = admission.entry
+        if entry is None or grant.ledger_key is None:
+            return Step(admission.owner, resumes=False)
+        quiet, resumes = admission.taken >= entry.until, self.approvals is not None
+        step = Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, resumes)
+        if grant.entitlement.lines is None:
+            return step
+        return replace(step, stage=Stage.CREATE if entry.id is None else Stage.LOOK, id=entry.id)
 
     @abstractmethod
     def request(self, grant: Grant, step: Step) -> Outgoing:

@@ -83,6 +83,14 @@ class Parameter(msgspec.Struct, frozen=True):
     free: bool = False
 
 
+class Words(NamedTuple):
+    """What a parameter is called on a page for people, a sentence on what it means, and a value that could be real."""
+
+    label: str
+    means: str
+    example: str
+
+
 class Shape(StrEnum):
     """What a granted response field may hold. Anything else an upstream puts there is answered as null."""
 
@@ -361,6 +369,28 @@ class Standing(msgspec.Struct, frozen=True):
     """Seconds until more is left than now."""
 
 
+class Left(msgspec.Struct, frozen=True):
+    """How much is left of a limit, a ceiling or a budget, and when there is more.
+
+    All of it is in calls, or with a ``currency`` in minor units.
+    """
+
+    kind: str
+    """``limit`` and ``budget`` are the caller's own, ``ceiling`` is the connection's."""
+    limit: Limit
+    remaining: int | None
+    """Never below 0. None of a ceiling that has room: how much others call is not told."""
+    more: int
+    """How much more there is in ``reset`` seconds. 0 of a ceiling, and where all is left."""
+    reset: int
+    """Seconds until there is more; 0 where all is left, and of a ceiling that has room."""
+    full: int
+    """Seconds until all is left if nothing else is used; 0 where it is, and of a ceiling."""
+    currency: str = ""
+    connection: str = ""
+    """The id of a ceiling's connection."""
+
+
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a caller is told: an HTTP status and a JSON body."""
 
@@ -424,9 +454,20 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     asked: str = ""
     """Of a call in several steps: the lines, the currency and the sum that were asked for, as JSON."""
     said: str = ""
-    """An operator's word on it, and whose."""
+    """An operator's decision about it, and whose: the last one."""
+    told: float = 0.0
+    """When a call first met that decision, in unix seconds; 0 until then."""
+    before: Entry | None = None
+    """What that decision was taken about. None once a call has met it: from then on it stands."""
     reserved: int = 0
     """What it holds of the caller's budgets until it is settled, in minor units."""
+
+
+class Seen(NamedTuple):
+    """A ledger entry that was looked at, and when: ``now`` is on the store's clock, as the entry's times are."""
+
+    entry: Entry
+    now: float
 
 
 class Admission(msgspec.Struct, frozen=True):

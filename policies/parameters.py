@@ -20,7 +20,7 @@ from policies.refusals import (
 from policies.suggestions import closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from policies.model import Entitlement, Operation, Parameter
     from policies.refusals import PolicyRefusal
@@ -76,13 +76,13 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
             if problem is not None:
                 faults.append(Fault(ParameterInvalid, shown(path), f"{shown(path)} {problem}", accepts(rule)))
         if len(faults) == MAX_FAULTS:
-            raise _refusal(faults)
+            raise refusal_of(faults)
     approved = canonical({**asked, **entitlement.fixed}) if entitlement.fixed else asked
     faults += _faults_of_all(entitlement, given, asked, approved)
     if entitlement.lines is not None and not any(one.parameter.startswith(("lines[", "currency")) for one in faults):
         faults += lines.faults(entitlement.lines, entitlement.amount, approved)
     if faults:
-        raise _refusal(faults)
+        raise refusal_of(faults)
     return asked, approved
 
 
@@ -109,7 +109,7 @@ def _faults_of_all(
     return faults
 
 
-def _refusal(faults: list[Fault]) -> PolicyRefusal:
+def refusal_of(faults: Iterable[Fault]) -> PolicyRefusal:
     """Return the refusal for one or more faults: the first one's, with the others in ``faults``."""
     # A required parameter that is also the key, or an object's needed part, is missing once.
     by_parameter: dict[str, Fault] = {}
@@ -285,10 +285,10 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
         template = template_of(operation, parent)
         if template is not None:
             yield from _bad_parts(name, operation.parameters[template], parts)
-            for needed in _needed(operation, template):
-                if needed not in parts:
-                    part = f"{name}[{needed}]"
-                    kind = operation.parameters[f"{template}[{needed}]"].kind.value
+            for missing in needed(operation, template):
+                if missing not in parts:
+                    part = f"{name}[{missing}]"
+                    kind = operation.parameters[f"{template}[{missing}]"].kind.value
                     said = f"{part} is missing: {name} cannot be sent without it."
                     yield Fault(ParameterMissing, part, said, {"kind": kind})
 
@@ -306,7 +306,8 @@ def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[F
         yield Fault(ParameterInvalid, parent, said, {"max_key": parameter.max_key})
 
 
-def _needed(operation: Operation, template: str) -> list[str]:
+def needed(operation: Operation, template: str) -> list[str]:
+    """Return the names of the parts without which an object, or an entry of a list, is refused."""
     prefix = template + "["
     return [
         path[len(prefix) : -1]

@@ -13,18 +13,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from policies.model import Budget, Limit, Standing
+from policies.model import Budget, Left, Limit, Standing
 from policies.refusals import BudgetSpent, CeilingReached, LimitReached
 from policies.wording import budget_in_words, limit_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policies.model import Grant
+    from policies.model import Caller, Connection
     from policies.refusals import QuotaRefusal
 
 #: 1/128 is 0.8%, under the 1% that a limit may err on the safe side.
@@ -46,18 +46,17 @@ def parse_limit(text: str) -> Limit:
 Counted = tuple[str, Limit]
 
 
-def limits_of(grant: Grant) -> list[Counted]:
+def limits_of(caller: Caller) -> list[Counted]:
     """Return the windows of a caller's limits.
 
     A window is named by what it counts and its length, not by its number: a changed limit keeps its count.
     """
-    first = grant.caller.first
-    return [(f"caller:{first}:{limit.seconds}", limit) for limit in grant.caller.limits]
+    first = caller.first
+    return [(f"caller:{first}:{limit.seconds}", limit) for limit in caller.limits]
 
 
-def ceiling_of(grant: Grant) -> Counted | None:
-    """Return the window of the connection's ceiling."""
-    connection = grant.entitlement.connection
+def ceiling_of(connection: Connection) -> Counted | None:
+    """Return the window of a connection's ceiling."""
     ceiling = connection.ceiling
     if ceiling is None:
         return None
@@ -65,12 +64,28 @@ def ceiling_of(grant: Grant) -> Counted | None:
     return f"connection:{name}:{connection_name}:{ceiling.seconds}", ceiling
 
 
-def budget_of(grant: Grant) -> Counted | None:
-    """Return the window of the budget that a call counts against."""
-    budget = grant.budget
-    if budget is None:
-        return None
-    return f"budget:{grant.caller.first}:{budget.currency}:{budget.limit.seconds}", budget.limit
+def budget_of(caller: Caller, budget: Budget) -> Counted:
+    """Return the window of a caller's budget."""
+    return f"budget:{caller.first}:{budget.currency}:{budget.limit.seconds}", budget.limit
+
+
+class Bound(NamedTuple):
+    """One limit, ceiling or budget: the name of its window, and what :class:`Left` says of it."""
+
+    name: str
+    limit: Limit
+    kind: str
+    currency: str = ""
+    connection: str = ""
+
+
+def bounds_of(caller: Caller, connections: Iterable[Connection]) -> list[Bound]:
+    """Return all that bounds a caller on these connections: its limits, its budget, their ceilings."""
+    bounds = [Bound(*counted, "limit") for counted in limits_of(caller)]
+    if (budget := caller.budget) is not None:
+        bounds.append(Bound(*budget_of(caller, budget), "budget", currency=budget.currency))
+    shared = ((one.id, ceiling_of(one)) for one in connections)
+    return bounds + [Bound(*ceiling, "ceiling", connection=name) for name, ceiling in shared if ceiling is not None]
 
 
 class Window:
@@ -136,6 +151,27 @@ class Window:
             if calls:
                 return Standing(self.limit, remaining, whole_seconds((number + BUCKETS + 1) * self._width - now))
         return Standing(self.limit, remaining, 1)
+
+    def left(self, now: float) -> tuple[int, int, int, int]:
+        """Say how much is left, how much more there is next, in how many seconds, and in how many all is."""
+        remaining = max(0, self.remaining(now))
+        rest, more, reset, full = self._total, 0, 0, 0
+        for number, calls in self._buckets:
+            rest -= calls
+            if calls:
+                full = whole_seconds((number + BUCKETS + 1) * self._width - now)
+            if not more and self.limit.calls - rest > remaining:  # a budget may be exceeded by far
+                more, reset = self.limit.calls - rest - remaining, full
+        return remaining, more, reset, full
+
+
+def left_of(bound: Bound, window: Window, now: float) -> Left:
+    """Return what is left of ``bound``, whose ``window`` it is."""
+    remaining, more, reset, full = window.left(now)
+    told = {"currency": bound.currency, "connection": bound.connection}
+    if bound.kind == "ceiling":
+        return Left(bound.kind, bound.limit, None if remaining else 0, 0, 0 if remaining else reset, 0, **told)
+    return Left(bound.kind, bound.limit, remaining, more, reset, full, **told)
 
 
 def shares(limit: Limit, most: int) -> tuple[Limit, ...]:

@@ -45,7 +45,8 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── IdentityUnavailable      503
     │   ├── SecretUnavailable        503
     │   ├── StoreUnavailable         503
-    │   └── RecordUnavailable        503
+    │   ├── RecordUnavailable        503
+    │   └── AskedTooOften            429  too many previews and questions; says nothing of the call
     ├── UpstreamRefusal              the upstream said no, or gave no answer that can be trusted
     │   ├── UpstreamRejected         400, 402 or 404, as the upstream answered
     │   ├── UpstreamUnreachable      503  nothing was sent; for Stripe's clients a bad gateway
@@ -195,7 +196,7 @@ _STRIPE_STATUSES: Final = {
     "upstream-unreachable": 502,
 }
 #: Members of a problem that are passed on where there are any, by what Stripe calls them.
-_STRIPE_MEMBERS: Final = {"parameter": "param", "help": "doc_url", "replayed": "replayed"}
+_STRIPE_MEMBERS: Final = {"parameter": "param", "help": "doc_url", "replayed": "replayed", "would": "would"}
 _STRIPE_TYPES: Final = {
     **dict.fromkeys((400, 401, 403, 404), "invalid_request_error"),
     402: "card_error",
@@ -614,6 +615,18 @@ class RecordUnavailable(Unavailable):
     reason = "record-unavailable"
     title = "The call cannot be recorded"
     sentence = "The call cannot be recorded just now. Nothing was sent; try again in a moment."
+
+
+class AskedTooOften(Unavailable):
+    """More previews and questions in a second than an instance answers one caller. They cost it nothing else."""
+
+    status = 429
+    reason = "asked-too-often"
+    title = "Too many questions at once"
+    sentence = (
+        "You have tried calls, or asked about your access, more than ten times within a second. Nothing was sent, and "
+        "this says nothing about the call. Ask again in a second."
+    )
 
 
 # ---------------------------------------------------------------- the upstream said no

@@ -6,8 +6,10 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from policies.model import Budget
+
 if TYPE_CHECKING:
-    from policies.model import Budget, Limit
+    from policies.model import Left, Limit
 
 #: Digits of the minor unit of currencies that have not two, as Stripe counts (docs.stripe.com/currencies). It differs
 #: from ISO 4217: MGA has none, and ISK and UGX have two, although nobody pays a part of one.
@@ -27,6 +29,11 @@ _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
 def minor_digits(currency: str) -> int:
     """How many digits of an amount in minor units stand behind the point. ``currency`` is in small letters."""
     return _MINOR_DIGITS.get(currency, 2)
+
+
+def exponents() -> dict[str, int | None]:
+    """Return :func:`minor_digits` as a table, by currency, and ``default`` for all others. None where it is a guess."""
+    return {"default": minor_digits(""), **dict(sorted({**_MINOR_DIGITS, **dict.fromkeys(_UNSURE)}.items()))}
 
 
 def money(amount: int, currency: str) -> str:
@@ -55,10 +62,13 @@ def budget_in_words(budget: Budget) -> str:
 
 def ago(seconds: float) -> str:
     """Say how long ago something was, in its largest unit: ``3 hours ago``, ``just now`` for less than a minute."""
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{_counted(int(seconds // size), unit)} ago"
-    return "just now"
+    return f"{span(seconds)} ago" if seconds >= _UNITS[-1][0] else "just now"
+
+
+def span(seconds: float) -> str:
+    """Say how long a time of a minute or more is, in its largest unit, rounded down: ``3 hours``."""
+    size, unit = next((size, unit) for size, unit in _UNITS if seconds >= size)
+    return _counted(int(seconds // size), unit)
 
 
 def when(now: float, seconds: int) -> str:
@@ -73,6 +83,19 @@ def when(now: float, seconds: int) -> str:
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     parts = [_counted(count, unit) for count, unit in ((hours, "hour"), (minutes, "minute")) if count]
     return f"at {end:%H:%M} UTC{day}, in {' '.join(parts)}"
+
+
+def left_in_words(left: Left, now: float) -> str:
+    """Say what is left of a limit or a budget: ``20.00 of 30.00 USD a day are left, 5.00 more at 14:05 UTC.``"""
+    budget = Budget(left.currency, left.limit) if left.currency else None
+    bound = limit_in_words(left.limit) if budget is None else budget_in_words(budget)
+
+    def amount(count: int) -> str:
+        return f"{count:,}" if budget is None else money(count, budget.currency)
+
+    are = "is" if left.remaining == 1 and budget is None else "are"
+    said = f"{amount(left.remaining or 0)} of {bound} {are} left"
+    return f"{said}, {amount(left.more)} more {when(now, left.reset)}." if left.more else f"{said}."
 
 
 def moment(time: float) -> str:

@@ -46,6 +46,8 @@ _STORE: Final = re.compile(r"(memory|rediss?://([^/@]*@)?(127\.0\.0\.1|localhost
 WELCOME = """
 Countersign is running on http://127.0.0.1:{port}, with a sandbox for an upstream: nothing leaves this machine.
 {before}
+What a caller sees of it: http://127.0.0.1:{port}/portal{paste}
+
 1. Raise an invoice. Paste this in another terminal; pasted twice it is still one invoice:
 
 curl -i 'http://127.0.0.1:{port}/stripe/invoices/?name={name}&connection_name={connection_name}' \\
@@ -217,6 +219,7 @@ def welcome(port: int, file: Path, content: dict[str, Any], upstreams: dict[str,
         before=before,
         name=connection["name"],
         connection_name=connection["connection_name"],
+        paste=f", with the key {CALLER_KEY}" if known else "",
         header=f"'x-api-key: {CALLER_KEY}'" if known else '"x-api-key: $KEY"',
         lost=_LOST[connection["upstream"]],
         upstream=upstreams[connection["upstream"]],

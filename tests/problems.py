@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
 #: What a full limit or budget tells of itself.
 QUOTA = {"limit", "window", "left", "currency", "resets_at"}
-OPTIONAL = {"parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA}
+#: What a call that is only tried is told beside it.
+TRIED = {"validate_only", "would"}
+OPTIONAL = {"help", "parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA, *TRIED}
 
 #: Status, headers with small names, body: of a real socket.
 Answer = tuple[int, dict[str, str], bytes]
@@ -65,7 +67,7 @@ def stripe_refused(answer: TestResponse | Answer, status: int, reason: str) -> d
     assert headers["request-id"] == headers["countersign-audit-id"] == error["audit_id"]
     assert headers["stripe-should-retry"] in {"true", "false"}
     assert error["audit_id"] in error["message"]
-    assert error.keys() - {"param"} == {"type", "code", "message", "decided_by", "audit_id"}
+    assert error.keys() - {"param", "would"} == {"type", "code", "message", "decided_by", "audit_id"}
     assert body.isascii()
     return error
 

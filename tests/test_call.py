@@ -399,6 +399,9 @@ def test_validate_only_shows_what_would_be_sent_and_uses_up_nothing(
         shown: dict[str, Any] = response.json or {}
         assert shown == {
             "validate_only": True,
+            "would": "send",
+            "detail": "This call would be sent. Nothing was sent or used up now, and what the upstream would say to it "
+            "is not foreseen.",
             "would_send": {
                 "method": "POST",
                 "url": f"{upstream.origin}{TARGET}",
@@ -406,11 +409,13 @@ def test_validate_only_shows_what_would_be_sent_and_uses_up_nothing(
                 "body": "collection_method=send_invoice&customer=cus_MQqeLuPp19Qbk8&metadata%5Border_id%5D=7",
             },
             "would_answer": RESPONSE.split(", "),
+            "left": [{"kind": "limit", "detail": "1 of 1 call a minute is left.", "limit": 1, "window": 60, "left": 1}],
+            "key": {"state": "new", "detail": "This idempotency key is new."},
             "audit_id": response.headers["Countersign-Audit-Id"],
         }
     assert not upstream.calls
-    assert not secret_manager.accesses
-    assert [entry["kind"] for entry in gate.record.entries()] == ["preview"] * 3
+    assert len(secret_manager.accesses) == 1  # whether there is a key, and then it is kept
+    assert [(entry["kind"], entry["would"]) for entry in gate.record.entries()] == [("preview", "send")] * 3
     sent = gate.post(body=order(7), Idempotency_Key="a")  # neither the key nor the one call a minute is used up
     assert (sent.status_code, "Idempotent-Replayed" in sent.headers) == (200, False)
     assert upstream.calls[0].body.decode() == shown["would_send"]["body"]

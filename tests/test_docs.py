@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
+from console.recipes import __main__ as writer
 from gateway.credentials.webhooks import usable
 from policies import document, refusals
 from policies.concealed import Concealed
@@ -45,6 +46,20 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def blocks(page: Path, language: str) -> list[str]:
     return [text for found, text in BLOCK.findall(page.read_text("utf-8")) if found == language]
+
+
+def recipe(page: Path, name: str) -> str:
+    """The text of a recipe that a page shows under its id."""
+    (shown,) = re.findall(
+        rf"^<!-- recipe: {name} -->\n(.*?)^<!-- end -->", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    ((_, text),) = BLOCK.findall(shown)
+    return str(text)
+
+
+@pytest.mark.parametrize("page", writer.PAGES, ids=lambda page: page.name)
+def test_recipes_of_a_page_are_those_that_are_filled_today(page: Path) -> None:
+    assert writer.written(page) == page.read_text("utf-8"), "write them anew: python -m console.recipes"
 
 
 def test_readme_shows_the_calls_that_make_run_prints() -> None:
@@ -260,15 +275,17 @@ def test_every_recipe_behind_googles_own_door_works_as_written(
 
 
 @pytest.mark.parametrize(
-    ("language", "command"),
-    [("python", [sys.executable, "-c"]), pytest.param("js", ["node", "--input-type=module", "-e"], marks=NODE)],
+    ("name", "command"),
+    [("signed-python", [sys.executable]), pytest.param("signed-node", ["node"], marks=NODE)],
 )
 def test_code_that_signs_a_webhook_works_as_written_and_twice_is_once(
-    reader: Callable[..., Reader], upstream: Appgregator, language: str, command: list[str]
+    reader: Callable[..., Reader], upstream: Appgregator, tmp_path: Path, name: str, command: list[str]
 ) -> None:
-    (code,) = blocks(CALLERS, language)
     someone = reader(AUDIENCE=AUDIENCE)
-    first, second = (someone.run([*command, code], SIGNING_SECRET=SIGNING) for _ in range(2))
+    program = tmp_path / "invoice.mjs"
+    program.write_text(recipe(CALLERS, name).replace("https://countersign-abc.a.run.app", someone.environ["URL"]))
+    run = [*command, str(program), "order-2001", "cus_MQqeLuPp19Qbk8"]
+    first, second = (someone.run(run, SIGNING_SECRET=SIGNING) for _ in range(2))
     assert second == {**first, "replayed": True}
     assert upstream.invoices == 1
 
@@ -367,9 +384,9 @@ def test_commands_that_make_the_record_key_and_verify_with_it_run_as_written(
     tmp_path: Path, server: Callable[..., Server]
 ) -> None:
     page = blocks(ROOT / "docs" / "record.md", "sh")
-    (keygen,) = (block for block in page if "keygen" in block)
+    (keygen,) = (block for block in page if "keygen record.pem" in block)
     (openssl,) = (block for block in page if block.startswith("openssl"))
-    (verify,) = (block for block in page if "--key" in block)
+    (verify,) = (block for block in page if "export.jsonl --key" in block)
     environ = {"PATH": os.environ["PATH"]}
 
     def paste(script: str, folder: Path) -> subprocess.CompletedProcess[str]:

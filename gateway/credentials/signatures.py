@@ -49,7 +49,8 @@ def caller(means: Means, policy_set: PolicySet, call: Call, _now: float, deadlin
     header = next((name for name in policy_set.signature_headers if name in call.credentials), None)
     if header is None:
         return None
-    if not covers(OPERATIONS[call.operation]):
+    operation = OPERATIONS.get(call.operation)
+    if operation is None or not covers(operation):
         raise WebhookNotVerified(_UNCOVERED)
     candidates = list(_candidates(policy_set, call, header))
     found = signer(means, policy_set, candidates, deadline)

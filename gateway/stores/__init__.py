@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from policies.concealed import Concealed
     from policies.idempotency import Held, Verdict
     from policies.issuing import Progress
-    from policies.model import Admission, Answer, Grant
+    from policies.model import Admission, Answer, Caller, Connection, Grant, Left, Seen
     from policies.outcomes import Reply
 
 
@@ -30,6 +30,24 @@ class Store(Protocol):
         All of it happens or none. An answer to repeat comes back in ``Admission.replay`` and uses up nothing. Raises
         :class:`LimitReached`, :class:`CeilingReached`, :class:`BudgetSpent`, the refusals of ``policies.idempotency``,
         and :class:`StoreUnavailable`. Without an admission nothing is sent.
+        """
+
+    def peek(self, grant: Grant, place: str) -> Admission:
+        """Return or raise what :meth:`admit` would now, by the same judgement. Takes nothing and claims nothing.
+
+        What this process owes the store is paid first, as by any call, so that both judge the same.
+        """
+
+    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
+        """Return what is left of the caller's limits and budget, and of the ceilings of these connections.
+
+        Takes nothing. Raises :class:`StoreUnavailable`.
+        """
+
+    def state_of(self, key: str) -> Seen | None:
+        """Return what the ledger holds under ``key``, a grant's ``ledger_key``; None if nothing or expired.
+
+        Raises :class:`StoreUnavailable`.
         """
 
     def release(self, grant: Grant, admission: Admission) -> None:
@@ -62,6 +80,9 @@ class Ledger(Protocol):
 
         Only an open key is changed. If its invoice was not created, the key is free.
         """
+
+    def reopen(self, key: str) -> Verdict:
+        """Take such a decision back: the key is what it was before, unless a call has met the decision."""
 
 
 class Shared(Store, Ledger, Protocol):

@@ -22,6 +22,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
@@ -36,13 +37,14 @@ from gateway.edges import meaning
 from gateway.forks import PerProcess
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
-from policies.idempotency import Held, Verdict
-from policies.model import Admission, Answer, Entry, Outcome
+from policies.model import Admission, Answer, Entry, Outcome, Seen
 from policies.quota import (
     BUCKETS,
     Window,
+    bounds_of,
     budget_of,
     ceiling_of,
+    left_of,
     limits_of,
     refuse_if_full,
     shares,
@@ -52,10 +54,11 @@ from policies.quota import (
 from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from policies.idempotency import Held, Verdict
     from policies.issuing import Progress
-    from policies.model import Grant, Limit
+    from policies.model import Caller, Connection, Grant, Left, Limit
     from policies.outcomes import Reply
 
 #: The timeout of a step with all its attempts, so that a refusal takes less than a second.
@@ -200,9 +203,38 @@ class Firestore:
 
     def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
+        return self._judged(grant, place, takes=True)
+
+    def peek(self, grant: Grant, place: str) -> Admission:
+        """See :class:`gateway.stores.Store`."""
+        return self._judged(grant, place, takes=False)
+
+    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
+        """See :class:`gateway.stores.Store`."""
+        bounds = bounds_of(caller, connections)
+        counters = [(_spent if bound.kind == "budget" else _counted)(bound.name, bound.limit) for bound in bounds]
+
+        def judge(seen: _Sight) -> tuple[tuple[Left, ...], Writes]:
+            wholes = [together(counter.limit, seen.windows(counter).values()) for counter in counters]
+            return tuple(left_of(*one, seen.now) for one in zip(bounds, wholes, strict=True)), {}
+
+        return self._step(judge, _paths(counters, None), self._deadline(), again=False)
+
+    def state_of(self, key: str) -> Seen | None:
+        """See :class:`gateway.stores.Store`."""
+        path = f"{LEDGER}/{key}"
+
+        def judge(seen: _Sight) -> tuple[Seen | None, Writes]:
+            held = _entry(seen.documents[path])
+            return None if held is None or idempotency.over(held, seen.now) else Seen(held, seen.now), {}
+
+        return self._step(judge, [path], self._deadline(), again=False)
+
+    def _judged(self, grant: Grant, place: str, *, takes: bool) -> Admission:
+        """Admit a call, or with ``takes`` off say what would become of it: all is the same but the commit."""
         self._debts.pay()
         deadline, ceiling = self._deadline(), _ceiling(grant)
-        claiming = _Claiming(place, os.urandom(16).hex())
+        claiming = _Claiming(place, os.urandom(16).hex(), takes)
         try:
             with self._turn(grant, deadline):
                 try:
@@ -211,7 +243,7 @@ class Firestore:
                 except CeilingReached:
                     return self._admit(grant, ceiling, claiming, deadline)
         except StoreUnavailable as unavailable:
-            if unavailable.lost and claiming.claim is not None:
+            if takes and unavailable.lost and claiming.claim is not None:
                 self._debts.release(grant, Admission((), claiming.owner, 0.0, claiming.claim))
             raise
 
@@ -219,13 +251,16 @@ class Firestore:
         limits, key, owner = _limits(grant), _path(grant), claiming.owner
         counters = [*limits, *ceiling, *_budget(grant)]
 
-        def judge(seen: _Sight) -> tuple[Admission, Writes]:
+        def judge(seen: _Sight) -> tuple[Admission | None, Writes]:
             now = seen.now
             parts = [seen.windows(counter) for counter in counters]
             wholes = [together(c.limit, part.values()) for c, part in zip(counters, parts, strict=True)]
             own = wholes[: len(limits)]
             found = seen.documents[key] if key is not None else None
             held = _entry(found)
+            marked = idempotency.met(held, now=now) if claiming.takes else None
+            if key is not None and found is not None and marked is not None:
+                return None, {key: _document(marked) | {"taken": found["taken"]}}
             try:
                 claim = idempotency.claim_for(grant, held, owner=owner, place=claiming.place, now=now)
             except LedgerRefusal as refusal:
@@ -245,9 +280,12 @@ class Firestore:
             if key is not None and claim is not None:
                 writes[key] = _document(claim) | {"taken": now}
                 claiming.claim = claim
-            return Admission(standings(own, now), owner, now, claim), writes
+            return Admission(standings(own, now), owner, now, claim), writes if claiming.takes else {}
 
-        return self._step(judge, _paths(counters, key), deadline, again=key is not None)
+        paths = _paths(counters, key)
+        while (admission := self._step(judge, paths, deadline, again=key is not None)) is None:
+            pass  # an operator's decision was marked, and is judged now
+        return admission
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -303,16 +341,25 @@ class Firestore:
 
     def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, partial(idempotency.resolve, answer=answer, said=said))
+
+    def reopen(self, key: str) -> Verdict:
+        """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, idempotency.reopen)
+
+    def _decide(self, key: str, judge: Callable[..., tuple[Verdict, Entry | None]]) -> Verdict:
+        """Write what an operator's decision makes of an entry."""
         path = f"{LEDGER}/{key}"
 
-        def judge(seen: _Sight) -> tuple[Verdict, Writes]:
+        def step(seen: _Sight) -> tuple[Verdict, Writes]:
             found = seen.documents[path]
-            verdict, decided = idempotency.resolve(_entry(found), answer, now=seen.now, said=said)
-            if verdict is not Verdict.RESOLVED or decided is None or found is None:
+            held = _entry(found)
+            verdict, decided = judge(held, now=seen.now)
+            if found is None or decided is None or decided is held:
                 return verdict, {}
             return verdict, {path: _document(decided) | {"taken": found["taken"]}}
 
-        return self._step(judge, [path], time.monotonic() + OPERATOR_SECONDS, again=False)
+        return self._step(step, [path], time.monotonic() + OPERATOR_SECONDS, again=False)
 
     def _end(self, debt: Debt) -> bool:
         grant, admission, reply, answer = debt
@@ -478,6 +525,8 @@ class _Claiming:
 
     place: str
     owner: str
+    takes: bool
+    """Whether it is written at the end, or only tried."""
     claim: Entry | None = None
     """What was last tried to be written."""
 
@@ -538,14 +587,21 @@ def _path(grant: Grant) -> str | None:
 
 
 def _limits(grant: Grant) -> list[_Counter]:
-    return [_Counter.of(name, limit, shares(limit, MOST_SHARDS)) for name, limit in limits_of(grant)]
+    return [_counted(*limit) for limit in limits_of(grant.caller)]
 
 
 def _ceiling(grant: Grant) -> list[_Counter]:
-    ceiling = ceiling_of(grant)
-    return [] if ceiling is None else [_Counter.of(*ceiling, shares(ceiling[1], MOST_SHARDS))]
+    ceiling = ceiling_of(grant.entitlement.connection)
+    return [] if ceiling is None else [_counted(*ceiling)]
 
 
 def _budget(grant: Grant) -> list[_Counter]:
-    budget = budget_of(grant)
-    return [] if budget is None else [_Counter.of(*budget, (budget[1],) * BUDGET_SHARDS)]
+    return [] if grant.budget is None else [_spent(*budget_of(grant.caller, grant.budget))]
+
+
+def _counted(name: str, limit: Limit) -> _Counter:
+    return _Counter.of(name, limit, shares(limit, MOST_SHARDS))
+
+
+def _spent(name: str, limit: Limit) -> _Counter:
+    return _Counter.of(name, limit, (limit,) * BUDGET_SHARDS)

@@ -6,21 +6,32 @@ import heapq
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from policies import idempotency
-from policies.model import Admission, Answer, Outcome
+from policies.model import Admission, Answer, Outcome, Seen
 from policies.outcomes import Reply
-from policies.quota import Window, budget_of, ceiling_of, limits_of, refuse_if_full, standings, whole_seconds
+from policies.quota import (
+    Window,
+    bounds_of,
+    budget_of,
+    ceiling_of,
+    left_of,
+    limits_of,
+    refuse_if_full,
+    standings,
+    whole_seconds,
+)
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from policies.issuing import Progress
-    from policies.model import Entry, Grant, Limit
+    from policies.model import Caller, Connection, Entry, Grant, Left, Limit
 
 #: What all entries together may take, as far as it is counted. A full ledger refuses calls rather than forget a key,
 #: which could mean a second invoice.
@@ -48,23 +59,47 @@ class Memory:
         """See :class:`gateway.stores.Store`."""
         owner = os.urandom(16).hex()
         with self._lock:
+            admission = self._judge(grant, owner, place, self._window)
+            if grant.ledger_key is not None and admission.entry is not None:
+                self._keep(grant.ledger_key, admission.entry)
+            return admission
+
+    def peek(self, grant: Grant, place: str) -> Admission:
+        """See :class:`gateway.stores.Store`."""
+        with self._lock:
+            return self._judge(grant, os.urandom(16).hex(), place, self._copy)
+
+    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
+        """See :class:`gateway.stores.Store`."""
+        with self._lock:
             now = self._clock()
-            limits, ceiling, spent = self._limits(grant), self._ceiling(grant), self._budget(grant)
-            try:
-                claim = self._claim(grant, owner, place, now)
-            except LedgerRefusal as refusal:
-                refusal.standings = standings(limits, now)
-                raise
-            if isinstance(claim, Answer):
-                return Admission(standings(limits, now), owner, now, replay=claim)
-            refuse_if_full(limits, ceiling, spent, grant.budget, now)
-            for window in limits:
-                window.take(now)
-            if ceiling is not None:
-                ceiling.take(now)
-            if grant.ledger_key is not None and claim is not None:
-                self._keep(grant.ledger_key, claim)
-            return Admission(standings(limits, now), owner, now, claim)
+            bounds = bounds_of(caller, connections)
+            return tuple(left_of(bound, self._copy(bound.name, bound.limit), now) for bound in bounds)
+
+    def state_of(self, key: str) -> Seen | None:
+        """See :class:`gateway.stores.Store`."""
+        with self._lock:
+            held, now = self._ledger.get(key), self._clock()
+            return None if held is None or idempotency.over(held, now) else Seen(held, now)
+
+    def _judge(self, grant: Grant, owner: str, place: str, window: _Windows) -> Admission:
+        """Judge a call and count it in the windows that ``window`` returns: the store's own, or copies of them."""
+        now, budget = self._clock(), grant.budget
+        limits, ceiling = _limits(grant, window), _ceiling(grant, window)
+        spent = window(*budget_of(grant.caller, budget)) if budget is not None else None
+        try:
+            claim = self._claim(grant, owner, place, now)
+        except LedgerRefusal as refusal:
+            refusal.standings = standings(limits, now)
+            raise
+        if isinstance(claim, Answer):
+            return Admission(standings(limits, now), owner, now, replay=claim)
+        refuse_if_full(limits, ceiling, spent, budget, now)
+        for one in limits:
+            one.take(now)
+        if ceiling is not None:
+            ceiling.take(now)
+        return Admission(standings(limits, now), owner, now, claim)
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -97,12 +132,12 @@ class Memory:
                     return  # already settled, or claimed by another call, which counts for itself
                 self._keep(key, None if idempotency.blank(ended) else ended)
             if not reply.reached:
-                ceiling = self._ceiling(grant)
-                for window in [*self._limits(grant), *([ceiling] if ceiling is not None else ())]:
+                ceiling = _ceiling(grant, self._window)
+                for window in [*_limits(grant, self._window), *([ceiling] if ceiling is not None else ())]:
                     window.give_back(admission.taken)
-            budget = self._budget(grant)
+            budget = grant.budget
             if budget is not None and reply.spent:
-                budget.take(now, reply.spent)
+                self._window(*budget_of(grant.caller, budget)).take(now, reply.spent)
 
     # ---------------------------------------------------------------- the ledger
 
@@ -149,21 +184,29 @@ class Memory:
 
     # ---------------------------------------------------------------- the windows
 
-    def _limits(self, grant: Grant) -> list[Window]:
-        return [self._window(name, limit) for name, limit in limits_of(grant)]
-
-    def _ceiling(self, grant: Grant) -> Window | None:
-        return self._window(*ceiling) if (ceiling := ceiling_of(grant)) is not None else None
-
-    def _budget(self, grant: Grant) -> Window | None:
-        return self._window(*budget) if (budget := budget_of(grant)) is not None else None
-
     def _window(self, name: str, limit: Limit) -> Window:
         window = self._windows.get(name)
         if window is None:
             window = self._windows[name] = Window(limit)
         window.limit = limit  # which may have changed
         return window
+
+    def _copy(self, name: str, limit: Limit) -> Window:
+        """Return a copy of a window: neither it, nor that there is none yet, is changed by what is tried on it."""
+        window = self._windows.get(name)
+        return Window(limit, window.buckets if window is not None else ())
+
+
+#: What returns the window of a name and a limit.
+_Windows = Callable[[str, "Limit"], Window]
+
+
+def _limits(grant: Grant, window: _Windows) -> list[Window]:
+    return [window(name, limit) for name, limit in limits_of(grant.caller)]
+
+
+def _ceiling(grant: Grant, window: _Windows) -> Window | None:
+    return window(*ceiling) if (ceiling := ceiling_of(grant.entitlement.connection)) is not None else None
 
 
 def _size(entry: Entry) -> int:

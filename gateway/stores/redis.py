@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -26,15 +27,25 @@ from gateway.edges import meaning
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.idempotency import LEASE, Held, Verdict
-from policies.model import Admission, Answer, Entry, Standing
-from policies.quota import BUCKETS, budget_of, ceiling_of, limits_of, refusal_for, whole_seconds
+from policies.model import Admission, Answer, Entry, Seen, Standing
+from policies.quota import (
+    BUCKETS,
+    Window,
+    bounds_of,
+    budget_of,
+    ceiling_of,
+    left_of,
+    limits_of,
+    refusal_for,
+    whole_seconds,
+)
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from policies.issuing import Progress
-    from policies.model import Budget, Grant, Limit
+    from policies.model import Budget, Caller, Connection, Grant, Left, Limit
     from policies.outcomes import Reply
     from policies.refusals import QuotaRefusal
 
@@ -96,36 +107,46 @@ local function clock(given)
   return tonumber(t[1]) * 1000000 + tonumber(t[2])
 end
 
--- A window is a hash: t calls in all, f and l the first and last bucket in use, and the calls of each bucket.
-local function forget(key, width, now)
-  local s = redis.call('HMGET', key, 't', 'f', 'l')
-  local total, first, last = tonumber(s[1] or 0), tonumber(s[2]), tonumber(s[3])
-  if total <= 0 or last < math.floor(now / width) - BUCKETS then
-    if s[1] then redis.call('DEL', key) end
-    return 0, nil
-  end
-  local keep = math.floor(now / width) - BUCKETS
-  local moved = false
-  while true do
-    local calls = tonumber(redis.call('HGET', key, first) or 0)
-    if first >= keep and calls > 0 then break end
-    redis.call('HDEL', key, first)
-    total, first, moved = total - calls, first + 1, true
-    if total <= 0 then
-      redis.call('DEL', key)
-      return 0, nil
-    end
-  end
-  if moved then redis.call('HSET', key, 't', total, 'f', first) end
-  return total, first
+-- A window is a hash: t calls in all, f and l the first and last bucket in use, and the calls of each bucket. ``tried``
+-- is the bucket of a call that is only tried, and is not written.
+local function calls_in(w, bucket)
+  return tonumber(redis.call('HGET', w.key, bucket) or 0) + (bucket == w.tried and 1 or 0)
 end
 
-local function take(key, seconds, width, total, first, now, amount)
-  local bucket = math.floor(now / width)
-  redis.call('HINCRBY', key, bucket, amount)
-  redis.call('HSET', key, 't', total + amount, 'f', first or bucket, 'l', bucket)
-  redis.call('PEXPIRE', key, seconds * 1000 + math.ceil(width / 1000) + {SLACK})
-  return total + amount, first or bucket
+-- Read a window, and write nothing: what has left it is removed by the next call that is counted.
+local function read(key, calls, seconds, now)
+  local width = seconds * 1000000 / BUCKETS
+  local s = redis.call('HMGET', key, 't', 'f', 'l')
+  local total, first, last = tonumber(s[1] or 0), tonumber(s[2]), tonumber(s[3])
+  local w = {{key = key, calls = calls, seconds = seconds, width = width, total = 0, oldest = first}}
+  local keep = math.floor(now / width) - BUCKETS
+  if total <= 0 or last < keep then return w end
+  while true do
+    local counted = calls_in(w, first)
+    if first >= keep and counted > 0 then break end
+    total, first = total - counted, first + 1
+    if total <= 0 then return w end
+  end
+  w.total, w.first = total, first
+  return w
+end
+
+local function take(w, now, amount)
+  local bucket = math.floor(now / w.width)
+  if not w.first then
+    if w.oldest then redis.call('DEL', w.key) end
+  else
+    for gone = w.oldest, w.first - 1 do redis.call('HDEL', w.key, gone) end
+  end
+  w.total, w.first = w.total + amount, w.first or bucket
+  redis.call('HINCRBY', w.key, bucket, amount)
+  redis.call('HSET', w.key, 't', w.total, 'f', w.first, 'l', bucket)
+  redis.call('PEXPIRE', w.key, w.seconds * 1000 + math.ceil(w.width / 1000) + {SLACK})
+end
+
+local function try(w, now)
+  w.tried = math.floor(now / w.width)
+  w.total, w.first = w.total + 1, w.first or w.tried
 end
 
 -- How long until more is left or, of a full window, until a call would pass: a budget may be well past its amount.
@@ -133,7 +154,7 @@ local function frees(w, now)
   if not w.first then return 0 end
   local last, total = w.first, w.total
   while total >= w.calls do
-    total = total - tonumber(redis.call('HGET', w.key, last) or 0)
+    total = total - calls_in(w, last)
     if total >= w.calls then last = last + 1 end
   end
   return (last + BUCKETS + 1) * w.width - now
@@ -142,23 +163,20 @@ end
 
 # An entry of the ledger is a hash, judged in policies.idempotency alone: ``e`` is the entry, without the times in
 # ``sent`` and ``lease``, which the script that writes it may set to its own clock; ``v`` is its version, which is the
-# owner and the state; ``taken`` is when the call was counted. It is written only over the version that was judged.
+# owner, the state and an operator's decision; ``taken`` is when the call was counted. It is written only over the
+# version that was judged.
 
 # KEYS: the ledger's entry, the mark of a released owner, then a window for each limit, the ceiling's, and the budget's.
 # ARGV: now or '', '1' with a key, the version that was judged ('' for none), the entry to write, its version, when it
-# was first sent or '', the lease; then for each window its calls, its seconds and '1' if the call is counted there now
-# (in a budget it is counted later).
+# was first sent or '', the lease, '1' to take or '0' to write nothing and answer as if; then for each window its calls,
+# its seconds and '1' if the call is counted there now (in a budget it is counted later).
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
-local keyed = ARGV[2] == '1'
+local keyed, takes = ARGV[2] == '1', ARGV[8] == '1'
 local windows = {{}}
 for i = 3, #KEYS do
-  local calls, seconds, counts = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i]), ARGV[3 * i + 1] == '1'
-  local width = seconds * 1000000 / BUCKETS
-  local total, first = forget(KEYS[i], width, now)
-  windows[i - 2] = {{
-    key = KEYS[i], calls = calls, seconds = seconds, counts = counts, width = width, total = total, first = first
-  }}
+  windows[i - 2] = read(KEYS[i], tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), now)
+  windows[i - 2].counts = ARGV[3 * i + 2] == '1'
 end
 
 local function answer(verdict, ...)
@@ -182,12 +200,12 @@ for i, w in ipairs(windows) do
 end
 for _, w in ipairs(windows) do
   if w.counts then
-    w.total, w.first = take(w.key, w.seconds, w.width, w.total, w.first, now, 1)
+    if takes then take(w, now, 1) else try(w, now) end
   end
 end
 local sent, lease = ARGV[6], exact(now + tonumber(ARGV[7]))
 if sent == '' then sent = exact(now) end
-if keyed then
+if keyed and takes then
   redis.call('HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', sent, 'lease', lease, 'taken', exact(now))
   if ARGV[3] ~= '' then redis.call('PERSIST', KEYS[1]) end
 end
@@ -220,17 +238,15 @@ end
 local spent = tonumber(ARGV[10])
 for i = 3, #KEYS do
   local seconds, counted = tonumber(ARGV[2 * i + 5]), ARGV[2 * i + 6] == '1'
-  local width = seconds * 1000000 / BUCKETS
   if counted and ARGV[8] == '1' then
-    local bucket = math.floor(tonumber(taken) / width)
+    local bucket = math.floor(tonumber(taken) / (seconds * 1000000 / BUCKETS))
     if tonumber(redis.call('HGET', KEYS[i], bucket) or 0) > 0 then
       redis.call('HINCRBY', KEYS[i], bucket, -1)
       redis.call('HINCRBY', KEYS[i], 't', -1)
     end
   elseif not counted and spent > 0 then
     local now = clock(ARGV[1])
-    local total, first = forget(KEYS[i], width, now)
-    take(KEYS[i], seconds, width, total, first, now, spent)
+    take(read(KEYS[i], spent, seconds, now), now, spent)
   end
 end
 return 1
@@ -243,11 +259,12 @@ redis.call('HSET', KEYS[1], 'e', ARGV[2], 'sent', ARGV[3])
 return 1
 """
 
-# KEYS: the entry. ARGV: the version that was judged, the entry to write, its version, for how many milliseconds.
-_RESOLVE: Final = """
+# KEYS: the entry. ARGV: the version that was judged, the entry to write, its version, for how many milliseconds it is
+# kept or ''. Its times stay as they are.
+_REPLACE: Final = """
 if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'v', ARGV[3], 'e', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return 1
 """
 
@@ -277,11 +294,41 @@ class Redis:
         self._admit: Any = self._client.register_script(_ADMIT)
         self._settle: Any = self._client.register_script(_SETTLE)
         self._advance: Any = self._client.register_script(_ADVANCE)
-        self._resolve: Any = self._client.register_script(_RESOLVE)
+        self._replace: Any = self._client.register_script(_REPLACE)
         self._debts = Debts(self._end)
 
     def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
+        return self._judged(grant, place, takes=True)
+
+    def peek(self, grant: Grant, place: str) -> Admission:
+        """See :class:`gateway.stores.Store`."""
+        return self._judged(grant, place, takes=False)
+
+    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
+        """See :class:`gateway.stores.Store`."""
+        bounds = bounds_of(caller, connections)
+        try:
+            with self._client.pipeline() as batch:  # a transaction: all at one moment
+                batch.time()
+                for bound in bounds:
+                    batch.hgetall(f"{PREFIX}{bound.name}")
+                (seconds, microseconds), *found = batch.execute()
+        except tuple(ERRORS) as error:
+            raise self._unavailable(error) from None
+        now = self._clock() if self._clock is not None else seconds + microseconds / 1_000_000
+        return tuple(left_of(bound, _window(bound.limit, one), now) for bound, one in zip(bounds, found, strict=True))
+
+    def state_of(self, key: str) -> Seen | None:
+        """See :class:`gateway.stores.Store`."""
+        try:
+            held, now = self._read(f"{PREFIX}ledger:{key}"), self._seconds()
+            return None if held is None or idempotency.over(held, now) else Seen(held, now)
+        except tuple(ERRORS) as error:
+            raise self._unavailable(error) from None
+
+    def _judged(self, grant: Grant, place: str, *, takes: bool) -> Admission:
+        """Admit a call, or with ``takes`` off say what would become of it: the script and the judge are the same."""
         self._debts.pay()
         owner = os.urandom(16).hex()
         windows, held = _windows(grant), None
@@ -289,14 +336,19 @@ class Redis:
         claim = None if grant.ledger_key is None else idempotency.wanted(grant, owner=owner, place=place, now=0.0)
         for _ in range(ATTEMPTS):
             try:
-                admission = self._claim(grant, windows, owner, held, claim)
+                admission = self._claim(grant, windows, owner, held, claim, takes=takes)
             except StoreUnavailable as unavailable:
-                if unavailable.lost and claim is not None:
+                if takes and unavailable.lost and claim is not None:
                     self._debts.release(grant, Admission((), owner, 0.0, claim))
                 raise
             if isinstance(admission, Admission):
                 return admission
-            held, now, standings = admission
+            found, now, standings = admission
+            marked = idempotency.met(found, now=now) if takes else None
+            if found is not None and marked is not None:
+                self._write_over(f"{PREFIX}ledger:{grant.ledger_key}", found, marked, now, again=True)
+                continue  # it is judged anew, marked or as it has become meanwhile
+            held = found
             try:
                 judged = idempotency.claim_for(grant, held, owner=owner, place=place, now=now)
             except LedgerRefusal as refusal:
@@ -307,8 +359,15 @@ class Redis:
             claim = judged
         raise StoreUnavailable(note="Contention", retry_after=1)
 
-    def _claim(
-        self, grant: Grant, windows: list[_Window], owner: str, held: Entry | None, claim: Entry | None
+    def _claim(  # noqa: PLR0913 - what is judged, and whether it is for good
+        self,
+        grant: Grant,
+        windows: list[_Window],
+        owner: str,
+        held: Entry | None,
+        claim: Entry | None,
+        *,
+        takes: bool = True,
     ) -> Admission | tuple[Entry | None, float, tuple[Standing, ...]]:
         """Write a claim over what was judged. Return the admission, or what is held instead, with the time."""
         arguments: list[Any] = [self._now(), int(claim is not None), _version(held)]
@@ -317,6 +376,7 @@ class Redis:
         else:
             sent = "" if held is None else _micro(claim.sent)
             arguments += [idempotency.packed(claim), _version(claim), sent, LEASE * 1_000_000]
+        arguments.append(int(takes))
         for _, limit, counts in windows:
             arguments += [limit.calls, limit.seconds, counts]
         verdict, first, sent, lease, entry, *standing = self._run(
@@ -378,18 +438,32 @@ class Redis:
 
     def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, partial(idempotency.resolve, answer=answer, said=said))
+
+    def reopen(self, key: str) -> Verdict:
+        """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, idempotency.reopen)
+
+    def _decide(self, key: str, judge: Callable[..., tuple[Verdict, Entry | None]]) -> Verdict:
+        """Write what an operator's decision makes of an entry, judged anew if that has changed meanwhile."""
         place = f"{PREFIX}ledger:{key}"
-        try:
-            now = self._seconds()
-            held = self._read(place)
-        except tuple(ERRORS) as error:
-            raise self._unavailable(error) from None
-        verdict, decided = idempotency.resolve(held, answer, now=now, said=said)
-        if verdict is not Verdict.RESOLVED or decided is None or held is None:
-            return verdict
-        arguments = [_version(held), idempotency.packed(decided), _version(decided), _kept(decided, now)]
-        done = self._run(self._resolve, [place], arguments, again=False)
-        return verdict if done else Verdict.RUNNING  # somebody else was quicker
+        for _ in range(ATTEMPTS):
+            try:
+                now = self._seconds()
+                held = self._read(place)
+            except tuple(ERRORS) as error:
+                raise self._unavailable(error) from None
+            verdict, decided = judge(held, now=now)
+            if held is None or decided is None or decided is held:
+                return verdict
+            if self._write_over(place, held, decided, now, again=False):
+                return verdict
+        raise StoreUnavailable(note="Contention", retry_after=1)
+
+    def _write_over(self, place: str, held: Entry, entry: Entry, now: float, *, again: bool) -> bool:
+        """Write an entry over the one that was judged. Return False if that has changed meanwhile."""
+        arguments = [_version(held), idempotency.packed(entry), _version(entry), _kept(entry, now)]
+        return bool(self._run(self._replace, [place], arguments, again=again))
 
     def _now(self) -> str:
         return "" if self._clock is None else _micro(self._clock())
@@ -459,8 +533,16 @@ def _entry(content: bytes | None, sent: bytes | None, lease: bytes | None) -> En
     return replace(idempotency.unpacked(content), sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
 
 
+def _window(limit: Limit, found: Mapping[bytes, bytes]) -> Window:
+    """Return the window that a hash of the scripts holds."""
+    return Window(limit, sorted((int(name), int(calls)) for name, calls in found.items() if name.isdigit()))
+
+
 def _version(entry: Entry | None) -> str:
-    return "" if entry is None else f"{entry.owner}:{entry.state.value}"
+    if entry is None:
+        return ""
+    version = f"{entry.owner}:{entry.state.value}"
+    return f"{version}:{entry.said}:{entry.told}" if entry.said else version
 
 
 def _micro(seconds: float) -> str:
@@ -480,11 +562,12 @@ def _keys(grant: Grant, owner: str, windows: list[_Window]) -> list[str]:
 
 
 def _windows(grant: Grant) -> list[_Window]:
-    ceiling, budget = ceiling_of(grant), budget_of(grant)
-    counted = [*limits_of(grant), *([ceiling] if ceiling is not None else ())]
+    ceiling, budget = ceiling_of(grant.entitlement.connection), grant.budget
+    counted = [*limits_of(grant.caller), *([ceiling] if ceiling is not None else ())]
     windows: list[_Window] = [(f"{PREFIX}{name}", limit, 1) for name, limit in counted]
     if budget is not None:
-        windows.append((f"{PREFIX}{budget[0]}", budget[1], 0))
+        name, limit = budget_of(grant.caller, budget)
+        windows.append((f"{PREFIX}{name}", limit, 0))
     return windows
 
 

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from gateway.secrets import place_of
 from gateway.upstreams.transport import LostError, NotSentError
 from policies import issuing
-from policies.concealed import HIDDEN
 from policies.issuing import Stage
 from policies.model import Outcome, Step
 from policies.outcomes import Decision, Reply, awaiting, decided, found, unknown, unsent
@@ -39,27 +38,6 @@ LEAST_SECONDS: Final = 1.0
 FURTHER: Final = (0.0,) * 5
 #: A wrong origin raises one alarm per connection in this time.
 ALARM_SECONDS: Final = 600
-
-OF_THIS_CALL: Final = "(one of this call alone)"
-
-
-def preview(grant: Grant) -> dict[str, object]:
-    """Return what :meth:`Upstreams.send` would send, with the key masked."""
-    outgoing = _dialect(grant).request(grant, Step(grant.ledger_key or ""))
-    name, _, scheme = outgoing.key.partition(": ")
-    headers = {name: scheme + HIDDEN, **outgoing.headers}
-    if grant.ledger_key is None and "Idempotency-Key" in headers:
-        headers["Idempotency-Key"] = OF_THIS_CALL
-    return {
-        "validate_only": True,
-        "would_send": {
-            "method": outgoing.method,
-            "url": outgoing.url,
-            "headers": headers,
-            "body": (outgoing.body or b"").decode("ascii"),
-        },
-        "would_answer": list(grant.entitlement.response_fields),
-    }
 
 
 class Steps(Protocol):
@@ -97,7 +75,7 @@ class Upstreams:
         Only a call in several steps needs ``record``.
         """
         dialect, entry = _dialect(grant), admission.entry
-        step = _step(grant, admission, dialect)
+        step = dialect.first(grant, admission)
         if grant.entitlement.lines is not None and record is not None and self._store is not None:
             return self._walk(dialect, grant, admission, secret, deadline, record, self._store)
         if entry is not None and entry.approval is not None:
@@ -234,17 +212,9 @@ class Upstreams:
         return _without(secret, reply)
 
 
-def _step(grant: Grant, admission: Admission, dialect: Dialect) -> Step:
-    entry = admission.entry
-    if entry is None or grant.ledger_key is None:
-        return Step(admission.owner, resumes=False)
-    quiet = admission.taken >= entry.until
-    return Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, dialect.approvals is not None)
-
-
 def _step_of(grant: Grant, admission: Admission, at: Progress, dialect: Dialect) -> Step:
     """Return one request of a call in several steps. What is known of an earlier send is known of its generation."""
-    begun = _step(grant, admission, dialect)
+    begun = dialect.first(grant, admission)
     if at.id is not None or at.generation != begun.generation:
         return Step(begun.name, at.generation, resumes=begun.resumes, stage=at.stage.value, id=at.id)
     return replace(begun, stage=at.stage.value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from policies.model import Effect, Kind, Operation, Parameter, Risk, Shape, Spending
+from policies.model import Effect, Kind, Operation, Parameter, Risk, Shape, Spending, Words
 
 STRING, INTEGER, BOOLEAN, TIMESTAMP = Kind.STRING, Kind.INTEGER, Kind.BOOLEAN, Kind.TIMESTAMP
 CURRENCY, OBJECT, ARRAY = Kind.CURRENCY, Kind.OBJECT, Kind.ARRAY
@@ -289,6 +289,174 @@ FIELDS: Final = {
 
 #: The ids of invoices, at Stripe and at upstreams in front of it.
 IDS: Final = "[a-z]{2,12}_[A-Za-z0-9]{1,64}"
+
+_OWN: Final = Words("Your own data", "A name and a value of your own. The customer does not see them.", "1001")
+_BEHAVIOR: Final = Words(
+    "Tax in the price", "Whether the price includes the tax, or the tax comes on top.", "exclusive"
+)
+
+#: Written by hand for all that a policy may grant as a group.
+WORDS: Final = {
+    "account_tax_ids": Words("Your tax ids", "Your own tax ids, which are printed on the invoice.", ""),
+    "account_tax_ids[{i}]": Words(
+        "Your tax id",
+        "A tax id of your own that is printed on the invoice, by its id at Stripe.",
+        "txi_1Mg8jZ2eZvKYlo2C",
+    ),
+    "automatic_tax[enabled]": Words("Tax by Stripe", "Whether Stripe works out the tax and adds it.", "true"),
+    "collection_method": Words(
+        "How it is paid",
+        "send_invoice: the customer is sent the invoice and pays it. charge_automatically: the payment method that is "
+        "on file is charged.",
+        "send_invoice",
+    ),
+    "currency": Words("Currency", "The currency of the invoice. Without it, the customer's own.", "usd"),
+    "custom_fields": Words("Extra fields", "Up to four names and values at the head of the invoice.", ""),
+    "custom_fields[{i}][name]": Words(
+        "Name of the extra field", "The name that is printed at the head of the invoice.", "Purchase order"
+    ),
+    "custom_fields[{i}][value]": Words("Value of the extra field", "What is printed beside that name.", "PO-4711"),
+    "customer": Words("Customer", "Whom the invoice is for, by the customer's id at Stripe.", "cus_MQqeLuPp19Qbk8"),
+    "days_until_due": Words("Days until due", "How many days the customer has to pay the invoice.", "30"),
+    "default_tax_rates[{i}]": Words(
+        "Tax rate", "A tax rate for the lines that have none of their own, by its id at Stripe.", "txr_1MVtFE2eZvKYlo2C"
+    ),
+    "description": Words("Description", "A text for the customer, above the lines.", "Consulting in March"),
+    "discounts": Words("Discounts", "The discounts on the whole invoice. Without it, the customer's own.", ""),
+    "discounts[{i}][coupon]": Words("Coupon", "A coupon to take off, by its id at Stripe.", "Z4OV52SU"),
+    "discounts[{i}][discount]": Words(
+        "Discount", "A discount that exists already, by its id at Stripe.", "di_1M6vk22eZvKYlo2C"
+    ),
+    "discounts[{i}][promotion_code]": Words(
+        "Promotion code", "A promotion code to take off, by its id at Stripe.", "promo_1Mg8jZ2eZvKYlo2C"
+    ),
+    "due_date": Words("Due date", "The day by which the customer has to pay the invoice.", "1830254400"),
+    "effective_at": Words(
+        "Date of the invoice",
+        "The date that is printed on the invoice, if it is not the day it is raised.",
+        "1830254400",
+    ),
+    "footer": Words("Footer", "A text at the foot of the invoice.", "Thank you for your order."),
+    "from_invoice[action]": Words("What to do with it", "revision: this invoice replaces the other one.", "revision"),
+    "from_invoice[invoice]": Words(
+        "Invoice to replace", "The invoice that this one replaces, by its id at Stripe.", "in_1MtHbELkdIwHu7ixl4OzzPMv"
+    ),
+    "metadata": Words("Your own data", "Names and values of your own. The customer does not see them.", ""),
+    "metadata[{key}]": _OWN,
+    "number": Words(
+        "Number", "The number that is printed on the invoice, in place of the next one of the series.", "2026-0042"
+    ),
+    "pending_invoice_items_behavior": Words(
+        "Waiting items", "Whether items that wait for the customer's next invoice go on this one.", "exclude"
+    ),
+    "rendering[amount_tax_display]": Words(
+        "Amounts with tax", "Whether the lines are printed with or without the tax that they include.", "exclude_tax"
+    ),
+    "rendering[pdf][page_size]": Words("Page size", "The size of the pages of the PDF.", "a4"),
+    "rendering[template]": Words(
+        "Template", "The template that the invoice is printed by, by its id at Stripe.", "inrtem_1Mg8jZ2eZvKYlo2C"
+    ),
+    "rendering[template_version]": Words("Version of the template", "Which version of that template.", "1"),
+    "shipping_cost[shipping_rate]": Words(
+        "Shipping rate", "What shipping costs, by the id of the rate at Stripe.", "shr_1Mg8jZ2eZvKYlo2C"
+    ),
+    "shipping_cost[shipping_rate_data][delivery_estimate][maximum][unit]": Words(
+        "Longest delivery, unit", "The unit in which the longest delivery is given.", "day"
+    ),
+    "shipping_cost[shipping_rate_data][delivery_estimate][maximum][value]": Words(
+        "Longest delivery", "How long the delivery takes at most, in that unit.", "5"
+    ),
+    "shipping_cost[shipping_rate_data][delivery_estimate][minimum][unit]": Words(
+        "Shortest delivery, unit", "The unit in which the shortest delivery is given.", "day"
+    ),
+    "shipping_cost[shipping_rate_data][delivery_estimate][minimum][value]": Words(
+        "Shortest delivery", "How long the delivery takes at least, in that unit.", "2"
+    ),
+    "shipping_cost[shipping_rate_data][display_name]": Words(
+        "Name of the shipping", "What the customer reads beside the cost of shipping.", "Standard delivery"
+    ),
+    "shipping_cost[shipping_rate_data][fixed_amount][amount]": Words("Cost of shipping", "What shipping costs.", "500"),
+    "shipping_cost[shipping_rate_data][fixed_amount][currency]": Words(
+        "Currency of shipping", "The currency of that cost.", "usd"
+    ),
+    "shipping_cost[shipping_rate_data][fixed_amount][currency_options][{key}][amount]": Words(
+        "Cost of shipping in another currency", "What shipping costs in the currency that the name says.", "500"
+    ),
+    "shipping_cost[shipping_rate_data][fixed_amount][currency_options][{key}][tax_behavior]": _BEHAVIOR,
+    "shipping_cost[shipping_rate_data][metadata][{key}]": _OWN,
+    "shipping_cost[shipping_rate_data][tax_behavior]": _BEHAVIOR,
+    "shipping_cost[shipping_rate_data][tax_code]": Words(
+        "Tax code of shipping", "The code by which Stripe knows how shipping is taxed.", "txcd_92010001"
+    ),
+    "shipping_cost[shipping_rate_data][type]": Words(
+        "How shipping is priced", "fixed_amount: shipping costs the same, whatever is sent.", "fixed_amount"
+    ),
+    "shipping_details[address][city]": Words("City of delivery", "The city that it is delivered to.", "Berlin"),
+    "shipping_details[address][country]": Words(
+        "Country of delivery", "The country that it is delivered to, in two letters.", "DE"
+    ),
+    "shipping_details[address][line1]": Words("Street", "The street and the number of the house.", "Invalidenstr. 117"),
+    "shipping_details[address][line2]": Words("Second line", "The floor, the apartment or the building.", "3rd floor"),
+    "shipping_details[address][postal_code]": Words("Postal code", "The postal code or ZIP code.", "10115"),
+    "shipping_details[address][state]": Words("State", "The state, the province or the region.", "Berlin"),
+    "shipping_details[name]": Words("Recipient", "The name of whoever gets the delivery.", "Jenny Rosen"),
+    "shipping_details[phone]": Words(
+        "Recipient's phone", "The phone number of whoever gets the delivery.", "+4930123456"
+    ),
+    "statement_descriptor": Words(
+        "Text on the bank statement", "What the customer reads on the bank statement.", "ACME CONSULTING"
+    ),
+    "subscription": Words(
+        "Subscription",
+        "The subscription whose waiting items are invoiced, by its id at Stripe.",
+        "sub_1MowQVLkdIwHu7ix",
+    ),
+}
+
+_CENTS: Final = "in the smallest unit of its currency"
+
+#: What the fields of an answer mean, by the same paths. What is not here says its path.
+MEANINGS: Final = {
+    "id": "The invoice's id at Stripe.",
+    "object": "What kind of thing this is: invoice.",
+    "number": "The number that is printed on the invoice.",
+    "status": "draft, open, paid, uncollectible or void.",
+    "paid": "Whether it is paid.",
+    "currency": "Its currency, in three small letters.",
+    "customer": "Whom it is for, by the customer's id at Stripe.",
+    "customer_name": "The name of the customer.",
+    "customer_email": "The e-mail address that it is sent to.",
+    "description": "The text for the customer, above the lines.",
+    "footer": "The text at its foot.",
+    "metadata": "Your own data.",
+    "amount_due": f"What the customer has to pay, {_CENTS}.",
+    "amount_paid": f"What the customer has paid, {_CENTS}.",
+    "amount_remaining": f"What the customer has yet to pay, {_CENTS}.",
+    "subtotal": f"The sum of the lines, {_CENTS}.",
+    "total": f"What it comes to, with discounts and tax, {_CENTS}.",
+    "total_excluding_tax": f"What it comes to without tax, {_CENTS}.",
+    "tax": f"The tax on it, {_CENTS}.",
+    "created": "When it was raised, in unix seconds.",
+    "due_date": "When the customer has to pay it by, in unix seconds.",
+    "effective_at": "The date that is printed on it, in unix seconds.",
+    "collection_method": "Whether the customer is sent the invoice, or the payment method on file is charged.",
+    "auto_advance": "Whether Stripe goes on with it by itself: finalizes it and collects the money.",
+    "hosted_invoice_url": "The page on which the customer sees the invoice and pays it.",
+    "invoice_pdf": "Where the invoice is as a PDF.",
+    "livemode": "true for real money, false for a test.",
+    "statement_descriptor": "What the customer reads on the bank statement.",
+    "subscription": "The subscription that it belongs to.",
+    "lines.data.id": "A line's id at Stripe.",
+    "lines.data.amount": f"What a line comes to, {_CENTS}.",
+    "lines.data.currency": "A line's currency, in three small letters.",
+    "lines.data.description": "What a line is for.",
+    "lines.data.quantity": "How many of it.",
+    "lines.has_more": "Whether it has more lines than are here.",
+    "lines.total_count": "How many lines it has.",
+    "status_transitions.finalized_at": "When it was finalized, in unix seconds.",
+    "status_transitions.paid_at": "When it was paid, in unix seconds.",
+    "status_transitions.voided_at": "When it was voided, in unix seconds.",
+}
 
 OPERATION: Final = Operation(
     id="invoices.create",

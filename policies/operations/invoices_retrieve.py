@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from policies.model import Effect, Kind, Operation, Parameter, Risk
-from policies.operations.invoices_create import FIELDS, IDS
+from policies.model import Effect, Kind, Operation, Parameter, Risk, Words
+from policies.operations.invoices_create import FIELDS, IDS, MEANINGS  # noqa: F401 - its fields are the same
+
+WORDS: Final = {
+    "invoice": Words("Invoice", "Which invoice to look at, by its id at Stripe.", "in_1MtHbELkdIwHu7ixl4OzzPMv"),
+}
 
 OPERATION: Final = Operation(
     id="invoices.retrieve",

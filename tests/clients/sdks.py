@@ -14,7 +14,7 @@ import pytest
 from sandbox.__main__ import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 INSTALLED: Final = ROOT / ".venv" / "clients"
@@ -56,14 +56,16 @@ class Sdk:
         found = shutil.which(self.command[0]) and (self.folder / self.needs).exists()
         return pytest.mark.skipif(not found, reason=self.get)
 
-    def run(self, program: Path, given: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a program in the SDK's folder, with what it is given on stdin."""
+    def run(
+        self, program: Path, given: str = "", *, arguments: Sequence[str] = (), key: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in the SDK's folder, with what it is given on stdin, and the caller key in its environment."""
         # Nothing of our own environment, such as a proxy. Go keeps what it has compiled below HOME.
         environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         return subprocess.run(
-            [*self.command, program],
+            [*self.command, program, *arguments],
             cwd=self.folder,
-            env=environ | self.environ,
+            env=environ | self.environ | ({"COUNTERSIGN_KEY": key} if key else {}),
             input=given,
             capture_output=True,
             text=True,

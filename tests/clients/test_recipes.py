@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +15,15 @@ import yaml
 
 from sandbox.__main__ import CALLER_KEY, POLICY, ROOT
 from sandbox.document import against
-from sandbox.ports import free_port, listening
 from tests.clients.conftest import Lossy, stripe_policy
 from tests.clients.sdks import SDKS
+from tests.clients.tools import HAS_NODE_RED, imported, node_red
 from tests.problems import as_replayed
-from tests.test_docs import blocks
+from tests.test_docs import blocks, recipe
 from tests.tools import CURL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sandbox.appgregator import Appgregator
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 PAGE = ROOT / "docs" / "clients.md"
 ADDRESS = "127.0.0.1:8080"
-NODE_RED = SDKS["node"].folder / "node_modules" / "node-red" / "red.js"
 
 
 @pytest.fixture
@@ -44,12 +40,14 @@ def served(server: Callable[..., Server], upstream: Appgregator) -> Server:
     return server(against(POLICY.read_text("utf-8"), {"appgregator": upstream.origin}))
 
 
-def paste(script: str, port: int, *shell: str) -> subprocess.CompletedProcess[str]:
+def paste(script: str, port: int, *shell: str, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run what the page shows with the function's own address in it."""
     assert ADDRESS in script
     script = script.replace(ADDRESS, f"127.0.0.1:{port}")
-    environ = {"PATH": os.environ["PATH"]}  # none of ours: no proxy
-    return subprocess.run([*shell, script], capture_output=True, text=True, env=environ, check=False, timeout=60)
+    environ = {"PATH": os.environ["PATH"], "COUNTERSIGN_KEY": CALLER_KEY}  # none of ours: no proxy
+    return subprocess.run(
+        [*shell, script, *arguments], capture_output=True, text=True, env=environ, check=False, timeout=60
+    )
 
 
 # ---------------------------------------------------------------- curl
@@ -60,7 +58,7 @@ def paste(script: str, port: int, *shell: str) -> subprocess.CompletedProcess[st
 def test_command_of_the_upstreams_own_page_works_with_another_host_and_key(
     served: Server, upstream: Appgregator, path: str
 ) -> None:
-    command = blocks(PAGE, "sh")[0]
+    command = blocks(PAGE, "sh")[1]
     # Word for word what the upstream's page shows, but for those two.
     origin, key = "https://us-central1-appgregator.cloudfunctions.net", "XXX"
     assert command.replace(f"http://{ADDRESS}", origin).replace(CALLER_KEY, key) == (
@@ -85,22 +83,22 @@ class Script:
     """A script of the page for one of Stripe's SDKs."""
 
     sdk: str
-    language: str
+    recipe: str
     suffix: str
     old: bool = False
 
     def text(self) -> str:
-        shown = blocks(PAGE, self.language)[0]
+        shown = recipe(PAGE, self.recipe)
         return shown.replace("stripe.StripeError", "stripe.error.StripeError") if self.old else shown
 
 
 SCRIPTS = [
-    Script("python", "python", ".py"),
-    Script("python5", "python", ".py", old=True),
-    Script("node", "js", ".mjs"),
-    Script("php", "php", ".php"),
-    Script("ruby", "ruby", ".rb"),
-    Script("go", "go", ".go"),
+    Script("python", "stripe-python", ".py"),
+    Script("python5", "stripe-python", ".py", old=True),
+    Script("node", "stripe-node", ".mjs"),
+    Script("php", "stripe-php", ".php"),
+    Script("ruby", "stripe-ruby", ".rb"),
+    Script("go", "stripe-go", ".go"),
 ]
 
 
@@ -108,18 +106,18 @@ SCRIPTS = [
 def started(
     request: pytest.FixtureRequest, tmp_path: Path, served: Server
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Start a script with the function's own address in it, and perhaps with other words replaced."""
+    """Start a script with the function's own address in it, for a customer."""
     script: Script = request.param
     (tmp_path / "node_modules").symlink_to(SDKS["node"].folder / "node_modules")  # Node.js looks beside a script
 
-    def start(**replaced: str) -> subprocess.CompletedProcess[str]:
-        text = script.text()
-        for word, by in {ADDRESS: f"127.0.0.1:{served.port}", **replaced}.items():
-            assert word in text
-            text = text.replace(word, by)
+    def start(customer: str = "cus_MQqeLuPp19Qbk8") -> subprocess.CompletedProcess[str]:
+        text = script.text().replace(ADDRESS, f"127.0.0.1:{served.port}")
+        # Node's SDK takes the host and the port apart.
+        text = text.replace("port: 8080", f"port: {served.port}")
+        assert str(served.port) in text
         program = tmp_path / f"script{script.suffix}"
         program.write_text(text, "utf-8")
-        return SDKS[script.sdk].run(program)
+        return SDKS[script.sdk].run(program, arguments=["order-1001", customer], key=CALLER_KEY)
 
     return start
 
@@ -138,7 +136,7 @@ def test_script_raises_one_invoice_however_often_it_is_started(
 def test_script_ends_with_a_sentence_where_it_is_refused(
     started: Callable[..., subprocess.CompletedProcess[str]], upstream: Appgregator
 ) -> None:
-    done = started(cus_MQqeLuPp19Qbk8="acct_1")
+    done = started("acct_1")
     assert (done.returncode, done.stdout) == (1, "")
     said, *more = done.stderr.splitlines()
     assert said.startswith("customer must start with cus_")
@@ -149,9 +147,10 @@ def test_script_ends_with_a_sentence_where_it_is_refused(
 def test_script_that_looks_at_its_invoice_works_at_stripe(
     server: Callable[..., Server], stripe_upstream: Stripe
 ) -> None:
-    create, retrieve = blocks(PAGE, "python")
+    create = recipe(PAGE, "stripe-python")
+    (retrieve,) = (block for block in blocks(PAGE, "python") if block.startswith("print("))
     running = server(stripe_policy(stripe_upstream.origin, key=CALLER_KEY))
-    done = paste(f"{create}\n{retrieve}", running.port, sys.executable, "-c")
+    done = paste(f"{create}\n{retrieve}", running.port, sys.executable, "-c", arguments=["order-1", "cus_1"])
     assert done.stderr == ""
     assert done.stdout.splitlines()[1] == "draft"
 
@@ -173,53 +172,15 @@ def test_call_of_a_no_code_tool_is_taken_as_shown(served: Server, upstream: Appg
     assert yaml.safe_load(body)["metadata"]["order_id"] in headers["Idempotency-Key"]
 
 
-@contextmanager
-def node_red(folder: Path, countersign: int) -> Iterator[int]:
-    """Run Node-RED with the page's flow in it, and its calls going to a port; return the port of its own."""
-    if not NODE_RED.exists() or shutil.which("node") is None:
-        pytest.skip("Node-RED is not on this machine. Install Node.js 20 or newer with npm, then: make test-clients")
-    port = free_port()
-    (flow,) = blocks(PAGE, "json")
-    (folder / "flows.json").write_text(flow.replace(ADDRESS, f"127.0.0.1:{countersign}"), "utf-8")
-    settings = {
-        "flowFile": "flows.json",
-        "uiHost": "127.0.0.1",
-        "uiPort": port,
-        "httpAdminRoot": False,  # nobody edits it
-        "telemetry": {"enabled": False, "updateNotification": False},
-        "externalModules": {"autoInstall": False, "palette": {"allowInstall": False}},
-        "credentialSecret": "of this test",
-    }
-    (folder / "settings.js").write_text(f"module.exports = {json.dumps(settings)}")
-    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "COUNTERSIGN_KEY": CALLER_KEY}
-    with (folder / "said").open("wb") as said:
-        process = subprocess.Popen(
-            ["node", str(NODE_RED), "--userDir", str(folder)], cwd=folder, env=environ, stdout=said, stderr=said
-        )
-    try:
-        deadline = time.monotonic() + 60
-        # It listens before its flows run.
-        while not listening(port) or "Started flows" not in (folder / "said").read_text():
-            assert process.poll() is None, (folder / "said").read_text()
-            assert time.monotonic() < deadline, (folder / "said").read_text()
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
+@HAS_NODE_RED
 @CURL
 def test_flow_repeats_a_call_whose_answer_was_lost_and_raises_one_invoice(
     tmp_path: Path, served: Server, upstream: Appgregator
 ) -> None:
-    order = blocks(PAGE, "sh")[1]
+    order = blocks(PAGE, "sh")[-1]
     folder = tmp_path / "node-red"
     folder.mkdir()
+    flow = recipe(PAGE, "node-red-repeating")
 
     def ordered(number: int, port: int) -> dict[str, Any]:
         done = subprocess.run(
@@ -233,7 +194,11 @@ def test_flow_repeats_a_call_whose_answer_was_lost_and_raises_one_invoice(
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
-    with Lossy(served.port, lose=1) as network, node_red(folder, network.port) as port:
+    with Lossy(served.port, lose=1) as network, node_red(folder, CALLER_KEY) as port:
+        imported(port, flow.replace(ADDRESS, f"127.0.0.1:{network.port}"))
+        # A flow starts a moment after it was imported.
+        while "Started flows" not in (folder / "said").read_text().partition("Stopped flows")[2]:
+            time.sleep(0.05)
         invoice = ordered(1001, port)
         assert invoice["id"].startswith("in_")
         assert network.calls == 2

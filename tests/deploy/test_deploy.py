@@ -117,6 +117,7 @@ OPTION_SETS = [
     ["--store=redis://10.0.0.3:6379/0", "--vpc-connector=my-connector", "--max-instances=20", "--min-instances=2"],
     ["--policy-secret=projects/acme-prod/secrets/countersign-policy"],
     ["--docs=https://github.com/acme/countersign/blob/main/docs/refusals.md"],
+    ["--operator", "Ann at payments@acme.example", "--no-portal"],
     ["--compile"],
     ["--store=firestore://acme-data/limits", "--max-instances=20"],
     ["--store=firestore://acme-prod"],
@@ -153,7 +154,7 @@ def page_lines() -> list[str]:
         "URL": "https://countersign-abc.a.run.app",
         "ME": "ann@acme.example",
         "KEY": "sk_0",
-        "CALLER_KEY": "csk_0",
+        "COUNTERSIGN_KEY": "csk_0",
         "AUDIT_ID": "01JD",
         "OLD": "3",
         "MEMBER": "allUsers",
@@ -296,6 +297,19 @@ def test_page_about_refusals_is_set_as_written_and_only_then(house: Path) -> Non
         assert re.findall(r",DOCS=([^,]*)", settings) == said
 
 
+def test_whom_to_ask_and_no_portal_are_set_only_where_they_are_said(house: Path) -> None:
+    for options, said in (
+        (
+            ["--operator", "Ann at payments@acme.example", "--no-portal"],
+            ["OPERATOR=Ann at payments@acme.example", "PORTAL=off"],
+        ),
+        ([], []),
+    ):
+        command = words(dry_run(house, *usual(*options)), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert [one for one in settings.split(",") if one.startswith(("OPERATOR=", "PORTAL="))] == said
+
+
 def test_instances_that_share_a_redis_may_be_many(house: Path) -> None:
     store = "redis://10.0.0.3:6379/0"
     command = words(dry_run(house, *usual(f"--store={store}", "--vpc-connector=my-connector")), "functions", "deploy")
@@ -416,6 +430,7 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--audience", "https://a.example,IAM=guards", "an address such as https://"),
         ("--docs", "https://a.example,IAM=guards", "an address such as https://"),
         ("--docs", "https://a.example/refusals#top", "an address such as https://"),
+        ("--operator", "ann@acme.example,IAM=guards", "an address or a few words"),
         ("--store", "redis://:hunter2@10.0.0.1", "without a password"),
         ("--store", "redis://10.0.0.1,DEBUG=1", "without a password"),
         ("--store", "firestore", "firestore://PROJECT/DATABASE"),
@@ -599,12 +614,15 @@ def test_a_wrong_policy_is_not_deployed(house: Path, cloud: Cloud) -> None:
 
 
 def test_only_what_the_function_needs_is_uploaded(house: Path, isolated: dict[str, str]) -> None:
-    needed = {"main.py", "requirements.txt", "policies/documents/acme.yaml", "gateway/stores/memory.py"}
+    needed = {
+        "main.py", "requirements.txt", "policies/documents/acme.yaml", "gateway/stores/memory.py",
+        "console/__init__.py", "console/describe.py", "console/portal/page/app.js", "console/recipes/curl.py",
+    }  # fmt: skip
     others = {
         ".git/config", ".venv/run", ".env", ".ruff_cache/x", "__pycache__/main.cpython-313.pyc", "policies/.secret",
         "gateway/__pycache__/x.cpython-313.pyc",
-        "tests/test_x.py", "bench/x.py", "sandbox/x.py", "console/x.py", "docs/x.md", "requirements-dev.txt",
-        "notes.txt",
+        "tests/test_x.py", "bench/x.py", "sandbox/x.py", "console/keys.py", "console/x/y.py", "docs/x.md",
+        "requirements-dev.txt", "notes.txt",
     }  # fmt: skip
     for name in needed | others:
         (house / name).parent.mkdir(parents=True, exist_ok=True)
@@ -710,7 +728,7 @@ def test_call_that_is_printed_works_as_pasted(
     running = server(text, **({} if access == "--allow-unauthenticated" else {"IAM": "guards"}))
     run = deploy(whole, *usual(access), PATH=cloud.path, URL=f"http://127.0.0.1:{running.port}")
     assert run.returncode == 0, run.stderr
-    start = run.stderr.index("  read -rs CALLER_KEY")
+    start = run.stderr.index("  read -rs COUNTERSIGN_KEY")
     read_key, then, call = run.stderr[start:].partition("Then paste this:\n")
     assert then
     answered = pasted(f"{read_key}\n{call}", whole, cloud.path, TYPED=f"{KEY}\n")
@@ -729,7 +747,7 @@ def test_who_deploys_is_told_to_become_an_invoker_before_the_call(
 ) -> None:
     me = member.partition(":")[2]
     run = deploy(whole, *usual("--invoker=user:bob@acme.example"), PATH=cloud.path, ME=me)
-    said, _, call = run.stderr.partition("  read -rs CALLER_KEY")
+    said, _, call = run.stderr.partition("  read -rs COUNTERSIGN_KEY")
     assert "Google lets in invokers only. This line named: user:bob@acme.example." in said
     assert f"--invoker={member} added" in said
     offered = [line.strip() for line in said.splitlines() if line.startswith("  gcloud run services")]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.answering import answer_to, replayed, respond
+from gateway.address import Docs
+from gateway.answering import NO_DOCS, answer_to, replayed, respond
 from gateway.chain import Audit
 from gateway.record import Record
 from gateway.stores.memory import Memory
@@ -220,11 +221,12 @@ def test_answer_is_passed_on_byte_for_byte(audit: Audit) -> None:
     assert (response.body, response.headers["Content-Length"]) == (body, str(len(body)))
 
 
-DOCS = "https://docs.example/refusals.md"
+PAGE = "https://docs.example/refusals.md"
+DOCS = Docs(PAGE)
 
 
 def test_every_refusal_says_where_it_is_explained_if_that_is_set(audit: Audit) -> None:
-    for docs, told in ((DOCS, {"help": f"{DOCS}#path-unknown"}), ("", {})):
+    for docs, told in ((DOCS, {"help": f"{PAGE}#path-unknown"}), (Docs(), {})):
         with Record(audit, {"RAW_URI": TARGET}) as record:
             raise PathUnknown
         response = respond(record, docs)
@@ -235,7 +237,7 @@ def test_every_refusal_says_where_it_is_explained_if_that_is_set(audit: Audit) -
 def test_stripes_clients_are_told_where_a_refusal_is_explained_as_stripe_tells_it(audit: Audit) -> None:
     with Record(audit, {"RAW_URI": "/acme/stripe/v1/nothing"}) as record:
         raise PathUnknown
-    assert json.loads(respond(record, DOCS).body)["error"]["doc_url"] == f"{DOCS}#path-unknown"
+    assert json.loads(respond(record, DOCS).body)["error"]["doc_url"] == f"{PAGE}#path-unknown"
 
 
 def kept(reply: Reply, response: str = "id, description, audit_id") -> tuple[Grant, Answer]:
@@ -243,7 +245,7 @@ def kept(reply: Reply, response: str = "id, description, audit_id") -> tuple[Gra
     return grant, answer_to(reply, grant, "the-first-call")
 
 
-def replay(audit: Audit, grant: Grant, first: Answer, docs: str = "", target: str = TARGET) -> Response:
+def replay(audit: Audit, grant: Grant, first: Answer, docs: Docs = NO_DOCS, target: str = TARGET) -> Response:
     with Record(audit, {"RAW_URI": target}) as record:
         record.caller, record.grant = grant.caller, grant
         record.admission = Admission((), "owner", 0.0, replay=first)
@@ -279,7 +281,7 @@ def test_kept_refusal_says_that_it_is_a_replay_and_gets_the_help_of_today(audit:
     grant, first = kept(REJECTED, "id")
     response = replay(audit, grant, first, DOCS)
     assert (response.status, response.headers["Idempotent-Replayed"]) == (402, "true")
-    told = {"replayed": True, "help": f"{DOCS}#upstream-rejected"}
+    told = {"replayed": True, "help": f"{PAGE}#upstream-rejected"}
     assert json.loads(response.body) == {**json.loads(first.body), **told}
     assert json.loads(response.body)["audit_id"] == "the-first-call"
     assert not told.keys() & json.loads(first.body)

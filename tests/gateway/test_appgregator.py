@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
-from gateway.upstreams.sending import ALARM_SECONDS, Upstreams, preview
+from gateway.upstreams.sending import ALARM_SECONDS, Upstreams
 from gateway.upstreams.transport import LostError, Received, Transport
 from policies.model import Admission, Outcome, Step
 from policies.refusals import (
@@ -28,7 +28,7 @@ from policies.upstreams import UPSTREAMS
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
 from tests.conftest import KEY, policy
-from tests.gateway.conftest import Clock, granted
+from tests.gateway.conftest import Clock, foreseen, granted
 from tests.wire import answered, talking
 
 if TYPE_CHECKING:
@@ -366,14 +366,14 @@ def test_preview_is_what_is_sent_with_the_key_masked(send: Send, upstream: Upstr
     grant = granted(policy(upstream.origin), "customer=cus_1&description=a+b%26c")
     send("customer=cus_1&description=a+b%26c")
     (received,) = upstream.calls
-    would = preview(grant)["would_send"]
+    would = foreseen(grant)["would_send"]
     assert isinstance(would, dict)
     assert would["url"] == f"{upstream.origin}{received.path}?{received.query}"
     assert would["body"].encode() == received.body
     sent = dict(received.headers)
     assert would["headers"] == {"x-api-key": "(hidden)"} | {name: sent[name] for name in ("Content-Type", "Accept")}
-    assert UPSTREAM_KEY not in json.dumps(preview(grant))
-    assert KEY not in json.dumps(preview(grant))
+    assert UPSTREAM_KEY not in json.dumps(foreseen(grant))
+    assert KEY not in json.dumps(foreseen(grant))
 
 
 def test_address_is_made_of_the_policy_alone() -> None:

@@ -14,6 +14,7 @@ from console.audit import verify
 from gateway.answering import respond
 from gateway.chain import FLOOD, Audit, audit_id_of, line_hash
 from gateway.record import Record
+from policies.foresight import Would
 from policies.model import Outcome
 from policies.outcomes import Reply
 from policies.refusals import BodyMalformed, CredentialUnknown, PathUnknown, RecordUnavailable, UpstreamBusy
@@ -41,7 +42,7 @@ def export(audit: Audit, sink: Lines, clock: Clock) -> list[str]:
     for _ in range(2):
         with Record(audit, {"RAW_URI": TARGET}) as record:
             record.caller, record.grant = grant.caller, grant
-            record.preview()
+            record.preview(Would.SEND)
     refused(audit, KeyError("x"))
     refused(audit, PathUnknown())
     audit.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,9 +11,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from gateway.stores.firestore import Firestore
+from gateway.stores.firestore import LEDGER, WINDOWS, Firestore
 from gateway.stores.memory import Memory
-from gateway.stores.redis import Redis
+from gateway.stores.redis import PREFIX, Redis
+from policies import idempotency
 from policies.idempotency import LEASE, RETENTION, Verdict
 from policies.model import Admission, Answer, Budget, Entry, Limit, Outcome, State
 from policies.outcomes import Reply
@@ -870,3 +873,372 @@ def test_operator_resolves_a_key_that_is_in_doubt(store: Store, clock: Clock, *,
     assert ledger.resolve(grant.ledger_key, ANSWER if created else None) is Verdict.RESOLVED
     after = admit(store, grant)
     assert (after.replay, in_doubt(after)) == (ANSWER if created else None, False)
+
+
+# ---------------------------------------------------------------- an operator's decision, taken back
+
+#: No operator reaches the ledger of an instance's memory, so nothing in it was ever decided by one.
+reachable = pytest.mark.parametrize("store", SERVERS, indirect=True)
+
+
+def entry_of(store: Any, key: str | None) -> Entry | None:
+    """Read an entry as it is stored."""
+    if isinstance(store, Redis):
+        return store._read(f"{PREFIX}ledger:{key}")
+    path = f"countersign-ledger/{key}"
+    document = store._read([path], store._deadline())[0].documents[path]
+    return document and idempotency.unpacked(document["entry"])
+
+
+def left(store: Any, clock: Clock, how: str) -> Grant:
+    """Leave a key about which an operator may decide."""
+    grant = stripes() if how == "in doubt" else keyed()
+    match how:
+        case "in doubt":
+            leave_unknown(store, grant)
+            clock.tick(60)
+            store.settle(grant, admit(store, grant), replace(UNKNOWN, generation=2), ANSWER)
+        case "cut off":
+            admit(store, grant)
+        case "rejected":
+            store.settle(grant, admit(store, grant), REJECTED, Answer(402, b"{}"))
+        case "cannot be asked about":
+            store.settle(grant, admit(store, grant), replace(WAITS, mute=True), ANSWER)
+    clock.tick(LEASE)
+    return grant
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+@pytest.mark.parametrize("how", ["in doubt", "cut off", "rejected", "cannot be asked about"])
+@pytest.mark.parametrize("later", [0, 3600, RETENTION - 1])
+def test_decision_that_is_taken_back_leaves_the_key_as_it_was(
+    store: Any, clock: Clock, how: str, later: int, *, created: bool
+) -> None:
+    grant = left(store, clock, how)
+    before, (held,) = entry_of(store, grant.ledger_key), store.held()
+    for _ in range(2):
+        assert store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is") is Verdict.RESOLVED
+        (decided,) = store.held()
+        assert (decided.said, decided.told, decided.reopens) == ("Ann: so it is", 0.0, held.state)
+        clock.tick(later)
+        assert store.reopen(grant.ledger_key) is Verdict.REOPENED
+        after = entry_of(store, grant.ledger_key)
+        assert after is not None
+        if how == "rejected":  # it is kept as long as the decision would have been: ended, it would free the key
+            assert after.expires == clock() - later + RETENTION
+            after = replace(after, expires=before and before.expires)
+        assert after == before
+    clock.tick(RETENTION + LEASE if how != "rejected" else 0)
+    assert [one.key for one in store.held()] == [grant.ledger_key]
+    assert store.reopen(grant.ledger_key) is Verdict.UNDECIDED
+
+
+@reachable
+@pytest.mark.parametrize("comes", ["the same", "other parameters", "another place"])
+def test_created_stands_once_a_call_has_met_it(store: Any, clock: Clock, comes: str) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, ANSWER, "Ann: created in_1")
+    clock.tick(5)
+    met = clock()
+    if comes == "the same":
+        assert admit(store, grant).replay == ANSWER
+    else:
+        other = comes == "other parameters"
+        with pytest.raises(KeyReused if other else KeyUsedElsewhere):
+            store.admit(
+                replace(grant, fingerprint="other") if other else grant,
+                grant.entitlement.connection.place if other else "elsewhere",
+            )
+    for _ in range(2):
+        clock.tick(60)
+        assert store.reopen(grant.ledger_key) is Verdict.TOLD
+        (held,) = store.held()
+        assert (held.told, held.reopens, held.said) == (met, None, "Ann: created in_1")
+        assert admit(store, grant).replay == ANSWER
+    clock.tick(RETENTION)
+    assert store.reopen(grant.ledger_key) is Verdict.ABSENT
+
+
+@reachable
+@pytest.mark.parametrize("then", [None, BUSY, SUCCEEDED, UNKNOWN], ids=lambda reply: str(reply and reply.outcome))
+def test_not_created_stands_once_the_key_was_used_again(store: Any, clock: Clock, then: Reply | None) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, None, "Ann: not created")
+    clock.tick(5)
+    met, admission = clock(), admit(store, grant)
+    if then is not None:
+        store.settle(grant, admission, then, ANSWER)
+    if then is BUSY:
+        clock.tick(60)
+        store.release(grant, admit(store, grant))
+    assert store.reopen(grant.ledger_key) is Verdict.TOLD
+    (held,) = store.held()
+    assert (held.told, held.said) == (met, "Ann: not created")
+
+
+@reachable
+def test_decision_about_a_key_that_another_decision_freed_can_be_taken_back(store: Any, clock: Clock) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, None, "Ann: not created")
+    leave_unknown(store, grant)
+    before = entry_of(store, grant.ledger_key)
+    assert store.resolve(grant.ledger_key, ANSWER, "Bob: created in_1") is Verdict.RESOLVED
+    assert store.reopen(grant.ledger_key) is Verdict.REOPENED
+    assert entry_of(store, grant.ledger_key) == before
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_decision_that_has_expired_cannot_be_taken_back(store: Any, clock: Clock, *, created: bool) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+    clock.tick(RETENTION)
+    assert store.reopen(grant.ledger_key) is Verdict.ABSENT
+    assert admit(store, grant).replay is None
+
+
+@reachable
+def test_outcome_that_no_operator_decided_cannot_be_taken_back(store: Any) -> None:
+    assert store.reopen("0" * 64) is Verdict.ABSENT
+    for reply in (SUCCEEDED, REJECTED, FREED, UNKNOWN):
+        grant = keyed(str(reply.outcome))
+        store.settle(grant, admit(store, grant), reply, ANSWER)
+        before = entry_of(store, grant.ledger_key)
+        assert store.reopen(grant.ledger_key) is Verdict.UNDECIDED
+        assert entry_of(store, grant.ledger_key) == before
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_call_that_comes_while_a_decision_is_taken_back_has_it_stand(
+    store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, created: bool
+) -> None:
+    grant, judge = left(store, clock, "in doubt"), idempotency.reopen
+    came: list[Admission] = []
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+
+    def overtaken(held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]:
+        verdict = judge(held, now=now)
+        if not came:
+            came.append(admit(store, grant))
+        return verdict
+
+    monkeypatch.setattr(idempotency, "reopen", overtaken)
+    assert store.reopen(grant.ledger_key) is Verdict.TOLD
+    assert came[0].replay == (ANSWER if created else None)
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_decision_that_is_taken_back_while_a_call_comes_is_told_to_nobody(
+    store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, created: bool
+) -> None:
+    grant, judge = left(store, clock, "cannot be asked about"), idempotency.met
+    verdicts: list[Verdict] = []
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+
+    def overtaken(held: Entry | None, *, now: float) -> Entry | None:
+        marked = judge(held, now=now)
+        if held is not None and not verdicts:
+            verdicts.append(store.reopen(grant.ledger_key))
+        return marked
+
+    monkeypatch.setattr(idempotency, "met", overtaken)
+    with pytest.raises(OutcomeStillUnknown):
+        admit(store, grant)
+    assert verdicts == [Verdict.REOPENED]
+
+
+@reachable
+def test_in_a_storm_either_nobody_was_told_or_the_decision_stands(store: Any, clock: Clock) -> None:
+    for turn in range(10):
+        grant = keyed(str(turn))
+        leave_unknown(store, grant)
+        store.resolve(grant.ledger_key, ANSWER, "Ann: created in_1")
+
+        def come(number: int, grant: Grant = grant) -> Any:
+            return outcome_of(store, grant) if number else store.reopen(grant.ledger_key)
+
+        results = at_once(8, come)
+        told = [result for result in results[1:] if isinstance(result, Admission)]
+        assert all(isinstance(result, Admission | OutcomeStillUnknown) for result in results[1:])
+        assert (results[0], bool(told)) in {(Verdict.REOPENED, False), (Verdict.TOLD, True)}
+
+
+@reachable
+def test_only_the_first_call_that_meets_a_decision_writes(
+    store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant, writes = left(store, clock, "in doubt"), 0
+    store.resolve(grant.ledger_key, ANSWER, "Ann: created in_1")
+    method = "_write_over" if isinstance(store, Redis) else "_commit"
+    write = getattr(store, method)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(store, method, counted)
+    for _ in range(3):
+        assert admit(store, grant).replay == ANSWER
+        assert writes == 1
+
+
+# ---------------------------------------------------------------- asking without taking
+
+
+def asked_of(ask: Callable[[], Admission]) -> dict[str, Any]:
+    """Return what a store says of a call, without what is each call's own."""
+    try:
+        said = ask()
+    except Refusal as refusal:
+        return {**refusal.problem(""), "standings": refusal.standings}
+    claim = said.entry and replace(said.entry, owner="")
+    return {"standings": said.standings, "claim": claim, "replay": said.replay}
+
+
+def written_in(store: Store) -> object:
+    """Return all that a store holds, and until when."""
+    match store:
+        case Memory():
+            return {name: window.buckets for name, window in store._windows.items()}, {**store._ledger}
+        case Redis():
+            client: Any = store._client
+            return {key: (client.dump(key), client.pexpiretime(key)) for key in client.scan_iter()}
+        case Firestore():
+            parent, client = f"{store._database}/documents", store._connected()
+            found = (
+                document
+                for collection in (WINDOWS, LEDGER)
+                for document in client.list_documents({"parent": parent, "collection_id": collection})
+            )
+            return {document.name: document.update_time for document in found}
+        case _:
+            raise AssertionError(store)
+
+
+def bounded(key: str | None, body: str, *, limits: str = "3/second, 9/minute", budget: int = 250) -> Grant:
+    """Make a grant at Stripe with a budget a minute, a ceiling and two limits, all of which are soon full."""
+    grant = limited(limits, ceiling="4/second", key=key, body=body)
+    stripe = stripes(key).entitlement
+    connection = replace(stripe.connection, ceiling=parse_limit("4/second"))
+    entitlement = replace(stripe, connection=connection, rules=grant.entitlement.rules)
+    spent = Budget("usd", Limit(budget, 60, "60 s"))
+    caller = replace(grant.caller, budget=spent)
+    return replace(grant, caller=caller, entitlement=entitlement, resend_seconds=stripes(key).resend_seconds)
+
+
+REPLIES = [
+    replace(SUCCEEDED, spent=99), REJECTED, FREED, UNKNOWN, BUSY, UNREACHED, WAITS, None,
+    replace(FREED, generation=2), replace(UNKNOWN, mute=True),
+]  # fmt: skip
+
+
+#: Seconds between calls: most come at once, the others at the edge of a bucket, a window or a lease.
+MOMENTS = [*[0.0] * 14, 0.01, 1 / 128, 0.3, 1, 129 / 128, 5, LEASE - 0.001, LEASE, 60, 60 * 129 / 128]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_peek_says_what_admit_says_right_behind_it_and_writes_nothing(store: Store, clock: Clock, seed: int) -> None:
+    lots = random.Random(seed)
+    told: Counter[str] = Counter()
+    for step in range(400 if isinstance(store, Memory) else 60):
+        key = lots.choice([None, f"{step // 9}{lots.choice('abc')}"])
+        limits, budget = lots.choice(["3/second, 9/minute"] * 3 + ["2/second, 7/minute"]), lots.choice([250, 250, 100])
+        grant = bounded(key, f"customer=cus_{lots.choice('11112')}", limits=limits, budget=budget)
+        place = grant.entitlement.connection.place + lots.choice([""] * 9 + [" live"])
+        admission: list[Admission] = []
+
+        def peeked(grant: Grant = grant, place: str = place) -> Admission:
+            return store.peek(grant, place)
+
+        def admitted(grant: Grant = grant, place: str = place, kept: list[Admission] = admission) -> Admission:
+            kept.append(store.admit(grant, place))
+            return kept[0]
+
+        asked_of(peeked)  # what has expired may be forgotten
+        before = written_in(store)
+        foreseen = asked_of(peeked)
+        assert written_in(store) == before
+        assert asked_of(admitted) == foreseen
+        told[str(foreseen.get("reason", "replay" if foreseen.get("replay") else "admitted"))] += 1
+        reply = lots.choice(REPLIES)
+        if admission and admission[0].replay is None and reply is not None:
+            store.settle(grant, admission[0], reply, ANSWER)
+        clock.tick(lots.choice(MOMENTS))
+    assert len(told) >= (7 if isinstance(store, Memory) else 4), told
+
+
+def test_peek_creates_no_window_and_no_entry(store: Store) -> None:
+    before = written_in(store)
+    assert store.peek(bounded("a", "customer=cus_1"), "p").entry is not None
+    assert written_in(store) == before
+
+
+def test_ceiling_full_by_one_document_is_peeked_at_whole(store: Store) -> None:
+    grant = limited("100000/minute", ceiling="3/second")
+    for _ in range(3):
+        assert store.peek(grant, "p").standings
+        admit(store, grant)
+    with pytest.raises(CeilingReached):
+        store.peek(grant, "p")
+
+
+def test_left_says_what_there_is_and_when_there_is_more(store: Store, clock: Clock) -> None:
+    grant = bounded(None, "customer=cus_1")
+    caller, connection = grant.caller, grant.entitlement.connection
+    every = [(one.kind, one.remaining, one.more, one.reset, one.full) for one in store.left(caller, [connection])]
+    assert every == [
+        ("limit", 3, 0, 0, 0),
+        ("limit", 9, 0, 0, 0),
+        ("budget", 250, 0, 0, 0),
+        ("ceiling", None, 0, 0, 0),
+    ]
+    spend(store, grant, 90)
+    clock.tick(30)
+    spend(store, grant, 100)
+    admit(store, grant)
+    before = written_in(store)
+    second, minute, budget, ceiling = store.left(caller, [connection])
+    assert written_in(store) == before
+    assert (second.remaining, second.more, second.limit.text) == (1, 2, "3/second")
+    assert (minute.remaining, minute.more, minute.reset, minute.full) == (6, 1, 31, 61)
+    assert (budget.remaining, budget.more, budget.reset, budget.full, budget.currency) == (60, 90, 31, 61, "usd")
+    assert (ceiling.remaining, ceiling.reset, ceiling.connection) == (None, 0, connection.id)
+    admit(store, grant)
+    other = replace(grant, caller=replace(caller, id="other", first="other"))
+    admit(store, other)
+    full = store.left(caller, [connection])
+    assert [(one.kind, one.remaining, one.reset) for one in (full[0], full[-1])] == [("limit", 0, 2), ("ceiling", 0, 2)]
+
+
+def test_left_of_a_budget_that_is_well_past_its_amount_says_when_something_is_left(store: Store, clock: Clock) -> None:
+    grant = budgeted(100, per=3600)
+    under_way = [admit(store, grant) for _ in range(3)]
+    for admission, spent in zip(under_way, (90, 80, 30), strict=True):
+        store.settle(grant, admission, replace(SUCCEEDED, spent=spent), ANSWER)
+        clock.tick(600)
+    (budget,) = (one for one in store.left(grant.caller, []) if one.kind == "budget")
+    # 200 are spent. When the first 90 leave, 110 are too many still; when the next 80 do, 70 are left.
+    assert (budget.remaining, budget.more) == (0, 70)
+    clock.tick(budget.reset)
+    (later,) = (one for one in store.left(grant.caller, []) if one.kind == "budget")
+    assert later.remaining == 70
+
+
+def test_state_of_a_key_is_what_the_ledger_holds_until_it_expires(store: Store, clock: Clock) -> None:
+    grant = keyed()
+    assert grant.ledger_key is not None
+    assert store.state_of(grant.ledger_key) is None
+    admission = admit(store, grant)
+    assert store.state_of(grant.ledger_key) == (admission.entry, clock())
+    store.settle(grant, admission, SUCCEEDED, ANSWER)
+    clock.tick(100)
+    settled = store.state_of(grant.ledger_key)
+    assert settled is not None
+    assert (settled.entry.state, settled.entry.answer) == (State.SUCCEEDED, ANSWER)
+    assert settled.now - settled.entry.sent == 100
+    clock.tick(RETENTION)
+    assert store.state_of(grant.ledger_key) is None

@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
-from gateway.upstreams.sending import FURTHER, LEAST_SECONDS, OF_THIS_CALL, PAUSES, Upstreams, preview
+from gateway.upstreams.sending import FURTHER, LEAST_SECONDS, PAUSES, Upstreams
 from gateway.upstreams.transport import LostError, NotSentError, Received, Transport
+from policies.foresight import OF_THIS_CALL
 from policies.idempotency import LEASE, upstream_key, wanted
 from policies.model import Admission, Outcome
 from policies.refusals import (
@@ -31,7 +32,7 @@ from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.invoice import EXAMPLE, encode
 from sandbox.stripe import FAULTS
 from tests.conftest import CUSTOMER, FORM, KEY, policy
-from tests.gateway.conftest import Clock, granted
+from tests.gateway.conftest import Clock, foreseen, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -337,7 +338,7 @@ def test_preview_is_what_is_sent_with_the_key_masked(send: Send, stripe: Stripe)
     grant = asked(stripe.origin, "customer=cus_1&description=a+b%26c", more="    account: acct_1\n")
     send(grant)
     (call,) = stripe.calls
-    would = preview(grant)["would_send"]
+    would = foreseen(grant)["would_send"]
     assert isinstance(would, dict)
     assert (would["method"], would["url"]) == ("POST", f"{stripe.origin}{call.path}")
     assert would["body"].encode() == call.body
@@ -345,11 +346,11 @@ def test_preview_is_what_is_sent_with_the_key_masked(send: Send, stripe: Stripe)
     named = ("Accept", "Stripe-Version", "Stripe-Account", "Content-Type", "Idempotency-Key")
     assert would["headers"] == {"Authorization": "Bearer (hidden)"} | {name: sent[name] for name in named}
     for key in (UPSTREAM_KEY, KEY, "order-1"):
-        assert key not in json.dumps(preview(grant))
+        assert key not in json.dumps(foreseen(grant))
 
 
 def test_preview_of_a_call_without_a_key_says_that_it_will_have_one_of_its_own() -> None:
-    would = preview(asked(key=None))["would_send"]
+    would = foreseen(asked(key=None))["would_send"]
     assert isinstance(would, dict)
     assert would["headers"]["Idempotency-Key"] == OF_THIS_CALL
 
@@ -674,7 +675,7 @@ def test_look_goes_out_as_a_get_without_a_key_of_its_own(secrets: Secrets) -> No
     assert request.url == f"{NOWHERE}/v1/invoices/{EXAMPLE['id']}?expand%5B0%5D=customer&expand%5B1%5D=charge"
     assert (request.key, script.keys) == ("Authorization: Bearer ", [UPSTREAM_KEY])
     assert request.headers == {"Accept": "application/json", "Stripe-Version": VERSION}
-    would = preview(grant)["would_send"]
+    would = foreseen(grant)["would_send"]
     assert isinstance(would, dict)
     assert (would["method"], would["url"], would["body"]) == ("GET", request.url, "")
     assert "Idempotency-Key" not in would["headers"]

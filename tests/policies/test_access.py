@@ -463,3 +463,15 @@ def test_only_decide_makes_a_grant() -> None:
         sources += (ROOT / package).rglob("*.py")
     makers = {path.relative_to(ROOT).as_posix() for path in sources if calls_of("Grant", ast.parse(path.read_text()))}
     assert makers == {"policies/access.py"}
+
+
+def test_key_is_among_the_faults_so_that_all_is_mended_at_once() -> None:
+    text = written("customer: {required: true}", idempotency="{required: true, prefix: order-}")
+    for key, reason in ((None, "idempotency-key-missing"), ("order-null", "idempotency-key-invalid")):
+        refusal = refusal_of(call({"colour": "red"}, key=key), text)
+        assert type(refusal) is ParameterNotGranted
+        assert [(one.parameter, one.kind.reason) for one in refusal.faults] == [
+            ("colour", "parameter-not-granted"), ("customer", "parameter-missing"), ("Idempotency-Key", reason),
+        ]  # fmt: skip
+        assert refusal.faults[2].accepts == {"prefix": "order-"}
+        assert refusal.detail.endswith(" 2 more things are wrong.")

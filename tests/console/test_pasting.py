@@ -29,7 +29,7 @@ def test_call_is_of_the_first_caller_unless_another_is_named(
 ) -> None:
     assert main(["recipe", str(document), URL]) == 0
     told = capsys.readouterr().out
-    assert f'curl "{URL}/stripe/invoices/?name=ft-4&connection_name=stripe-1&validate_only=true"' in told
+    assert f"curl '{URL}/stripe/invoices/?name=ft-4&connection_name=stripe-1&validate_only=true'" in told
     assert f"./countersign key new app --policy {document}" in told
     assert "gcloud" not in told
     assert main(["recipe", str(document), URL, "--caller", "other", "--token", "gcloud auth print-identity-token"]) == 0
@@ -67,7 +67,8 @@ def test_call_that_only_looks_is_a_get_of_its_path_without_a_key(
     document.write_text(text[:start] + text[end:])
     assert main(["recipe", str(document), URL]) == 0
     told = capsys.readouterr().out
-    assert f'"{URL}/stripe/invoices/in_123/?name=ft-4' in told
+    assert "INVOICE_ID=in_" in told
+    assert f'"{URL}/stripe/invoices/${{INVOICE_ID}}/?name=ft-4' in told
     assert "--get" in told
     assert "Idempotency-Key" not in told
     assert "data-urlencode" not in told
@@ -76,15 +77,22 @@ def test_call_that_only_looks_is_a_get_of_its_path_without_a_key(
 def test_value_is_one_word_of_the_shell(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document.write_text(policy("https://upstream.example", parameters='metadata[order_id]: {prefix: "$(id)\' "}'))
     assert main(["recipe", str(document), URL]) == 0
-    assert """--data-urlencode 'metadata[order_id]=$(id)'"'"' 123'""" in capsys.readouterr().out
+    assert """--data-urlencode 'metadata[order_id]=$(id)'\\'' text'""" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("idempotency", "says"),
     [
-        ("{prefix: order-}", "-H 'Idempotency-Key: order-first-try'"),
-        ('{from: "metadata[order_id]", prefix: order-}', "--data-urlencode 'metadata[order_id]=order-123'"),
-        ('{from: "metadata[cost_center]", prefix: e}', "--data-urlencode 'metadata[cost_center]=emea'"),
+        ("{prefix: order-}", 'first-try -H "Idempotency-Key: order-${ORDER_ID}"'),
+        ("optional", 'first-try -H "Idempotency-Key: ${ORDER_ID}"'),
+        (
+            '{from: "metadata[order_id]", prefix: order-}',
+            '1001 --data-urlencode "metadata[order_id]=order-${ORDER_ID}"',
+        ),
+        (
+            '{from: "metadata[cost_center]", prefix: e}',
+            'mea --data-urlencode "metadata[cost_center]=e${ORDER_ID}"',
+        ),
     ],
 )
 def test_key_of_the_call_begins_as_the_grant_says(
@@ -92,7 +100,10 @@ def test_key_of_the_call_begins_as_the_grant_says(
 ) -> None:
     document.write_text(policy("https://upstream.example", idempotency=idempotency))
     assert main(["recipe", str(document), URL]) == 0
-    assert says in capsys.readouterr().out
+    example, _, option = says.partition(" ")
+    told = capsys.readouterr().out
+    assert f"ORDER_ID={example}\n" in told
+    assert option in told
 
 
 @pytest.mark.parametrize(
