@@ -67,7 +67,7 @@ def stripe_refused(answer: TestResponse | Answer, status: int, reason: str) -> d
     assert headers["request-id"] == headers["countersign-audit-id"] == error["audit_id"]
     assert headers["stripe-should-retry"] in {"true", "false"}
     assert error["audit_id"] in error["message"]
-    assert error.keys() - {"param", "would"} == {"type", "code", "message", "decided_by", "audit_id"}
+    assert error.keys() - {"param", "would", "doc_url"} == {"type", "code", "message", "decided_by", "audit_id"}
     assert body.isascii()
     return error
 
