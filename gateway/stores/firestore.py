@@ -258,8 +258,8 @@ class Firestore:
             own = wholes[: len(limits)]
             found = seen.documents[key] if key is not None else None
             held = _entry(found)
-            marked = idempotency.met(held, now=now) if claiming.takes else None
-            if key is not None and found is not None and marked is not None:
+            marked = idempotency.met(held, now=now)
+            if claiming.takes and key is not None and found is not None and marked is not None:
                 return None, {key: _document(marked) | {"taken": found["taken"]}}
             try:
                 claim = idempotency.claim_for(grant, held, owner=owner, place=claiming.place, now=now)

@@ -344,8 +344,8 @@ class Redis:
             if isinstance(admission, Admission):
                 return admission
             found, now, standings = admission
-            marked = idempotency.met(found, now=now) if takes else None
-            if found is not None and marked is not None:
+            marked = idempotency.met(found, now=now)
+            if takes and found is not None and marked is not None:
                 self._write_over(f"{PREFIX}ledger:{grant.ledger_key}", found, marked, now, again=True)
                 continue  # it is judged anew, marked or as it has become meanwhile
             held = found

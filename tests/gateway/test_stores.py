@@ -1177,6 +1177,22 @@ def test_peek_creates_no_window_and_no_entry(store: Store) -> None:
     assert written_in(store) == before
 
 
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_peek_at_what_an_operator_has_decided_does_not_use_the_decision(
+    store: Any, clock: Clock, *, created: bool
+) -> None:
+    grant = left(store, clock, "cut off")
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+    before = written_in(store)
+    peeked = store.peek(grant, grant.entitlement.connection.place)
+    assert written_in(store) == before
+    assert (peeked.replay is not None) == created
+    assert store.reopen(grant.ledger_key) is Verdict.REOPENED
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+    assert admit(store, grant).replay == peeked.replay
+
+
 def test_ceiling_full_by_one_document_is_peeked_at_whole(store: Store) -> None:
     grant = limited("100000/minute", ceiling="3/second")
     for _ in range(3):
