@@ -291,7 +291,7 @@ def test_schema_of_the_header_takes_what_can_name_a_call(prefix: str, key: str, 
 
 def test_every_schema_is_a_schema_and_its_own_example_passes() -> None:
     risks = ["plain", "changes price or content"]
-    written = [
+    written: list[dict[str, Any]] = [
         {"parameters": ORDER, "groups": risks},
         {"parameters": {"custom_fields": {"required": True}, "shipping_details": {"required": True}}},
         {"parameters": {"account_tax_ids": {"required": True}, "due_date": {"max": 5}}},
