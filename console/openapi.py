@@ -10,16 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from console import schemas
-from console.describe import entitlements
+from console.describe import entitlements, grant_id
 from policies import refusals
 from policies.model import NAME, Effect, Shape
 from policies.operations import OPERATIONS, meanings
 from policies.wording import budget_in_words, limit_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from policies.model import Caller, Entitlement, Operation
+
+    Samples = Callable[[str], list[dict[str, Any]]]
 
 #: Of this document's own shape, as ``info.version`` wants one.
 VERSION: Final = "1"
@@ -58,6 +60,8 @@ _HEADERS: Final[Mapping[str, dict[str, Any]]] = {
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
+#: The recipes that are shown as samples, and what tools call their languages.
+_LANGUAGES: Final = {"curl": "Shell", "python": "Python", "node": "JavaScript"}
 #: The headers of an answer, and of a refusal by its status.
 _ALWAYS: Final = ("Countersign-Audit-Id",)
 _QUOTA: Final = ("RateLimit", "RateLimit-Policy")
@@ -108,11 +112,13 @@ _PREVIEW: Final[Mapping[str, Any]] = {
 }
 
 
-def document(caller: Caller | None, *, root: str, connection: str | None = None) -> dict[str, Any]:
+def document(
+    caller: Caller | None, *, root: str, connection: str | None = None, samples: Samples | None = None
+) -> dict[str, Any]:
     """Describe what ``caller`` may do at the connection with this id; None for all of them, as alternatives.
 
-    ``root`` is the address below which everything lies, absolute or relative to the document's own. Raises ``KeyError``
-    if the caller has nothing at ``connection``.
+    ``root`` is the address below which everything lies, absolute or relative to the document's own. ``samples`` returns
+    the filled recipes of a grant, by its id. Raises ``KeyError`` if the caller has nothing at ``connection``.
     """
     if caller is None:
         return _public(root)
@@ -126,7 +132,7 @@ def document(caller: Caller | None, *, root: str, connection: str | None = None)
     paths: dict[str, dict[str, Any]] = {"/-/health": {"get": _HEALTH}}
     for operation in {one.operation.id: one.operation for one in granted}.values():
         alike = [one for one in granted if one.operation is operation]
-        paths.setdefault(_path(operation), {})[operation.method.lower()] = _operation(caller, operation, alike)
+        paths.setdefault(_path(operation), {})[operation.method.lower()] = _operation(caller, operation, alike, samples)
     where = f" at {next(iter(places))}" if len(places) == 1 else ""
     told: dict[str, Any] = {
         **_head(f"What {caller.id} may do{where}", root),
@@ -190,7 +196,9 @@ def _public(root: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- operations
 
 
-def _operation(caller: Caller, operation: Operation, granted: list[Entitlement]) -> dict[str, Any]:
+def _operation(
+    caller: Caller, operation: Operation, granted: list[Entitlement], samples: Samples | None
+) -> dict[str, Any]:
     """Describe one operation as it is granted at one or several connections."""
     told: dict[str, Any] = {
         "operationId": operation.id,
@@ -205,6 +213,13 @@ def _operation(caller: Caller, operation: Operation, granted: list[Entitlement])
         told["parameters"] += _idempotency_key(caller, granted)
         told["requestBody"] = _body(granted)
         told["x-countersign-idempotency"] = [_idempotency(one) for one in granted]
+    if samples is not None:
+        filled = samples(grant_id(granted[0]))
+        told["x-codeSamples"] = [
+            {"lang": _LANGUAGES[one["id"]], "label": one["title"], "source": one["text"]}
+            for one in filled
+            if one["id"] in _LANGUAGES and one["text"]
+        ]
     return told
 
 

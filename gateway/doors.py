@@ -122,10 +122,18 @@ def _recipes(gate: Gate, record: Record) -> Response:
 def _openapi(gate: Gate, record: Record) -> Response:
     """Describe the API of this caller, of one of its connections; without a credential what all of them have."""
     from console.openapi import document  # noqa: PLC0415 - see above
+    from console.recipes.filling import Asked, fill  # noqa: PLC0415 - see above
 
     asked = _identified(gate, record, READ, ("connection",), needed=False)
+    address = root(record.environ, gate.service)
+    described = None if record.caller is None else _described(gate, record, whole=True)
     try:
-        told = document(record.caller, root=root(record.environ, gate.service), connection=asked.get("connection"))
+        told = document(
+            record.caller,
+            root=address,
+            connection=asked.get("connection"),
+            samples=lambda grant: fill(Asked(grant=grant), root=address, described=described),
+        )
     except KeyError:
         raise QueryMalformed("You have no connection of this name.", parameter="connection") from None
     if record.caller is not None:

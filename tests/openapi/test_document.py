@@ -122,6 +122,13 @@ def test_document_is_for_its_caller_alone(function: Callable[..., Function]) -> 
     assert (asked.status_code, (asked.json or {})["parameter"]) == (400, "connection")
 
 
+def test_samples_are_the_recipes(function: Callable[..., Function]) -> None:
+    told: Any = function().post("/openapi.json", b"", media=None, method="GET").json
+    samples = told["paths"][RAISE]["post"]["x-codeSamples"]
+    assert [one["lang"] for one in samples] == ["Shell", "Python", "JavaScript"]
+    assert all("COUNTERSIGN_KEY" in one["source"] and KEY not in one["source"] for one in samples)
+
+
 def test_answer_of_a_call_is_what_the_document_says_and_has_nothing_more(function: Callable[..., Function]) -> None:
     gate = function()
     described: Any = gate.post("/openapi.json", b"", media=None, method="GET").json
