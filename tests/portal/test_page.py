@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,11 @@ pytestmark = pytest.mark.browser
 
 SHOP = KEYS["shop"]
 BUDGET = 150_000
-NEEDED = "Fill in what is needed"
+
+
+def ended() -> contextlib.AbstractContextManager[None]:
+    """Pass over a request that the page has ended by itself: nobody waits for its answer."""
+    return contextlib.suppress(pytest.importorskip("playwright.sync_api").Error)
 
 
 # ---------------------------------------------------------------- the way in
@@ -138,7 +143,8 @@ def test_page_works_wherever_it_stands(tab: Callable[..., Tab], world: World, pa
     one, prefix = tab(), path.partition("/portal")[0]
 
     def strip(route: Route) -> None:
-        route.fulfill(response=route.fetch(url=route.request.url.replace(world.root + prefix, world.root, 1)))
+        with ended():
+            route.fulfill(response=route.fetch(url=route.request.url.replace(world.root + prefix, world.root, 1)))
 
     if prefix:
         one.page.route(f"{world.root}{prefix}/**", strip)
@@ -230,10 +236,8 @@ def test_late_verdict_of_an_older_text_is_dropped(tab: Callable[..., Tab]) -> No
     one.page.get_by_label("Days until due").fill("30")
     one.head("This would be raised")
     with_fault = {"would": "refuse", "faults": [{"parameter": "days_until_due", "detail": "late"}], "detail": "late"}
-    try:
+    with ended():
         held[0].fulfill(status=400, json=with_fault)
-    except Exception:  # noqa: BLE001 - the page had ended the request, as it should
-        assert True
     one.page.wait_for_timeout(300)
     assert one.page.get_by_text("late").count() == 0
     one.head("This would be raised")
