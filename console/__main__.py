@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from console import keys, ledger, recipes, verifying, why
+from console import explain, keys, ledger, recipes, verifying, why
 from gateway.reloading import read
 from gateway.settings import SettingError, settings_of
 from policies import compiled, document
@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     recipe.set_defaults(run=_recipe)
 
     verifying.add_commands(commands)
+    explain.add_command(commands)
     why.add_command(commands)
     keys.add_commands(commands)
     ledger.add_commands(commands)

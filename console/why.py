@@ -16,7 +16,7 @@ from gateway.reloading import read
 from policies import compiled, parameters
 from policies.document import LOADER
 from policies.foresight import Would
-from policies.idempotency import SHORT
+from policies.idempotency import SHORT, Verdict
 from policies.model import DocumentError, Outcome
 from policies.operations import OPERATIONS
 from policies.refusals import Refusal
@@ -76,6 +76,8 @@ def paragraph(told: Told, policy: Path | None) -> str:
     first, last = told.own[0], told.own[-1]
     if first["kind"] == "counted":
         return _counted(told)
+    if first["kind"] not in _CALLS:
+        return f"No caller was given this audit id. Its line says: {first[MESSAGE]}."
     said = [f"On {_time(first)}, {_who(first)} {_ASKED.get(first['kind'], 'asked for')} {_what(first)}."]
     said.append(_end(last))
     if policy is not None or last["kind"] == "refusal":
@@ -84,6 +86,8 @@ def paragraph(told: Told, policy: Path | None) -> str:
     return " ".join(part for part in said if part)
 
 
+#: The kinds of line that a call begins with.
+_CALLS: Final = frozenset({"intent", "outcome", "refusal", "replay", "preview", "look"})
 _ASKED: Final = {"preview": "tried", "replay": "asked again for", "look": "looked at"}
 
 
@@ -200,15 +204,33 @@ def _of_the_key(told: Told) -> Iterator[str]:
     done = [line for line in told.others if line.get("result") == Outcome.SUCCEEDED]
     for line in done[-1:]:
         yield f"The invoice of this key was raised on {_time(line)} ({line['audit_id']}): {_created(line)}"
-    decided = [line for line in told.others if line["kind"] == "resolution"]
-    for line in decided[-1:]:
-        what = f"it created {line['created']}" if line["created"] else "nothing was created"
-        yield f"On {_time(line)}, {line['by']} decided: {what}."
+    decided = _decision(told)
+    if decided is not None:
+        yield f"On {_time(decided)}, {decided['by']} {_decided_what(decided)}."
+
+
+def _decision(told: Told) -> Content | None:
+    """Return the last decision of an operator about the key that took effect; None if there is none."""
+    decisions: dict[str, Content] = {}  # by the instance that wrote them: each command is one
+    for line in told.others:
+        if line["kind"] == "resolution":
+            decisions[line["instance"]] = line
+        elif line["kind"] == "resolved" and line["verdict"] not in {Verdict.RESOLVED, Verdict.REOPENED}:
+            decisions.pop(line["instance"], None)
+    return next(reversed(decisions.values()), None)
+
+
+def _decided_what(line: Content) -> str:
+    if "takes_back" in line:
+        return f"took a decision back ({line['takes_back']})"
+    return f"decided: it created {line['created']}" if line["created"] else "decided: nothing was created"
 
 
 def _next(line: Content, told: Told) -> Iterator[str]:
     """Say what to do next."""
-    settled = any(other.get("result") == Outcome.SUCCEEDED or other["kind"] == "resolution" for other in told.others)
+    decided = _decision(told)
+    by_word = decided is not None and "takes_back" not in decided and decided["time"] > line["time"]
+    settled = by_word or any(other.get("result") == Outcome.SUCCEEDED for other in told.others)
     unknown = (
         line["kind"] == "intent" or line.get("result") == Outcome.UNKNOWN or line.get("reason") == "outcome-unknown"
     )
@@ -259,14 +281,14 @@ def _decided(line: Content, policy: Path | None) -> list[str]:
     if not policy_set.digest.startswith(digest):
         return [f"{policy} is {policy_set.digest[:SHORT]}, and what decided is another document, {digest}."]
     said = []
-    rule = None if compiled.recognised(data) else _rule(data.decode(), line)
+    rule = None if compiled.recognised(data) else rule_of(data.decode(), line)
     if rule is not None:
         what = "What decided" if "reason" in line else "What grants it"
         said.append(f"{what} is line {rule[0]} of {policy}: `{rule[1]}`.")
     return said + _would_pass(policy_set, line)
 
 
-def _rule(text: str, line: Content) -> tuple[int, str] | None:
+def rule_of(text: str, line: Content) -> tuple[int, str] | None:
     """Return the number and the text of the line of a document that decided."""
     root: Any = yaml.compose(text.removeprefix("\ufeff"), Loader=LOADER)
     node = None

@@ -227,10 +227,13 @@ class Secret(Line, kw_only=True, tag="secret"):
 
 
 class Resolution(Line, kw_only=True, tag="resolution"):
-    """An operator decides what became of a call."""
+    """An operator decides what became of a call, or takes such a decision back."""
 
     ledger: Short
-    created: Annotated[str | None, Meta(description="The invoice; null if there is none.")]
+    created: Annotated[str | UnsetType | None, Meta(description="The invoice; null if there is none.")] = UNSET
+    takes_back: Annotated[str | UnsetType, Meta(description="The decision that is taken back, and whose it was.")] = (
+        UNSET
+    )
     by: str
     caller: str
     connection: str

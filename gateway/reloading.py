@@ -17,9 +17,9 @@ import hashlib
 import re
 import threading
 from math import inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway import files
 from gateway.kept import DownError, Kept, Lifetime
 from gateway.presented import retired
 from policies import compiled
@@ -77,10 +77,9 @@ class File:
     def read(self) -> bytes:
         """See :class:`Source`."""
         try:
-            with Path(self.where).open("rb") as file:
-                data = file.read(MAX_DOCUMENT + 1)
-        except OSError as error:
-            raise SourceError(f"cannot be read ({type(error).__name__}). Write the path of a file.") from None
+            data = files.read(self.where, MAX_DOCUMENT + 1)
+        except files.UnreadableError as error:
+            raise SourceError(f"cannot be read ({error}). Write the path of a file.") from None
         if len(data) > MAX_DOCUMENT:
             raise SourceError("is larger than any policy document. Write the document's path.")
         return data

@@ -11,12 +11,12 @@ import base64
 import re
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 
+from gateway import files
 from gateway.edges import meaning
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError, Kept, Lifetime
@@ -57,8 +57,12 @@ _VALUE = re.compile(rf"[!-~]{{{MIN_LENGTH},{MAX_LENGTH}}}")
 _MOUNTED: Final = "mounted"
 
 
-class NotAKeyError(DownError):
-    """The version that was read holds no key: a mistake in a rotation, so the last good one is used for a while."""
+class MistakenError(DownError):
+    """Somebody has to put something right; the last good key is used for a while. So it is on record by itself."""
+
+
+class NotAKeyError(MistakenError):
+    """The version that was read holds no key: a mistake in a rotation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +171,12 @@ class Mounted:
 
     def read(self, name: str) -> tuple[str, bytes]:
         """Read the file."""
-        path = Path(name.removeprefix("file:"))
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_LENGTH + 3)
-        except FileNotFoundError:
+            return _MOUNTED, files.read(name.removeprefix("file:"), MAX_LENGTH + 3)
+        except files.MissingError:
             raise GoneError("the file does not exist") from None
-        except OSError as error:
-            raise DownError(type(error).__name__) from None
-        return _MOUNTED, data
+        except files.UnreadableError as error:
+            raise MistakenError(str(error)) from None
 
 
 class SecretManager:
@@ -285,7 +286,7 @@ def place_of(grant: Grant, secret: Secret) -> str:
 
 
 class Secrets:
-    """The keys, cached. ``report(name, problem)`` is called once for each version that holds none."""
+    """The keys, cached. ``report(name, problem)`` is called once for each :class:`MistakenError`."""
 
     def __init__(
         self,
@@ -335,7 +336,7 @@ class Secrets:
     def _read(self, read: Callable[[str, str, bytes], T], mode: str, name: str, _deadline: float) -> T:
         try:
             secret = read(name, *reader_of(name, self._manager, self._mounted).read(name))
-        except NotAKeyError as error:
+        except MistakenError as error:
             if self._reported.get((name, mode)) != str(error):
                 self._reported[name, mode] = str(error)
                 self._report(name, str(error))

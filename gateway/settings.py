@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from gateway import files
 from gateway.allowance import Allowance
 from gateway.certificates import CERTIFICATES, Certificates
 from gateway.chain import Audit
@@ -44,6 +45,8 @@ _AUDIENCE = re.compile(
 _DOCS = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%@/-]*)?")
 _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
+#: How the place of a secret is written, in sentences.
+_PLACE = "Write projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
 
@@ -59,12 +62,17 @@ def _whole(least: int, most: int) -> Callable[[str], bool]:
     return lambda text: re.fullmatch("[0-9]{1,9}", text) is not None and least <= int(text) <= most
 
 
+def _empty(text: str) -> bool:
+    return not text
+
+
 def _off(text: str) -> bool:
     return text.lower() in {"", "false"}
 
 
-#: What functions-framework and gunicorn read from the environment. They answer some values with a traceback, serve
-#: nobody with others, and with others again put keys into the log or cut off a call while it is being settled.
+#: What functions-framework, gunicorn and other libraries read from the environment. They answer some values with a
+#: traceback, serve nobody with others, and with others again put keys into the log or a file, or cut off a call while
+#: it is being settled.
 _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
     "WORKERS": (
         _whole(1, 1),
@@ -96,7 +104,20 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
         "countersign".__eq__,
         "must be countersign, the name of the function. On the cloud it is the entry point: --entry-point=countersign.",
     ),
+    "SCRIPT_NAME": (_empty, "must be empty: with any other, gunicorn answers no call. Remove it."),
+    "GOOGLE_SDK_PYTHON_LOGGING_SCOPE": (
+        _empty,
+        "must be empty: with any other, Google's client logs the upstream's key as it reads it. Remove it.",
+    ),
+    "GRPC_TRACE": (_empty, "must be empty: it logs calls to Google with the tokens that open all secrets. Remove it."),
+    "SSLKEYLOGFILE": (
+        _empty,
+        "must be empty: it puts what connections are encrypted with into a file, for all to read. Remove it.",
+    ),
 }
+
+#: Files that Google's client, gRPC and OpenSSL open by themselves, with a call or a lock waiting: looked at beforehand.
+_OPENED_BY_LIBRARIES: Final = ("GOOGLE_APPLICATION_CREDENTIALS", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "SSL_CERT_FILE")
 
 
 class SettingError(Exception):
@@ -200,6 +221,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
 def load(environ: Mapping[str, str]) -> Gate:
     """Build the gate. Raises :class:`SettingError`."""
     settings = settings_of(environ)
+    _look_at_files(environ)
     manager = SecretManager(settings.secret_manager)
     began = time.monotonic()
     source = source_of(settings.policy, manager)
@@ -232,7 +254,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         _sink(settings.audit),
         policy=first.digest,
         project=settings.project,
-        key=_record_key_of(settings, manager, key),
+        key=_record_key_of(settings.record_key, manager, key),
     )
     secrets = Secrets(manager=manager, mounted=Mounted(), clock=time.monotonic, report=audit.secret_refused)
     policies = Policies(
@@ -259,6 +281,18 @@ def load(environ: Mapping[str, str]) -> Gate:
         operator=settings.operator,
         service=settings.service,
     )
+
+
+def _look_at_files(environ: Mapping[str, str]) -> None:
+    for name in _OPENED_BY_LIBRARIES:
+        path = environ.get(name)
+        if path:
+            try:
+                files.read(path, 1)
+            except files.UnreadableError as error:
+                raise SettingError(
+                    f"{name}: {path} cannot be read ({error}). Write the path of a file, or remove it."
+                ) from None
 
 
 def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
@@ -376,7 +410,7 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
     try:
         return Secret.of(where, *reader_of(where, manager, Mounted()).read(where)).value
     except DownError as error:
-        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}.") from None
+        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}. {_PLACE}.") from None
 
 
 def _record_key(environ: Mapping[str, str]) -> str:
@@ -386,10 +420,7 @@ def _record_key(environ: Mapping[str, str]) -> str:
 def _where(setting: str, where: str, what: str) -> str:
     """Return ``where``, the place of a secret; empty for none."""
     if where and not names_secret(where):
-        raise SettingError(
-            f"{setting} must say where {what} lies, and not hold it: write "
-            "projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one."
-        )
+        raise SettingError(f"{setting} must say where {what} lies, and not hold it. {_PLACE}.")
     return where
 
 
@@ -401,10 +432,8 @@ def _signing_key(where: str, manager: SecretManager) -> bytes | DownError:
         return error
 
 
-def _record_key_of(settings: Settings, manager: SecretManager, first: bytes | DownError) -> RecordKey | None:
-    if not settings.record_key:
-        return None
-    return RecordKey(settings.record_key, first, partial(_signing_key, settings.record_key, manager), time.monotonic)
+def _record_key_of(where: str, manager: SecretManager, first: bytes | DownError) -> RecordKey | None:
+    return RecordKey(where, first, partial(_signing_key, where, manager), time.monotonic) if where else None
 
 
 def ledger_of(environ: Mapping[str, str]) -> Ledger:
@@ -420,9 +449,20 @@ def ledger_of(environ: Mapping[str, str]) -> Ledger:
     return found
 
 
-def record_of(environ: Mapping[str, str]) -> Sink:
-    """Return where ``AUDIT`` has the record, for an operator's decision. Raises :class:`SettingError`."""
-    return _sink(_audit(environ))
+def record_of(environ: Mapping[str, str]) -> Audit:
+    """Return the record of an operator's command: where ``AUDIT`` has it, signed with what ``RECORD_KEY`` names.
+
+    A call goes on without a key that cannot be read. A person can mend that first, so here it is an error.
+    Raises :class:`SettingError`.
+    """
+    where, manager = _record_key(environ), SecretManager(_secret_manager(environ))
+    key = _record_key_of(where, manager, _signing_key(where, manager) if where else b"")
+    if key is not None and not key.ready():
+        raise SettingError(
+            f"RECORD_KEY: {where} cannot sign what goes on record: {key.unreported()}. Correct it, or leave RECORD_KEY "
+            "out: then the lines are not signed."
+        )
+    return Audit(_sink(_audit(environ)), policy="", key=key)
 
 
 def _audit(environ: Mapping[str, str]) -> str:

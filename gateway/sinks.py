@@ -125,8 +125,8 @@ class File:
             return file.read(1) != b"\n"
 
 
-def _append_to(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _append_to(path: str, flags: int = 0) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
 
 
 def to_file(path: str) -> Sink:
@@ -138,4 +138,8 @@ def to_file(path: str) -> Sink:
         regular = stat.S_ISREG(Path(path).stat().st_mode)
     except FileNotFoundError:
         regular = True
-    return File(path) if regular else Descriptor(_append_to(path))
+    if regular:
+        return File(path)
+    descriptor = _append_to(path, os.O_NONBLOCK)  # a pipe that nobody reads fails, and is not waited for
+    os.set_blocking(descriptor, True)
+    return Descriptor(descriptor)

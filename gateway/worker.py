@@ -10,6 +10,7 @@ waiting for a call and reading it are one read.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -35,6 +36,8 @@ _READ: Final = 8192
 def configure() -> None:
     """Make this the worker of the framework's server, which is configured after ``main.py`` is loaded."""
     os.environ.setdefault("THREADS", DEFAULT_THREADS)
+    # The server of --debug logs the first line of every call; of one that it cannot read, that may be a key.
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
     gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
 

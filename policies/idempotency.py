@@ -14,6 +14,9 @@ may exist. An upstream that deduplicates answers a second send under the same ke
 keeps the key. Only there, only that long, and only as the same form the call may be sent again. Otherwise it is never
 sent a second time. SENT and UNKNOWN do not expire.
 
+An operator may decide about UNKNOWN, or about REJECTED, which leads to SUCCEEDED or FREE. Until a call meets that
+decision it can be taken back: the entry keeps what it was before. The first call that meets it marks it.
+
 Some upstreams keep a refusal under its key too. So each key here has a row of keys there, its generations: where one
 turns out to be closed by a refusal that is kept, the call goes on with the next. A ledger that forgets everything
 begins at the first again, and so comes to the invoice that exists.
@@ -82,6 +85,10 @@ class Held(msgspec.Struct, frozen=True):
     """An operator's word on it, and whose."""
     approval: str | None = None
     """What it waits for at the upstream."""
+    told: float = 0.0
+    """When a call first met what the operator said, in unix seconds; 0 until then."""
+    reopens: State | None = None
+    """What it would be again if the operator's decision was taken back; None if there is none to take back."""
 
     @property
     def open(self) -> bool:
@@ -95,14 +102,20 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Verdict(StrEnum):
-    """The result of an operator's decision about a key."""
+    """The result of an operator's decision about a key, or of taking one back."""
 
     RESOLVED = "resolved"
+    REOPENED = "reopened"
+    """The decision was taken back."""
     ABSENT = "absent"
     RUNNING = "running"
     SETTLED = "settled"
     WAITING = "waiting"
     """An approval is pending, and a person may still give it. The same call, sent again, asks what became of it."""
+    TOLD = "told"
+    """A call has met the decision, so it stands."""
+    UNDECIDED = "undecided"
+    """No operator has decided about it."""
 
 
 def identity(caller: str, name: str, connection_name: str, operation: str, key: str) -> str:
@@ -133,11 +146,7 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float, names: 
     if held is None or over(held, now):
         return wanted
     if held.state is State.FREE:
-        if held.place != wanted.place:
-            return wanted
-        # What the upstream keeps under this generation, it has kept since the refusal.
-        sent = held.sent if held.refused else wanted.sent
-        return replace(wanted, generation=held.generation, refused=held.refused, sent=sent)
+        return _afresh(held, wanted, now)
     if _running(held, now):
         if held.owner == wanted.owner:  # our own claim; the store's reply was lost
             return held
@@ -162,6 +171,17 @@ def claim(held: Entry | None, wanted: Entry, *, resend: int, now: float, names: 
         doubt=held.doubt or gone,
         until=max(held.until, held.lease_until) if gone else held.until,
     )
+
+
+def _afresh(held: Entry, wanted: Entry, now: float) -> Entry:
+    """Return the entry of a call with a key that was freed."""
+    if held.said:  # an operator's decision, which stands from now on
+        wanted = replace(wanted, said=held.said, told=held.told or now)
+    if held.place != wanted.place:
+        return wanted
+    # What the upstream keeps under this generation, it has kept since the refusal.
+    sent = held.sent if held.refused else wanted.sent
+    return replace(wanted, generation=held.generation, refused=held.refused, sent=sent)
 
 
 def claim_for(grant: Grant, held: Entry | None, *, owner: str, place: str, now: float) -> Entry | Answer | None:
@@ -280,14 +300,39 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float, said: str 
         return Verdict.RUNNING, held
     if held.state in {State.SUCCEEDED, State.FREE}:
         return Verdict.SETTLED, held
+    decided = replace(held, said=said, told=0.0, before=held)
     if answer is not None:
-        told = replace(held, state=State.SUCCEEDED, answer=answer, approval=None, expires=now + RETENTION, said=said)
-        return Verdict.RESOLVED, told
+        created = replace(decided, state=State.SUCCEEDED, answer=answer, approval=None, expires=now + RETENTION)
+        return Verdict.RESOLVED, created
     if now < held.until:
         return Verdict.RUNNING, held
     if held.approval is not None and not held.mute:
         return Verdict.WAITING, held
-    return Verdict.RESOLVED, free(replace(held, said=said), refused=True, expires=now + RETENTION)
+    return Verdict.RESOLVED, free(decided, refused=True, expires=now + RETENTION)
+
+
+def met(held: Entry | None, *, now: float) -> Entry | None:
+    """Return what must be written before a call hears anything of an operator's decision; None for nothing.
+
+    It is written once, by the first call that meets the decision, which stands from then on. A key that an operator
+    has freed is marked by its claim (:func:`claim`).
+    """
+    if held is None or held.before is None or held.state is State.FREE or over(held, now):
+        return None
+    return replace(held, told=now, before=None)
+
+
+def reopen(held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]:
+    """Judge an operator who takes a decision back. The entry is again what it was, if no call has met the decision."""
+    if held is None or over(held, now):
+        return Verdict.ABSENT, held
+    if held.before is None:
+        return Verdict.TOLD if held.told else Verdict.UNDECIDED, held
+    before = held.before
+    if before.expires is not None and held.expires is not None:
+        # A refusal that would have ended meanwhile is kept on: ended, it would free the key.
+        before = replace(before, expires=max(before.expires, held.expires))
+    return Verdict.REOPENED, before
 
 
 def held_of(key: str, entry: Entry, *, now: float) -> Held:
@@ -305,6 +350,8 @@ def held_of(key: str, entry: Entry, *, now: float) -> Held:
         currency=currency,
         said=entry.said,
         approval=entry.approval,
+        told=entry.told,
+        reopens=entry.before.state if entry.before is not None else None,
     )
 
 

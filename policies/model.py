@@ -436,7 +436,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     asked: str = ""
     """Of a call in several steps: the lines, the currency and the sum that were asked for, as JSON."""
     said: str = ""
-    """An operator's word on it, and whose."""
+    """An operator's decision about it, and whose: the last one."""
+    told: float = 0.0
+    """When a call first met that decision, in unix seconds; 0 until then."""
+    before: Entry | None = None
+    """What that decision was taken about. None once a call has met it: from then on it stands."""
     reserved: int = 0
     """What it holds of the caller's budgets until it is settled, in minor units."""
 

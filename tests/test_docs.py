@@ -367,9 +367,9 @@ def test_commands_that_make_the_record_key_and_verify_with_it_run_as_written(
     tmp_path: Path, server: Callable[..., Server]
 ) -> None:
     page = blocks(ROOT / "docs" / "record.md", "sh")
-    (keygen,) = (block for block in page if "keygen" in block)
+    (keygen,) = (block for block in page if "keygen record.pem" in block)
     (openssl,) = (block for block in page if block.startswith("openssl"))
-    (verify,) = (block for block in page if "--key" in block)
+    (verify,) = (block for block in page if "export.jsonl --key" in block)
     environ = {"PATH": os.environ["PATH"]}
 
     def paste(script: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -73,6 +73,9 @@ class Ledger(Protocol):
         Only an open key is changed. If its invoice was not created, the key is free.
         """
 
+    def reopen(self, key: str) -> Verdict:
+        """Take such a decision back: the key is what it was before, unless a call has met the decision."""
+
 
 class Shared(Store, Ledger, Protocol):
     """A store that all instances share, and that an operator can reach."""

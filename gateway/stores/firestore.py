@@ -22,6 +22,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
@@ -36,7 +37,6 @@ from gateway.edges import meaning
 from gateway.forks import PerProcess
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
-from policies.idempotency import Held, Verdict
 from policies.model import Admission, Answer, Entry, Outcome, Seen
 from policies.quota import (
     BUCKETS,
@@ -56,6 +56,7 @@ from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from policies.idempotency import Held, Verdict
     from policies.model import Caller, Connection, Grant, Left, Limit
     from policies.outcomes import Reply
 
@@ -249,13 +250,16 @@ class Firestore:
         limits, key, owner = _limits(grant), _path(grant), claiming.owner
         counters = [*limits, *ceiling, *_budget(grant)]
 
-        def judge(seen: _Sight) -> tuple[Admission, Writes]:
+        def judge(seen: _Sight) -> tuple[Admission | None, Writes]:
             now = seen.now
             parts = [seen.windows(counter) for counter in counters]
             wholes = [together(c.limit, part.values()) for c, part in zip(counters, parts, strict=True)]
             own = wholes[: len(limits)]
             found = seen.documents[key] if key is not None else None
             held = _entry(found)
+            marked = idempotency.met(held, now=now)
+            if claiming.takes and key is not None and found is not None and marked is not None:
+                return None, {key: _document(marked) | {"taken": found["taken"]}}
             try:
                 claim = idempotency.claim_for(grant, held, owner=owner, place=claiming.place, now=now)
             except LedgerRefusal as refusal:
@@ -277,7 +281,10 @@ class Firestore:
                 claiming.claim = claim
             return Admission(standings(own, now), owner, now, claim), writes if claiming.takes else {}
 
-        return self._step(judge, _paths(counters, key), deadline, again=key is not None)
+        paths = _paths(counters, key)
+        while (admission := self._step(judge, paths, deadline, again=key is not None)) is None:
+            pass  # an operator's decision was marked, and is judged now
+        return admission
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -318,16 +325,25 @@ class Firestore:
 
     def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, partial(idempotency.resolve, answer=answer, said=said))
+
+    def reopen(self, key: str) -> Verdict:
+        """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, idempotency.reopen)
+
+    def _decide(self, key: str, judge: Callable[..., tuple[Verdict, Entry | None]]) -> Verdict:
+        """Write what an operator's decision makes of an entry."""
         path = f"{LEDGER}/{key}"
 
-        def judge(seen: _Sight) -> tuple[Verdict, Writes]:
+        def step(seen: _Sight) -> tuple[Verdict, Writes]:
             found = seen.documents[path]
-            verdict, decided = idempotency.resolve(_entry(found), answer, now=seen.now, said=said)
-            if verdict is not Verdict.RESOLVED or decided is None or found is None:
+            held = _entry(found)
+            verdict, decided = judge(held, now=seen.now)
+            if found is None or decided is None or decided is held:
                 return verdict, {}
             return verdict, {path: _document(decided) | {"taken": found["taken"]}}
 
-        return self._step(judge, [path], time.monotonic() + OPERATOR_SECONDS, again=False)
+        return self._step(step, [path], time.monotonic() + OPERATOR_SECONDS, again=False)
 
     def _end(self, debt: Debt) -> bool:
         grant, admission, reply, answer = debt

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -161,7 +162,8 @@ end
 
 # An entry of the ledger is a hash, judged in policies.idempotency alone: ``e`` is the entry, without the times in
 # ``sent`` and ``lease``, which the script that writes it may set to its own clock; ``v`` is its version, which is the
-# owner and the state; ``taken`` is when the call was counted. It is written only over the version that was judged.
+# owner, the state and an operator's decision; ``taken`` is when the call was counted. It is written only over the
+# version that was judged.
 
 # KEYS: the ledger's entry, the mark of a released owner, then a window for each limit, the ceiling's, and the budget's.
 # ARGV: now or '', '1' with a key, the version that was judged ('' for none), the entry to write, its version, when it
@@ -249,11 +251,12 @@ end
 return 1
 """
 
-# KEYS: the entry. ARGV: the version that was judged, the entry to write, its version, for how many milliseconds.
-_RESOLVE: Final = """
+# KEYS: the entry. ARGV: the version that was judged, the entry to write, its version, for how many milliseconds it is
+# kept or ''. Its times stay as they are.
+_REPLACE: Final = """
 if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'v', ARGV[3], 'e', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return 1
 """
 
@@ -282,7 +285,7 @@ class Redis:
         pool.connection_class = _telling(pool.connection_class)
         self._admit: Any = self._client.register_script(_ADMIT)
         self._settle: Any = self._client.register_script(_SETTLE)
-        self._resolve: Any = self._client.register_script(_RESOLVE)
+        self._replace: Any = self._client.register_script(_REPLACE)
         self._debts = Debts(self._end)
 
     def admit(self, grant: Grant, place: str) -> Admission:
@@ -331,7 +334,12 @@ class Redis:
                 raise
             if isinstance(admission, Admission):
                 return admission
-            held, now, standings = admission
+            found, now, standings = admission
+            marked = idempotency.met(found, now=now)
+            if takes and found is not None and marked is not None:
+                self._write_over(f"{PREFIX}ledger:{grant.ledger_key}", found, marked, now, again=True)
+                continue  # it is judged anew, marked or as it has become meanwhile
+            held = found
             try:
                 judged = idempotency.claim_for(grant, held, owner=owner, place=place, now=now)
             except LedgerRefusal as refusal:
@@ -412,18 +420,32 @@ class Redis:
 
     def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, partial(idempotency.resolve, answer=answer, said=said))
+
+    def reopen(self, key: str) -> Verdict:
+        """See :class:`gateway.stores.Ledger`."""
+        return self._decide(key, idempotency.reopen)
+
+    def _decide(self, key: str, judge: Callable[..., tuple[Verdict, Entry | None]]) -> Verdict:
+        """Write what an operator's decision makes of an entry, judged anew if that has changed meanwhile."""
         place = f"{PREFIX}ledger:{key}"
-        try:
-            now = self._seconds()
-            held = self._read(place)
-        except tuple(ERRORS) as error:
-            raise self._unavailable(error) from None
-        verdict, decided = idempotency.resolve(held, answer, now=now, said=said)
-        if verdict is not Verdict.RESOLVED or decided is None or held is None:
-            return verdict
-        arguments = [_version(held), idempotency.packed(decided), _version(decided), _kept(decided, now)]
-        done = self._run(self._resolve, [place], arguments, again=False)
-        return verdict if done else Verdict.RUNNING  # somebody else was quicker
+        for _ in range(ATTEMPTS):
+            try:
+                now = self._seconds()
+                held = self._read(place)
+            except tuple(ERRORS) as error:
+                raise self._unavailable(error) from None
+            verdict, decided = judge(held, now=now)
+            if held is None or decided is None or decided is held:
+                return verdict
+            if self._write_over(place, held, decided, now, again=False):
+                return verdict
+        raise StoreUnavailable(note="Contention", retry_after=1)
+
+    def _write_over(self, place: str, held: Entry, entry: Entry, now: float, *, again: bool) -> bool:
+        """Write an entry over the one that was judged. Return False if that has changed meanwhile."""
+        arguments = [_version(held), idempotency.packed(entry), _version(entry), _kept(entry, now)]
+        return bool(self._run(self._replace, [place], arguments, again=again))
 
     def _now(self) -> str:
         return "" if self._clock is None else _micro(self._clock())
@@ -499,7 +521,10 @@ def _window(limit: Limit, found: Mapping[bytes, bytes]) -> Window:
 
 
 def _version(entry: Entry | None) -> str:
-    return "" if entry is None else f"{entry.owner}:{entry.state.value}"
+    if entry is None:
+        return ""
+    version = f"{entry.owner}:{entry.state.value}"
+    return f"{version}:{entry.said}:{entry.told}" if entry.said else version
 
 
 def _micro(seconds: float) -> str:

@@ -6,20 +6,24 @@ import io
 import json
 import os
 import re
+import subprocess
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from redis.client import Pipeline
 
 from console.__main__ import main
 from console.audit import verify
+from gateway.lines import Entry
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
-from policies.idempotency import LEASE
+from policies.idempotency import LEASE, RETENTION
 from policies.model import Answer, Outcome
 from policies.outcomes import Reply
 from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
+from sandbox.__main__ import ROOT
 from tests.conftest import RESPONSE, Record
 from tests.gateway.conftest import Clock, admit, granted
 
@@ -282,7 +286,7 @@ def test_amount_is_shown_where_the_kept_answer_has_it_and_who_said_what(
     assert main(["ledger", "list", "--all"]) == 0
     _, first, second = capsys.readouterr().out.splitlines()
     assert re.search(r"  1,234\.00 USD  app, invoices\.create on billing$", first)
-    assert re.search(r"    app, invoices\.create on billing, Ann Lee: created in_77$", second)
+    assert re.search(r"    app, invoices\.create on billing, Ann Lee: created in_77 \(can be taken back\)$", second)
 
 
 def test_what_will_be_done_is_shown_before_and_not_created_is_asked_twice(
@@ -301,10 +305,6 @@ def test_what_will_be_done_is_shown_before_and_not_created_is_asked_twice(
     assert "What Ann says goes on record: nothing was created." in err
     assert "add --yes" in err
     assert err.endswith("Nothing was changed.\n")
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
 
     for word in ("", "y\n", "yes\n", "not\n"):
         monkeypatch.setattr("sys.stdin", Terminal(word))
@@ -376,3 +376,193 @@ def test_long_list_of_redis_is_read_in_batches(redis_url: str, monkeypatch: pyte
     monkeypatch.setattr(Redis, "_read", None)
     assert len({held.key for held in store.held()}) == 3000
     assert trips < 30
+
+
+# ---------------------------------------------------------------- a decision that is taken back
+
+
+class Terminal(io.StringIO):
+    """Somebody at a terminal, who writes this."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def decided(later: Callable[[float], None], ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str]) -> str:
+    """A key that Ann has decided about: its name in the ledger."""
+    key = leave(ledger, "unknown", UNKNOWN)
+    later(LEASE)
+    assert main(["ledger", "resolve", key, "--created", "in_77", "--by", "Ann"]) == 0
+    assert f"it can be taken back: countersign ledger reopen {key[:16]} --by YOU" in capfd.readouterr().err
+    return key
+
+
+def test_decision_is_listed_and_shown_while_it_can_be_taken_back(
+    decided: str, later: Callable[[float], None], ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ledger", "list"]) == 0
+    line = capfd.readouterr().out.splitlines()[1]
+    assert line.startswith(f"{decided[:16]}  succeeded")
+    assert line.endswith("app, invoices.create on billing, Ann: created in_77 (can be taken back)")
+    assert main(["ledger", "show", decided]) == 0
+    assert f"countersign ledger reopen {decided[:16]} --by YOU" in capfd.readouterr().out
+    assert main(["ledger", "resolve", decided, "--not-created", "--yes", "--by", "Bob"]) == 1
+    assert "take the decision back first: countersign ledger reopen" in capfd.readouterr().err
+    admit(ledger, keyed("unknown"))
+    later(2 * 3600)
+    assert main(["ledger", "list"]) == 0
+    assert capfd.readouterr().out == "No call is awaiting a decision.\n"
+    assert main(["ledger", "list", "--all"]) == 0
+    assert "Ann: created in_77 (first used " in capfd.readouterr().out
+
+
+def test_taking_back_is_shown_before_asked_for_twice_and_recorded(
+    decided: str, ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["ledger", "reopen", decided[:16], "--by", "Bob"]
+    assert main(command) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert f"{decided[:16]}  succeeded" in err
+    assert "That Bob takes this decision back goes on record. The call is then again what it was, of unknown" in err
+    assert err.endswith("add --yes.\nNothing was changed.\n")
+    monkeypatch.setattr("sys.stdin", Terminal("yes\n"))
+    assert main(command) == 1
+    assert [one.open for one in ledger.held()] == [False]
+    capfd.readouterr()
+    monkeypatch.setattr("sys.stdin", Terminal("reopen\n"))
+    assert main(command) == 0
+    out, err = capfd.readouterr()
+    assert err.endswith("Reopened. It can be resolved again.\n")
+    assert [(one.open, one.said) for one in ledger.held()] == [(True, "")]
+    lines = [json.loads(line) for line in out.splitlines()]
+    for line in out.splitlines():
+        msgspec.json.decode(line, type=Entry)
+    assert [line["message"] for line in lines][1:3] == [
+        "Bob: takes back what was said (Ann: created in_77), of what app asked for with invoices.create on billing",
+        "the decision took effect, of what app asked for with invoices.create on billing",
+    ]
+    resolution, resolved = (line["countersign"] for line in lines[1:3])
+    assert (resolution["kind"], resolution["takes_back"], resolution["by"]) == (
+        "resolution", "Ann: created in_77", "Bob",
+    )  # fmt: skip
+    assert (resolved["kind"], resolved["verdict"]) == ("resolved", "reopened")
+    with pytest.raises(OutcomeStillUnknown):
+        admit(ledger, keyed("unknown"))
+    assert main(["ledger", "resolve", decided, "--created", "in_78", "--by", "Bob"]) == 0
+    assert admit(ledger, keyed("unknown")).replay == Answer(200, b'{"id":"in_78"}', partial=True)
+
+
+@pytest.mark.parametrize("word", [["--created", "in_77"], ["--not-created", "--yes"]])
+def test_decision_that_a_call_has_used_is_not_taken_back_and_that_says_when(
+    later: Callable[[float], None], ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str], word: list[str]
+) -> None:
+    key = leave(ledger, "unknown", UNKNOWN)
+    later(LEASE)
+    assert main(["ledger", "resolve", key, *word, "--by", "Ann"]) == 0
+    admit(ledger, keyed("unknown"))
+    later(3600)
+    capfd.readouterr()
+    assert main(["ledger", "reopen", key, "--yes", "--by", "Ann"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert f"A call with this key used the decision (Ann: {word[0].strip('-').replace('-', ' ')}" in err
+    assert "at 1970-01-12T13:47:10Z. What a caller was told stands: the decision cannot be taken back." in err
+    assert main(["ledger", "show", key]) == 0
+    assert ("the decision cannot be taken back" in capfd.readouterr().out) == ("--created" in word)
+
+
+def test_call_that_is_quicker_than_the_operator_has_the_decision_stand(
+    decided: str, ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Terminal):
+        def readline(self, *_: Any) -> str:  # type: ignore[override]  # text
+            assert admit(ledger, keyed("unknown")).replay is not None
+            return "reopen\n"
+
+    monkeypatch.setattr("sys.stdin", Slow())
+    assert main(["ledger", "reopen", decided, "--by", "Bob"]) == 1
+    out, err = capfd.readouterr()
+    assert "used the decision (Ann: created in_77) " in err
+    assert json.loads(out.splitlines()[2])["message"].startswith("the decision did not take effect (told)")
+
+
+def test_decision_that_has_ended_or_was_never_made_is_not_taken_back(
+    decided: str, later: Callable[[float], None], ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = leave(ledger, "another", UNKNOWN)
+    assert main(["ledger", "reopen", other, "--yes", "--by", "Ann"]) == 1
+    assert "No operator's decision is in force for this call" in capfd.readouterr().err
+    later(RETENTION)
+    assert main(["ledger", "reopen", decided, "--yes", "--by", "Ann"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "no such key any more. A decision is kept for 72 hours, and cannot be taken back after that." in err
+
+
+# ---------------------------------------------------------------- a decision that is signed
+
+
+def test_decisions_are_signed_like_an_instances_record(
+    later: Callable[[float], None], ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    assert main(["audit", "keygen", str(tmp_path / "ann.pem")]) == 0
+    (tmp_path / "ann.pub").write_text(capfd.readouterr().out)
+    monkeypatch.setenv("RECORD_KEY", f"file:{tmp_path / 'ann.pem'}")
+    key, export = leave(ledger, "unknown", UNKNOWN), tmp_path / "export.jsonl"
+    later(LEASE)
+    written = ""
+    for command in (["resolve", key, "--created", "in_77"], ["reopen", key, "--yes"]):
+        assert main(["ledger", *command, "--by", "Ann"]) == 0
+        out = capfd.readouterr().out
+        written += out
+        kinds = [json.loads(line)["countersign"]["kind"] for line in out.splitlines()]
+        assert kinds == ["start", "resolution", "checkpoint", "resolved", "checkpoint", "stop"]
+    export.write_text(written)
+    assert main(["audit", "verify", str(export), "--key", str(tmp_path / "ann.pub")]) == 0
+    export.write_text(written.replace('"by":"Ann"', '"by":"Bob"'))
+    assert main(["audit", "verify", str(export), "--key", str(tmp_path / "ann.pub")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "says"), [("file:/nowhere", "RECORD_KEY: file:/nowhere cannot sign"), ("secret", "RECORD_KEY must say")]
+)
+def test_key_that_cannot_be_read_is_said_before_anything_is_done(  # noqa: PLR0917 - the fixtures
+    decided: str, ledger: Redis | Firestore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    key: str, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RECORD_KEY", key)
+    assert main(["ledger", "reopen", decided, "--yes", "--by", "Ann"]) == 1
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert says in err
+    assert [one.open for one in ledger.held()] == [False]
+
+
+@pytest.mark.stores
+def test_commands_of_the_page_sign_a_decision_with_a_key_of_the_operators_own(redis_url: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "record.md").read_text("utf-8")
+    (block,) = re.findall(r"^```sh\n(\./countersign audit keygen ann\.pem.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "countersign").symlink_to(ROOT / "countersign")
+    key = leave(Redis(redis_url), "unknown", UNKNOWN)
+    script = f"./countersign audit keygen record.pem > record.pub\n{block}"
+    done = subprocess.run(
+        ["sh", "-ec", script.replace("KEY --created in_…", f"{key} --created in_77")], cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "STORE": redis_url}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "6 lines of 1 instances: nothing was edited, removed or inserted, 0 to look at.\n", (
+        done.stderr
+    )
+
+
+def test_call_that_was_only_counted_is_not_said_to_have_had_no_key(
+    ledger: Redis | Firestore, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    counted = {"kind": "counted", "instance": "0" * 12, "batch": 1, "count": 7, "counted": "replay", "caller": "app"}
+    counted |= {"sequence": 9, "audit_id": f"{'0' * 12}-{'0' * 24}", "time": "2026-11-26T20:23:21.457091Z"}
+    (tmp_path / "export").write_text(json.dumps({"countersign": counted}))
+    for end in ("counted-1-3", "unwritten-1"):
+        assert main(["ledger", "show", f"{'0' * 12}-{'1' * 24}-{end}", "--record", str(tmp_path / "export")]) == 1
+        assert "This call has no line of its own" in capsys.readouterr().err

@@ -213,7 +213,7 @@ def test_every_help_has_an_example_of_its_own_that_can_be_run(one: argparse.Argu
         (["keys"], "Did you mean key?"),
         (["ledger", "lst"], "Did you mean list?"),
         (["audit", "verfy"], "Did you mean verify?"),
-        (["xyzzy"], "Write one of: check, recipe, audit, why, key, ledger."),
+        (["xyzzy"], "Write one of: check, recipe, audit, explain, why, key, ledger."),
     ],
 )
 def test_command_that_there_is_not_is_answered_with_the_one_that_was_meant(

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from console.__main__ import main
+from console.keys import mint
 from console.why import _advice
 from gateway.chain import FLOOD
+from gateway.stores.redis import Redis
+from policies.idempotency import Verdict
 from sandbox.__main__ import ROOT
 from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy, sha256
 from tests.test_docs import every_refusal
@@ -306,17 +309,20 @@ def test_every_refusal_has_what_to_do_next() -> None:
 def test_questions_of_the_page_are_answered_by_its_commands(
     function: Callable[..., Function], upstream: Appgregator, tmp_path: Path
 ) -> None:
-    gate = function(POLICY_SECONDS="0.001", AUDIT=f"file:{tmp_path / 'record.jsonl'}")
-    wrong = post(gate, body=f"{CUSTOMER}&days_until_due=90")
-    raised = (gate.post(body=f"{CUSTOMER}&metadata[order_id]=1001").json or {})["id"]
-    before = (tmp_path / "policy.yaml").read_text()
+    key, order = mint(), f"{CUSTOMER}&metadata[order_id]="
+    before = policy(upstream.origin).replace(sha256(KEY), sha256(key))
+    gate = function(before, POLICY_SECONDS="0.001", AUDIT=f"file:{tmp_path / 'record.jsonl'}")
+    wrong = post(gate, body=f"{CUSTOMER}&days_until_due=90", key=key)
+    raised = (gate.post(body=f"{order}1001", key=key).json or {})["id"]
+    gate.post(body=f"{order}1002", key=key)
     another = f"{{id: k2, sha256: {'0' * 64}}}"
-    (tmp_path / "policy.yaml").write_text(before.replace(f"{{id: k1, sha256: {sha256(KEY)}}}", another))
-    while gate.post().status_code == 200:
+    (tmp_path / "policy.yaml").write_text(before.replace(f"{{id: k1, sha256: {sha256(key)}}}", another))
+    while gate.post(body=f"{order}1002", key=key).status_code == 200:
         pass
     (tmp_path / "policy.yaml").write_text(before)
     (tmp_path / "countersign").symlink_to(ROOT / "countersign")
     section = (ROOT / "docs" / "record.md").read_text("utf-8").partition("## Three questions")[2].partition("\n## ")[0]
+    (tmp_path / "leaked").write_text(key)
     answers = [
         subprocess.run(
             ["sh", "-c", command], cwd=tmp_path, env={"PATH": os.environ["PATH"], "AUDIT_ID": wrong},
@@ -324,9 +330,55 @@ def test_questions_of_the_page_are_answered_by_its_commands(
         ).stdout
         for command in re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     ]  # fmt: skip
-    why, who, where = answers
+    shown = re.findall(r"^```text\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert [set(map(_masked, text.splitlines())) for text in shown] == [
+        set(map(_masked, answer.splitlines())) for answer in answers
+    ], "\n".join(answers)
+    why, whose, who, where = answers
+    assert "k1 of app" in whose
     assert "days_until_due must be at most 60" in why
     assert "of policy.yaml: `days_until_due: {min: 1, max: 60}`." in why
     assert f"app raised invoice {raised} of 20.00 USD on billing" in who
     assert "somebody with credential k1 of app was refused" in who
     assert f"app raised invoice {raised} of 20.00 USD on billing (order_id 1001)" in where
+
+
+def _masked(line: str) -> str:
+    """Leave out of a line what is another each time."""
+    line = re.sub(r"\d{1,2} [A-Z][a-z]+ \d{4} at [\d:]{8}|\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", line)
+    return re.sub(r"in_\w+|[0-9a-f]{12}-[0-9a-f]{24}|line \d+", "ID", line)
+
+
+@pytest.mark.stores
+def test_decision_is_told_only_if_it_took_effect_and_until_it_is_taken_back(  # noqa: PLR0917 - the fixtures
+    function: Callable[..., Function], upstream: Appgregator, redis_url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    exports = [str(tmp_path / name) for name in ("record.jsonl", "ann.jsonl")]
+    gate = function(STORE=redis_url, AUDIT=f"file:{exports[0]}")
+    upstream.fail_next("close_after")
+    audit_id = post(gate, Idempotency_Key="order-1")
+    monkeypatch.setenv("STORE", redis_url)
+    monkeypatch.setenv("AUDIT", f"file:{exports[1]}")
+
+    def decide(*word: str) -> str:
+        main(["ledger", word[0], audit_id, "--record", exports[0], *word[1:], "--yes", "--by", "Ann"])
+        capsys.readouterr()
+        assert main(["why", audit_id, *exports]) == 0
+        return capsys.readouterr().out.partition("\n")[0]
+
+    open_ = "Next: ./countersign ledger show "
+    said = decide("resolve", "--created", "in_77")
+    assert "Ann decided: it created in_77. Nothing needs to be done." in said
+    assert open_ not in said
+    said = decide("reopen")
+    assert "Ann took a decision back (Ann: created in_77). " + open_ in said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Redis, "resolve", lambda *_: Verdict.RUNNING)
+        said = decide("resolve", "--created", "in_78")
+    assert "in_78" not in said
+    assert open_ in said
+    lines = [json.loads(line)["countersign"] for line in (tmp_path / "ann.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert main(["why", line["audit_id"], *exports]) == 0
+        assert "No caller was given this audit id. Its line says: " in capsys.readouterr().out

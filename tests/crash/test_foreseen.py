@@ -70,7 +70,7 @@ class Scripted:
         self.sent.append(outgoing)
         if "approval_requests" in outgoing.url:
             return Received(200, b'{"status":"pending"}')
-        match self._lots.choices(range(9), weights=[10, 1, 1, 1, 1, 1, 1, 1, 0.5])[0]:
+        match self._lots.choices(range(9), weights=[10, 1, 1, 1, 1, 1, 1, 4, 0.5])[0]:
             case 0:
                 return Received(200, self._invoice(outgoing))
             case 1:
@@ -87,7 +87,7 @@ class Scripted:
             case 6:
                 return Received(422, b'{"error":"no"}')
             case 7:
-                waits = b'{"error":{"code":"approval_required","approval_request":{"id":"apr_1"}}}'
+                waits = b'{"error":{"code":"approval_required","approval_request":{"id":"apreq_1234567890"}}}'
                 return Received(400, waits)
             case _:
                 raise KilledError
@@ -169,7 +169,7 @@ def asked(lots: random.Random, granted: list[str], step: int) -> dict[str, Any]:
         "HTTP_X_API_KEY": lots.choice([KEY] * 30 + ["csk_tied"] * 8 + ["csk_last_day"] * 4 + ["nobody"]),
     }
     if lots.random() < 0.8:
-        key = f"o-{step // 7}{lots.choice('abc')}"
+        key = f"o-{step // 12}{lots.choice('abc')}"
         call["HTTP_IDEMPOTENCY_KEY"] = lots.choice([key] * 20 + ["o-", "o-null", " x", f'"{key}"'])
     return call
 
@@ -289,6 +289,7 @@ def test_what_is_foreseen_is_what_becomes_of_the_call(function: Callable[..., Fu
     told = compared(function, tmp_path, Memory, 1500, seed=SEED)
     assert told["send"] > 200, told
     assert len(told) >= 15, told
+    assert {"replay 200", "wait budget-spent", "wait limit-reached", "wait awaiting-approval"} <= told.keys(), told
 
 
 @pytest.mark.stores

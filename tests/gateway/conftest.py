@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -24,7 +27,8 @@ from policies.outcomes import Reply
 from tests.conftest import CUSTOMER, KEY, TARGET, policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from gateway.stores import Store
     from policies.model import Grant
@@ -127,6 +131,38 @@ def at_once(threads: int, work: Callable[[int], T]) -> list[T]:
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(run, range(threads)))
+
+
+class Held:
+    """A regular file that keeps whoever opens it waiting in the kernel, as one on a dead mount does.
+
+    It is a write lease (fcntl(2), F_SETLEASE) that this process does not give up when it is asked to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # how it is asked
+        fcntl.fcntl(self._descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+    def let_go(self) -> None:
+        """Answer those who wait."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Path], Held]]:
+    """Hold a file: ``hold(path)``."""
+    held: list[Held] = []
+
+    def one(path: Path) -> Held:
+        held.append(Held(path))
+        return held[-1]
+
+    yield one
+    for each in held:
+        each.let_go()
 
 
 # ---------------------------------------------------------------- the record

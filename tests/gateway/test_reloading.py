@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sandbox.appgregator import Appgregator
     from sandbox.secret_manager import SecretManager
     from tests.conftest import Function, Server
+    from tests.gateway.conftest import Held
 
 POLICY_SECRET = "projects/sandbox/secrets/policy"
 LATEST = f"{POLICY_SECRET}/versions/latest"
@@ -398,6 +399,56 @@ def test_last_good_policies_stay_when_the_file_is_gone(
     (entry,) = one.function.record.entries("policy")
     assert entry["result"] == "unread"
     assert "cannot be read" in entry["problem"]
+
+
+@pytest.mark.parametrize("how", ["a pipe", "no answer"])
+def test_last_good_policies_stay_while_the_file_hangs_and_it_is_on_record_once(
+    instance: Callable[..., Instance],
+    tmp_path: Path,
+    clock: Moved,
+    hold: Callable[[Path], Held],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    how: str,
+) -> None:
+    """D11."""
+    monkeypatch.setattr("gateway.files.READ_SECONDS", 0.3)
+    one = instance()
+    file = tmp_path / "policy.yaml"
+    if how == "a pipe":
+        file.unlink()
+        os.mkfifo(file)
+    else:
+        hold(file)
+    clock.tick(MUST_SECONDS + 1)
+    for _ in range(5):
+        assert at_once(10, lambda _: one.status()) == [200] * 10
+        clock.tick(PAUSE_SECONDS)
+    (line,) = [line for line in one.function.record.lines() if line["countersign"]["kind"] == "policy"]
+    assert (line["severity"], line["countersign"]["result"]) == ("ERROR", "unread")
+    why = "the path leads to a pipe" if how == "a pipe" else "reading it takes longer than 0.3 s"
+    assert line["countersign"]["problem"] == f"POLICY: {file} cannot be read ({why}). Write the path of a file."
+
+
+def test_file_that_answers_again_takes_over(
+    instance: Callable[..., Instance],
+    tmp_path: Path,
+    clock: Moved,
+    hold: Callable[[Path], Held],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.files.READ_SECONDS", 0.3)
+    one = instance()
+    file = tmp_path / "policy.yaml"
+    file.write_text(changed(file.read_text()))
+    held = hold(file)
+    clock.tick(HOUR)
+    assert one.status() == 200
+    (left,) = [thread for thread in threading.enumerate() if thread.name == "file"]
+    held.let_go()
+    left.join(10)
+    clock.tick(PAUSE_SECONDS)
+    assert one.status() == 401
 
 
 def test_short_failure_is_made_good_before_anybody_needs_to_know(

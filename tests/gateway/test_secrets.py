@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import socket
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +35,19 @@ from gateway.secrets import (
 )
 from policies.refusals import SecretUnavailable
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
-from tests.conftest import policy
+from tests.conftest import OTHER_KEY, TARGET, policy
 from tests.gateway.conftest import Clock, at_once, granted
+from tests.problems import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from policies.model import Grant
+    from sandbox.appgregator import Appgregator
     from sandbox.secret_manager import SecretManager as Sandbox
+    from tests.conftest import Function
+    from tests.gateway.conftest import Held
 
 LATEST = f"{SECRET}/versions/latest"
 ROTATED = "another-upstream-key"
@@ -427,8 +433,84 @@ def test_mounted_key_that_is_missing_stops_at_once(secrets: Secrets, clock: Cloc
 
 
 def test_mounted_key_that_cannot_be_read_is_down(tmp_path: Path) -> None:
-    with pytest.raises(DownError, match="IsADirectoryError"):
+    with pytest.raises(DownError, match="the path leads to a folder"):
         Mounted().read(f"file:{tmp_path}")
+
+
+@pytest.mark.parametrize("how", ["a pipe", "no answer"])
+def test_mounted_key_that_hangs_is_told_once_while_the_last_good_one_is_used_for_a_bounded_time(
+    clock: Clock, tmp_path: Path, hold: Callable[[Path], Held], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("gateway.files.READ_SECONDS", 0.3)
+    told: list[tuple[str, str]] = []
+    secrets = Secrets(manager=Mounted(), mounted=Mounted(), clock=clock, report=lambda *said: told.append(said))
+    path = tmp_path / "key"
+    path.write_text(UPSTREAM_KEY)
+    grant = granted(policy("http://127.0.0.1:9", secret=f"file:{path}"))
+    secrets.access(grant, clock() + 25)
+    if how == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        hold(path)
+    clock.tick(FRESH_SECONDS)
+    for _ in range(5):
+        assert secrets.access(grant, clock() + 25).value.reveal() == UPSTREAM_KEY
+        clock.tick(PAUSE_SECONDS)
+    problem = "the path leads to a pipe" if how == "a pipe" else "reading it takes longer than 0.3 s"
+    assert told == [(f"file:{path}", problem)]
+    clock.tick(LAST_GOOD_SECONDS)
+    with pytest.raises(SecretUnavailable) as caught:
+        secrets.access(grant, clock() + 25)
+    assert (caught.value.note, caught.value.retry_after) == (problem, PAUSE_SECONDS)
+
+
+def test_mounted_key_that_hangs_holds_up_nobody_who_needs_another(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    tmp_path: Path,
+    hold: Callable[[Path], Held],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """D11: the call gets 503, and it is on record."""
+    monkeypatch.setattr("gateway.files.READ_SECONDS", 20.0)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        path.write_text(UPSTREAM_KEY)
+    held = hold(one)
+    text = policy(upstream.origin, secret=f"file:{one}")
+    first, second = text.split("  other-account:")
+    gate = function(first + "  other-account:" + second.replace(f"file:{one}", f"file:{other}", 1))
+    with ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(gate.post)
+        while not any(thread.name == "file" for thread in threading.enumerate()):
+            time.sleep(0.001)
+        answer = gate.post(TARGET.replace("stripe-1", "stripe-2"), key=OTHER_KEY, Idempotency_Key="order-1")
+        assert answer.status_code == 200
+        assert not stuck.done()
+        held.let_go()
+        assert stuck.result().status_code == 200
+    assert [entry["kind"] for entry in gate.record.entries()] == ["intent", "outcome"] * 2
+
+
+def test_call_whose_mounted_key_hangs_is_refused_and_both_are_on_record(
+    function: Callable[..., Function],
+    upstream: Appgregator,
+    tmp_path: Path,
+    hold: Callable[[Path], Held],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """D11."""
+    monkeypatch.setattr("gateway.files.READ_SECONDS", 0.3)
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    hold(tmp_path / "key")
+    gate = function(policy(upstream.origin, secret=f"file:{tmp_path / 'key'}"))
+    refused(gate.post(), 503, "secret-unavailable")
+    told, refusal = gate.record.lines()[-2:]
+    assert (told["severity"], told["countersign"]["problem"]) == ("ERROR", "reading it takes longer than 0.3 s")
+    assert refusal["countersign"]["reason"] == "secret-unavailable"
+    assert refusal["countersign"]["note"] == "reading it takes longer than 0.3 s"
+    assert not upstream.calls
 
 
 # ---------------------------------------------------------------- what can be a key

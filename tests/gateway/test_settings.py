@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sandbox.appgregator import Appgregator
     from sandbox.secret_manager import SecretManager
     from tests.conftest import Function, Server
+    from tests.gateway.conftest import Held
 
 POLICY_SECRET = "projects/sandbox/secrets/policy"
 CLOUD = {"K_SERVICE": "stripe"}
@@ -148,7 +149,72 @@ def test_policy_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_policy_that_is_a_folder_is_named(tmp_path: Path) -> None:
-    assert "cannot be read (IsADirectoryError)" in error_of(POLICY=str(tmp_path))
+    assert "cannot be read (the path leads to a folder)" in error_of(POLICY=str(tmp_path))
+
+
+#: Settings that name a file, and what is said where it cannot be read; all else in ``settings`` is as it should be.
+FILES = {
+    "POLICY": "POLICY: {path} cannot be read ({why}). Write the path of a file.",
+    "STORE_PASSWORD": "STORE_PASSWORD: file:{path} cannot be read: {why}. Write projects/PROJECT/secrets/NAME/versions/"
+    "latest, or file:PATH of a mounted one.",
+    **{
+        name: f"{name}: {{path}} cannot be read ({{why}}). Write the path of a file, or remove it."
+        for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "SSL_CERT_FILE")
+    },
+}
+
+
+def named(document: Path, setting: str, path: Path) -> dict[str, str]:
+    where = f"file:{path}" if setting == "STORE_PASSWORD" else str(path)
+    return {"POLICY": str(document), "STORE": "redis://127.0.0.1:9"} | {setting: where}
+
+
+@pytest.mark.parametrize("setting", FILES)
+def test_file_that_hangs_stops_the_start_within_its_limit(
+    document: Path, tmp_path: Path, hold: Callable[[Path], Held], monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """D11."""
+    monkeypatch.setattr("gateway.files.READ_SECONDS", 0.3)
+    path = tmp_path / "held"
+    path.write_text("hunter2hunter2")
+    hold(path)
+    why = "reading it takes longer than 0.3 s"
+    assert error_of(**named(document, setting, path)) == FILES[setting].format(path=path, why=why)
+
+
+@pytest.mark.parametrize("setting", FILES)
+def test_path_of_a_pipe_stops_the_start(document: Path, tmp_path: Path, setting: str) -> None:
+    """D11."""
+    os.mkfifo(tmp_path / "fifo")
+    says = FILES[setting].format(path=tmp_path / "fifo", why="the path leads to a pipe")
+    assert error_of(**named(document, setting, tmp_path / "fifo")) == says
+
+
+def test_record_key_that_hangs_leaves_the_record_unsigned_and_says_so(
+    server: Callable[..., Server], tmp_path: Path, hold: Callable[[Path], Held]
+) -> None:
+    """The server's process forks, and has left a thread behind by then."""
+    (tmp_path / "record.pem").write_text(text_of(new_key()))
+    held = hold(tmp_path / "record.pem")
+    started = server(RECORD_KEY=f"file:{tmp_path}/record.pem")
+    assert [started.call(headers={"Idempotency-Key": f"order-{number}"})[0] for number in range(2)] == [200, 200]
+    held.let_go()
+    started.stop()
+    (told,) = [line for line in map(json.loads, started.record.text().splitlines()) if line["severity"] == "ERROR"]
+    assert told["countersign"]["secret"] == f"file:{tmp_path}/record.pem"
+    assert told["countersign"]["problem"] == "reading it takes longer than 5 s"
+
+
+def test_server_whose_policy_hangs_ends_with_one_line(
+    server: Callable[..., Server], document: Path, hold: Callable[[Path], Held]
+) -> None:
+    hold(document)
+    running = server(wait=False, POLICY=str(document))
+    assert running.process.wait(timeout=20) == 1
+    assert running.errors.read_text() == (
+        f"countersign cannot start: POLICY: {document} cannot be read (reading it takes longer than 5 s). Write the "
+        "path of a file.\n"
+    )
 
 
 @pytest.mark.parametrize("seconds", ["0", "0.0", "-1", "61", "soon", "1e1", "inf", "nan", " 1", "1 "])
@@ -418,7 +484,7 @@ def test_password_that_secret_manager_does_not_have_is_named(document: Path, sec
     text = error_of(
         POLICY=str(document), STORE="redis://h", STORE_PASSWORD=where, SECRET_MANAGER_ENDPOINT=secret_manager.address
     )
-    assert text == f"STORE_PASSWORD: {where} cannot be read: NotFound."
+    assert text.startswith(f"STORE_PASSWORD: {where} cannot be read: NotFound. Write projects/")
 
 
 @pytest.mark.parametrize(
@@ -469,6 +535,10 @@ WRONG_FOR_THE_SERVER = [
     *(("FUNCTION_USE_ASGI", wrong) for wrong in ("true", "1")),
     *(("FUNCTION_SIGNATURE_TYPE", wrong) for wrong in ("event", "cloudevent", "typed", "HTTP")),
     *(("FUNCTION_TARGET", wrong) for wrong in ("hello", "main", "Countersign", "")),
+    ("SCRIPT_NAME", "/api"),
+    *(("GOOGLE_SDK_PYTHON_LOGGING_SCOPE", wrong) for wrong in ("google", "google.cloud.secretmanager_v1", " ")),
+    *(("GRPC_TRACE", wrong) for wrong in ("all", "api", "http,-tcp")),
+    ("SSLKEYLOGFILE", "/tmp/keys"),
 ]
 
 
@@ -487,6 +557,7 @@ def test_what_the_server_cannot_use_is_refused_whatever_the_store(
         ("CLOUD_RUN_TIMEOUT_SECONDS", "0"), ("CLOUD_RUN_TIMEOUT_SECONDS", "3600"), ("GUNICORN_LOG_LEVEL", "ERROR"),
         ("THREADED_TIMEOUT_ENABLED", "False"), ("FUNCTION_USE_ASGI", ""), ("LOG_EXECUTION_ID", "true"),
         ("FUNCTION_SIGNATURE_TYPE", "http"), ("FUNCTION_SIGNATURE_TYPE", ""), ("FUNCTION_TARGET", "countersign"),
+        ("SCRIPT_NAME", ""), ("GRPC_TRACE", ""), ("GRPC_VERBOSITY", "debug"), ("SSLKEYLOGFILE", ""),
     ],
 )  # fmt: skip
 def test_what_the_server_can_use_is_taken(document: Path, name: str, value: str) -> None:
@@ -601,6 +672,11 @@ def test_audit_that_cannot_be_written_is_named(document: Path, tmp_path: Path, p
     text = error_of(POLICY=str(document), AUDIT=f"file:{tmp_path / place}")
     assert f"file:{tmp_path / place} cannot be written" in text
     assert text.endswith("Write another path.")
+
+
+def test_audit_that_is_a_pipe_nobody_reads_stops_the_start(document: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert "cannot be written" in error_of(POLICY=str(document), AUDIT=f"file:{tmp_path / 'fifo'}")
 
 
 # ---------------------------------------------------------------- what whoever starts it sees

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from gateway.stores.firestore import LEDGER, WINDOWS, Firestore
 from gateway.stores.memory import Memory
-from gateway.stores.redis import Redis
+from gateway.stores.redis import PREFIX, Redis
+from policies import idempotency
 from policies.idempotency import LEASE, RETENTION, Verdict
 from policies.model import Admission, Answer, Budget, Entry, Limit, Outcome, State
 from policies.outcomes import Reply
@@ -874,6 +875,217 @@ def test_operator_resolves_a_key_that_is_in_doubt(store: Store, clock: Clock, *,
     assert (after.replay, in_doubt(after)) == (ANSWER if created else None, False)
 
 
+# ---------------------------------------------------------------- an operator's decision, taken back
+
+#: No operator reaches the ledger of an instance's memory, so nothing in it was ever decided by one.
+reachable = pytest.mark.parametrize("store", SERVERS, indirect=True)
+
+
+def entry_of(store: Any, key: str | None) -> Entry | None:
+    """Read an entry as it is stored."""
+    if isinstance(store, Redis):
+        return store._read(f"{PREFIX}ledger:{key}")
+    path = f"countersign-ledger/{key}"
+    document = store._read([path], store._deadline())[0].documents[path]
+    return document and idempotency.unpacked(document["entry"])
+
+
+def left(store: Any, clock: Clock, how: str) -> Grant:
+    """Leave a key about which an operator may decide."""
+    grant = stripes() if how == "in doubt" else keyed()
+    match how:
+        case "in doubt":
+            leave_unknown(store, grant)
+            clock.tick(60)
+            store.settle(grant, admit(store, grant), replace(UNKNOWN, generation=2), ANSWER)
+        case "cut off":
+            admit(store, grant)
+        case "rejected":
+            store.settle(grant, admit(store, grant), REJECTED, Answer(402, b"{}"))
+        case "cannot be asked about":
+            store.settle(grant, admit(store, grant), replace(WAITS, mute=True), ANSWER)
+    clock.tick(LEASE)
+    return grant
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+@pytest.mark.parametrize("how", ["in doubt", "cut off", "rejected", "cannot be asked about"])
+@pytest.mark.parametrize("later", [0, 3600, RETENTION - 1])
+def test_decision_that_is_taken_back_leaves_the_key_as_it_was(
+    store: Any, clock: Clock, how: str, later: int, *, created: bool
+) -> None:
+    grant = left(store, clock, how)
+    before, (held,) = entry_of(store, grant.ledger_key), store.held()
+    for _ in range(2):
+        assert store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is") is Verdict.RESOLVED
+        (decided,) = store.held()
+        assert (decided.said, decided.told, decided.reopens) == ("Ann: so it is", 0.0, held.state)
+        clock.tick(later)
+        assert store.reopen(grant.ledger_key) is Verdict.REOPENED
+        after = entry_of(store, grant.ledger_key)
+        assert after is not None
+        if how == "rejected":  # it is kept as long as the decision would have been: ended, it would free the key
+            assert after.expires == clock() - later + RETENTION
+            after = replace(after, expires=before and before.expires)
+        assert after == before
+    clock.tick(RETENTION + LEASE if how != "rejected" else 0)
+    assert [one.key for one in store.held()] == [grant.ledger_key]
+    assert store.reopen(grant.ledger_key) is Verdict.UNDECIDED
+
+
+@reachable
+@pytest.mark.parametrize("comes", ["the same", "other parameters", "another place"])
+def test_created_stands_once_a_call_has_met_it(store: Any, clock: Clock, comes: str) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, ANSWER, "Ann: created in_1")
+    clock.tick(5)
+    met = clock()
+    if comes == "the same":
+        assert admit(store, grant).replay == ANSWER
+    else:
+        other = comes == "other parameters"
+        with pytest.raises(KeyReused if other else KeyUsedElsewhere):
+            store.admit(
+                replace(grant, fingerprint="other") if other else grant,
+                grant.entitlement.connection.place if other else "elsewhere",
+            )
+    for _ in range(2):
+        clock.tick(60)
+        assert store.reopen(grant.ledger_key) is Verdict.TOLD
+        (held,) = store.held()
+        assert (held.told, held.reopens, held.said) == (met, None, "Ann: created in_1")
+        assert admit(store, grant).replay == ANSWER
+    clock.tick(RETENTION)
+    assert store.reopen(grant.ledger_key) is Verdict.ABSENT
+
+
+@reachable
+@pytest.mark.parametrize("then", [None, BUSY, SUCCEEDED, UNKNOWN], ids=lambda reply: str(reply and reply.outcome))
+def test_not_created_stands_once_the_key_was_used_again(store: Any, clock: Clock, then: Reply | None) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, None, "Ann: not created")
+    clock.tick(5)
+    met, admission = clock(), admit(store, grant)
+    if then is not None:
+        store.settle(grant, admission, then, ANSWER)
+    if then is BUSY:
+        clock.tick(60)
+        store.release(grant, admit(store, grant))
+    assert store.reopen(grant.ledger_key) is Verdict.TOLD
+    (held,) = store.held()
+    assert (held.told, held.said) == (met, "Ann: not created")
+
+
+@reachable
+def test_decision_about_a_key_that_another_decision_freed_can_be_taken_back(store: Any, clock: Clock) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, None, "Ann: not created")
+    leave_unknown(store, grant)
+    before = entry_of(store, grant.ledger_key)
+    assert store.resolve(grant.ledger_key, ANSWER, "Bob: created in_1") is Verdict.RESOLVED
+    assert store.reopen(grant.ledger_key) is Verdict.REOPENED
+    assert entry_of(store, grant.ledger_key) == before
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_decision_that_has_expired_cannot_be_taken_back(store: Any, clock: Clock, *, created: bool) -> None:
+    grant = left(store, clock, "in doubt")
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+    clock.tick(RETENTION)
+    assert store.reopen(grant.ledger_key) is Verdict.ABSENT
+    assert admit(store, grant).replay is None
+
+
+@reachable
+def test_outcome_that_no_operator_decided_cannot_be_taken_back(store: Any) -> None:
+    assert store.reopen("0" * 64) is Verdict.ABSENT
+    for reply in (SUCCEEDED, REJECTED, FREED, UNKNOWN):
+        grant = keyed(str(reply.outcome))
+        store.settle(grant, admit(store, grant), reply, ANSWER)
+        before = entry_of(store, grant.ledger_key)
+        assert store.reopen(grant.ledger_key) is Verdict.UNDECIDED
+        assert entry_of(store, grant.ledger_key) == before
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_call_that_comes_while_a_decision_is_taken_back_has_it_stand(
+    store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, created: bool
+) -> None:
+    grant, judge = left(store, clock, "in doubt"), idempotency.reopen
+    came: list[Admission] = []
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+
+    def overtaken(held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]:
+        verdict = judge(held, now=now)
+        if not came:
+            came.append(admit(store, grant))
+        return verdict
+
+    monkeypatch.setattr(idempotency, "reopen", overtaken)
+    assert store.reopen(grant.ledger_key) is Verdict.TOLD
+    assert came[0].replay == (ANSWER if created else None)
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_decision_that_is_taken_back_while_a_call_comes_is_told_to_nobody(
+    store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, created: bool
+) -> None:
+    grant, judge = left(store, clock, "cannot be asked about"), idempotency.met
+    verdicts: list[Verdict] = []
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+
+    def overtaken(held: Entry | None, *, now: float) -> Entry | None:
+        marked = judge(held, now=now)
+        if held is not None and not verdicts:
+            verdicts.append(store.reopen(grant.ledger_key))
+        return marked
+
+    monkeypatch.setattr(idempotency, "met", overtaken)
+    with pytest.raises(OutcomeStillUnknown):
+        admit(store, grant)
+    assert verdicts == [Verdict.REOPENED]
+
+
+@reachable
+def test_in_a_storm_either_nobody_was_told_or_the_decision_stands(store: Any, clock: Clock) -> None:
+    for turn in range(10):
+        grant = keyed(str(turn))
+        leave_unknown(store, grant)
+        store.resolve(grant.ledger_key, ANSWER, "Ann: created in_1")
+
+        def come(number: int, grant: Grant = grant) -> Any:
+            return outcome_of(store, grant) if number else store.reopen(grant.ledger_key)
+
+        results = at_once(8, come)
+        told = [result for result in results[1:] if isinstance(result, Admission)]
+        assert all(isinstance(result, Admission | OutcomeStillUnknown) for result in results[1:])
+        assert (results[0], bool(told)) in {(Verdict.REOPENED, False), (Verdict.TOLD, True)}
+
+
+@reachable
+def test_only_the_first_call_that_meets_a_decision_writes(
+    store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant, writes = left(store, clock, "in doubt"), 0
+    store.resolve(grant.ledger_key, ANSWER, "Ann: created in_1")
+    method = "_write_over" if isinstance(store, Redis) else "_commit"
+    write = getattr(store, method)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(store, method, counted)
+    for _ in range(3):
+        assert admit(store, grant).replay == ANSWER
+        assert writes == 1
+
+
 # ---------------------------------------------------------------- asking without taking
 
 
@@ -963,6 +1175,22 @@ def test_peek_creates_no_window_and_no_entry(store: Store) -> None:
     before = written_in(store)
     assert store.peek(bounded("a", "customer=cus_1"), "p").entry is not None
     assert written_in(store) == before
+
+
+@reachable
+@pytest.mark.parametrize("created", [True, False])
+def test_peek_at_what_an_operator_has_decided_does_not_use_the_decision(
+    store: Any, clock: Clock, *, created: bool
+) -> None:
+    grant = left(store, clock, "cut off")
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+    before = written_in(store)
+    peeked = store.peek(grant, grant.entitlement.connection.place)
+    assert written_in(store) == before
+    assert (peeked.replay is not None) == created
+    assert store.reopen(grant.ledger_key) is Verdict.REOPENED
+    store.resolve(grant.ledger_key, ANSWER if created else None, "Ann: so it is")
+    assert admit(store, grant).replay == peeked.replay
 
 
 def test_ceiling_full_by_one_document_is_peeked_at_whole(store: Store) -> None:

@@ -57,6 +57,8 @@ FORM: Final = "another form is sent while the outcome of the first is open"
 MUTE: Final = "sent again although the upstream repeats an answer that proves nothing"
 WAITS: Final = "sent again while a person has yet to approve it"
 PERSON: Final = "a person's refusal is not kept"
+TAKEN: Final = "a decision is taken back that a call has met"
+LEFT: Final = "a key whose decision is taken back is not as it was"
 HELD: Final = "told that nothing was created, and the key is not free"
 GHOST: Final = "an owner that gave up holds the key"
 LOCKED: Final = "a free key does not lead to an invoice in fair weather"
@@ -156,13 +158,25 @@ class Settle(Protocol):
 
 
 class Resolve(Protocol):
-    def __call__(self, held: Entry | None, answer: Answer | None, *, now: float) -> tuple[Verdict, Entry | None]: ...
+    def __call__(
+        self, held: Entry | None, answer: Answer | None, *, now: float, said: str
+    ) -> tuple[Verdict, Entry | None]: ...
+
+
+class Met(Protocol):
+    def __call__(self, held: Entry | None, *, now: float) -> Entry | None: ...
+
+
+class Reopen(Protocol):
+    def __call__(self, held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]: ...
 
 
 class Ledger(NamedTuple):
     claim: Claim = idempotency.claim_for
     settle: Settle = idempotency.settle_for
     resolve: Resolve = idempotency.resolve
+    met: Met = idempotency.met
+    reopen: Reopen = idempotency.reopen
     marks: tuple[str, ...] = ("deleted", "missed")
     """Whose owners the store remembers: of entries that it deleted, and of claims to release that it did not find."""
 
@@ -342,6 +356,8 @@ class World(NamedTuple):
     place: str = "there"
     lost: bool = False
     """Whether the ledger was lost."""
+    undone: Entry | None = None
+    """What an operator's decision was about, until a call meets that decision."""
 
     def at(self, who: int, now: Try) -> World:
         return self._replace(tries=(*self.tries[:who], now, *self.tries[who + 1 :]))
@@ -429,7 +445,8 @@ class Play:
                 yield f"gets {misfortune}", self._answered(_deaf(world.unlucky(), OWNERS[who]), who, misfortune)
 
     def _claiming(self, world: World, who: int, form: Form) -> Iterator[tuple[Any, ...]]:
-        owner, asks = OWNERS[who], f"asks for {form.asks}"
+        owner, asks, came = OWNERS[who], f"asks for {form.asks}", world
+        world = self._meeting(world, owner)
         held = self._claim(world, owner, form)
         if isinstance(held, Entry):
             wrongs = tuple(self._wrong_claim(world, held, form))
@@ -448,11 +465,18 @@ class Play:
             yield f"{asks}: gets the answer again", told.at(who, Try("over")), *found
         else:
             yield f"{asks}: is refused: {held}", world.at(who, Try("over"))
-        if self.has(world, "store") and not any(late.owner == owner for late in world.late):
-            late = Late(owner, form, _version(world.entry), world.now + LEASE)
-            held_up = world.unlucky()._replace(late=(*world.late, late))
+        if self.has(came, "store") and not any(late.owner == owner for late in came.late):
+            late = Late(owner, form, _version(came.entry), came.now + LEASE)
+            held_up = came.unlucky()._replace(late=(*world.late, late))
             yield f"{asks}: the claim is held up; gives up", held_up.at(who, Try("releasing", form))
             yield f"{asks}: the claim is held up; asks again", held_up.at(who, Try("asking", form))
+
+    def _meeting(self, world: World, owner: str) -> World:
+        """Have the store mark an operator's decision that a call is about to meet."""
+        if owner in world.marked:
+            return world
+        marked = self.ledger.met(world.entry, now=world.now)
+        return world._replace(entry=world.entry if marked is None else marked, undone=None)
 
     def _claim(self, world: World, owner: str, form: Form) -> Entry | Answer | str:
         """Bring the key to the store. Return the entry to write, the answer to repeat, or why not."""
@@ -483,7 +507,7 @@ class Play:
         held = self._claim(rest, late.owner, late.form) if late.version == _version(world.entry) else None
         if not isinstance(held, Entry):
             return rest, ()
-        return rest._replace(entry=held), (GHOST,) if late.owner in world.gone else ()
+        return rest._replace(entry=held, undone=None), (GHOST,) if late.owner in world.gone else ()
 
     def _calling(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
         one, owner = world.tries[who], OWNERS[who]
@@ -645,11 +669,18 @@ class Play:
         pending = {f"areq_{n}" for n, approval in enumerate(world.approvals) if approval.state == PENDING}
         if "operator" in self.scene.menu and not pending - {known}:
             seen = Answer(200, invoice_body(0, world.invoices[0])) if world.invoices else None
-            verdict, entry = self.ledger.resolve(world.entry, seen, now=world.now)
+            word = "created" if seen else "not created"
+            verdict, entry = self.ledger.resolve(world.entry, seen, now=world.now, said=word)
             if verdict is Verdict.RESOLVED:
                 told, wrongs = (world, ()) if seen else tell_nothing(world)
-                word = "created" if seen else "not created"
-                yield Event("", f"an operator looks, and says: {word}", told._replace(entry=entry), wrongs)
+                decided = told._replace(entry=entry, undone=world.entry)
+                yield Event("", f"an operator looks, and says: {word}", decided, wrongs)
+        if "operator" in self.scene.menu:
+            verdict, entry = self.ledger.reopen(world.entry, now=world.now)
+            if verdict is Verdict.REOPENED:
+                wrongs = tuple(_wrong_reopening(world, entry))
+                back = world._replace(entry=entry, undone=None)
+                yield Event("", "an operator takes a decision back", back, wrongs)
 
     def _elsewhere(self, world: World) -> Iterator[Event]:
         if self.has(world, "document") and world.footer == "1":
@@ -659,7 +690,11 @@ class Play:
             yield Event("", f"the connection leads {place}", world.unlucky()._replace(place=place))
         quiet = not world.wire and not any(one.phase in ACTIVE for one in world.tries)
         if world.entry is not None and (self.has(world, "lost") or (quiet and self.has(world, "lost in between"))):
-            yield Event("", "the ledger is lost", world.unlucky()._replace(entry=None, marked=frozenset(), lost=True))
+            yield Event(
+                "",
+                "the ledger is lost",
+                world.unlucky()._replace(entry=None, marked=frozenset(), lost=True, undone=None),
+            )
 
     def _time(self, world: World) -> Iterator[Event]:
         entry, later = world.entry, world.now + self.scene.tick
@@ -681,12 +716,26 @@ class Play:
             later = world.now + world.days[0]
             ends = entry is not None and entry.expires is not None and entry.expires <= later
             if not (ends and entry is not None and entry.state is not State.FREE):
-                passed = world._replace(now=later, days=world.days[1:], entry=None if ends else entry)
+                passed = world._replace(now=later, days=world.days[1:])
+                passed = passed._replace(entry=None, undone=None) if ends else passed
                 yield Event("", f"{world.days[0] / DAY:.1f} days pass", passed)
 
 
 def _version(entry: Entry | None) -> str:
-    return "" if entry is None else f"{entry.owner} {entry.state}"
+    return "" if entry is None else f"{entry.owner} {entry.state} {entry.said} {entry.told}"
+
+
+def _wrong_reopening(world: World, after: Entry | None) -> Iterator[str]:
+    """What is wrong with taking a decision back. A refusal may be kept for longer than it would have been."""
+    before = world.undone
+    if before is None:
+        yield TAKEN
+    elif (
+        after is None
+        or before != replace(after, expires=before.expires)
+        or (after.expires is None) != (before.expires is None)
+    ):
+        yield LEFT
 
 
 def _deaf(world: World, owner: str) -> World:
@@ -754,6 +803,8 @@ def wrong_between(before: Entry | None, after: World, what: str) -> Iterator[str
         yield EXPIRES
     if before is None or before == entry or "the ledger is lost" in what or "an operator" in what:
         return
+    if entry is not None and replace(before, told=entry.told, before=None) == entry:
+        return  # an operator's decision that a call has met is marked
     if before.state in {State.SUCCEEDED, State.REJECTED}:
         yield CHANGED
 
@@ -927,7 +978,11 @@ MISFORTUNES: Final = {
         *(f"asks after the approval: {looked}" for looked in (PENDING, REJECTED, EXPIRED, f"{SUCCEEDED} 0")),
         "writes rejected, and tells",
     ),
-    "operator": ("an operator looks, and says: created", "an operator looks, and says: not created"),
+    "operator": (
+        "an operator looks, and says: created",
+        "an operator looks, and says: not created",
+        "an operator takes a decision back",
+    ),
     "document": ("the document fixes something else",),
     "place": ("the connection leads elsewhere", "asks for x: is refused: KeyUsedElsewhere"),
     "lost": ("the ledger is lost",),
@@ -977,6 +1032,10 @@ SCENES: Final = {
         scene(
             "no answer, killed, refused, declined", faults=3, asks="xy", days=(DAY - 2 * LEASE, 2 * LEASE, RETENTION)
         ),
+    ),
+    "operator, days": (
+        15_000,
+        scene("no answer, 500, operator", faults=2, asks="xy", days=(DAY - 2 * LEASE, 2 * LEASE, 2 * DAY)),
     ),
     "a day, four": (
         15_000,
@@ -1257,21 +1316,25 @@ def test_mistake_in_settling_is_found(name: str, mistake: Settle, wrong: str) ->
     assert found(name, Ledger(settle=mistake), wrong)
 
 
-def word_is_taken_at_once(held: Entry | None, answer: Answer | None, *, now: float) -> tuple[Verdict, Entry | None]:
-    return idempotency.resolve(held and replace(held, until=0.0), answer, now=now)
+def word_is_taken_at_once(
+    held: Entry | None, answer: Answer | None, *, now: float, said: str
+) -> tuple[Verdict, Entry | None]:
+    return idempotency.resolve(held and replace(held, until=0.0), answer, now=now, said=said)
 
 
 def word_is_taken_of_a_running_call(
-    held: Entry | None, answer: Answer | None, *, now: float
+    held: Entry | None, answer: Answer | None, *, now: float, said: str
 ) -> tuple[Verdict, Entry | None]:
     running = held is not None and held.state is State.SENT
-    return idempotency.resolve(replace(held, state=State.UNKNOWN) if running and held else held, answer, now=now)
+    return idempotency.resolve(
+        replace(held, state=State.UNKNOWN) if running and held else held, answer, now=now, said=said
+    )
 
 
 def word_is_taken_before_a_person_decides(
-    held: Entry | None, answer: Answer | None, *, now: float
+    held: Entry | None, answer: Answer | None, *, now: float, said: str
 ) -> tuple[Verdict, Entry | None]:
-    return idempotency.resolve(held and replace(held, approval=None), answer, now=now)
+    return idempotency.resolve(held and replace(held, approval=None), answer, now=now, said=said)
 
 
 @pytest.mark.parametrize(
@@ -1284,6 +1347,49 @@ def word_is_taken_before_a_person_decides(
 )
 def test_mistake_in_taking_an_operators_word_is_found(name: str, mistake: Resolve, wrong: str) -> None:
     assert found(name, Ledger(resolve=mistake), wrong)
+
+
+def decision_is_told_without_a_mark(held: Entry | None, *, now: float) -> Entry | None:
+    return None
+
+
+def freed_key_is_claimed_without_a_mark(grant: Grant, held: Entry | None, **rest: Any) -> Entry | Answer | None:
+    claimed = idempotency.claim_for(grant, held, **rest)
+    freed = held is not None and held.state is State.FREE and isinstance(claimed, Entry)
+    return replace(claimed, before=held.before) if freed and held and isinstance(claimed, Entry) else claimed
+
+
+def marked_decision_is_taken_back(held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]:
+    if held is not None and held.said and held.state is State.SUCCEEDED:
+        return Verdict.REOPENED, replace(held, state=State.UNKNOWN, said="", told=0.0, answer=None, expires=None)
+    return idempotency.reopen(held, now=now)
+
+
+def key_is_open_again_beyond_doubt(held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]:
+    verdict, before = idempotency.reopen(held, now=now)
+    return verdict, replace(before, doubt=False) if before and verdict is Verdict.REOPENED else before
+
+
+def key_is_opened_from_what_the_decision_left(held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]:
+    verdict, before = idempotency.reopen(held, now=now)
+    if held is None or verdict is not Verdict.REOPENED:
+        return verdict, before
+    opened = replace(held, state=State.UNKNOWN, answer=None, expires=None, said="", before=None)
+    return verdict, opened
+
+
+@pytest.mark.parametrize(
+    ("mistake", "wrong"),
+    [
+        (Ledger(met=decision_is_told_without_a_mark), TAKEN),
+        (Ledger(claim=freed_key_is_claimed_without_a_mark), TAKEN),
+        (Ledger(reopen=marked_decision_is_taken_back), TAKEN),
+        (Ledger(reopen=key_is_open_again_beyond_doubt), LEFT),
+        (Ledger(reopen=key_is_opened_from_what_the_decision_left), LEFT),
+    ],
+)
+def test_mistake_in_taking_a_decision_back_is_found(mistake: Ledger, wrong: str) -> None:
+    assert found("forwarded", mistake, wrong)
 
 
 @pytest.mark.parametrize("marks", [(), ("missed",), ("deleted",)])
