@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: The operations of ours that are Stripe's, too. They have the same names in each SDK.
 SHARED: Final = ("invoices.create", "invoices.retrieve")
-#: Go is not on every machine that runs the tests; its text was compiled and run by those that have it.
+#: `make test-clients` does not install the SDKs for PHP, Ruby and Go: it says so where it leaves one out.
 WHERE_INSTALLED: Final = "A test runs this as it is copied, where the machine has the SDK."
 
 
