@@ -21,7 +21,7 @@ from gateway.reading import read_own, speaks_stripe
 from gateway.record import Record
 from policies.idempotency import identity
 from policies.model import Answer
-from policies.refusals import PathUnknown, QueryMalformed, StoreUnavailable
+from policies.refusals import QueryMalformed, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,10 +48,7 @@ def ours(gate: Gate, environ: Mapping[str, Any]) -> Response | None:
     if door is None:
         return None
     with Record(gate.audit, environ) as record:
-        try:
-            return door(gate, record)
-        except ModuleNotFoundError:  # a part of console that is not here yet
-            raise PathUnknown from None
+        return door(gate, record)
     response = respond(record, gate.docs)
     return replace(response, headers={**response.headers, **_POLICY})
 
