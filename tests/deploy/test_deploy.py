@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from gateway.stores.firestore import LEDGER, WINDOWS
+from sandbox.__main__ import UPSTREAM_KEY
+from sandbox.secret_manager import SecretManager
 from tests.conftest import KEY, PARAMETERS, Server, policy, sha256
 from tests.tools import CURL
 
@@ -770,12 +772,16 @@ def test_function_without_a_key_is_deployed_and_says_where_its_calls_are(whole: 
 
 
 @CURL
-def test_the_page_works_as_written(whole: Path, cloud: Cloud, server: Callable[..., Server]) -> None:
+def test_the_page_works_as_written(
+    whole: Path, cloud: Cloud, server: Callable[..., Server], secret_manager: SecretManager
+) -> None:
     """From an empty project to the last command, gcloud stood in, the function and the operator's command real."""
     page = (REPOSITORY / "docs/deploy.md").read_text()
     (document,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     document = re.sub(r"sha256: \w+", f"sha256: {sha256(KEY)}", document)
     (whole / "policies/documents/acme.yaml").write_text(document)
+    for secret in re.findall(r"projects/\S+(?=/versions/)", document):
+        secret_manager.add(secret, UPSTREAM_KEY.encode())
     running = server(document, IAM="guards")
     shell = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (trial,) = [place for place, block in enumerate(shell) if block.startswith("URL=")]
