@@ -187,7 +187,7 @@ export const W = Object.freeze({
   raised: (sum) => sum ? `Raised: ${sum}` : "Raised",
   found: "Here it is",
   openIt: "Open the invoice",
-  isNow: (status) => `It is ${status}`,
+  isNow: (status) => `It is ${status === "draft" ? "a draft" : status}`,
   numbered: (number) => `Number ${number}`,
   sameAgain: (key) => ["Sent again with the key ", key, " it is this same invoice."],
   replayed: "This is the invoice of your first call. Nothing new was raised.",
