@@ -55,6 +55,10 @@ _NOT_RESOLVED = {
         "A person may still approve this call at the upstream, which then creates the invoice by itself. Have it "
         "approved or refused there. After that, the same call, sent again, gets its answer."
     ),
+    Verdict.NAMED: (
+        "The ledger names a draft of this call. The same call, sent again, looks what became of that, and finalizes or "
+        "deletes it; so nobody has to guess."
+    ),
 }
 
 

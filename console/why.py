@@ -144,6 +144,11 @@ def _end(line: Content) -> str:
                 "It was about to be sent, and no line says what became of it: the instance was killed during the call, "
                 "it is still running, or the line is not in this export. The invoice may exist."
             )
+        case "step":
+            return (
+                f"It was under way: the step {line['step']} was {line['result']}, and no line says what came after. "
+                "The invoice may exist, as a draft or finalized; the same call, sent again, goes on with it."
+            )
         case "preview":
             foreseen = _FORESEEN.get(line.get("would"), "")
             return f"It was decided as any other call, and nothing was sent. {foreseen}{_why(line)}"
@@ -179,6 +184,11 @@ def _why(line: Content) -> str:
     return f" with {line['status']} {line['reason']}: {_quoted(line)}" if "reason" in line else ""
 
 
+def _went_through(line: Content) -> bool:
+    """Whether a call ended well. A step of a call that did is not the call."""
+    return (line["kind"], line.get("result")) == ("outcome", Outcome.SUCCEEDED)
+
+
 def _created(line: Content) -> str:
     operation = OPERATIONS.get(line["operation"])
     if "created" not in line:
@@ -199,9 +209,9 @@ def _quoted(line: Content) -> str:
 
 def _of_the_key(told: Told) -> Iterator[str]:
     """Say what became of the key in other calls."""
-    if told.own[-1].get("result") == Outcome.SUCCEEDED:
+    if _went_through(told.own[-1]):
         return
-    done = [line for line in told.others if line.get("result") == Outcome.SUCCEEDED]
+    done = [line for line in told.others if _went_through(line)]
     for line in done[-1:]:
         yield f"The invoice of this key was raised on {_time(line)} ({line['audit_id']}): {_created(line)}"
     decided = _decision(told)
@@ -230,16 +240,18 @@ def _next(line: Content, told: Told) -> Iterator[str]:
     """Say what to do next."""
     decided = _decision(told)
     by_word = decided is not None and "takes_back" not in decided and decided["time"] > line["time"]
-    settled = by_word or any(other.get("result") == Outcome.SUCCEEDED for other in told.others)
+    settled = by_word or any(_went_through(other) for other in told.others)
     unknown = (
-        line["kind"] == "intent" or line.get("result") == Outcome.UNKNOWN or line.get("reason") == "outcome-unknown"
+        line["kind"] in {"intent", "step"}
+        or line.get("result") == Outcome.UNKNOWN
+        or line.get("reason") == "outcome-unknown"
     )
     if unknown and not settled:
         if told.ledger is None:
             yield "Next: look for it at the upstream. The call had no idempotency key, so no ledger knows of it."
         else:
             yield f"Next: ./countersign ledger show {told.ledger} says whether it is still open, and how to settle it."
-    elif line.get("result") == Outcome.SUCCEEDED or (line["kind"] in _NOTHING and "reason" not in line) or settled:
+    elif _went_through(line) or (line["kind"] in _NOTHING and "reason" not in line) or settled:
         yield "Nothing needs to be done."
     elif advice := _advice(line.get("reason")):
         yield f"Next: {advice}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from console.__main__ import main
 from gateway.stores.memory import Memory
 from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
@@ -297,3 +298,23 @@ def test_price_is_the_upstreams_to_say(gate: Callable[..., Function], stripe: St
     response = issue(gate(), call)
     assert response.status_code == 200, response.text
     assert [made["total"] for made in stripe.made] == [4000]
+
+
+def test_why_tells_of_a_whole_invoice_and_of_one_that_was_cut_off(
+    gate: Callable[..., Function], stripe: Stripe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit_id = issue(gate()).headers["Countersign-Audit-Id"]
+    record = tmp_path / "audit.jsonl"
+    assert main(["why", audit_id, str(record)]) == 0
+    said, _, *lines = capsys.readouterr().out.splitlines()
+    assert f"It went through: invoice {stripe.made[0]['id']} of 408.50 USD." in said
+    assert [line.split()[1] for line in lines] == ["intent", "step", "step", "step", "outcome"]
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text(
+        "".join(line for line in record.read_text().splitlines(keepends=True) if '"kind":"outcome"' not in line)
+    )
+    assert main(["why", audit_id, str(cut)]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert "It was under way: the step finalize was succeeded, and no line says what came after." in said
+    assert "It went through" not in said
+    assert "Next: ./countersign ledger show" in said

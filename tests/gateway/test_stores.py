@@ -16,6 +16,7 @@ from gateway.stores.memory import Memory
 from gateway.stores.redis import PREFIX, Redis
 from policies import idempotency
 from policies.idempotency import LEASE, RETENTION, Verdict
+from policies.issuing import Progress, Stage
 from policies.model import Admission, Answer, Budget, Entry, Limit, Outcome, State
 from policies.outcomes import Reply
 from policies.quota import parse_limit
@@ -1084,6 +1085,69 @@ def test_only_the_first_call_that_meets_a_decision_writes(
     for _ in range(3):
         assert admit(store, grant).replay == ANSWER
         assert writes == 1
+
+
+# ---------------------------------------------------------------- a call in several steps
+
+DRAFTED = Progress(Stage.LINES, 0, "in_1", Stage.LINES)
+
+
+def halfway(store: Store, grant: Grant, progress: Progress = DRAFTED) -> Admission:
+    """Leave a call whose owner has written how far it came, and nothing more."""
+    admission = store.advance(grant, admit(store, grant), progress)
+    assert admission is not None
+    return admission
+
+
+def test_who_comes_back_is_told_how_far_the_call_has_come(store: Store, clock: Clock) -> None:
+    grant = stripes()
+    first = halfway(store, grant)
+    store.advance(grant, first, replace(DRAFTED, stage=Stage.FINALIZE, reached=Stage.FINALIZE))
+    clock.tick(LEASE)
+    entry = admit(store, grant).entry
+    assert entry is not None
+    assert (entry.id, entry.step, entry.doubt, entry.generation) == ("in_1", "finalize", True, 0)
+
+
+def test_progress_of_a_call_that_lost_its_key_is_not_written(store: Store, clock: Clock) -> None:
+    grant = stripes()
+    first = admit(store, grant)
+    clock.tick(LEASE)
+    second = admit(store, grant)
+    assert store.advance(grant, first, DRAFTED) is None
+    store.settle(grant, second, SUCCEEDED, ANSWER)
+    assert store.advance(grant, second, DRAFTED) is None
+    assert admit(store, grant).replay == ANSWER
+
+
+def test_call_that_stops_half_way_keeps_what_it_works_on_and_one_that_ends_does_not(store: Store) -> None:
+    grant = stripes()
+    stopped = replace(UNKNOWN, id="in_1", step="finalize", harmless=True)
+    store.settle(grant, halfway(store, grant), stopped, ANSWER)
+    again = admit(store, grant)
+    assert again.entry is not None
+    assert (again.entry.id, again.entry.step, again.entry.doubt) == ("in_1", "finalize", False)
+    store.settle(grant, again, replace(FREED, generation=1, fresh=True), ANSWER)
+    fresh = admit(store, grant).entry
+    assert fresh is not None
+    assert (fresh.id, fresh.step, fresh.generation, fresh.refused) == (None, "", 1, False)
+
+
+def test_key_that_names_a_draft_goes_on_after_the_upstream_forgot_it(store: Store, clock: Clock) -> None:
+    grant = stripes()
+    store.settle(grant, halfway(store, grant), replace(UNKNOWN, id="in_1", step="lines"), ANSWER)
+    clock.tick(10 * 86400)
+    entry = admit(store, grant).entry
+    assert entry is not None
+    assert entry.id == "in_1"
+
+
+@pytest.mark.parametrize("store", SERVERS, indirect=True)
+def test_operator_takes_no_key_that_names_a_draft_for_not_created(store: Any, clock: Clock) -> None:
+    grant = stripes()
+    store.settle(grant, halfway(store, grant), replace(UNKNOWN, id="in_1", step="lines"), ANSWER)
+    clock.tick(LEASE)
+    assert store.resolve(grant.ledger_key, None) is Verdict.NAMED
 
 
 # ---------------------------------------------------------------- asking without taking
