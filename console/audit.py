@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
-from console.exports import UNREADABLE, BrokenError, ExportError, ForgedError, Meter, content_of, entries
+from console.exports import LINE, NESTED, UNREADABLE, BrokenError, ExportError, ForgedError, Meter, content_of, entries
 from console.lookup import AUDIT_ID, whole_numbers
 from gateway import lines as form
 from gateway.chain import GENESIS, HASH_DIGITS, audit_id_of, canonical, signed
@@ -47,8 +47,6 @@ _LOOKED_AT: Final = ("instance", "sequence", "prev", "kind", "intent")
 
 _INSTANCE = re.compile(r"[0-9a-f]{12}")
 _HASH = re.compile(r"[0-9a-f]{64}")
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 @dataclass
@@ -307,6 +305,8 @@ def _as_written(raw: bytes) -> _Line | None:
 
     Most are, and the general way takes several times as long. None: it is for that way, which may find a fault.
     """
+    if not raw.startswith(LINE):
+        return None
     try:
         entry = _decode_written(raw)
         if _encode_written(entry) != raw or not raw.isascii():
@@ -338,14 +338,9 @@ def _read(raw: bytes) -> _Line | None:
     try:
         content = whole_numbers(content)
         claimed, audit_id = content.pop("hash", None), content.pop("audit_id", None)
-        _encode(content)  # refuses half of a surrogate pair
         digest = hashlib.sha256(canonical(content)).hexdigest()
-    except UnicodeEncodeError:
-        raise ForgedError("it holds half a character (a lone surrogate), which the record never does") from None
     except RecursionError:
-        raise ForgedError("it is nested more deeply than any line of the record") from None
-    except OverflowError:
-        raise ForgedError("it holds a number that is larger than any of the record's") from None
+        raise ForgedError(NESTED) from None
     looked_at = [content.get(name) for name in _LOOKED_AT]
     return _Line(*looked_at, digest, claimed, audit_id, content, stump is not None)  # type: ignore[call-arg]  # five
 

@@ -478,10 +478,10 @@ def terminal(command: list[str], *, interrupt: bool = False, stdin: int | None =
 
 def test_progress_is_shown_on_a_terminal_and_cleared_at_the_end(export: tuple[Path, list[str]]) -> None:
     path, _ = export
-    path.write_text(path.read_text() + '{"message": "another program"}\n' * 50_000)
+    path.write_text(path.read_text() + '{"message": "another program"}\n' * 300_000)
     status, shown = terminal([str(ROOT / "countersign"), "audit", "verify", str(path)])
     assert status == 0
-    assert re.search(r"\r\[[#.]{20}\] +\d+%  \d+ of 2 MB, 9 lines: nothing wrong so far\x1b\[K", shown)
+    assert re.search(r"\r\[[#.]{20}\] +\d+%  \d+ of 9 MB, 9 lines: nothing wrong so far\x1b\[K", shown)
     assert shown.endswith("\r\x1b[K")
     done = subprocess.run([ROOT / "countersign", "audit", "verify", path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
