@@ -10,7 +10,6 @@ import os
 import pty
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -701,37 +700,3 @@ def honest(seeds: range, folder: Path) -> None:
 
 def test_honest_exports_are_never_called_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     honest(range(60), tmp_path)
-
-
-@pytest.mark.figures
-def test_1000_honest_exports_are_never_called_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    honest(range(1000, 2000), tmp_path)
-
-
-@pytest.mark.timed
-@pytest.mark.parametrize(("form", "most"), [("as written", 3), ("Cloud Logging", 8), ("gcloud", 8)])
-def test_verifying_takes_a_few_times_as_long_as_a_checksum(tmp_path: Path, form: str, most: float) -> None:
-    path, grant = tmp_path / "export", granted(body="customer=cus_1&metadata[order_id]=o-7", idempotency_key="order-1")
-    sink = Lines()
-    audit = Audit(sink, policy="p" * 64)
-    for _ in range(100_000):
-        sent(audit, grant)
-    audit.close()
-    if form == "as written":
-        path.write_text("".join(sink.lines))
-    else:
-        entries = [exported(line, number) for number, line in enumerate(sink.lines)]
-        compact = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
-        path.write_text(compact if form == "Cloud Logging" else json.dumps(entries, indent=2))
-
-    def seconds(*command: object, least: int = 0) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        done = subprocess.run([str(word) for word in command], stdout=subprocess.DEVNULL, check=False)
-        assert done.returncode == least
-        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-
-    verifying = ROOT / "countersign", "audit", "verify"
-    (tmp_path / "short").write_text("".join(sink.lines[:1]))
-    start = min(seconds(*verifying, tmp_path / "short", least=3) for _ in range(3))  # a fifth of a second, once
-    ratios = [(seconds(*verifying, path) - start) / seconds("sha256sum", path) for _ in range(5)]
-    assert min(ratios) <= most, ratios
