@@ -43,7 +43,7 @@ test-portal: .venv/dev .venv/portal/node/ready
 # Kills, storms and faults in large numbers, over several processes and one Redis, and a short run of the benchmark; a few
 # minutes. Prints each figure. LONG=1 makes them larger; SEED=N draws other lots.
 figures: .venv/dev
-	@$(BIN)/python -m pytest -s -m figures tests/crash tests/bench tests/console tests/gateway
+	@$(BIN)/python -m pytest -s -m figures tests/crash tests/bench
 
 check: .venv/dev
 	@$(BIN)/ruff check .

@@ -15,13 +15,13 @@ import re
 import tempfile
 from array import array
 from dataclasses import dataclass, field
-from keyword import iskeyword
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
-from console.exports import LINE, UNREADABLE, BrokenError, ExportError, ForgedError, Meter, content_of, entries
+from console.exports import LINE, NESTED, UNREADABLE, BrokenError, ExportError, ForgedError, Meter, content_of, entries
 from console.lookup import AUDIT_ID, whole_numbers
+from gateway import lines as form
 from gateway.chain import GENESIS, HASH_DIGITS, audit_id_of, canonical, signed
 from gateway.signing import key_id, verifies
 
@@ -40,17 +40,13 @@ MAX_RUNS: Final = 64
 
 #: What a line has before our own members. In a string its quotation marks would be escaped.
 _CONTENT: Final = b',"countersign":{'
+#: How much of a line stands behind what is hashed, but for a brace.
+_BEHIND: Final = len(f',"hash":"{GENESIS}","audit_id":"{audit_id_of("0" * 12, GENESIS)}"}}}}')
 #: Members of ours, in the order of :class:`_Line`.
 _LOOKED_AT: Final = ("instance", "sequence", "prev", "kind", "intent")
-#: The record has about fifty.
-MAX_NAMES: Final = 200
 
-_NAME = re.compile(r"[a-z][a-z_]*")
 _INSTANCE = re.compile(r"[0-9a-f]{12}")
 _HASH = re.compile(r"[0-9a-f]{64}")
-
-_decode: Final = msgspec.json.Decoder().decode
-_encode: Final = msgspec.json.Encoder().encode
 
 
 @dataclass
@@ -126,48 +122,50 @@ class Verifier:
         ids = map(AUDIT_ID.fullmatch, self._anchors)
         self._awaited = {match["instance"] + match["head"]: -1 for match in ids if match is not None}
         self._instances: dict[str, _Instance] = {}
-        self._as_written = _AsWritten()
         self._hashes = tempfile.SpooledTemporaryFile(SPOOLED)  # noqa: SIM115 - it is closed with the verifier
 
     def take(self, file: str, number: int, raw: bytes) -> None:
         """Take one entry: the bytes of a JSON value that begins at this line of the file."""
-        report, place = self.so_far, (file, number)
-        try:
-            line = self._as_written.read(raw)
+        place = file, number
+        line = _as_written(raw)
+        if line is None:
+            line = self._read(raw, place)
             if line is None:
-                line = _read(raw) if raw.strip() else None
-                if line is None:
-                    return
-                if raw.startswith(LINE):
-                    self._as_written.learn(line.content)
+                return
+        name, sequence = line.instance, line.sequence
+        instance = self._instances.get(name) if isinstance(name, str) else None
+        if instance is None:
+            instance = self._new(name)
+        if instance is None:
+            self.so_far.lines += 1
+            self.so_far.fault(f"{_at(place)}: it does not say which instance wrote it")
+        elif type(sequence) is not int or not 0 <= sequence < 2**53:
+            self.so_far.lines += 1
+            self.so_far.fault(f"{_at(place)}: it does not say its place in the chain of instance {instance.name}")
+        else:
+            self._link(instance, sequence, place, line)
+
+    def _read(self, raw: bytes, place: Place) -> _Line | None:
+        """Read an entry that is not written as we do; None if there is no line of the record in it."""
+        try:
+            line = _read(raw) if raw.strip() else None
         except BrokenError:
-            report.doubt(
+            self.so_far.doubt(
                 f"{_at(place)}: this is not a whole line. A full disk or a killed process leaves such a stump; if "
                 "somebody cut a line of the record, it is reported as missing"
             )
-            return
-        except ForgedError as error:
-            report.fault(f"{_at(place)}: {error}")
-            return
-        if line.stump:
-            report.doubt(f"{_at(place)}: it begins with the stump of another line, as a full disk leaves it")
-        instance, sequence = self._instance(line.instance), line.sequence
-        if instance is None:
-            report.lines += 1
-            report.fault(f"{_at(place)}: it does not say which instance wrote it")
-            return
-        if type(sequence) is not int or not 0 <= sequence < 2**53:
-            report.lines += 1
-            report.fault(f"{_at(place)}: it does not say its place in the chain of instance {instance.name}")
-            return
-        self._link(instance, sequence, place, line)
-
-    def _instance(self, name: object) -> _Instance | None:
-        if not isinstance(name, str):
             return None
-        instance = self._instances.get(name)
-        if instance is None and _INSTANCE.fullmatch(name):
-            instance = self._instances[name] = _Instance(name, self._hashes)
+        except ForgedError as error:
+            self.so_far.fault(f"{_at(place)}: {error}")
+            return None
+        if line is not None and line.stump:
+            self.so_far.doubt(f"{_at(place)}: it begins with the stump of another line, as a full disk leaves it")
+        return line
+
+    def _new(self, name: object) -> _Instance | None:
+        if not isinstance(name, str) or not _INSTANCE.fullmatch(name):
+            return None
+        instance = self._instances[name] = _Instance(name, self._hashes)
         return instance
 
     def _link(self, instance: _Instance, sequence: int, place: Place, line: _Line) -> None:
@@ -176,7 +174,7 @@ class Verifier:
             report.fault(f"{_at(place)}: {instance.the(sequence)} was changed after it was written; its hash differs")
             # The line after it has the hash that it claims; one fault is enough.
             digest = line.claimed if isinstance(line.claimed, str) and _HASH.fullmatch(line.claimed) else digest
-        elif line.audit_id != audit_id_of(instance.name, str(line.intent or digest)):
+        elif line.audit_id != f"{instance.name}-{(line.intent or digest)[:HASH_DIGITS]}":
             report.fault(f"{_at(place)}: the audit id of {instance.the(sequence)} was changed")
         if not instance.take(sequence, line.prev, digest, place):
             report.repeated += 1
@@ -198,7 +196,7 @@ class Verifier:
             case "checkpoint":
                 self.so_far.checkpoints += 1
                 if self._keys:
-                    self._checkpoint(instance, sequence, place, line.content)
+                    self._checkpoint(instance, sequence, place, msgspec.to_builtins(line.content))
 
     def _checkpoint(self, instance: _Instance, sequence: int, place: Place, content: Mapping[str, Any]) -> None:
         key = self._keys.get(str(content.get("key")))
@@ -270,58 +268,66 @@ class _Line(msgspec.Struct):  # which is made faster than a dataclass
     digest: str
     claimed: Any
     audit_id: Any
-    content: dict[str, Any] = {}
-    """All of it, for a checkpoint."""
+    content: Any
+    """All of it: for a checkpoint."""
     stump: bool = False
 
 
-class _AsWritten:
-    """Reads lines whose bytes are exactly what we write, which no two readers read differently.
+def _written() -> type[Any]:
+    """Return the type of a line as we write it: all members that there may be, in their order."""
+    names = {field.encode_name for kind in get_args(form.Ours) for field in msgspec.structs.fields(kind)}
+    last = ("hash", "audit_id")
+    content = _struct("Content", dict.fromkeys([*sorted((names | {"kind"}).difference(last)), *last], Any))
+    labels = _struct("Labels", dict.fromkeys(("caller", "connection", "operation", "result", "reason"), str))
+    members = {field.name: str for field in msgspec.structs.fields(form.Entry)}
+    order = ("severity", "time", "message", "trace", "span", "labels", "countersign")
+    types = {name: {"labels": labels, "countersign": content}.get(name, members[name]) for name in order}
+    rename = {field.name: field.encode_name for field in msgspec.structs.fields(form.Entry)}
+    return _struct("Entry", types, rename)
 
-    Most are, and the general way takes twice as long. What it does not expect goes that way.
+
+def _struct(name: str, members: Mapping[str, Any], rename: Mapping[str, str] | None = None) -> type[Any]:
+    optional = [(name, kind | None if kind is not Any else Any, None) for name, kind in members.items()]
+    return msgspec.defstruct(name, optional, rename=rename, forbid_unknown_fields=True, omit_defaults=True)
+
+
+def _no_float(digits: str) -> float:
+    """Refuse what no line of ours has, and what is hashed in another way than it may be written."""
+    raise ValueError(digits)
+
+
+_decode_written: Final = msgspec.json.Decoder(_written(), float_hook=_no_float).decode
+_encode_written: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
+def _as_written(raw: bytes) -> _Line | None:
+    """Read a line if its bytes are exactly those that we write, which no two readers read differently.
+
+    Most are, and the general way takes several times as long. None: it is for that way, which may find a fault.
     """
-
-    def __init__(self) -> None:
-        self._names: set[str] = set()
-        self._read: Callable[[bytes], Any] = msgspec.json.Decoder(msgspec.Struct).decode
-        self._write: Callable[[object], bytes] = msgspec.json.Encoder(order="deterministic").encode
-
-    def learn(self, content: Mapping[str, Any]) -> None:
-        """Learn the members of a line that was read in the general way."""
-        names = {name for name in content if _NAME.fullmatch(name) and not iskeyword(name)} | set(_LOOKED_AT)
-        if names <= self._names or len(names | self._names) > MAX_NAMES:
-            return
-        self._names |= names
-        members = [(name, Any, None) for name in (*sorted(self._names), "hash", "audit_id")]
-        written = msgspec.defstruct("Written", members, forbid_unknown_fields=True, omit_defaults=True)
-        self._read = msgspec.json.Decoder(written).decode
-
-    def read(self, raw: bytes) -> _Line | None:
-        """Return what the line says; None if its bytes, or its hash, are others."""
-        begins = raw.find(_CONTENT)
-        beside, inner = raw[:begins] + b"}", raw[begins + len(_CONTENT) - 1 : -1]
-        try:
-            entry, content = _decode(beside), self._read(inner)
-            if begins < 2 or raw[-1:] != b"}" or _encode(entry) != beside or self._write(content) != inner:
-                return None
-        except UNREADABLE:
+    if not raw.startswith(LINE):
+        return None
+    try:
+        entry = _decode_written(raw)
+        if _encode_written(entry) != raw or not raw.isascii():
             return None
-        if "jsonPayload" in entry or "countersign" in entry or content.kind == "checkpoint":
-            return None
-        body = inner[: inner.rfind(b',"hash":"')] + b"}"
-        digest = hashlib.sha256(body).hexdigest()
-        if digest != content.hash:
-            return None
-        return _Line(
-            content.instance,
-            content.sequence,
-            content.prev,
-            content.kind,
-            content.intent,
-            digest,
-            digest,
-            content.audit_id,
-        )
+    except UNREADABLE:
+        return None
+    content, begins = entry.countersign, raw.find(_CONTENT) + len(_CONTENT) - 1
+    digest = hashlib.sha256(raw[begins:-_BEHIND] + b"}").hexdigest()
+    if content is None or digest != content.hash:
+        return None
+    return _Line(
+        content.instance,
+        content.sequence,
+        content.prev,
+        content.kind,
+        content.intent,
+        digest,
+        digest,
+        content.audit_id,
+        content,
+    )
 
 
 def _read(raw: bytes) -> _Line | None:
@@ -332,14 +338,9 @@ def _read(raw: bytes) -> _Line | None:
     try:
         content = whole_numbers(content)
         claimed, audit_id = content.pop("hash", None), content.pop("audit_id", None)
-        _encode(content)  # refuses half of a surrogate pair
         digest = hashlib.sha256(canonical(content)).hexdigest()
-    except UnicodeEncodeError:
-        raise ForgedError("it holds half a character (a lone surrogate), which the record never does") from None
     except RecursionError:
-        raise ForgedError("it is nested more deeply than any line of the record") from None
-    except OverflowError:
-        raise ForgedError("it holds a number that is larger than any of the record's") from None
+        raise ForgedError(NESTED) from None
     looked_at = [content.get(name) for name in _LOOKED_AT]
     return _Line(*looked_at, digest, claimed, audit_id, content, stump is not None)  # type: ignore[call-arg]  # five
 

@@ -10,6 +10,7 @@ import re
 import sys
 import zlib
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -36,6 +37,7 @@ _INDENTED: Final = b"\n  }"
 _NEXT_ENTRY = re.compile(rb"\n\s*\{")
 #: More digits are no number of ours, and Python refuses to read thousands of them.
 _MAX_DIGITS: Final = 20
+NESTED: Final = "it is nested more deeply than any line of the record"
 
 _decode: Final = msgspec.json.Decoder().decode
 _validate: Final = msgspec.json.Decoder(msgspec.Raw).decode
@@ -117,25 +119,62 @@ def _strictly(raw: bytes) -> dict[str, Any] | None:
             return _ours(entry)
     except UNREADABLE:
         pass
-    repeated: list[str] = []
+    return _by_json(raw)
 
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            repeated.extend(name for name in found if names.count(name) > 1)
-        return found
 
+def _by_json(raw: bytes) -> dict[str, Any] | None:
+    """Read what Python's own reader takes, too, and refuse what that reads differently from others."""
+    odd = _Oddities()
     try:
-        entry = json.loads(raw, object_pairs_hook=members, parse_int=_integer)
+        entry = json.loads(
+            raw,
+            object_pairs_hook=odd.members,
+            parse_int=odd.integer,
+            parse_float=odd.number,
+            parse_constant=odd.number,
+        )
     except RecursionError:
-        raise ForgedError("it is nested more deeply than any line of the record") from None
+        raise ForgedError(NESTED) from None
     except ValueError:
         raise BrokenError from None
     content = _ours(entry)
-    if repeated and (content is not None or {"countersign", "jsonPayload"} & set(repeated)):
-        raise ForgedError(f"it has {repeated[0]!a} twice, so that two readers would read it differently")
+    if odd.repeated and (content is not None or {"countersign", "jsonPayload"} & set(odd.repeated)):
+        raise ForgedError(f"it has {odd.repeated[0]!a} twice, so that two readers would read it differently")
+    if content is None:
+        return None
+    if odd.beyond:
+        raise ForgedError("it holds a number that is larger than any of the record's")
+    try:
+        _encode(content)
+    except UnicodeEncodeError:
+        raise ForgedError("it holds half a character (a lone surrogate), which the record never does") from None
+    except RecursionError:
+        raise ForgedError(NESTED) from None
     return content
+
+
+class _Oddities:
+    """Notes what a reader of JSON drops or changes without a word."""
+
+    def __init__(self) -> None:
+        self.repeated: list[str] = []
+        self.beyond = False
+        """Whether there is a number that Python takes for infinite or none, which is hashed as null is."""
+
+    def members(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.repeated.extend(name for name in found if names.count(name) > 1)
+        return found
+
+    def integer(self, digits: str) -> int | float:
+        return int(digits) if len(digits) <= _MAX_DIGITS else self.number("inf")
+
+    def number(self, text: str) -> float:
+        found = float(text)
+        self.beyond = self.beyond or not isfinite(found)
+        return found
 
 
 def _ours(entry: Any) -> dict[str, Any] | None:
@@ -148,10 +187,6 @@ def _ours(entry: Any) -> dict[str, Any] | None:
         raise ForgedError("it has two contents, one beside jsonPayload. Cloud Logging writes one")
     content = beside if payload is None else nested
     return content if isinstance(content, dict) else None
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _MAX_DIGITS else float("inf")
 
 
 def _chunks(file: BufferedIOBase, path: str, meter: Meter) -> Iterator[bytes]:

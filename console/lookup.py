@@ -182,8 +182,11 @@ def whole_numbers(value: Any) -> Any:
     match value:
         case float() if value.is_integer():
             return int(value)
-        case dict():
-            return {name: whole_numbers(inner) for name, inner in value.items()}
+        case dict():  # a call for each costs more than all else that is done to a line
+            return {
+                name: inner if type(inner) is str or type(inner) is int else whole_numbers(inner)
+                for name, inner in value.items()
+            }
         case list():
             return [whole_numbers(inner) for inner in value]
     return value

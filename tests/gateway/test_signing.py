@@ -251,12 +251,6 @@ def test_every_forgery_before_the_last_checkpoint_is_found_also_with_hashes_that
         assert verify(lines(forged), keys=[PUBLIC]).faults
 
 
-@pytest.mark.figures
-def test_10000_forgeries_are_found(export: list[dict[str, Any]]) -> None:
-    for forged in forgeries(export, random.Random(15), 10_000):
-        assert verify(lines(forged), keys=[PUBLIC]).faults
-
-
 def test_forger_who_drops_the_checkpoints_is_left_with_an_end_that_is_not_signed(export: list[dict[str, Any]]) -> None:
     first = next(number for number, line in enumerate(export) if line["kind"] == "checkpoint")
     kept = [line for number, line in enumerate(export) if number <= first or line["kind"] != "checkpoint"]
