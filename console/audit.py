@@ -22,7 +22,7 @@ import msgspec
 from console.exports import LINE, NESTED, UNREADABLE, BrokenError, ExportError, ForgedError, Meter, content_of, entries
 from console.lookup import AUDIT_ID, whole_numbers
 from gateway import lines as form
-from gateway.chain import GENESIS, HASH_DIGITS, audit_id_of, canonical, signed
+from gateway.chain import GENESIS, HASH_DIGITS, audit_id_of, line_hash, signed
 from gateway.signing import key_id, verifies
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ MAX_RUNS: Final = 64
 
 #: What a line has before our own members. In a string its quotation marks would be escaped.
 _CONTENT: Final = b',"countersign":{'
+#: The one character of ASCII that JSON writers do not agree about.
+_DELETE: Final = b"\x7f"
+#: What stands behind all that people read of a line. In a string it would be escaped, too.
+_TIME: Final = b',"time":"'
+#: The labels of ours. Each repeats a member.
+LABELED: Final = ("caller", "connection", "operation", "result", "reason")
 #: How much of a line stands behind what is hashed, but for a brace.
 _BEHIND: Final = len(f',"hash":"{GENESIS}","audit_id":"{audit_id_of("0" * 12, GENESIS)}"}}}}')
 #: Members of ours, in the order of :class:`_Line`.
@@ -196,16 +202,17 @@ class Verifier:
             case "checkpoint":
                 self.so_far.checkpoints += 1
                 if self._keys:
-                    self._checkpoint(instance, sequence, place, msgspec.to_builtins(line.content))
+                    self._checkpoint(instance, sequence, place, line)
 
-    def _checkpoint(self, instance: _Instance, sequence: int, place: Place, content: Mapping[str, Any]) -> None:
+    def _checkpoint(self, instance: _Instance, sequence: int, place: Place, line: _Line) -> None:
+        content: Mapping[str, Any] = msgspec.to_builtins(line.content)
         key = self._keys.get(str(content.get("key")))
         if key is None:
             self.so_far.fault(
                 f"{_at(place)}: this checkpoint was signed with another key, {_shown(content.get('key'))}. If the "
                 "record key was rotated, name that time's public key with another --key; else it is forged"
             )
-        elif not verifies(key, content.get("signature"), signed(content)):
+        elif not verifies(key, content.get("signature"), signed(*line.read, content)):
             self.so_far.fault(
                 f"{_at(place)}: the signature of this checkpoint does not match: a line before it was changed, removed "
                 "or inserted, and the hashes after it were made to fit"
@@ -269,7 +276,8 @@ class _Line(msgspec.Struct):  # which is made faster than a dataclass
     claimed: Any
     audit_id: Any
     content: Any
-    """All of it: for a checkpoint."""
+    """All of it, and what people read of it: for a checkpoint."""
+    read: tuple[Any, Any]
     stump: bool = False
 
 
@@ -278,9 +286,9 @@ def _written() -> type[Any]:
     names = {field.encode_name for kind in get_args(form.Ours) for field in msgspec.structs.fields(kind)}
     last = ("hash", "audit_id")
     content = _struct("Content", dict.fromkeys([*sorted((names | {"kind"}).difference(last)), *last], Any))
-    labels = _struct("Labels", dict.fromkeys(("caller", "connection", "operation", "result", "reason"), str))
+    labels = _struct("Labels", dict.fromkeys(LABELED, str))
     members = {field.name: str for field in msgspec.structs.fields(form.Entry)}
-    order = ("severity", "time", "message", "trace", "span", "labels", "countersign")
+    order = ("severity", "message", "time", "trace", "span", "labels", "countersign")
     types = {name: {"labels": labels, "countersign": content}.get(name, members[name]) for name in order}
     rename = {field.name: field.encode_name for field in msgspec.structs.fields(form.Entry)}
     return _struct("Entry", types, rename)
@@ -309,13 +317,13 @@ def _as_written(raw: bytes) -> _Line | None:
         return None
     try:
         entry = _decode_written(raw)
-        if _encode_written(entry) != raw or not raw.isascii():
+        if _encode_written(entry) != raw or not raw.isascii() or _DELETE in raw:
             return None
     except UNREADABLE:
         return None
     content, begins = entry.countersign, raw.find(_CONTENT) + len(_CONTENT) - 1
-    digest = hashlib.sha256(raw[begins:-_BEHIND] + b"}").hexdigest()
-    if content is None or digest != content.hash:
+    digest = hashlib.sha256(raw[begins:-_BEHIND] + b"}" + raw[len(LINE) - 1 : raw.find(_TIME)]).hexdigest()
+    if content is None or digest != content.hash or _other_labels(entry.labels, content):
         return None
     return _Line(
         content.instance,
@@ -327,22 +335,33 @@ def _as_written(raw: bytes) -> _Line | None:
         digest,
         content.audit_id,
         content,
+        (entry.severity, entry.message),
     )
+
+
+def _other_labels(labels: Any, content: Any) -> bool:
+    """Whether a label says something else than the line."""
+    said = [(getattr(labels, name), getattr(content, name)) for name in LABELED] if labels is not None else []
+    return any(label is not None and label != member for label, member in said)
 
 
 def _read(raw: bytes) -> _Line | None:
     """Read any entry; None for another program's. Raises :class:`BrokenError` and :class:`ForgedError`."""
-    content, stump = content_of(raw)
-    if content is None:
+    found, stump = content_of(raw)
+    if found is None:
         return None
     try:
-        content = whole_numbers(content)
+        content = whole_numbers(found.content)
         claimed, audit_id = content.pop("hash", None), content.pop("audit_id", None)
-        digest = hashlib.sha256(canonical(content)).hexdigest()
+        digest = line_hash(found.severity, found.message, content)
     except RecursionError:
         raise ForgedError(NESTED) from None
+    for name in LABELED:
+        if name in found.labels and found.labels[name] != content.get(name):
+            raise ForgedError(f"its label {name} does not say what the line says")
     looked_at = [content.get(name) for name in _LOOKED_AT]
-    return _Line(*looked_at, digest, claimed, audit_id, content, stump is not None)  # type: ignore[call-arg]  # five
+    read = found.severity, found.message
+    return _Line(*looked_at, digest, claimed, audit_id, content, read, stump is not None)  # type: ignore[call-arg]  # five
 
 
 class _Hashes:

@@ -12,12 +12,12 @@ import zlib
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from io import BufferedIOBase
 
 CHUNK: Final = 256 * 1024
@@ -26,6 +26,9 @@ MAX_ENTRY: Final = 4 * 1024 * 1024
 #: The beginning of a line as we write it. It is found behind the stump of another, too, which a full disk has left:
 #: inside a line its quotation marks would be escaped.
 LINE: Final = b'{"severity":"'
+
+#: Where a line as we write it has its labels. Cloud Logging moves them to the entry, and adds others.
+LABELS: Final = "logging.googleapis.com/labels"
 
 _GZIP: Final = b"\x1f\x8b"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -97,8 +100,17 @@ def entries(path: str, meter: Meter) -> Iterator[tuple[int, bytes]]:
         raise ExportError(f"{path}: it cannot be read ({type(error).__name__})") from None
 
 
-def content_of(raw: bytes) -> tuple[dict[str, Any] | None, bytes | None]:
-    """Return what an entry has under ``countersign``, None for another program's entry; and a stump before it, if any.
+class Found(NamedTuple):
+    """A line of the record, as an entry holds it."""
+
+    content: dict[str, Any]
+    severity: Any
+    message: Any
+    labels: Mapping[str, Any]
+
+
+def content_of(raw: bytes) -> tuple[Found | None, bytes | None]:
+    """Return the line of the record that an entry holds, None for another program's; and a stump before it, if any.
 
     Raises :class:`BrokenError` and :class:`ForgedError`.
     """
@@ -111,7 +123,7 @@ def content_of(raw: bytes) -> tuple[dict[str, Any] | None, bytes | None]:
     return _strictly(raw[begins:]), raw[:begins]
 
 
-def _strictly(raw: bytes) -> dict[str, Any] | None:
+def _strictly(raw: bytes) -> Found | None:
     try:  # what is written again as it was read has no name twice
         entry = _decode(raw)
         written = _encode(entry)
@@ -122,7 +134,7 @@ def _strictly(raw: bytes) -> dict[str, Any] | None:
     return _by_json(raw)
 
 
-def _by_json(raw: bytes) -> dict[str, Any] | None:
+def _by_json(raw: bytes) -> Found | None:
     """Read what Python's own reader takes, too, and refuse what that reads differently from others."""
     odd = _Oddities()
     try:
@@ -137,20 +149,20 @@ def _by_json(raw: bytes) -> dict[str, Any] | None:
         raise ForgedError(NESTED) from None
     except ValueError:
         raise BrokenError from None
-    content = _ours(entry)
-    if odd.repeated and (content is not None or {"countersign", "jsonPayload"} & set(odd.repeated)):
+    found = _ours(entry)
+    if odd.repeated and (found is not None or {"countersign", "jsonPayload"} & set(odd.repeated)):
         raise ForgedError(f"it has {odd.repeated[0]!a} twice, so that two readers would read it differently")
-    if content is None:
+    if found is None:
         return None
     if odd.beyond:
         raise ForgedError("it holds a number that is larger than any of the record's")
     try:
-        _encode(content)
+        _encode(found)
     except UnicodeEncodeError:
         raise ForgedError("it holds half a character (a lone surrogate), which the record never does") from None
     except RecursionError:
         raise ForgedError(NESTED) from None
-    return content
+    return found
 
 
 class _Oddities:
@@ -177,7 +189,7 @@ class _Oddities:
         return found
 
 
-def _ours(entry: Any) -> dict[str, Any] | None:
+def _ours(entry: Any) -> Found | None:
     if not isinstance(entry, dict):
         return None
     payload = entry.get("jsonPayload")
@@ -185,8 +197,11 @@ def _ours(entry: Any) -> dict[str, Any] | None:
     beside = entry.get("countersign")
     if isinstance(beside, dict) and payload is not None:
         raise ForgedError("it has two contents, one beside jsonPayload. Cloud Logging writes one")
-    content = beside if payload is None else nested
-    return content if isinstance(content, dict) else None
+    content, around = (beside, entry) if payload is None else (nested, payload)
+    if not isinstance(content, dict):
+        return None
+    labels = entry.get(LABELS if payload is None else "labels")
+    return Found(content, entry.get("severity"), around.get("message"), labels if isinstance(labels, dict) else {})
 
 
 def _chunks(file: BufferedIOBase, path: str, meter: Meter) -> Iterator[bytes]:

@@ -165,7 +165,8 @@ def _copied(stack: ExitStack) -> str:
 def _content(raw: bytes) -> Content | None:
     """Return our part of an entry. Whether the record was forged is for ``audit verify`` to say."""
     try:
-        content, _ = content_of(raw)
+        found, _ = content_of(raw)
+        content = found and found.content
     except (BrokenError, ForgedError):
         return None
     if content is None:

@@ -76,14 +76,24 @@ def canonical(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def line_hash(content: Mapping[str, Any]) -> str:
-    """Return the hash that a line must carry."""
-    return hashlib.sha256(canonical({k: v for k, v in content.items() if k not in _HASHED_APART})).hexdigest()
+def line_hash(severity: object, message: object, content: Mapping[str, Any]) -> str:
+    """Return the hash that a line must carry.
+
+    It covers what a person reads, too: the severity and the message. The labels repeat the content.
+    """
+    body = canonical({k: v for k, v in content.items() if k not in _HASHED_APART})
+    return hashlib.sha256(body + _read(severity, message)).hexdigest()
 
 
-def signed(content: Mapping[str, Any]) -> bytes:
+def signed(severity: object, message: object, content: Mapping[str, Any]) -> bytes:
     """Return the bytes that a checkpoint's signature covers: all of it but what is made of the signature."""
-    return canonical({k: v for k, v in content.items() if k not in {*_HASHED_APART, "signature"}})
+    body = canonical({k: v for k, v in content.items() if k not in {*_HASHED_APART, "signature"}})
+    return body + _read(severity, message)
+
+
+def _read(severity: object, message: object) -> bytes:
+    """Return what people read of a line, in one form."""
+    return f'{json.dumps(severity)},"message":{json.dumps(message)}'.encode("ascii")
 
 
 def audit_id_of(instance: str, digest: str) -> str:
@@ -333,13 +343,14 @@ class Audit:
         now = self._timestamp(self.clock())
         place = {"kind": kind, "instance": chain.instance, "sequence": chain.sequence, "prev": chain.head, "time": now}
         if key is not None:
-            place["signature"] = key.sign(signed(content | place))
-        body = canonical(content | place)
-        digest = hashlib.sha256(body).hexdigest()
-        audit_id = audit_id_of(chain.instance, content.get("intent") or digest)
+            place["signature"] = key.sign(signed(severity, message, content | place))
+        body = canonical(content | place).decode("ascii")
+        read = f'"{severity}","message":{_quoted(message)}'
+        digest = hashlib.sha256((body + read).encode("ascii")).hexdigest()
+        audit_id = audit_id_of(chain.instance, content["intent"] if "intent" in content else digest)  # noqa: SIM401 - faster
         line = (
-            f'{{"severity":"{severity}","time":"{now}","message":{_quoted(message)}{extra},'
-            f'"countersign":{body[:-1].decode("ascii")},"hash":"{digest}","audit_id":"{audit_id}"}}}}\n'
+            f'{{"severity":{read},"time":"{now}"{extra},'
+            f'"countersign":{body[:-1]},"hash":"{digest}","audit_id":"{audit_id}"}}}}\n'
         )
         try:
             self._sink.write(line.encode("ascii"))

@@ -79,4 +79,5 @@ def without_id(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_replayed(body: bytes) -> bytes:
     """Return an answer as its replay has it: a refusal, or an invoice whose audit id is granted."""
-    return body[:-1] + b',"replayed":true}'
+    told, where, page = body.partition(b',"help":')  # which is never kept, and comes last
+    return told + b',"replayed":true' + where + page if where else body[:-1] + b',"replayed":true}'

@@ -472,7 +472,7 @@ def test_b6_ledger_that_is_lost_after_more_refusals_than_a_call_passes_is_caught
     at_stripe: Callable[..., Function], stripe: Stripe, ledger: Kept
 ) -> None:
     gate = at_stripe()
-    for _ in range(2 + len(FURTHER)):
+    for _ in range(2 + FURTHER):
         stripe.fail_next("error_402")
         refused(gate.post(Idempotency_Key="order-1"), 402, "upstream-rejected")
     raised = gate.post(Idempotency_Key="order-1")

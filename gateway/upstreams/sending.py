@@ -20,7 +20,7 @@ from policies.refusals import Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from gateway.secrets import Secret, Secrets
     from gateway.stores import Store
@@ -35,7 +35,7 @@ PAUSES: Final = (0.3, 1.2)
 #: No retry with less time left than this.
 LEAST_SECONDS: Final = 1.0
 #: So many keys that a kept refusal has closed are passed in one call, at once. Each stands for a mended call.
-FURTHER: Final = (0.0,) * 5
+FURTHER: Final = 5
 #: A wrong origin raises one alarm per connection in this time.
 ALARM_SECONDS: Final = 600
 
@@ -76,11 +76,11 @@ class Upstreams:
         """
         dialect, entry = _dialect(grant), admission.entry
         step = dialect.first(grant, admission)
-        if grant.entitlement.lines is not None and record is not None and self._store is not None:
+        if step.stage and record is not None and self._store is not None:
             return self._walk(dialect, grant, admission, secret, deadline, record, self._store)
         if entry is not None and entry.approval is not None:
             return self._ask(dialect, grant, step, entry.approval, secret, deadline)
-        return self._tries(dialect, grant, step, secret, deadline)[0]
+        return self._tries(dialect, grant, step, secret, deadline)
 
     def _walk(  # noqa: PLR0913, PLR0917 - a call, and what each step is written to
         self,
@@ -99,7 +99,7 @@ class Upstreams:
         ahead, attempts = self._taken_up(dialect, grant, admission, secret, deadline), 0
         while not isinstance(ahead, Reply):
             at = ahead
-            reply, secret = self._tries(dialect, grant, _step_of(grant, admission, at, dialect), secret, deadline)
+            reply = self._tries(dialect, grant, _step_of(grant, admission, at, dialect), secret, deadline)
             attempts += reply.attempts
             ahead = issuing.after(grant, at, reply)
             try:
@@ -133,14 +133,11 @@ class Upstreams:
         decision, created = approvals.decided(asked.status, asked.body)
         return issuing.approved(at, decision, created, decided(grant, step, entry.approval, decision))
 
-    def _tries(
-        self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float
-    ) -> tuple[Reply, Secret]:
-        """Send one request, as often as it may be. Return its result, and the key that was taken."""
+    def _tries(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
+        """Send one request, as often as it may be."""
         begun = step
-        reached, attempts, first, alarm = False, 0, secret, None
+        reached, attempts, first, alarm, closed = False, 0, secret, None, 0
         pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
-        further = iter(FURTHER)
         while True:
             reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached, alarm = attempts + 1, reached or reply.reached, reply.alarm or alarm
@@ -152,7 +149,8 @@ class Upstreams:
                     alarm = None
                     continue
             step = _after(begun, step, reply)
-            pause = next(further if reply.closed else pauses, None) if reply.closed or _again(step, reply) else None
+            closed += reply.closed
+            pause = _pause(step, reply, pauses, closed)
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
             self._sleep(pause)
@@ -165,7 +163,7 @@ class Upstreams:
             reply = replace(
                 reply, attempts=attempts, reached=reached, alarm=alarm, generation=step.generation, doubt=step.doubt
             )
-        return (reply if reply.refusal is None else self._quietened(grant, reply)), secret
+        return reply if reply.refusal is None else self._quietened(grant, reply)
 
     def _renewed(self, grant: Grant, refused: Secret, deadline: float) -> Secret:
         """Read a key again that the upstream refused. Return it if it has not changed, or leads to another account."""
@@ -232,9 +230,13 @@ def _after(begun: Step, step: Step, reply: Reply) -> Step:
     return step
 
 
-def _again(step: Step, reply: Reply) -> bool:
-    """Whether another try may help. Lines that may have arrived are never sent to the same draft again."""
-    return reply.again and not (step.stage == Stage.LINES and reply.outcome is Outcome.UNKNOWN)
+def _pause(step: Step, reply: Reply, pauses: Iterator[float], closed: int) -> float | None:
+    """Return the seconds until another try, None if there is none. ``closed`` keys were passed in this call."""
+    if reply.closed:
+        return 0.0 if closed <= FURTHER else None
+    if step.stage == Stage.LINES and reply.outcome is Outcome.UNKNOWN:
+        return None  # lines that may have arrived are never sent to the same draft again
+    return next(pauses, None) if reply.again else None
 
 
 def _stopped(grant: Grant, step: Step, reply: Reply) -> Reply:

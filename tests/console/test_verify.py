@@ -95,10 +95,33 @@ def test_standard_input_and_the_form_that_gcloud_exports_are_read(
 
     path, ids = export
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    exported = "".join(json.dumps({"insertId": "x", "jsonPayload": doubles(line)}) + "\n" for line in lines)
+    exported = "".join(
+        json.dumps({"insertId": "x", "severity": line.pop("severity"), "jsonPayload": doubles(line)}) + "\n"
+        for line in lines
+    )
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(exported.encode())))
     assert main(["audit", "verify", "-", "--has", ids[0]]) == 0, capsys.readouterr().out
     assert "9 lines of 1 instances" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["as written", "Cloud Logging"])
+@pytest.mark.parametrize("line", range(9))
+def test_what_people_read_of_a_line_is_proved_too(
+    export: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], line: int, form: str
+) -> None:
+    path, _ = export
+    entries = [json.loads(written) for written in path.read_text().splitlines()]
+    labels = "logging.googleapis.com/labels"
+    others: list[dict[str, Any]] = [{"message": "all is well"}, {"message": None}, {"severity": "DEBUG"}]
+    others += [{labels: entries[line][labels] | {name: "mallory"}} for name in entries[line].get(labels, ())]
+    for other in others:
+        changed = [entry | other if number == line else entry for number, entry in enumerate(entries)]
+        if form == "Cloud Logging":
+            moved = [exported(json.dumps(entry), number) for number, entry in enumerate(changed)]
+            changed = [one | {"labels": entry.get(labels, {})} for one, entry in zip(moved, changed, strict=True)]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in changed))
+        assert main(["audit", "verify", str(path)]) == 1, other
+        assert f"WRONG    {path}:{line + 1}: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", range(9))
@@ -240,7 +263,7 @@ def test_entry_with_two_meanings_is_a_fault(
     lines = path.read_text().splitlines()
     intent = next(number for number, line in enumerate(lines) if '"kind":"intent"' in line)
     if where == "Cloud Logging":
-        lines[intent] = '{"insertId":"1","jsonPayload":' + lines[intent] + "}"
+        lines[intent] = '{"insertId":"1","severity":"NOTICE","jsonPayload":' + lines[intent] + "}"
     lines[intent] = lines[intent].replace(true, forged, 1)
     path.write_text("\n".join(lines) + "\n")
     status, told = main(["audit", "verify", str(path)]), capsys.readouterr().out
@@ -547,7 +570,8 @@ def fitted(raw: bytes) -> bytes:
     """Give a line the hash of its bytes as they are, as a forger may."""
     head, begin, rest = raw.partition(b',"countersign":')
     body, hashed, _ = rest.rpartition(b',"hash":"')
-    digest = hashlib.sha256(body + b"}").hexdigest()
+    read = head.partition(b',"time":"')[0].removeprefix(b'{"severity":')
+    digest = hashlib.sha256(body + b"}" + read).hexdigest()
     named = re.search(rb'"intent":"([0-9a-f]{24})"', body)
     intent = named[1].decode() if named else digest[:24]
     instance = raw.rpartition(b'"audit_id":"')[2][:12].decode("latin-1")
@@ -565,7 +589,7 @@ def agree(raw: bytes) -> bool:
     assert strict.digest == strict.claimed, raw
     for name in ("instance", "sequence", "prev", "kind", "intent", "digest", "claimed", "audit_id", "stump"):
         assert getattr(fast, name) == getattr(strict, name), raw
-    assert signed(msgspec.to_builtins(fast.content)) == signed(strict.content), raw
+    assert signed(*fast.read, msgspec.to_builtins(fast.content)) == signed(*strict.read, strict.content), raw
     return True
 
 

@@ -23,7 +23,7 @@ from sandbox.__main__ import ROOT
 from tests.console.test_verify import exported, honest
 from tests.crash.forms import SEED, form
 from tests.gateway.conftest import Clock, Lines, granted, refused, sent
-from tests.gateway.test_signing import fitted, lines
+from tests.gateway.test_signing import chain_of, fitted, lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def a_chain(lot: random.Random) -> Chain:
             sent(audit, grant)
     if lot.random() < 0.6:
         audit.close()
-    return sink.ours()
+    return chain_of(sink)
 
 
 def changed(line: dict[str, Any], lot: random.Random) -> dict[str, Any]:

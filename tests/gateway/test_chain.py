@@ -118,7 +118,7 @@ def test_changed_line_that_comes_beside_the_true_one_is_found(export: list[str])
     for number, line in enumerate(export):
         entry = json.loads(line)
         entry["countersign"]["time"] = "2001-01-01T00:00:00.000000Z"
-        entry["countersign"] = fitting(entry["countersign"])
+        entry["countersign"] = fitting(entry, entry["countersign"])
         for order in ([*export, json.dumps(entry)], [json.dumps(entry), *export[::-1]]):
             assert verify(order).faults, number
 
@@ -141,13 +141,13 @@ def test_line_of_another_chain_is_found(export: list[str]) -> None:
 
 def test_edit_whose_hash_was_made_to_fit_is_found_by_the_next_line(export: list[str]) -> None:
     entry = json.loads(export[1])
-    entry["countersign"] = fitting(entry["countersign"] | {"caller": "somebody-else"})
+    entry["countersign"] = fitting(entry, entry["countersign"] | {"caller": "somebody-else"})
     assert verify([export[0], json.dumps(entry), *export[2:]]).faults
 
 
-def fitting(content: dict[str, Any]) -> dict[str, Any]:
+def fitting(entry: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
     """Make a changed line hold in itself, as a forger would."""
-    digest = line_hash(content)
+    digest = line_hash(entry["severity"], entry["message"], content)
     return content | {"hash": digest, "audit_id": audit_id_of(content["instance"], content.get("intent") or digest)}
 
 

@@ -76,11 +76,16 @@ def test_lone_call_is_signed_whole_and_so_is_the_end(sink: Lines, clock: Clock) 
 def test_signature_covers_all_of_a_checkpoint_but_what_is_made_of_it(sink: Lines, clock: Clock) -> None:
     audit = recording(sink, clock, Place())
     sent(audit)
-    (checkpoint,) = sink.ours("checkpoint")
-    assert checkpoint["key"] == key_id(PUBLIC)
-    assert verifies(PUBLIC, checkpoint["signature"], signed(checkpoint))
-    for name in checkpoint.keys() - {"signature", "hash", "audit_id"}:
-        assert not verifies(PUBLIC, checkpoint["signature"], signed(checkpoint | {name: "other"})), name
+    (line,) = [line for line in chain_of(sink) if line["kind"] == "checkpoint"]
+    assert line["key"] == key_id(PUBLIC)
+
+    def holds(line: dict[str, Any]) -> bool:
+        read = line["severity"], line["message"]
+        return verifies(PUBLIC, line["signature"], signed(*read, content_of(line)))
+
+    assert holds(line)
+    for name in line.keys() - {"signature", "hash", "audit_id"}:
+        assert not holds(line | {name: "other"}), name
 
 
 def test_flood_is_signed_once_a_second(sink: Lines, clock: Clock) -> None:
@@ -195,11 +200,24 @@ def export(sink: Lines, clock: Clock) -> list[dict[str, Any]]:
         clock.tick(0.6)
         sent(audit, grant)
     audit.close()
-    return sink.ours()
+    return chain_of(sink)
+
+
+#: What people read of a line, beside its content.
+READ = ("severity", "message")
+
+
+def chain_of(sink: Lines) -> list[dict[str, Any]]:
+    """All that the hashes cover, a dictionary a line."""
+    return [entry["countersign"] | {name: entry[name] for name in READ} for entry in map(json.loads, sink.lines)]
 
 
 def lines(chain: list[dict[str, Any]]) -> list[str]:
-    return [json.dumps({"severity": "INFO", "countersign": content}) for content in chain]
+    return [json.dumps({**{name: line[name] for name in READ}, "countersign": content_of(line)}) for line in chain]
+
+
+def content_of(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in READ}
 
 
 def fitted(chain: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,7 +229,7 @@ def fitted(chain: list[dict[str, Any]]) -> list[dict[str, Any]]:
         content |= {"sequence": sequence, "prev": before}
         if "intent" in content:
             content["intent"] = intents.get(content["intent"], content["intent"])
-        before = line_hash(content)
+        before = line_hash(line["severity"], line["message"], content_of(content))
         intents[line["hash"][:24]] = before[:24]
         audit_id = audit_id_of(content["instance"], content.get("intent") or before)
         made.append(content | {"hash": before, "audit_id": audit_id})

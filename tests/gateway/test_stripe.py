@@ -496,8 +496,8 @@ def test_key_known_with_the_form_that_was_refused_is_passed_too(told: Told) -> N
 
 def test_no_more_than_five_keys_are_passed_in_one_call(told: Told) -> None:
     closed = replace(REFUSED, headers=KEPT)
-    reply, _ = told(Script(*[closed] * (1 + len(FURTHER))))
-    assert (reply.outcome, reply.generation, len(FURTHER)) == (Outcome.RELEASED, 1 + len(FURTHER), 5)
+    reply, _ = told(Script(*[closed] * (1 + FURTHER)))
+    assert (reply.outcome, reply.generation, FURTHER) == (Outcome.RELEASED, 1 + FURTHER, 5)
 
 
 @pytest.mark.parametrize("doubt", [False, True])

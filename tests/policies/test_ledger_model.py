@@ -1084,7 +1084,7 @@ def test_no_order_of_events_breaks_a_promise(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["doubt", "busy", "a day, four"])
 def test_call_with_no_time_left_for_the_next_key_breaks_no_promise(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(sending, "FURTHER", ())
+    monkeypatch.setattr(sending, "FURTHER", 0)
     search = Search(Play(SCENES[name][1])).run()
     assert not search.wrongs, "\n\n".join(search.wrongs.values())
 
