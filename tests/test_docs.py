@@ -337,7 +337,8 @@ def test_every_refusal_is_explained() -> None:
 
 def anchors(page: Path) -> list[str]:
     """The anchors that GitHub, and what else shows Markdown, gives a page's headings of letters, spaces and dashes."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return [re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 

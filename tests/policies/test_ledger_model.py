@@ -1409,7 +1409,7 @@ def every_key_was_refused(dialect: Dialect, grant: Grant, admission: Admission) 
     return replace(STEP(dialect, grant, admission), refused=True)
 
 
-def key_is_without_its_generation(name: str, generation: int = 0) -> str:
+def key_is_without_its_generation(name: str, *_: object) -> str:
     return idempotency.upstream_key(name)
 
 
