@@ -207,8 +207,9 @@ def _grant(name: str, entitlement: Entitlement) -> dict[str, Any]:
             "seconds": key.seconds,
         },
         "required": list(entitlement.required),
-        "amount": None,
-        "lines": None,
+        "amount": entitlement.amount
+        and {"max": entitlement.amount.max, "currency": list(entitlement.amount.currencies)},
+        "lines": entitlement.lines and {"max": entitlement.lines.max, "credit": entitlement.lines.credit},
     }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from console.describe import MANY, became_of, describe, entitlements, example
+from console.describe import MANY, _grant, became_of, describe, entitlements, example
 from policies import document, keynames
 from policies.model import WHOLESALE, Answer, Entitlement, Entry, Kind, Parameter, Rule, Seen, State
 from policies.operations import OPERATIONS, meanings, words
@@ -126,6 +126,13 @@ def entitled(operation: str = "invoices.create", grant: str = "parameters: {cust
     (found,) = document.read(DOCUMENT % ("0" * 64, operation, grant), "policy.yaml").callers.values()
     (one,) = found.entitlements.values()
     return one
+
+
+def test_bounds_of_a_whole_invoice_are_told() -> None:
+    bounds = "parameters: {customer: }, amount: {max: 500, currency: [usd]}, lines: {max: 3}"
+    told = _grant("g", entitled("invoices.issue", bounds))
+    assert (told["amount"], told["lines"]) == ({"max": 500, "currency": ["usd"]}, {"max": 3, "credit": False})
+    assert told["required"] == ["customer", "currency"]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
