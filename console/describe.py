@@ -183,6 +183,7 @@ def _standing(left: Left, now: float) -> dict[str, Any]:
 
 def _grant(name: str, entitlement: Entitlement) -> dict[str, Any]:
     connection, operation, key = entitlement.connection, entitlement.operation, entitlement.idempotency
+    amount, lines = entitlement.amount, entitlement.lines
     return {
         "id": name,
         "connection": {
@@ -207,9 +208,8 @@ def _grant(name: str, entitlement: Entitlement) -> dict[str, Any]:
             "seconds": key.seconds,
         },
         "required": list(entitlement.required),
-        "amount": entitlement.amount
-        and {"max": entitlement.amount.max, "currency": list(entitlement.amount.currencies)},
-        "lines": entitlement.lines and {"max": entitlement.lines.max, "credit": entitlement.lines.credit},
+        "amount": amount and {"max": amount.max, "currency": list(amount.currencies)},
+        "lines": lines and {"max": lines.max, "credit": lines.credit},
     }
 
 
