@@ -488,6 +488,8 @@ def test_audit_id_that_is_none_says_so(
 def terminal(command: list[str], *, interrupt: bool = False, stdin: int | None = None) -> tuple[int, str]:
     """Run a command with a terminal in the place of standard error; return its status and what was shown there."""
     ours, theirs = pty.openpty()
+    # A shell's background job ignores Ctrl-C, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, stdin=stdin, cwd=ROOT) as process:
         os.close(theirs)
         shown = b""
