@@ -6,6 +6,7 @@ import base64
 import contextlib
 import re
 import subprocess
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -682,6 +683,52 @@ def test_recipes_for_everybody_need_no_key(tab: Callable[..., Tab]) -> None:
     one.page.get_by_text("What the call looks like").click()
     one.page.get_by_role("tab", name="curl").click()
     assert "COUNTERSIGN_KEY" in str(one.page.get_by_role("tabpanel").text_content())
+
+
+# ---------------------------------------------------------------- odd browsers
+
+
+def test_clock_that_is_wrong_by_a_day_changes_nothing_but_what_is_called_today(tab: Callable[..., Tab]) -> None:
+    one = tab()
+    one.page.clock.set_system_time(datetime.now(UTC) + timedelta(days=1))
+    one.enter().fill(key="clock-1").raise_it()
+    assert one.said == []
+
+
+def test_page_without_its_style_sheet_still_raises_an_invoice(tab: Callable[..., Tab], world: World) -> None:
+    one, before = tab(), world.upstream.invoices
+    one.page.route("**/*.css", lambda route: route.abort())
+    one.enter().fill(key="plain-1").raise_it()
+    assert world.upstream.invoices == before + 1
+
+
+def test_nothing_is_judged_while_a_character_is_composed(tab: Callable[..., Tab]) -> None:
+    one = tab().enter().fill(key="composed-1", customer="")
+    one.head("This would be refused")
+    customer = one.page.get_by_label("Customer needed")
+    customer.focus()
+    asked, keyboard = len(one.sent(trial=True)), one.page.context.new_cdp_session(one.page)
+    keyboard.send("Input.imeSetComposition", {"text": "cus_MQ", "selectionStart": 6, "selectionEnd": 6})
+    one.page.wait_for_timeout(1000)
+    assert (customer.input_value(), len(one.sent(trial=True))) == ("cus_MQ", asked)
+    keyboard.send("Input.insertText", {"text": CUSTOMER})
+    one.head("This would be raised")
+
+
+def test_key_that_was_forgotten_has_left_the_memory(tab: Callable[..., Tab]) -> None:
+    one = tab().enter().fill(key="heap-1")
+    one.head("This would be raised")
+    chunks: list[str] = []
+    debugger = one.page.context.new_cdp_session(one.page)
+    debugger.on("HeapProfiler.addHeapSnapshotChunk", lambda told: chunks.append(told["chunk"]))
+    for kept in (True, False):
+        if not kept:
+            one.page.get_by_role("button", name="Forget this key").click()
+            one.page.get_by_label("Caller key").wait_for()
+        chunks.clear()
+        debugger.send("HeapProfiler.collectGarbage")
+        debugger.send("HeapProfiler.takeHeapSnapshot", {"reportProgress": False})
+        assert (SHOP in "".join(chunks)) == kept
 
 
 # ---------------------------------------------------------------- modules by themselves
