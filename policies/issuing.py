@@ -2,14 +2,15 @@
 
 ::
 
-    create -> lines -> (look, count) -> finalize -> (send) -> told
-                 └────────── differs, refused ──> delete -> free
+    (find) -> create -> lines -> (look, count) -> finalize -> (send) -> told
+                          └────────── differs, refused ──> delete -> free
 
 A draft that is never finalized harms nobody, and an id can be finalized once. So: while the ledger names an id, every
 call with the key works with that one, and a new draft is begun only once the old one was *seen* deleted. Whoever comes
 back looks first and trusts no repeated answer, since somebody may have changed the draft meanwhile. What cannot be
-continued is deleted at once. Two calls at a time, a lost ledger or a key that the upstream has forgotten can leave a
-draft behind, never a second invoice.
+continued is deleted at once. A draft whose create got no answer is begun again under its key, which leads to the same
+one; where the upstream no longer knows the key, it is found by its stamp. Two calls at a time, a lost ledger or a key
+that the upstream has forgotten can leave a draft behind, never a second invoice.
 
 :func:`begin` and :func:`after` say what comes next; ``gateway.upstreams.sending`` sends it.
 """
@@ -24,8 +25,16 @@ from msgspec.structs import replace
 
 from policies import lines
 from policies.model import Outcome
-from policies.outcomes import Decision, Reply, Seen, lost
-from policies.refusals import ApprovalRejected, EmailMissing, Refusal, TotalDiffers, UpstreamBusy
+from policies.outcomes import LATE_SECONDS, Decision, Reply, Seen, lost
+from policies.refusals import (
+    ApprovalRejected,
+    EmailMissing,
+    OutcomePending,
+    OutcomeUnknown,
+    Refusal,
+    TotalDiffers,
+    UpstreamBusy,
+)
 from policies.wording import money
 
 if TYPE_CHECKING:
@@ -34,9 +43,12 @@ if TYPE_CHECKING:
     from policies.lines import Asked
     from policies.model import Admission, Grant
 
-#: For how long after a generation was begun an invoice may still be mailed: the upstream forgets keys after that, and
-#: a second mail is worse than none.
-MAILABLE: Final = 24 * 3600
+#: What a caller is told whose call stops between two steps.
+HALF_WAY: Final = (
+    "The invoice was begun and is not finished: nobody has been invoiced yet, or it was not mailed. Send the same call "
+    "again with the same idempotency key, and it goes on from there. Do not use another key, which might raise a "
+    "second invoice."
+)
 #: So many drafts are begun in one call. Each that was given up is seen deleted first.
 DRAFTS: Final = 5
 
@@ -44,6 +56,7 @@ DRAFTS: Final = 5
 class Stage(StrEnum):
     """One request of the plan. Those that change something are also how far the ledger says a call has come."""
 
+    FIND = "find"
     CREATE = "create"
     LINES = "lines"
     LOOK = "look"
@@ -64,8 +77,10 @@ class Progress(msgspec.Struct, frozen=True):
     """The furthest stage that may have been sent for this id: what the ledger must say before ``stage`` is sent."""
     lines_sent: bool = False
     """Whether lines may have been sent for this id, and nobody has seen what came of it."""
-    mailable: bool = True
-    """Whether the invoice may still be mailed."""
+    remembered: bool = True
+    """Whether the upstream surely remembers what earlier calls with the key have sent."""
+    doubt: bool = False
+    """Whether an earlier call with the key was lost, and may have come further than the ledger knows."""
     drafts: int = 1
     """How many drafts this call has begun."""
     seen: Seen | None = None
@@ -81,11 +96,16 @@ class Progress(msgspec.Struct, frozen=True):
         return self.stage in {Stage.LINES, Stage.FINALIZE, Stage.SEND}
 
 
-def begin(admission: Admission) -> Progress:
+def begin(grant: Grant, admission: Admission) -> Progress:
     """Return where a call takes up its invoice: at its first step, or with a look at what the ledger names."""
     entry = admission.entry
-    if entry is None or entry.id is None:
-        return Progress(Stage.CREATE, entry.generation if entry is not None else 0)
+    if entry is None:
+        return Progress(Stage.CREATE)
+    remembered = admission.taken + LATE_SECONDS <= entry.sent + grant.resend_seconds
+    if entry.id is None:
+        lost = entry.doubt and (entry.mute or not remembered)
+        stage = Stage.FIND if lost else Stage.CREATE
+        return Progress(stage, entry.generation, remembered=remembered, doubt=entry.doubt)
     reached = Stage(entry.step) if entry.step else Stage.CREATE
     return Progress(
         Stage.LOOK,
@@ -93,7 +113,8 @@ def begin(admission: Admission) -> Progress:
         entry.id,
         reached,
         lines_sent=reached is Stage.LINES,
-        mailable=admission.taken < entry.sent + MAILABLE,
+        remembered=remembered,
+        doubt=entry.doubt,
     )
 
 
@@ -107,19 +128,25 @@ def approved(at: Progress, decision: Decision, created: str | None, reply: Reply
             return replace(at, stage=Stage.LOOK, id=at.id or created)
         case Decision.REFUSED | Decision.LAPSED if at.id is not None:
             return replace(at, stage=Stage.DELETE, why=reply.refusal)
-    return _kept(at, reply)
+    return _kept(at, reply) if at.id is not None else reply
 
 
 def after(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     """Return what follows from the answer to ``at.stage``: the next stage, or what the caller is told."""
-    if reply.outcome is Outcome.UNKNOWN and reply.approval is not None:
-        return _kept(at, reply)  # what waits for a person goes on from here once it is approved
+    if reply.outcome is Outcome.UNKNOWN and reply.approval is not None:  # once it is approved, it goes on from here
+        return _kept(at, reply) if at.id is not None else reply
     return _AFTER[at.stage](grant, at, reply)
 
 
-def stopped(grant: Grant, at: Progress, note: str) -> Reply:
+def stopped(at: Progress, note: str) -> Reply:
     """Return the result of a call that cannot go on now. The same key goes on from here."""
-    return _kept(at, Reply(Outcome.RELEASED, refusal=lost(grant, note)))
+    why = UpstreamBusy(note=note, retry_after=1)
+    if at.stage is not Stage.CREATE:
+        return _kept(at, Reply(Outcome.RELEASED, refusal=why))
+    # The last draft was seen deleted, and this call has begun no other. One that was killed may have.
+    if at.doubt:
+        return Reply(Outcome.UNKNOWN, refusal=_half_way(why), harmless=True)
+    return Reply(Outcome.FREED, refusal=why, generation=at.generation, fresh=True)
 
 
 def spent(at: Progress, why: Refusal) -> Progress:
@@ -130,7 +157,20 @@ def spent(at: Progress, why: Refusal) -> Progress:
 # ---------------------------------------------------------------- each stage
 
 
+def _after_find(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
+    if reply.outcome is not Outcome.SUCCEEDED or reply.seen is None:
+        return _kept(at, reply)
+    if reply.created is not None:
+        return replace(at, stage=Stage.LOOK, id=reply.created, generation=reply.generation)
+    if reply.seen.more:
+        unknown = OutcomeUnknown(note="the customer has more invoices than one look shows")
+        return _kept(at, replace(reply, outcome=Outcome.UNKNOWN, refusal=unknown))
+    return _anew(at)
+
+
 def _after_create(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
+    if reply.mute and reply.approval is None:  # it will never say whether there is a draft
+        return replace(at, stage=Stage.FIND, generation=reply.generation)
     if reply.outcome is not Outcome.SUCCEEDED or reply.created is None:
         return reply
     draft = replace(at, generation=reply.generation, id=reply.created, reached=Stage.LINES, lines_sent=False, seen=None)
@@ -140,7 +180,8 @@ def _after_create(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
 
 def _after_lines(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     if reply.outcome is Outcome.SUCCEEDED:
-        return replace(at, stage=Stage.LOOK) if reply.kept else _checked(grant, replace(at, lines_sent=False), reply)
+        # A repeated answer is old here too. Lines that are gone by now are not brought back by sending them again.
+        return replace(at, stage=Stage.LOOK, lines_sent=True) if reply.kept else _checked(grant, at, reply)
     if _refused(reply):
         return replace(at, stage=Stage.DELETE, why=reply.refusal)
     if reply.outcome is Outcome.UNKNOWN:  # they may arrive yet, so they are not sent to this draft again
@@ -174,13 +215,16 @@ def _after_count(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
 def _after_finalize(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     if reply.outcome is Outcome.SUCCEEDED:
         return _finalized(grant, at, reply)
+    if reply.mute:  # it would be repeated for a day, and never say what happened: that is seen by deleting it
+        return replace(at, stage=Stage.DELETE, why=UpstreamBusy(note="the upstream keeps a failure", retry_after=5))
     return replace(at, stage=Stage.DELETE, why=reply.refusal) if _refused(reply) else _kept(at, reply)
 
 
 def _after_send(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     if reply.outcome is Outcome.SUCCEEDED:
         return _told(at, reply, sent=True)
-    return _told(at, at.told, sent=False) if _refused(reply) and at.told is not None else _kept(at, reply)
+    ended = _refused(reply) or reply.mute
+    return _told(at, at.told, sent=False) if ended and at.told is not None else _kept(at, reply)
 
 
 def _after_delete(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
@@ -195,6 +239,7 @@ def _after_delete(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
 
 
 _AFTER: Final[Mapping[Stage, Callable[[Grant, Progress, Reply], Progress | Reply]]] = {
+    Stage.FIND: _after_find,
     Stage.CREATE: _after_create,
     Stage.LINES: _after_lines,
     Stage.LOOK: _after_look,
@@ -232,7 +277,7 @@ def _finalized(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     at = replace(at, seen=seen, told=reply)
     if grant.parameters.get("send") != "true":
         return _told(at, reply, sent=None)
-    if not at.mailable:
+    if at.reached is Stage.SEND and not at.remembered:  # it may have been mailed, and would be again
         return _told(at, reply, sent=False)
     return replace(at, stage=Stage.SEND, reached=Stage.SEND)
 
@@ -262,27 +307,42 @@ def _given_up(at: Progress, why: Refusal) -> Reply:
 
 
 def _anew(at: Progress) -> Progress | Reply:
-    """Begin another draft, once the last one was seen deleted."""
+    """Begin another draft, once the last one was seen deleted: or find it, where another call may have begun it."""
     if at.drafts == DRAFTS:
         return _given_up(at, UpstreamBusy(retry_after=1))
-    return Progress(Stage.CREATE, at.generation + 1, mailable=at.mailable, drafts=at.drafts + 1)
+    lost = at.doubt and not at.remembered and at.stage is not Stage.FIND
+    return Progress(
+        Stage.FIND if lost else Stage.CREATE,
+        at.generation + 1,
+        remembered=at.remembered,
+        doubt=at.doubt,
+        drafts=at.drafts + 1,
+    )
 
 
 def _kept(at: Progress, reply: Reply) -> Reply:
     """Return the result of a call that stops half way: the ledger keeps what it works on."""
-    if at.id is None:
-        return reply
-    harmless = reply.outcome is Outcome.RELEASED
+    harmless, refusal = reply.outcome is Outcome.RELEASED, reply.refusal
+    if harmless and refusal is not None:
+        refusal = _half_way(refusal)
     reached = Stage.CREATE if harmless and at.stage is Stage.LINES else at.reached
     return replace(
         reply,
         outcome=Outcome.UNKNOWN,
         answer=None,
+        refusal=refusal,
         generation=at.generation,
+        mute=False,  # a look will say more
         id=at.id,
         step=reached.value,
-        harmless=harmless,
+        harmless=harmless and at.id is not None,
     )
+
+
+def _half_way(why: Refusal) -> Refusal:
+    """Return what is told in place of a refusal that is true of the last request, but not of those before."""
+    note = f"half way: {why.note or why.reason}"
+    return OutcomePending(HALF_WAY, note=note, retry_after=why.retry_after or 5)
 
 
 def _gone(reply: Reply) -> bool:

@@ -1,6 +1,7 @@
 """Stripe on a real socket: as much of its API as raises an invoice, and never kinder than the original.
 
     POST /v1/invoices         Authorization: Bearer KEY (or Basic KEY:), Idempotency-Key, Stripe-Account, Stripe-Version
+    GET  /v1/invoices         the invoices of a `customer`, the newest first, at most `limit` (10, up to 100) of them
     GET  /v1/invoices/{id}    an invoice made here; its lines at /v1/invoices/{id}/lines
     POST /v1/invoices/{id}/add_lines, /finalize, /send, /void, and DELETE /v1/invoices/{id}: see `sandbox.drafts`
     GET  /v2/core/approval_requests/{id}     what became of an action that waits for a person
@@ -101,6 +102,7 @@ _FIRST_PREVIEW: Final = "2026-08-26.preview"
 _EXCLUDED_SINCE: Final = "2022-08-01"
 _VERSION: Final = re.compile(r"20\d\d-\d\d-\d\d(\.[a-z]+)?")
 _MAX_KEY: Final = 255
+_MOST_LISTED: Final = 100
 _RETRY: Final = "Stripe-Should-Retry: true"
 _NO_RETRY: Final = "Stripe-Should-Retry: false"
 _NO_LINE_ITEMS: Final = error(400, "There is nothing to invoice this customer.", code="invoice_no_customer_line_items")
@@ -367,6 +369,8 @@ class Stripe(Upstream):
         if head.method == "DELETE" and (found := _INVOICE.fullmatch(head.path)):
             refused = self._refused(head, "rak_invoice_write")
             return refused or self._step(head, found[1], "delete", {}, self._place(head))[0]
+        if head.method == "GET" and head.path == _PATH:
+            return self._refused(head, "rak_invoice_read") or self._every(head)
         if head.method == "GET" and (found := _LINES.fullmatch(head.path)):
             return self._refused(head, "rak_invoice_read") or self._listed(head, found[1])
         if head.method == "GET" and (found := _INVOICE.fullmatch(head.path)):
@@ -514,6 +518,22 @@ class Stripe(Upstream):
             return error(404, f"There is no invoice {name!r}.", param="invoice", code="resource_missing")
         limit = form_of(head.query.encode()).get("limit", "10")
         return Answer(200, invoice.encode(drafts.listed(json.loads(found), int(limit))))
+
+    def _every(self, head: Head) -> Answer:
+        query, place = form_of(head.query.encode()), self._place(head)
+        for name in query:
+            if name not in {"customer", "limit"}:
+                return error(400, f"There is no parameter {name}.", param=name, code="parameter_unknown")
+        limit = query.get("limit", "10")
+        if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_LISTED:
+            return error(400, f"limit must be between 1 and {_MOST_LISTED}.", param="limit")
+        approved = {one.result: one.invoice for at, one in _made(self._books.approvals, self._now()) if at == place}
+        every = approved | {name: one for (at, name), one in tuple(self._books.invoices.items()) if at == place}
+        shown = [drafts.shown(json.loads(one)) for one in every.values()]
+        shown = [one for one in shown if one["customer"] == query.get("customer", one["customer"])][::-1]
+        more = len(shown) > int(limit)
+        listed = {"object": "list", "url": _PATH, "has_more": more, "data": shown[: int(limit)]}
+        return Answer(200, invoice.encode(listed))
 
     def _execute(
         self, head: Head, form: Mapping[str, str], made: bytes, place: _Place

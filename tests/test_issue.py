@@ -208,7 +208,8 @@ def test_draft_that_somebody_touched_meanwhile(
     loaded = gate()
     stripe.fail_at("finalize", "error_429", times=1)
     first = issue(loaded)
-    assert first.status_code in {503, 504}, first.text
+    assert first.status_code == 504, first.text
+    assert "begun and is not finished" in (first.json or {})["detail"]
     (at, name), body = next(iter(stripe._books.invoices.items()))
     made = json.loads(body)
     if change == "deleted":
@@ -236,13 +237,44 @@ def test_comes_back_after_the_upstream_forgot_its_keys(
 ) -> None:
     loaded = gate()
     stripe.fail_at("send", "error_429")
-    assert issue(loaded, SENT).status_code == 503
+    assert issue(loaded, SENT).status_code == 504
     clock.now += KEPT_SECONDS + LEASE
     response = issue(loaded, SENT)
     assert response.status_code == 200, response.text
     assert (response.json or {})["sent"] is False
     assert [made["status"] for made in stripe.made] == ["open"]
     assert loaded.record.lines()[-1]["severity"] == "WARNING"
+
+
+@pytest.mark.parametrize("fault", ["close_after", "error_500_created", "error_500"])
+@pytest.mark.parametrize("later", [0, KEPT_SECONDS + LEASE])
+def test_draft_whose_create_got_no_answer_is_found(
+    gate: Callable[..., Function], stripe: Stripe, clock: Clock, fault: str, later: int
+) -> None:
+    loaded = gate()
+    stripe.fail_next(fault)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.upstreams.sending.PAUSES", ())
+        assert issue(loaded, SENT).status_code == 504
+    clock.now += later + 1
+    response = issue(loaded, SENT)
+    assert response.status_code == 200, response.text
+    assert [(made["status"], made["total"], made["mailed"]) for made in stripe.made] == [("open", TOTAL, 1)]
+
+
+@pytest.mark.parametrize("fault", ["error_500_created", "error_500"])
+def test_failure_of_finalize_that_stripe_keeps_is_settled_by_a_look(
+    gate: Callable[..., Function], stripe: Stripe, fault: str
+) -> None:
+    loaded = gate()
+    stripe.fail_at("finalize", fault)
+    response = issue(loaded)
+    if fault == "error_500":
+        assert refused(response, 503, "upstream-busy")["detail"].startswith("The upstream is busy and created nothing")
+        assert stripe.made == []
+        response = issue(loaded)
+    assert response.status_code == 200, response.text
+    assert [(made["status"], made["total"]) for made in stripe.made] == [("open", TOTAL)]
 
 
 @pytest.mark.parametrize("count", [10, 11, 50])

@@ -106,23 +106,23 @@ class Upstreams:
                 record.step(at, reply)
                 if not isinstance(ahead, Reply):
                     if deadline - self._clock() < LEAST_SECONDS:
-                        ahead = issuing.stopped(grant, ahead, "no time is left for the next step")
+                        ahead = issuing.stopped(ahead, "no time is left for the next step")
                     elif ahead.written:
                         advanced = store.advance(grant, admission, ahead)
                         if advanced is None:
-                            ahead = issuing.stopped(grant, ahead, "the key has another owner")
+                            ahead = issuing.stopped(ahead, "the key has another owner")
                         else:
                             admission = record.admission = advanced
             except Refusal as refusal:
                 if not isinstance(ahead, Reply):
-                    ahead = issuing.stopped(grant, ahead, refusal.reason)
+                    ahead = issuing.stopped(ahead, refusal.reason)
         return self._quietened(grant, replace(ahead, attempts=attempts))
 
     def _taken_up(
         self, dialect: Dialect, grant: Grant, admission: Admission, secret: Secret, deadline: float
     ) -> Progress | Reply:
         """Return where a call in several steps begins, once it was asked what a person decided about it."""
-        at, entry, approvals = issuing.begin(admission), admission.entry, dialect.approvals
+        at, entry, approvals = issuing.begin(grant, admission), admission.entry, dialect.approvals
         if entry is None or entry.approval is None or approvals is None:
             return at
         step = _step_of(grant, admission, at, dialect)
@@ -161,7 +161,12 @@ class Upstreams:
         if attempts > 1 or step.generation or step.doubt:
             # An earlier try that reached the upstream counts, whatever happened to the last one.
             reply = replace(
-                reply, attempts=attempts, reached=reached, alarm=alarm, generation=step.generation, doubt=step.doubt
+                reply,
+                attempts=attempts,
+                reached=reached,
+                alarm=alarm,
+                generation=max(step.generation, reply.generation),
+                doubt=step.doubt,
             )
         return reply if reply.refusal is None else self._quietened(grant, reply)
 
@@ -211,11 +216,13 @@ class Upstreams:
 
 
 def _step_of(grant: Grant, admission: Admission, at: Progress, dialect: Dialect) -> Step:
-    """Return one request of a call in several steps. What is known of an earlier send is known of its generation."""
+    """Return one request of a call in several steps."""
     begun = dialect.first(grant, admission)
-    if at.id is not None or at.generation != begun.generation:
+    if at.id is not None or at.stage is Stage.FIND:
         return Step(begun.name, at.generation, resumes=begun.resumes, stage=at.stage.value, id=at.id)
-    return replace(begun, stage=at.stage.value)
+    # A call that was killed may have begun the next draft, too.
+    refused = begun.refused and at.generation == begun.generation
+    return replace(begun, generation=at.generation, refused=refused, stage=at.stage.value, id=None)
 
 
 def _after(begun: Step, step: Step, reply: Reply) -> Step:

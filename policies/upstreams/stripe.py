@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 from msgspec.structs import replace
 
@@ -187,6 +189,7 @@ class Stripe(Dialect):
 
 #: docs.stripe.com/api/invoices. A GET and a DELETE are idempotent by themselves and have no key.
 _STAGES: Final = {
+    Stage.FIND: ("GET", "/v1/invoices"),
     Stage.CREATE: ("POST", "/v1/invoices"),
     Stage.LINES: ("POST", "/v1/invoices/{id}/add_lines"),
     Stage.LOOK: ("GET", "/v1/invoices/{id}"),
@@ -211,6 +214,8 @@ def _stage(grant: Grant, step: Step) -> Outgoing:
         headers |= {"Content-Type": FORM, "Idempotency-Key": _key(step) or ""}
         body = forms.encode(forms.canonical(_form(grant, step)))
     url = f"{connection.origin}{path.format(id=step.id)}"
+    if step.stage == Stage.FIND:
+        url += f"?{urlencode({'customer': grant.parameters['customer'], 'limit': 100})}"
     return Outgoing(method, url, KeyPlace.BEARER, headers, body, _HEARD, private=connection.private)
 
 
@@ -249,11 +254,15 @@ def _seen(grant: Grant, step: Step, status: int, headers: Mapping[str, str], bod
     answer = fields.decoded(body)
     if not isinstance(answer, dict):
         return outcomes.unknown(grant, f"the upstream answered {status} without JSON", status)
-    if step.stage == Stage.COUNT:
-        data = answer.get("data")
+    if step.stage in {Stage.COUNT, Stage.FIND}:
+        data, more = answer.get("data"), answer.get("has_more") is True
         if answer.get("object") != "list" or not isinstance(data, list):
             return outcomes.unknown(grant, f"the upstream answered {status} without a list", status)
-        more = answer.get("has_more") is True  # more than any invoice of ours has
+        if step.stage == Stage.FIND:
+            generation, found = min((one for one in map(partial(_stamped, step), data) if one), default=(0, None))
+            seen = Seen("", more=more)
+            return Reply(Outcome.SUCCEEDED, upstream_status=status, created=found, generation=generation, seen=seen)
+        # No invoice of ours has more lines than one answer of these.
         return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=Seen("draft", lines=len(data) + more))
     if step.id is not None and answer.get("id") != step.id:
         return outcomes.stray(grant, "id", status)
@@ -261,6 +270,17 @@ def _seen(grant: Grant, step: Step, status: int, headers: Mapping[str, str], bod
         return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=Seen("deleted"))
     reply = outcomes.judge(grant, step, status, headers, body, None)
     return replace(reply, kept=kept, seen=_of(answer)) if reply.outcome is Outcome.SUCCEEDED else reply
+
+
+def _stamped(step: Step, invoice: Any) -> tuple[int, str] | None:
+    """Return the generation and the id of an invoice of a list if it is of this call, of this generation or later."""
+    metadata = invoice.get("metadata") if isinstance(invoice, dict) else None
+    stamp = metadata.get(STAMP) if isinstance(metadata, dict) else None
+    name, _, generation = stamp.partition(".") if isinstance(stamp, str) else ("", "", "")
+    if name != step.name[:SHORT] or not generation.isdecimal() or int(generation) < step.generation:
+        return None
+    found = _text(_ID, invoice.get("id"))
+    return (int(generation), found) if found is not None else None
 
 
 def _of(answer: Mapping[str, Any]) -> Seen:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from flask import Request
 
     from gateway.answering import Response
+    from gateway.stores import Store
+    from policies.dialect import Outgoing
+    from policies.issuing import Progress
+    from policies.model import Admission, Grant
 
 ARMED = Path(os.environ["CRASH"])
 #: The idempotency key of the call that this thread answers.
@@ -72,12 +76,54 @@ def _around(owner: type, stage: str, before: str, after: str) -> None:
     setattr(owner, stage, passed)
 
 
+def _stage_of(outgoing: Outgoing) -> str:
+    """The step of a whole invoice that a request is."""
+    step = outgoing.url.rpartition("/")[2]
+    match outgoing.method, step:
+        case "POST", "invoices":
+            return "create"
+        case "POST", "add_lines":
+            return "lines"
+        case "POST", _:
+            return step
+        case _:
+            return "delete" if outgoing.method == "DELETE" else "look"
+
+
+def _stepwise(send: Callable[..., Any]) -> Callable[..., Any]:
+    """Put points around each step of a whole invoice."""
+
+    @wraps(send)
+    def passed(transport: Transport, outgoing: Outgoing, *rest: Any) -> Any:
+        _call.stage = _stage_of(outgoing)
+        _pass(f"before-{_call.stage}")
+        received = send(transport, outgoing, *rest)
+        _pass(f"after-{_call.stage}")
+        return received
+
+    return passed
+
+
+def _written(advance: Callable[..., Any]) -> Callable[..., Any]:
+    """Put points around writing how far a whole invoice has come."""
+
+    @wraps(advance)
+    def passed(store: Store, grant: Grant, admission: Admission, progress: Progress) -> Any:
+        _pass(f"before-writing-{progress.stage}")
+        written = advance(store, grant, admission, progress)
+        _pass(f"after-writing-{progress.stage}")
+        return written
+
+    return passed
+
+
 def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], Any]:
     """Have libcurl say when it has written a request's body, which is before it reads of the answer."""
 
     def heard(kind: int, _data: bytes) -> None:
         if kind == pycurl.INFOTYPE_DATA_OUT:
             _pass("during-send")
+            _pass(f"during-{_call.stage}")
 
     @wraps(new_handle)
     def watched(transport: Transport) -> Any:
@@ -92,5 +138,7 @@ def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], An
 _around(type(main.gate.store), "admit", "before-claim", "after-claim")
 _around(Upstreams, "send", "before-send", "")
 _around(Transport, "send", "", "after-applied")
+setattr(Transport, "send", _stepwise(Transport.send))  # noqa: B010 - mypy takes no assignment to a method
+setattr(type(main.gate.store), "advance", _written(type(main.gate.store).advance))  # noqa: B010 - the same
 _around(type(main.gate.store), "settle", "before-settle", "after-settle")
 setattr(Transport, "_new_handle", _watched(Transport._new_handle))  # noqa: B010 - mypy takes no assignment to a method

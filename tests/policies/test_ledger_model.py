@@ -377,7 +377,7 @@ class Event(NamedTuple):
 
     who: str
     what: str
-    world: World
+    world: Any
     wrongs: tuple[str, ...] = ()
 
 
@@ -391,6 +391,20 @@ class Play:
 
     def start(self) -> World:
         return World(self.scene.faults, (Try(),) * self.scene.tries, self.scene.days)
+
+    def at_rest(self, world: World) -> Iterator[str]:
+        return wrong_in_fair_weather(self, world)
+
+    def restarted(self, world: World) -> World:
+        """Start the clock again where nothing depends on it, which keeps the worlds few."""
+        if world.entry or world.known or world.wire or world.late or not world.now:
+            return world
+        return world if any(one.phase in ACTIVE for one in world.tries) else world._replace(now=0.0)
+
+    def shown(self, world: World) -> str:
+        """Say in a few words what a world is like."""
+        held = shown(world.entry)
+        return f"{held}; invoices: {', '.join(world.invoices)}" if world.invoices else held
 
     def has(self, world: World, what: str) -> bool:
         return world.faults > 0 and what in self.scene.menu
@@ -796,9 +810,8 @@ def tell_nothing(world: World) -> tuple[World, tuple[str, ...]]:
 # ---------------------------------------------------------------- what must hold
 
 
-def wrong_between(before: Entry | None, after: World, what: str) -> Iterator[str]:
+def wrong_between(before: Entry | None, entry: Entry | None, what: str) -> Iterator[str]:
     """What no event may do to a settled entry, or to an open one."""
-    entry = after.entry
     if entry is not None and entry.state in {State.SENT, State.UNKNOWN} and entry.expires is not None:
         yield EXPIRES
     if before is None or before == entry or "the ledger is lost" in what or "an operator" in what:
@@ -871,9 +884,9 @@ def _fair_call(play: Play, world: World, who: int, form: Form) -> tuple[World, s
 class Search:
     """Every world of a scene, the nearest first, up to the first that is wrong as ``until`` says."""
 
-    play: Play
+    play: Any
     until: str | None = None
-    came: dict[World, tuple[World, str, str] | None] = field(default_factory=dict, repr=False)
+    came: dict[Any, tuple[Any, str, str] | None] = field(default_factory=dict, repr=False)
     """Every world met, and the event by which it was met first."""
     events: set[str] = field(default_factory=set, repr=False)
     wrongs: dict[str, str] = field(default_factory=dict)
@@ -889,11 +902,11 @@ class Search:
                 self.events.add(what)
                 wrongs = list(found)
                 if after.entry is not world.entry:
-                    wrongs += wrong_between(world.entry, after, what)
-                following = _restarted(after)
+                    wrongs += wrong_between(world.entry, after.entry, what)
+                following = self.play.restarted(after)
                 if following not in self.came:
                     self.came[following] = (world, who, what)
-                    wrongs += wrong_in_fair_weather(self.play, following)
+                    wrongs += self.play.at_rest(following)
                     if TWICE not in wrongs:
                         ahead.append(following)
                 for wrong in wrongs:
@@ -901,7 +914,7 @@ class Search:
                         self.wrongs[wrong] = self._trace(wrong, world, who, what, following)
         return self
 
-    def _trace(self, wrong: str, world: World, who: str, what: str, following: World) -> str:
+    def _trace(self, wrong: str, world: Any, who: str, what: str, following: Any) -> str:
         steps = [(who, what, following)]
         while came := self.came[world]:
             steps.append((*came[1:], world))
@@ -909,27 +922,18 @@ class Search:
         return "\n".join(
             [f"{wrong}:"]
             + [
-                f"{number:4}. {who:2}{what:60}{shown(after)}"
+                f"{number:4}. {who:2}{what:60}{self.play.shown(after)}"
                 for number, (who, what, after) in enumerate(reversed(steps), 1)
             ]
         )
 
 
-def _restarted(world: World) -> World:
-    """Start the clock again where nothing depends on it, which keeps the worlds few."""
-    if world.entry or world.known or world.wire or world.late or not world.now:
-        return world
-    return world if any(one.phase in ACTIVE for one in world.tries) else world._replace(now=0.0)
-
-
-def shown(world: World) -> str:
-    entry = world.entry
+def shown(entry: Entry | None) -> str:
+    """Say in a few words what an entry is like."""
     if entry is None:
-        held = "nothing held"
-    else:
-        more = [f"generation {entry.generation}"] * bool(entry.generation) + ["in doubt"] * entry.doubt
-        held = ", ".join([f"{entry.state} by {entry.owner}", *more])
-    return f"{held}; invoices: {', '.join(world.invoices)}" if world.invoices else held
+        return "nothing held"
+    more = [f"generation {entry.generation}"] * bool(entry.generation) + ["in doubt"] * entry.doubt
+    return ", ".join([f"{entry.state} by {entry.owner}", *more])
 
 
 # ---------------------------------------------------------------- the scenes

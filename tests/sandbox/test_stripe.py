@@ -264,7 +264,13 @@ def test_restricted_key_does_what_it_has_the_right_to(
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", PATH), ("POST", f"{PATH}/in_1"), ("POST", "/v1/charges"), ("POST", f"{PATH}/"), ("DELETE", PATH)],
+    [
+        ("GET", f"{PATH}/upcoming"),
+        ("POST", f"{PATH}/in_1"),
+        ("POST", "/v1/charges"),
+        ("POST", f"{PATH}/"),
+        ("DELETE", PATH),
+    ],
 )
 def test_other_addresses_are_not_there(stripe: Stripe, method: str, path: str) -> None:
     answer = call(stripe, method=method, path=path)
@@ -1009,6 +1015,19 @@ def test_sdk_knows_each_error_by_its_class(stripe: Stripe, client: Callable[...,
 
 
 # --- A process of its own
+
+
+def test_invoices_of_a_customer_are_listed_the_newest_first(
+    stripe: Stripe, client: Callable[..., sdk.StripeClient]
+) -> None:
+    made = [client().v1.invoices.create({"customer": name}).id for name in ("cus_1", "cus_2", "cus_1", "cus_1")]
+    listed = client().v1.invoices.list({"customer": "cus_1", "limit": 2})
+    assert ([one.id for one in listed.data], listed.has_more) == ([made[3], made[2]], True)
+    client().v1.invoices.delete(made[3])
+    listed = client().v1.invoices.list({"customer": "cus_1"})
+    assert ([one.id for one in listed.data], listed.has_more) == ([made[2], made[0]], False)
+    for query in ("limit=101", "limit=x", "color=red"):
+        assert ask(stripe, "", {}, f"GET {PATH}?{query}").status == 400
 
 
 def test_stripe_runs_as_a_process_of_its_own_until_it_is_told_to_stop() -> None:
