@@ -20,7 +20,7 @@ from policies.refusals import Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from gateway.secrets import Secret, Secrets
     from gateway.stores import Store
@@ -136,8 +136,7 @@ class Upstreams:
     def _tries(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         """Send one request, as often as it may be."""
         begun = step
-        reached, attempts, first, alarm, closed = False, 0, secret, None, 0
-        pauses = iter(PAUSES if grant.resend_seconds or grant.entitlement.operation.repeatable else ())
+        reached, attempts, first, alarm, closed, paused = False, 0, secret, None, 0, 0
         while True:
             reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached, alarm = attempts + 1, reached or reply.reached, reply.alarm or alarm
@@ -150,9 +149,10 @@ class Upstreams:
                     continue
             step = _after(begun, step, reply)
             closed += reply.closed
-            pause = _pause(step, reply, pauses, closed)
+            pause = _pause(grant, step, reply, paused, closed)
             if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
                 break
+            paused += not reply.closed
             self._sleep(pause)
         if reply.closed:
             reply = _stopped(grant, step, reply)
@@ -237,13 +237,17 @@ def _after(begun: Step, step: Step, reply: Reply) -> Step:
     return step
 
 
-def _pause(step: Step, reply: Reply, pauses: Iterator[float], closed: int) -> float | None:
-    """Return the seconds until another try, None if there is none. ``closed`` keys were passed in this call."""
+def _pause(grant: Grant, step: Step, reply: Reply, paused: int, closed: int) -> float | None:
+    """Return the seconds until another try, None if there is none.
+
+    ``paused`` is how often this call has waited, and ``closed`` how many keys it has passed.
+    """
     if reply.closed:
         return 0.0 if closed <= FURTHER else None
     if step.stage == Stage.LINES and reply.outcome is Outcome.UNKNOWN:
         return None  # lines that may have arrived are never sent to the same draft again
-    return next(pauses, None) if reply.again else None
+    again = reply.again and (grant.resend_seconds or grant.entitlement.operation.repeatable)
+    return PAUSES[paused] if again and paused < len(PAUSES) else None
 
 
 def _stopped(grant: Grant, step: Step, reply: Reply) -> Reply:
