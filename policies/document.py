@@ -957,6 +957,8 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
     _check_path(value, path)
     if not path.startswith("metadata[") or "{" in path or parameters.template_of(operation, path) is None:
         raise value.fail('write the metadata entry that is to name the call, such as "metadata[countersign]"')
+    if "lines" in operation.parameters and path in {f"metadata[{name}]" for name in lines.OURS}:
+        raise value.fail(f"{operation.id} writes {path} itself, to find its invoice again. Name another entry")
     if path in rules:
         raise value.fail(f"{path} is also granted to the caller, who could write something else there. Remove one")
     return path

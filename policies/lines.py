@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from policies.refusals import Fault, ParameterInvalid, ParameterMissing
+from policies.refusals import Fault, ParameterInvalid, ParameterMissing, ParameterNotGranted
 from policies.wording import amount_in_words, money
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _PART = re.compile(r"lines\[(\d+)\]\[(\w+)\](.*)")
 _WAYS: Final = {"amount": (), "unit_amount": ("quantity",), "price": ("quantity",)}
 
 
+#: The metadata of a whole invoice that are ours: whose it is, and that its lines are complete.
+OURS: Final = ("countersign", "countersign_lines")
 #: What every grant of a whole invoice lets a caller say of a line; the rest is granted by name.
 ALWAYS: Final = tuple(f"lines[{{i}}][{part}]" for part in ("amount", "description", "quantity", "unit_amount"))
 
@@ -118,6 +120,9 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
 
     ``given`` has the values that the policy fixes, too.
     """
+    for path in given:
+        if path in {f"metadata[{name}]" for name in OURS}:
+            yield Fault(ParameterNotGranted, path, f"{path} is written by Countersign itself. Leave it out.", {})
     if given.get("send") == "true" and given.get("collection_method") != "send_invoice":
         said = "mails the invoice, so it needs collection_method=send_invoice, and days_until_due or due_date."
         yield _invalid("send", said)

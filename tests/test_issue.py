@@ -9,7 +9,9 @@ import pytest
 
 from console.__main__ import main
 from gateway.stores.memory import Memory
+from policies import document
 from policies.idempotency import LEASE
+from policies.model import DocumentError
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
 from tests.conftest import KEY, sha256
@@ -298,6 +300,7 @@ def test_any_number_of_lines_up_to_fifty(gate: Callable[..., Function], stripe: 
         ({"lines[0][amount]": "100000000"}, "lines[0]"),
         ({"currency": "gbp"}, "currency"),
         ({"send": "true"}, "send"),
+        ({"metadata[countersign]": "another"}, "metadata[countersign]"),
         ({"lines[3][description]": "Nothing"}, "lines[3]"),
     ],
     ids=str,
@@ -350,3 +353,13 @@ def test_why_tells_of_a_whole_invoice_and_of_one_that_was_cut_off(
     assert "It was under way: the step finalize was succeeded, and no line says what came after." in said
     assert "It went through" not in said
     assert "Next: ./countersign ledger show" in said
+
+
+def test_stamp_that_is_ours_is_an_error_of_the_document(stripe: Stripe, tmp_path: Path) -> None:
+    text = DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), credit="false", lines=50)
+    stamp = '"stamp": "metadata[countersign]"\n        lines: {max'
+    stamped = text.replace('"metadata[{key}]":\n', "\n").replace("lines: {max", stamp)
+        "lines: {max", '"stamp": "metadata[countersign]"\n        lines: {max'
+    )
+    with pytest.raises(DocumentError, match=r"stamp: invoices\.issue writes metadata\[countersign\] itself"):
+        document.read(stamped, "policy.yaml")

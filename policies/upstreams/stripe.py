@@ -199,8 +199,7 @@ _STAGES: Final = {
     Stage.DELETE: ("DELETE", "/v1/invoices/{id}"),
 }
 #: The metadata that says whose a draft is, and that its lines are complete.
-STAMP: Final = "countersign"
-COMPLETE: Final = "countersign_lines"
+STAMP, COMPLETE = lines.OURS
 #: Parameters that do not go with the creation of the draft.
 _LATER: Final = ("lines", "send", "auto_advance")
 
