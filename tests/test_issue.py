@@ -359,7 +359,5 @@ def test_stamp_that_is_ours_is_an_error_of_the_document(stripe: Stripe, tmp_path
     text = DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), credit="false", lines=50)
     stamp = '"stamp": "metadata[countersign]"\n        lines: {max'
     stamped = text.replace('"metadata[{key}]":\n', "\n").replace("lines: {max", stamp)
-        "lines: {max", '"stamp": "metadata[countersign]"\n        lines: {max'
-    )
     with pytest.raises(DocumentError, match=r"stamp: invoices\.issue writes metadata\[countersign\] itself"):
         document.read(stamped, "policy.yaml")
