@@ -50,7 +50,7 @@ class Server:
     @property
     def cpu_seconds(self) -> float:
         """CPU that it and its children have used; 0 without /proc."""
-        return sum(_cpu_seconds(pid) for pid in _family(self.pid))
+        return sum(_cpu_seconds(pid) for pid in family(self.pid))
 
     @property
     def megabytes(self) -> float:
@@ -58,12 +58,12 @@ class Server:
 
         The resident size of a worker alone leaves out what its parent loaded before the fork.
         """
-        rolls = [_smaps(pid) for pid in _family(self.pid)]
+        rolls = [_smaps(pid) for pid in family(self.pid)]
         files = max((roll["Rss"] - roll["Anonymous"] for roll in rolls if roll), default=0)
         return (sum(roll["Pss_Anon"] for roll in rolls if roll) + files) / 1000
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and all below it."""
     found = [pid]
     for each in found:

@@ -90,7 +90,7 @@ class File:
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
-        self._path = path
+        self._path = Path(path)
         self._torn = False
         self._open()
 
@@ -112,7 +112,7 @@ class File:
 
     def _moved(self) -> bool:
         try:
-            return not os.path.samestat(Path(self._path).stat(), self._opened)
+            return not os.path.samestat(self._path.stat(), self._opened)
         except FileNotFoundError:
             return True
 
@@ -120,12 +120,12 @@ class File:
         """Whether the last line was cut off by a full disk, or by the end of the process that wrote it."""
         if not self._opened.st_size:
             return False
-        with Path(self._path).open("rb") as file:
+        with self._path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) != b"\n"
 
 
-def _append_to(path: str, flags: int = 0) -> int:
+def _append_to(path: str | Path, flags: int = 0) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from policies import keynames, lines
 from policies.forms import Fractional, canonical, nested, shown, split
 from policies.model import Kind, Rule
+from policies.operations import OPERATIONS
 from policies.refusals import (
     Fault,
     IdempotencyKeyInvalid,
@@ -306,11 +308,17 @@ def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[F
         yield Fault(ParameterInvalid, parent, said, {"max_key": parameter.max_key})
 
 
-def needed(operation: Operation, template: str) -> list[str]:
+def needed(operation: Operation, template: str) -> tuple[str, ...]:
     """Return the names of the parts without which an object, or an entry of a list, is refused."""
-    prefix = template + "["
-    return [
-        path[len(prefix) : -1]
-        for path, parameter in operation.parameters.items()
-        if parameter.needed and path.startswith(prefix) and "[" not in path[len(prefix) :]
-    ]
+    return _needed(operation.id).get(template, ())
+
+
+@cache
+def _needed(operation: str) -> Mapping[str, tuple[str, ...]]:
+    """Return those of an operation, by the path of the object or of the entry."""
+    parts: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+    for path, parameter in OPERATIONS[operation].parameters.items():
+        parent, _, name = path.rpartition("[")
+        if parameter.needed:
+            parts[parent] += (name[:-1],)
+    return parts

@@ -211,7 +211,7 @@ def _stage(grant: Grant, step: Step) -> Outgoing:
     headers, body = _headers(connection), None
     if method == "POST":
         headers |= {"Content-Type": FORM, "Idempotency-Key": _key(step) or ""}
-        body = forms.encode(forms.canonical(_form(grant, step)))
+        body = forms.encode(_form(grant, step))
     url = f"{connection.origin}{path.format(id=step.id)}"
     if step.stage == Stage.FIND:
         url += f"?{urlencode({'customer': grant.parameters['customer'], 'limit': 100})}"

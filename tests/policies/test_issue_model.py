@@ -861,7 +861,7 @@ SCENES: Final = {
     "approval": (10_000, scene("a person, no answer, killed, refused", asks="xy")),
     "approval of any step": (5_000, scene("a person anywhere, a reset, killed")),
     "approval that is not kept": (5_000, scene("a person anywhere, not kept, a reset, killed")),
-    "lost": (20_000, scene("lost, a reset, killed, refused, declined", tries=2, faults=3)),
+    "lost": (10_000, scene("lost, no answer, a reset, killed, refused, declined", tries=2)),
     "lost, three": (10_000, scene("lost, no answer, killed")),
     "lost, edited": (10_000, scene("lost, edits, killed", faults=3)),
     "frozen": (5_000, scene("frozen, a reset, killed, refused, 429", tries=2)),
