@@ -119,7 +119,8 @@ def figure_of(folder: Path, stripe: Stripe, times: int, **settings: str) -> tupl
         f"{len(last)} kills at {len(POINTS)} boundaries of whole invoices, two instances, {len(late)} of them repeated "
         f"after Stripe forgot their keys, {sum(again.values())} repetitions as {', '.join(CLIENTS)} make them (every "
         f"wait {FASTER} times shorter, the lease 30 times): {len(twice)} customers with two invoices, {len(others)} "
-        f"with another sum, {len(left)} drafts left; mailed {dict(sorted(mailed.items()))}; {time.monotonic() - began:.0f} s"
+        f"with another sum, {len(left)} drafts left; mailed {dict(sorted(mailed.items()))}; "
+        f"{time.monotonic() - began:.0f} s"
     )
     wrong = [f"two invoices: {key}" for key in twice] + [f"another sum: {key}" for key in others]
     wrong += [f"a draft is left: {key}" for key in left]
