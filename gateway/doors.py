@@ -43,7 +43,7 @@ def ours(gate: Gate, environ: Mapping[str, Any]) -> Response | None:
     """Answer a request for a door of ours; None if nothing of ours is at its path, which is refused as any other."""
     path: str = environ["RAW_URI"].partition("?")[0]
     door = _DOORS.get(path)
-    if door is None and gate.portal and f"{path}/".startswith("/portal/") and not speaks_stripe(environ):
+    if door is None and gate.docs.portal and f"{path}/".startswith("/portal/") and not speaks_stripe(environ):
         door = _docs if f"{path}/".startswith("/portal/docs/") else _portal
     if door is None:
         return None
@@ -110,7 +110,7 @@ def _recipes(gate: Gate, record: Record) -> Response:
     if record.caller is not None:
         first = next(map(grant_id, entitlements(record.caller)), None)
         described = _described(gate, record, grant=call.grant or first)
-    told = fill(call, root=root(record.environ, gate.service), described=described)
+    told = fill(call, root=root(record.environ, gate.docs.service), described=described)
     if record.caller is not None:
         record.look()
     return _told(gate, record, told)
@@ -122,7 +122,7 @@ def _openapi(gate: Gate, record: Record) -> Response:
     from console.recipes.filling import Asked, fill  # noqa: PLC0415 - see above
 
     asked = _identified(gate, record, READ, ("connection",), needed=False)
-    address = root(record.environ, gate.service)
+    address = root(record.environ, gate.docs.service)
     described = None if record.caller is None else _described(gate, record, whole=True)
     try:
         told = document(

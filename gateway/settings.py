@@ -130,8 +130,6 @@ class Settings:
     """What the environment says. Nothing was opened or read."""
 
     on_cloud: bool
-    service: str
-    """The name of the function on the cloud; empty elsewhere."""
     policy: str
     store: str
     store_password: str
@@ -147,8 +145,7 @@ class Settings:
     """Another Secret Manager, and certificates of Google at another place: ``HOST:PORT`` on this machine."""
     certificates: str | None
     docs: Docs
-    portal: bool
-    """Whether there is a page for callers."""
+    """Also whether there is a page for callers, and the function's name on the cloud."""
     operator: str
     """Whom callers may ask, for people to read; empty if that is not said."""
     promised: float
@@ -173,10 +170,8 @@ class Gate:
     allowance: Allowance
     """What previews and questions are counted against."""
     docs: Docs
-    """See :class:`Settings`, also for the next ones."""
-    portal: bool
+    """See :class:`Settings`, also for the next one."""
     operator: str
-    service: str
 
 
 def settings_of(environ: Mapping[str, str]) -> Settings:
@@ -198,7 +193,6 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
     store = _store(environ, on_cloud=on_cloud)
     return Settings(
         on_cloud=on_cloud,
-        service=environ.get("K_SERVICE", ""),
         policy=policy,
         store=store,
         store_password=_store_password(environ, store),
@@ -212,7 +206,6 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
             "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
         ),
         docs=Docs(_docs(environ), _portal(environ), environ.get("K_SERVICE", "")),
-        portal=_portal(environ),
         operator=_operator(environ),
         promised=_promised(environ, on_cloud=on_cloud),
     )
@@ -277,9 +270,7 @@ def load(environ: Mapping[str, str]) -> Gate:
         readiness=Readiness(policies, secrets, store, audit),
         allowance=Allowance(time.monotonic),
         docs=settings.docs,
-        portal=settings.portal,
         operator=settings.operator,
-        service=settings.service,
     )
 
 

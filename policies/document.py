@@ -680,7 +680,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     amount = _amount(entry["amount"], operation) if "amount" in entry else None
     within = _lines(entry.get("lines"), rules, operation)
     if within is not None:
-        _whole(value, rules, required_paths, amount)
+        _whole(value, rules, required_paths, amount, operation)
     elif "lines" in entry:
         raise entry["lines"].fail(f"{operation.id} has no lines. Grant invoices.issue, or remove this")
     if not rules:
@@ -736,7 +736,7 @@ def _amount(value: _Value, operation: Operation) -> Amount:
 
 
 def _lines(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Lines | None:
-    if "lines" not in operation.parameters:
+    if not operation.whole:
         return None
     entry = value.mapping(known=("max", "credit")) if value is not None else {}
     most = entry["max"].integer() if "max" in entry else lines.MOST
@@ -748,13 +748,14 @@ def _lines(value: _Value | None, rules: Mapping[str, Rule], operation: Operation
     return Lines(most, credit)
 
 
-def _whole(value: _Value, rules: dict[str, Rule], required: list[str], amount: Amount | None) -> None:
+def _whole(
+    value: _Value, rules: dict[str, Rule], required: list[str], amount: Amount | None, operation: Operation
+) -> None:
     """Grant what every whole invoice names: its customer must be granted, its currency and its lines always are."""
     if "customer" not in rules:
         raise value.fail("every invoice has a customer. Grant it under parameters")
-    catalogue = OPERATIONS["invoices.issue"].parameters
     for path in ("currency", *lines.ALWAYS):
-        rules.setdefault(path, _catalogue_rule(path, catalogue[path]))
+        rules.setdefault(path, _catalogue_rule(path, operation.parameters[path]))
     if amount is not None and amount.currencies and rules["currency"].one_of is None:
         rules["currency"] = replace(rules["currency"], one_of=frozenset(amount.currencies))
     required += [path for path in ("customer", "currency") if rules[path].fixed is None and path not in required]
@@ -957,7 +958,7 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
     _check_path(value, path)
     if not path.startswith("metadata[") or "{" in path or parameters.template_of(operation, path) is None:
         raise value.fail('write the metadata entry that is to name the call, such as "metadata[countersign]"')
-    if "lines" in operation.parameters and path in {f"metadata[{name}]" for name in lines.OURS}:
+    if operation.whole and path in lines.OURS:
         raise value.fail(f"{operation.id} writes {path} itself, to find its invoice again. Name another entry")
     if path in rules:
         raise value.fail(f"{path} is also granted to the caller, who could write something else there. Remove one")
@@ -969,7 +970,7 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
         return Idempotency(required=not operation.repeatable, parameter=None, seconds=RETENTION)
     if isinstance(value.node, _Scalar):
         mode = value.one_of(("required", "optional"))
-        if mode == "optional" and "lines" in operation.parameters:
+        if mode == "optional" and operation.whole:
             raise value.fail(f"{operation.id} takes several steps, which only a key holds together. Write required")
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)
     entry = value.mapping(known=("required", "from", "prefix", "for"))

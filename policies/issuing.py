@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from policies import lines
 from policies.model import Outcome
-from policies.outcomes import LATE_SECONDS, Decision, Reply, Seen, lost
+from policies.outcomes import LATE_SECONDS, Decision, InvoiceSeen, Reply, lost
 from policies.refusals import (
     ApprovalRejected,
     EmailMissing,
@@ -83,7 +83,7 @@ class Progress(msgspec.Struct, frozen=True):
     """Whether an earlier call with the key was lost, and may have come further than the ledger knows."""
     drafts: int = 1
     """How many drafts this call has begun."""
-    seen: Seen | None = None
+    seen: InvoiceSeen | None = None
     """The invoice as it was last seen by this call."""
     told: Reply | None = None
     """The answer that goes with it."""
@@ -360,12 +360,12 @@ def _refused(reply: Reply) -> bool:
 
 
 def bound(grant: Grant) -> int | None:
-    """Return what an invoice may come to, in minor units: the policy's word, or else the call's where that is exact."""
+    """Return what an invoice may come to, in minor units; None if the policy does not bound it."""
     amount = grant.entitlement.amount
-    return amount.max if amount is not None and amount.max is not None else None
+    return amount.max if amount is not None else None
 
 
-def _as_asked(asked: Asked, seen: Seen) -> bool:
+def _as_asked(asked: Asked, seen: InvoiceSeen) -> bool:
     return (
         seen.currency == asked.currency
         and (seen.more or seen.lines == asked.count)
@@ -374,7 +374,7 @@ def _as_asked(asked: Asked, seen: Seen) -> bool:
     )
 
 
-def differs(grant: Grant, seen: Seen) -> Refusal | None:
+def differs(grant: Grant, seen: InvoiceSeen) -> Refusal | None:
     """Say why a draft must not be finalized; None if it is as it was asked for.
 
     ``subtotal`` is the sum of the lines, before discounts and exclusive tax; ``amount_due`` also has what the customer

@@ -35,9 +35,10 @@ _PART = re.compile(r"lines\[(\d+)\]\[(\w+)\](.*)")
 #: The ways to say what a line comes to, and what each needs beside it.
 _WAYS: Final = {"amount": (), "unit_amount": ("quantity",), "price": ("quantity",)}
 
-
 #: The metadata of a whole invoice that are ours: whose it is, and that its lines are complete.
-OURS: Final = ("countersign", "countersign_lines")
+STAMP: Final = "countersign"
+COMPLETE: Final = "countersign_lines"
+OURS: Final = frozenset({f"metadata[{STAMP}]", f"metadata[{COMPLETE}]"})
 #: What every grant of a whole invoice lets a caller say of a line; the rest is granted by name.
 ALWAYS: Final = tuple(f"lines[{{i}}][{part}]" for part in ("amount", "description", "quantity", "unit_amount"))
 
@@ -121,7 +122,7 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
     ``given`` has the values that the policy fixes, too.
     """
     for path in given:
-        if path in {f"metadata[{name}]" for name in OURS}:
+        if path in OURS:
             yield Fault(ParameterNotGranted, path, f"{path} is written by Countersign itself. Leave it out.", {})
     if given.get("send") == "true" and given.get("collection_method") != "send_invoice":
         said = "mails the invoice, so it needs collection_method=send_invoice, and days_until_due or due_date."

@@ -139,6 +139,11 @@ class Operation(msgspec.Struct, frozen=True):
         """Whether a call may be sent twice without harm. Any other has an idempotency key and a ledger entry."""
         return self.effect is Effect.LOOKS
 
+    @property
+    def whole(self) -> bool:
+        """Whether it raises a whole invoice: of lines, in several steps (see ``policies.issuing``)."""
+        return "lines" in self.parameters
+
 
 # ---------------------------------------------------------------- the policy document, read
 

@@ -79,7 +79,7 @@ _PROBABLY: Final = {
 }
 
 
-class Seen(msgspec.Struct, frozen=True):
+class InvoiceSeen(msgspec.Struct, frozen=True):
     """What an answer shows of a whole invoice that is under way. Sums are in minor units; None is unreadable."""
 
     status: str
@@ -138,7 +138,7 @@ class Reply(msgspec.Struct, frozen=True):
     """Whether this was the answer to another call, so that the next one on this connection cannot be trusted."""
     kept: bool = False
     """Whether a success is the upstream's answer to an earlier send under the same key, and so may be old."""
-    seen: Seen | None = None
+    seen: InvoiceSeen | None = None
     """Of a call in several steps: what it works on, as this answer shows it."""
     id: str | None = None
     """Of a call in several steps that stops half way: what it works on."""

@@ -203,6 +203,15 @@ def test_what_the_customer_brings_with_it(
         assert stripe.made == []
 
 
+def test_wrong_origin_raises_one_alarm(gate: Callable[..., Function], stripe: Stripe) -> None:
+    loaded = gate()
+    stripe.fail_next("html_404", times=2)
+    for _ in range(2):
+        refused(issue(loaded), 502, "upstream-misrouted")
+    assert [line["severity"] for line in loaded.record.lines()].count("ALERT") == 1
+    assert issue(loaded).status_code == 200
+
+
 @pytest.mark.parametrize("change", ["line", "finalized", "deleted"])
 def test_draft_that_somebody_touched_meanwhile(
     gate: Callable[..., Function], stripe: Stripe, clock: Clock, change: str

@@ -76,7 +76,8 @@ class Upstreams:
         """
         dialect, entry = _dialect(grant), admission.entry
         step = dialect.first(grant, admission)
-        if step.stage and record is not None and self._store is not None:
+        if step.stage:
+            assert record is not None and self._store is not None, "a call in several steps needs both"  # noqa: PT018, S101
             return self._walk(dialect, grant, admission, secret, deadline, record, self._store)
         if entry is not None and entry.approval is not None:
             return self._ask(dialect, grant, step, entry.approval, secret, deadline)
@@ -116,7 +117,7 @@ class Upstreams:
             except Refusal as refusal:
                 if not isinstance(ahead, Reply):
                     ahead = issuing.stopped(ahead, refusal.reason)
-        return self._quietened(grant, replace(ahead, attempts=attempts))
+        return replace(ahead, attempts=attempts)
 
     def _taken_up(
         self, dialect: Dialect, grant: Grant, admission: Admission, secret: Secret, deadline: float

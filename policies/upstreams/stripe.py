@@ -14,7 +14,7 @@ from policies.dialect import FORM, Approvals, Dialect, KeyPlace, Outgoing, Setti
 from policies.idempotency import SHORT, upstream_key
 from policies.issuing import Stage
 from policies.model import Outcome
-from policies.outcomes import Decision, Means, Reply, Said, Seen
+from policies.outcomes import Decision, InvoiceSeen, Means, Reply, Said
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +74,8 @@ _BY_CODE: Final = {
 _ENDED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FREED, Outcome.REJECTED})
 #: docs.stripe.com, "The Approval Request object" (public preview).
 _APPROVAL = re.compile(r"(?:apreq|areq)_[A-Za-z0-9_]{1,64}")
+#: In a stamp, which somebody else may have written.
+_GENERATION = re.compile(r"[0-9]{1,6}")
 _ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,64}")
 #: Its states that end it. Any other still waits; *approved* is not carried out yet.
 _DECISIONS: Final = {
@@ -198,8 +200,6 @@ _STAGES: Final = {
     Stage.SEND: ("POST", "/v1/invoices/{id}/send"),
     Stage.DELETE: ("DELETE", "/v1/invoices/{id}"),
 }
-#: The metadata that says whose a draft is, and that its lines are complete.
-STAMP, COMPLETE = lines.OURS
 #: Parameters that do not go with the creation of the draft.
 _LATER: Final = ("lines", "send", "auto_advance")
 
@@ -231,11 +231,11 @@ def _form(grant: Grant, step: Step) -> dict[str, str]:
             if not any(path.partition("[")[0] == "discounts" for path in draft):
                 draft["discounts"] = ""
             draft |= {"auto_advance": "false", "pending_invoice_items_behavior": "exclude"}
-            return {**draft, f"metadata[{STAMP}]": f"{step.name[:SHORT]}.{step.generation}"}
+            return {**draft, f"metadata[{lines.STAMP}]": f"{step.name[:SHORT]}.{step.generation}"}
         case Stage.LINES:
             asked = lines.asked(parameters)
             complete = f"{asked.count}:{asked.total if asked.total is not None else ''}"
-            return {**lines.form(parameters), f"invoice_metadata[{COMPLETE}]": complete}
+            return {**lines.form(parameters), f"invoice_metadata[{lines.COMPLETE}]": complete}
         case Stage.FINALIZE:
             return {"auto_advance": parameters.get("auto_advance", "false")}
     return {}
@@ -259,14 +259,14 @@ def _seen(grant: Grant, step: Step, status: int, headers: Mapping[str, str], bod
             return outcomes.unknown(grant, f"the upstream answered {status} without a list", status)
         if step.stage == Stage.FIND:
             generation, found = min((one for one in map(partial(_stamped, step), data) if one), default=(0, None))
-            seen = Seen("", more=more)
+            seen = InvoiceSeen("", more=more)
             return Reply(Outcome.SUCCEEDED, upstream_status=status, created=found, generation=generation, seen=seen)
         # No invoice of ours has more lines than one answer of these.
-        return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=Seen("draft", lines=len(data) + more))
+        return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=InvoiceSeen("draft", lines=len(data) + more))
     if step.id is not None and answer.get("id") != step.id:
         return outcomes.stray(grant, "id", status)
     if answer.get("deleted") is True:
-        return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=Seen("deleted"))
+        return Reply(Outcome.SUCCEEDED, upstream_status=status, seen=InvoiceSeen("deleted"))
     reply = outcomes.judge(grant, step, status, headers, body, None)
     return replace(reply, kept=kept, seen=_of(answer)) if reply.outcome is Outcome.SUCCEEDED else reply
 
@@ -274,20 +274,20 @@ def _seen(grant: Grant, step: Step, status: int, headers: Mapping[str, str], bod
 def _stamped(step: Step, invoice: Any) -> tuple[int, str] | None:
     """Return the generation and the id of an invoice of a list if it is of this call, of this generation or later."""
     metadata = invoice.get("metadata") if isinstance(invoice, dict) else None
-    stamp = metadata.get(STAMP) if isinstance(metadata, dict) else None
+    stamp = metadata.get(lines.STAMP) if isinstance(metadata, dict) else None
     name, _, generation = stamp.partition(".") if isinstance(stamp, str) else ("", "", "")
-    if name != step.name[:SHORT] or not generation.isdecimal() or int(generation) < step.generation:
+    if name != step.name[:SHORT] or _GENERATION.fullmatch(generation) is None or int(generation) < step.generation:
         return None
     found = _text(_ID, invoice.get("id"))
     return (int(generation), found) if found is not None else None
 
 
-def _of(answer: Mapping[str, Any]) -> Seen:
+def _of(answer: Mapping[str, Any]) -> InvoiceSeen:
     listed = answer.get("lines")
     listed = listed if isinstance(listed, dict) else {}
     data = listed.get("data")
     status, currency = answer.get("status"), answer.get("currency")
-    return Seen(
+    return InvoiceSeen(
         status if isinstance(status, str) else "",
         currency=currency if isinstance(currency, str) else None,
         subtotal=_whole(answer.get("subtotal")),

@@ -81,9 +81,9 @@ def test_all_settings_are_taken_on_the_cloud(document: Path, tmp_path: Path) -> 
 
 
 def test_portal_is_on_unless_it_is_off(document: Path) -> None:
-    on = [load({"POLICY": str(document), **portal}).portal for portal in ({}, {"PORTAL": ""}, {"PORTAL": "on"})]
+    on = [load({"POLICY": str(document), **portal}).docs.portal for portal in ({}, {"PORTAL": ""}, {"PORTAL": "on"})]
     assert on == [True] * 3
-    assert not load({"POLICY": str(document), "PORTAL": "off"}).portal
+    assert not load({"POLICY": str(document), "PORTAL": "off"}).docs.portal
     for wrong in ("no", "Off", "false", "off "):
         assert error_of(POLICY=str(document), PORTAL=wrong).startswith("PORTAL must be on or off")
 

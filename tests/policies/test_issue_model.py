@@ -24,7 +24,7 @@ from gateway.answering import answer_to
 from gateway.upstreams import sending
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import LostError, NotSentError, Received
-from policies import idempotency, issuing, outcomes
+from policies import idempotency, issuing, lines, outcomes
 from policies.access import decide
 from policies.idempotency import LEASE, Verdict
 from policies.issuing import Stage
@@ -119,7 +119,7 @@ def received(name: str) -> Received:
         case "deleted":
             return Received(200, json.dumps({"object": "invoice", "id": f"in_{rest[0]}", "deleted": True}).encode())
         case "found":  # their stamps, in the order in which they were made
-            listed = [{"id": f"in_{one}", "metadata": {stripe.STAMP: stamp}} for one, stamp in enumerate(rest)]
+            listed = [{"id": f"in_{one}", "metadata": {lines.STAMP: stamp}} for one, stamp in enumerate(rest)]
             return Received(200, json.dumps({"object": "list", "data": listed[::-1]}).encode())
         case "waits":
             return single.received(name.removesuffix(" again"))
@@ -684,7 +684,7 @@ def _about(asked: Outgoing) -> tuple[str, int]:
 
 
 def _stamp_of(asked: Outgoing) -> str:
-    (stamp,) = parse_qs((asked.body or b"").decode()).get(f"metadata[{stripe.STAMP}]", [""])
+    (stamp,) = parse_qs((asked.body or b"").decode()).get(f"metadata[{lines.STAMP}]", [""])
     return stamp
 
 
