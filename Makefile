@@ -6,7 +6,7 @@ BIN := .venv/bin
 # More processes than the 2 cores that this is meant for: some tests wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
-.PHONY: run portal test test-stores test-clients test-n8n test-openapi test-portal figures check bench bench-peers floor lock clean
+.PHONY: run portal test test-stores test-clients test-n8n test-openapi test-portal test-all figures check bench bench-peers floor lock clean
 
 # Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
@@ -39,6 +39,9 @@ test-openapi: .venv/openapi/python/ready .venv/openapi/node/ready
 # The portal's page in Chromium, and axe-core in the page. It says at its end what it left out.
 test-portal: .venv/dev .venv/portal/node/ready
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m browser tests/portal
+
+# All tests but the figures: a quarter of an hour. Before a release, and after a change that callers see.
+test-all: test test-stores test-clients test-openapi test-portal
 
 # Kills, storms and faults in large numbers, over several processes and one Redis, and a short run of the benchmark; a few
 # minutes. Prints each figure. LONG=1 makes them larger; SEED=N draws other lots.
@@ -95,21 +98,22 @@ clean:
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes --no-deps --target $(@D) -r $<
 	@touch $@
 
-# As below. --legacy-peer-deps leaves out the rest of n8n.
+# Packages of npm are pinned and hashed, too. A machine without npm, or without its registry, tests everything else.
+# $(1): what else npm is told.
+define npm_ci
+@mkdir -p $(@D) && cp $(<D)/package*.json $(@D)
+@cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund --fetch-retries=1 --fetch-timeout=30000 $(1) && \
+  touch ready || echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
+endef
+
+# --legacy-peer-deps leaves out the rest of n8n.
 .venv/clients/n8n/ready: tests/clients/n8n/package-lock.json | .venv/dev
 	@echo "Installing n8n's node into .venv (some minutes, once, 800 MB)"
-	@mkdir -p $(@D) && cp tests/clients/n8n/package*.json $(@D)
-	@cd $(@D) && npm ci --silent --ignore-scripts --legacy-peer-deps --omit=optional --no-audit --no-fund \
-	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
-	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
+	$(call npm_ci,--legacy-peer-deps --omit=optional)
 
-# Pinned and hashed, too. A machine without npm, or without its registry, tests everything else.
 .venv/clients/node/ready: tests/clients/node/package-lock.json | .venv/dev
 	@echo "Installing Node-RED and Stripe's SDK for Node.js into .venv (half a minute, once)"
-	@mkdir -p $(@D) && cp tests/clients/node/package*.json $(@D)
-	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --omit=optional --no-audit --no-fund \
-	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
-	  echo "Going on without them. They take Node.js 20 or newer, and npm with its registry."
+	$(call npm_ci,--engine-strict --omit=optional)
 
 .venv/openapi/python/ready: tests/openapi/tools.txt | .venv/dev
 	@echo "Installing schemathesis and a validator of OpenAPI into .venv (a minute, once)"
@@ -119,14 +123,8 @@ clean:
 
 .venv/openapi/node/ready: tests/openapi/node/package-lock.json | .venv/dev
 	@echo "Installing Postman's importer into .venv (half a minute, once)"
-	@mkdir -p $(@D) && cp tests/openapi/node/package*.json $(@D)
-	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --no-audit --no-fund \
-	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
-	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
+	$(call npm_ci,--engine-strict)
 
 .venv/portal/node/ready: tests/portal/node/package-lock.json | .venv/dev
 	@echo "Installing axe-core into .venv (some seconds, once)"
-	@mkdir -p $(@D) && cp tests/portal/node/package*.json $(@D)
-	@cd $(@D) && npm ci --silent --engine-strict --ignore-scripts --no-audit --no-fund \
-	  --fetch-retries=1 --fetch-timeout=30000 && touch ready || \
-	  echo "Going on without it. It takes Node.js 20 or newer, and npm with its registry."
+	$(call npm_ci,--engine-strict)

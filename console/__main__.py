@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from console import explain, keys, ledger, pasting, verifying, why
+from console.documents import opened
 from gateway.reloading import read
 from gateway.settings import SettingError, settings_of
 from policies import compiled, document
@@ -142,16 +143,13 @@ def _discard_output() -> None:
 
 def _check(asked: argparse.Namespace) -> int:
     try:
-        data = asked.policy.read_bytes()
+        data = opened(asked.policy)
         if asked.settings is None:
             policy_set = read(data, str(asked.policy))
         else:
             policy_set = settings_of({"K_SERVICE": "countersign", **asked.settings}).judge(data, str(asked.policy))
     except (DocumentError, SettingError) as error:
         print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
         return 1
     print("\n".join(_told(policy_set)))
     if compiled.recognised(data):
@@ -172,13 +170,10 @@ def _settings(text: str) -> dict[str, str]:
 
 def _recipe(asked: argparse.Namespace) -> int:
     try:
-        policy_set = read(asked.policy.read_bytes(), str(asked.policy))
+        policy_set = read(opened(asked.policy), str(asked.policy))
         print(pasting.recipe(policy_set, asked.policy, asked.url, caller=asked.caller, token=asked.token))
     except (DocumentError, pasting.NoRecipeError) as error:
         print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
         return 1
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
+from console.documents import opened
 from console.why import rule_of
 from gateway.reloading import read
 from policies import compiled, forms
@@ -60,15 +61,12 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _run(asked: argparse.Namespace) -> int:
     try:
-        data = asked.policy.read_bytes()
+        data = opened(asked.policy)
         policy_set = read(data, str(asked.policy))
         caller = _caller(policy_set, asked.caller)
         entitlement = _meant(caller, asked.connection, asked.operation)
     except (DocumentError, _UnclearError) as error:
         print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"{asked.policy}: it cannot be read ({type(error).__name__})", file=sys.stderr)
         return 1
     where = {"caller": caller.id, "connection": entitlement.connection.id, "operation": entitlement.operation.id}
 

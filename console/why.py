@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from console.documents import opened
 from console.lookup import EXAMPLE, MESSAGE, Content, NoAnswerError, Told, in_order, look_up, source_of
 from gateway.reloading import read
 from policies import compiled, parameters
@@ -286,9 +287,9 @@ def _decided(line: Content, policy: Path | None) -> list[str]:
     if policy is None:
         return [f"The policy document {digest} decided; --policy FILE shows its line."] if by_policy else []
     try:
-        data = policy.read_bytes()
+        data = opened(policy)
         policy_set = read(data, str(policy))
-    except (OSError, DocumentError) as error:
+    except DocumentError as error:
         raise NoAnswerError(f"{policy}: it is no policy document that can be read ({error})") from None
     if not policy_set.digest.startswith(digest):
         return [f"{policy} is {policy_set.digest[:SHORT]}, and what decided is another document, {digest}."]
