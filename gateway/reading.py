@@ -100,15 +100,17 @@ def read(environ: Mapping[str, Any]) -> Call:
     operation = route.operations.get(environ["REQUEST_METHOD"])
     if operation is None:
         raise _wrong_method(environ, ", ".join(route.operations))
-    looks = OPERATIONS[operation].repeatable
-    names, validate_only, rest = _query(query, named_in_path=route.account is not None, looks=looks)
+    bodyless = OPERATIONS[operation].bodyless
+    names, validate_only, rest = _query(query, named_in_path=route.account is not None, bodyless=bodyless)
     name, connection_name = route.account or names
     media = (
-        "form" if looks else _media(environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "identity"))
+        "form"
+        if bodyless or (route.parameters and _empty(environ))
+        else _media(environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "identity"))
     )
     body = _body(environ)
-    if looks and body:
-        raise BodyMalformed("A GET has no body: write parameters in the address.")
+    if bodyless and body:
+        raise BodyMalformed(f"A {environ['REQUEST_METHOD']} has no body: write parameters in the address.")
     return Call(
         operation=operation,
         name=name,
@@ -121,7 +123,7 @@ def read(environ: Mapping[str, Any]) -> Call:
         },
         idempotency_key=_header(environ, "HTTP_IDEMPOTENCY_KEY", "Idempotency-Key"),
         media=media,
-        body=rest if looks else body,
+        body=rest if bodyless else body,
         validate_only=validate_only,
         environ=environ,
     )
@@ -222,7 +224,8 @@ def _wrong_method(environ: Mapping[str, Any], allowed: str) -> MethodNotAllowed:
 
 def _patterns() -> Iterator[tuple[re.Pattern[str], dict[str, str]]]:
     """Yield each path of the operations' table, and its operations by method."""
-    for path in {operation.path: None for operation in OPERATIONS.values()}:
+    # ``invoices/issue`` before ``invoices/{invoice}``: a name of ours is no id.
+    for path in sorted({operation.path: None for operation in OPERATIONS.values()}, key=lambda path: "{" in path):
         parts = (rf"(?P<{part[1:-1]}>{_ID})" if part.startswith("{") else part for part in path.split("/"))
         yield re.compile("/".join(parts)), {o.method: o.id for o in OPERATIONS.values() if o.path == path}
 
@@ -231,12 +234,12 @@ _PATTERNS: Final = tuple(_patterns())
 
 
 @lru_cache(1024)  # the same
-def _query(query: str, *, named_in_path: bool, looks: bool) -> tuple[tuple[str, str], bool, bytes]:
-    """Parse a query: the two names, ``validate_only``, and the other parameters of a GET, unparsed."""
+def _query(query: str, *, named_in_path: bool, bodyless: bool) -> tuple[tuple[str, str], bool, bytes]:
+    """Parse a query: the two names, ``validate_only``, and the other parameters of a call without a body, unparsed."""
     if mentioned_in(unquote_plus(query)):
         raise QueryMalformed(f"A caller key must not be written in the address. {_KEY_SEEN}")
     fields = query.split("&")
-    others = [field for field in fields if _named(field) not in _ADDRESS] if looks else []
+    others = [field for field in fields if _named(field) not in _ADDRESS] if bodyless else []
     rest = "&".join(others).encode("ascii", "replace")
     values = _values("&".join(field for field in fields if field not in others))
     validate_only = BOOLEANS.get(values.pop("validate_only", "false"))
@@ -321,6 +324,12 @@ def _header(environ: Mapping[str, Any], key: str, name: str) -> str | None:
 
 def _accounts(environ: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for key, name in _ACCOUNTS.items() if (value := _header(environ, key, name))}
+
+
+def _empty(environ: Mapping[str, Any]) -> bool:
+    """Whether a request has no body and says nothing of one: all that some calls ask is in their path."""
+    announced = environ.get("CONTENT_LENGTH") not in {None, "", "0"} or "HTTP_TRANSFER_ENCODING" in environ
+    return not announced and not environ.get("CONTENT_TYPE")
 
 
 @lru_cache(64)  # the same, and these may be longer

@@ -66,9 +66,10 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         parameters=approved,
         form=form,
         ledger_key=ledger_key,
-        # Of what was asked, not of what is sent: a change of the policy's fixed values must not break a repeated call.
+        # Of what was asked, not of what is sent: a change of the policy's fixed values must not break a repeated call,
+        # and what is in the path is asked too.
         fingerprint=hashlib.sha256(forms.encode(asked)).hexdigest()
-        if entitlement.fixed or entitlement.stamp is not None
+        if entitlement.fixed or entitlement.stamp is not None or call.path_parameters
         else sent,
         written=sent,
         policy=policy_set.digest,

@@ -95,9 +95,12 @@ class Dialect(ABC):
             return Step(admission.owner, resumes=False)
         quiet, resumes = admission.taken >= entry.until, self.approvals is not None
         step = Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, resumes)
-        if grant.entitlement.lines is None:
-            return step
-        return replace(step, stage=Stage.CREATE if entry.id is None else Stage.LOOK, id=entry.id)
+        match grant.entitlement.operation.plan:
+            case "issuing":
+                return replace(step, stage=Stage.CREATE if entry.id is None else Stage.LOOK, id=entry.id)
+            case "finalizing":
+                return replace(step, stage=Stage.LOOK, id=grant.parameters["invoice"])
+        return step
 
     @abstractmethod
     def request(self, grant: Grant, step: Step) -> Outgoing:

@@ -690,6 +690,11 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
             raise value.fail(
                 f"every call names {part[1:-1]} in its path, so none could pass. Grant it under parameters"
             )
+    for path in parameters.needed(operation, ""):
+        if path not in rules:
+            raise value.fail(f"every call names {path}, so none could pass. Grant it under parameters")
+        if rules[path].fixed is None and path not in required_paths:
+            required_paths.append(path)
     return entitlement(
         connection=connection,
         operation=operation,
@@ -965,13 +970,16 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
     return path
 
 
+_STEPS: Final = "{operation} takes several steps, which only a key holds together. Write required"
+
+
 def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Idempotency:
     if value is None:
         return Idempotency(required=not operation.repeatable, parameter=None, seconds=RETENTION)
     if isinstance(value.node, _Scalar):
         mode = value.one_of(("required", "optional"))
-        if mode == "optional" and operation.whole:
-            raise value.fail(f"{operation.id} takes several steps, which only a key holds together. Write required")
+        if mode == "optional" and operation.plan:
+            raise value.fail(_STEPS.format(operation=operation.id))
         return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)
     entry = value.mapping(known=("required", "from", "prefix", "for"))
     if not entry:
@@ -987,6 +995,8 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
             )
         if not required:
             raise entry["required"].fail(f"{path} is the key, so every call must send it. Remove this")
+    if not required and operation.plan:
+        raise entry["required"].fail(_STEPS.format(operation=operation.id))
     prefix = _key_prefix(entry["prefix"], rule) if "prefix" in entry else ""
     seconds = RETENTION
     if "for" in entry:

@@ -140,13 +140,13 @@ def upstream_key(name: str, generation: int = 0, stage: str = "") -> str:
 
 
 def claim(  # noqa: PLR0913 - what is held and wanted, and what the call may be told and do
-    held: Entry | None, wanted: Entry, *, resend: int, now: float, names: bool = True, looks: bool = False
+    held: Entry | None, wanted: Entry, *, resend: int, now: float, names: bool = True, resumes: bool = False
 ) -> Entry | Answer:
     """Judge a call against its key's entry in the ledger. Return the entry to write, or the answer to repeat.
 
     ``wanted`` is the entry of a call with a fresh key, ``resend`` for how many seconds the upstream deduplicates, and
-    ``names`` whether the caller may be told the id of what was created. ``looks`` is true of a call in several steps,
-    which looks before it sends what the upstream has forgotten, or keeps a failure of.
+    ``names`` whether the caller may be told the id of what was created. ``resumes`` is true of a call that
+    may be sent again also if the upstream has forgotten it, or keeps a failure of it (``Operation.resumes``).
     Raises :class:`KeyInUse` while the call that claimed it may still be running, :class:`KeyReused` for other
     parameters, :class:`KeyUsedElsewhere` for an invoice of another account, and :class:`OutcomeStillUnknown` if there
     may be an invoice and the call must not be sent again.
@@ -166,7 +166,7 @@ def claim(  # noqa: PLR0913 - what is held and wanted, and what the call may be 
             raise KeyUsedElsewhere
         return held.answer
     # To the account that knows the key, as the same form, and to its end while the upstream still remembers the key.
-    known = looks or (not held.mute and now + LEASE <= held.sent + resend)
+    known = resumes or (not held.mute and now + LEASE <= held.sent + resend)
     again = held.written == wanted.written and known
     asks = held.approval is not None and not held.mute
     if held.place != wanted.place or not (again or asks):
@@ -199,8 +199,8 @@ def claim_for(grant: Grant, held: Entry | None, *, owner: str, place: str, now: 
         return None
     fresh = wanted(grant, owner=owner, place=place, now=now)
     entitlement = grant.entitlement
-    names, looks = "id" in entitlement.response, entitlement.lines is not None
-    return claim(held, fresh, resend=grant.resend_seconds, now=now, names=names, looks=looks)
+    names, resumes = "id" in entitlement.response, entitlement.operation.resumes
+    return claim(held, fresh, resend=grant.resend_seconds, now=now, names=names, resumes=resumes)
 
 
 def wanted(grant: Grant, *, owner: str, place: str, now: float) -> Entry:

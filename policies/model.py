@@ -50,12 +50,17 @@ class Kind(StrEnum):
 
 
 class Risk(StrEnum):
-    """What granting a parameter lets a caller do, the mildest first."""
+    """What granting a parameter lets a caller do.
+
+    The id in the path of an operation that does more than read or write a draft stands for what the operation does.
+    """
 
     PLAIN = "plain"
     CHANGES = "changes price or content"
     REROUTES = "reroutes money"
     COLLECTS = "triggers collection"
+    MAILS = "mails the customer"
+    UNDOES = "undoes an invoice"
     WIDENS = "widens the answer"
 
 
@@ -66,7 +71,7 @@ WHOLESALE: Final = frozenset({Risk.PLAIN, Risk.CHANGES})
 class Parameter(msgspec.Struct, frozen=True):
     """One parameter of an operation. ``path`` writes a list index as ``{i}``, a free key as ``{key}``.
 
-    ``needed``: its parent is refused without it. ``unsets``: the empty string is allowed and means unset.
+    ``needed``: its parent is refused without it, or at the top level the call. ``unsets``: the empty string is allowed and means unset.
     ``free``: text for people to read, where white space at the ends does no harm. Any other text is an id or a word.
     ``max_items`` bounds the entries of a list or a free-key object, ``max_key`` the length of a free key.
     """
@@ -114,6 +119,21 @@ class Spending(msgspec.Struct, frozen=True):
     currency: str
 
 
+class Verb(NamedTuple):
+    """What an operation does, for sentences: "finalize", and when it is done "finalized"."""
+
+    does: str
+    done: str
+
+
+#: By effect, for an operation that has no verb of its own.
+_VERBS: Final = {
+    Effect.CREATES: Verb("raise", "raised"),
+    Effect.CHANGES: Verb("change", "changed"),
+    Effect.LOOKS: Verb("look at", "looked at"),
+}
+
+
 class Operation(msgspec.Struct, frozen=True):
     """What may be asked of an upstream: its parameters, and the fields of its answer by dotted path."""
 
@@ -133,6 +153,29 @@ class Operation(msgspec.Struct, frozen=True):
     ids: str
     """The pattern of the ids of that object. An id that does not match stays out of the record."""
     spends: Spending | None = None
+    own_verb: Verb | None = None
+    plan: str = ""
+    """Of a call in several steps: the module of ``policies`` that plans them, ``issuing`` or ``finalizing``."""
+    finds: str = ""
+    """Of a search for one object: the parameter that it is found by. The answer is a list of those that match."""
+
+    @property
+    def verb(self) -> Verb:
+        """What it does, for sentences."""
+        return self.own_verb or _VERBS[self.effect]
+
+    @property
+    def bodyless(self) -> bool:
+        """Whether its parameters are in the address: RFC 9110, 9.3.1 and 9.3.5."""
+        return self.method in {"GET", "DELETE"}
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an open call may be sent again however long ago it was sent first.
+
+        One in several steps looks before it does anything, and a DELETE is idempotent (RFC 9110, 9.2.2).
+        """
+        return bool(self.plan) or self.method == "DELETE"
 
     @property
     def repeatable(self) -> bool:
@@ -142,7 +185,7 @@ class Operation(msgspec.Struct, frozen=True):
     @property
     def whole(self) -> bool:
         """Whether it raises a whole invoice: of lines, in several steps (see ``policies.issuing``)."""
-        return "lines" in self.parameters
+        return self.plan == "issuing"
 
 
 # ---------------------------------------------------------------- the policy document, read

@@ -137,7 +137,7 @@ class Reply(msgspec.Struct, frozen=True):
     stray: bool = False
     """Whether this was the answer to another call, so that the next one on this connection cannot be trusted."""
     kept: bool = False
-    """Whether a success is the upstream's answer to an earlier send under the same key, and so may be old."""
+    """Whether a success or a refusal is the upstream's answer to an earlier send under the same key, and may be old."""
     seen: InvoiceSeen | None = None
     """Of a call in several steps: what it works on, as this answer shows it."""
     id: str | None = None
@@ -244,7 +244,7 @@ def _freed(grant: Grant, step: Step, status: int, said: Said) -> Reply:
     refusal = _rejection(grant, status if status in _REJECTED else 400, said, _NOTHING)
     if step.doubt and not step.quiet:  # an earlier one may still arrive
         return _in_doubt(grant, refusal, LATE_SECONDS)
-    return Reply(Outcome.FREED, refusal=refusal)
+    return Reply(Outcome.FREED, refusal=refusal, kept=said.kept)
 
 
 def _closed() -> Reply:

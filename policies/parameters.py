@@ -309,16 +309,16 @@ def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[F
 
 
 def needed(operation: Operation, template: str) -> tuple[str, ...]:
-    """Return the names of the parts without which an object, or an entry of a list, is refused."""
+    """Return the names of the parts without which an object, or an entry of a list, is refused; of "", the call."""
     return _needed(operation.id).get(template, ())
 
 
 @cache
 def _needed(operation: str) -> Mapping[str, tuple[str, ...]]:
-    """Return those of an operation, by the path of the object or of the entry."""
+    """Return those of an operation, by the path of the object or of the entry; those of the call by ""."""
     parts: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
     for path, parameter in OPERATIONS[operation].parameters.items():
         parent, _, name = path.rpartition("[")
         if parameter.needed:
-            parts[parent] += (name[:-1],)
+            parts[parent] += (name.removesuffix("]"),)
     return parts

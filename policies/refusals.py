@@ -58,7 +58,10 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── ApprovalLapsed           503  nobody did in time
     │   ├── ApprovalRejected         403  a person did not
     │   ├── TotalDiffers             422  the draft was not what was asked for, and is deleted
-    │   ├── EmailMissing             422  the customer has no address to mail the invoice to; the draft is deleted
+    │   ├── EmailMissing             422  the customer has no address to mail the invoice to
+    │   ├── TotalNotGranted          422  an invoice that is to be finalized or mailed comes to more than is granted
+    │   ├── InvoiceEmpty             422  a draft without lines is to be finalized
+    │   ├── CustomerAmbiguous        422  several customers have the address that one is looked for by
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
     └── Unforeseen                   500  an internal error before the send, so nothing was sent
@@ -807,6 +810,42 @@ class EmailMissing(UpstreamRefusal):
         "The customer has no e-mail address, so the invoice cannot be mailed. It was not raised, and nothing is left "
         "of it. Add the address at the upstream and send the same call again, or leave out send."
     )
+
+
+class TotalNotGranted(UpstreamRefusal):
+    """An invoice that is to be finalized or mailed comes to more than the grant allows, or is in another currency."""
+
+    status = 422
+    reason = "total-not-granted"
+    title = "The invoice comes to more than you may raise"
+    sentence = "The invoice comes to more than you may raise. Nothing was changed."
+    decided_by = "countersign"
+
+
+class InvoiceEmpty(UpstreamRefusal):
+    """A draft without lines: finalized, it asks nobody for anything, and cannot be changed any more."""
+
+    status = 422
+    reason = "invoice-empty"
+    title = "The invoice has no lines"
+    sentence = (
+        "The invoice has no lines, so nobody would be asked for anything, and it could not be changed any more. Nothing "
+        "was changed. Add its items, which name the invoice, and send the same call again."
+    )
+    decided_by = "countersign"
+
+
+class CustomerAmbiguous(UpstreamRefusal):
+    """Several customers match what one is looked for by."""
+
+    status = 422
+    reason = "customer-ambiguous"
+    title = "Several customers have this address"
+    sentence = (
+        "Several customers have this e-mail address, so it does not say which one is meant. Name the customer by its "
+        "id, or have the operator of Countersign merge or change them at the upstream."
+    )
+    decided_by = "countersign"
 
 
 class OutcomeUnknown(UpstreamRefusal):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from gateway.secrets import place_of
 from gateway.upstreams.transport import LostError, NotSentError
-from policies import issuing
+from policies import finalizing, issuing
 from policies.issuing import Stage
 from policies.model import Outcome, Step
 from policies.outcomes import Decision, Reply, awaiting, decided, found, unknown, unsent
@@ -20,7 +20,7 @@ from policies.refusals import Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gateway.secrets import Secret, Secrets
     from gateway.stores import Store
@@ -47,6 +47,22 @@ class Steps(Protocol):
 
     def step(self, at: Progress, reply: Reply) -> None:
         """Record a step and what came of it. Raises :class:`RecordUnavailable`; then nothing more may be sent."""
+
+
+class Plan(Protocol):
+    """What comes next in a call in several steps: see ``policies.issuing``, whose functions these are."""
+
+    def begin(self, grant: Grant, admission: Admission, /) -> Progress: ...  # noqa: D102 - see there, and below
+
+    def approved(self, at: Progress, decision: Decision, created: str | None, reply: Reply, /) -> Progress | Reply: ...  # noqa: D102
+
+    def after(self, grant: Grant, at: Progress, reply: Reply, /) -> Progress | Reply: ...  # noqa: D102
+
+    def stopped(self, at: Progress, note: str, /) -> Reply: ...  # noqa: D102
+
+
+#: By the names that operations give them.
+_PLANS: Final[Mapping[str, Plan]] = {"issuing": issuing, "finalizing": finalizing}
 
 
 class Upstreams:
@@ -93,46 +109,47 @@ class Upstreams:
         record: Steps,
         store: Store,
     ) -> Reply:
-        """Send a call in several steps, as ``policies.issuing`` plans them.
+        """Send a call in several steps, as its plan says.
 
         What goes wrong between two steps ends it there: the same key goes on.
         """
-        ahead, attempts = self._taken_up(dialect, grant, admission, secret, deadline), 0
+        plan = _PLANS[grant.entitlement.operation.plan]
+        ahead, attempts = self._taken_up(dialect, plan, grant, admission, secret, deadline), 0
         while not isinstance(ahead, Reply):
             at = ahead
             reply = self._tries(dialect, grant, _step_of(grant, admission, at, dialect), secret, deadline)
             attempts += reply.attempts
-            ahead = issuing.after(grant, at, reply)
+            ahead = plan.after(grant, at, reply)
             try:
                 record.step(at, reply)
                 if not isinstance(ahead, Reply):
                     if deadline - self._clock() < LEAST_SECONDS:
-                        ahead = issuing.stopped(ahead, "no time is left for the next step")
+                        ahead = plan.stopped(ahead, "no time is left for the next step")
                     elif ahead.written:
                         advanced = store.advance(grant, admission, ahead)
                         if advanced is None:
-                            ahead = issuing.stopped(ahead, "the key has another owner")
+                            ahead = plan.stopped(ahead, "the key has another owner")
                         else:
                             admission = record.admission = advanced
             except Refusal as refusal:
                 if not isinstance(ahead, Reply):
-                    ahead = issuing.stopped(ahead, refusal.reason)
+                    ahead = plan.stopped(ahead, refusal.reason)
         return replace(ahead, attempts=attempts)
 
-    def _taken_up(
-        self, dialect: Dialect, grant: Grant, admission: Admission, secret: Secret, deadline: float
+    def _taken_up(  # noqa: PLR0913, PLR0917 - a call, and its plan
+        self, dialect: Dialect, plan: Plan, grant: Grant, admission: Admission, secret: Secret, deadline: float
     ) -> Progress | Reply:
         """Return where a call in several steps begins, once it was asked what a person decided about it."""
-        at, entry, approvals = issuing.begin(grant, admission), admission.entry, dialect.approvals
+        at, entry, approvals = plan.begin(grant, admission), admission.entry, dialect.approvals
         if entry is None or entry.approval is None or approvals is None:
             return at
         step = _step_of(grant, admission, at, dialect)
         try:
             asked = self._transport.send(approvals.asked(grant, entry.approval), secret.value, deadline - self._clock())
         except (NotSentError, LostError):
-            return issuing.approved(at, Decision.WAITS, None, awaiting(step, entry.approval))
+            return plan.approved(at, Decision.WAITS, None, awaiting(step, entry.approval))
         decision, created = approvals.decided(asked.status, asked.body)
-        return issuing.approved(at, decision, created, decided(grant, step, entry.approval, decision))
+        return plan.approved(at, decision, created, decided(grant, step, entry.approval, decision))
 
     def _tries(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         """Send one request, as often as it may be."""

@@ -76,7 +76,7 @@ OPERATION: Final = Operation(
         for parameter in (
             *filter(_taken, PARAMETERS),
             *LINES,
-            Parameter("send", Kind.BOOLEAN, Risk.COLLECTS),
+            Parameter("send", Kind.BOOLEAN, Risk.MAILS),
         )
     },
     fields={**FIELDS, "sent": Shape.SCALAR},
@@ -84,4 +84,5 @@ OPERATION: Final = Operation(
     noun="invoice",
     ids=IDS,
     spends=Spending(amount="total", currency="currency"),
+    plan="issuing",
 )

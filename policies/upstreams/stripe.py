@@ -154,7 +154,7 @@ class Stripe(Dialect):
         headers = _headers(connection)
         url = f"{connection.origin}/v1/{operation.path.format_map(grant.parameters)}"
         body = None
-        if operation.repeatable:
+        if operation.bodyless:
             query = grant.form.decode("ascii")
             url = f"{url}?{query}" if query else url
         else:
@@ -170,7 +170,7 @@ class Stripe(Dialect):
         its answer, a refusal too, so one with another key, or with one where none was sent, is the answer to another
         call.
         """
-        sent = None if grant.entitlement.operation.repeatable else _key(step)
+        sent = None if grant.entitlement.operation.bodyless else _key(step)
         understood = said(status, headers, body)
         if headers.get("idempotency-key", sent) != sent:
             reply = outcomes.stray(grant, "Idempotency-Key", status)
@@ -237,8 +237,15 @@ def _form(grant: Grant, step: Step) -> dict[str, str]:
             complete = f"{asked.count}:{asked.total if asked.total is not None else ''}"
             return {**lines.form(parameters), f"invoice_metadata[{lines.COMPLETE}]": complete}
         case Stage.FINALIZE:
-            return {"auto_advance": parameters.get("auto_advance", "false")}
-    return {}
+            return {"auto_advance": parameters.get("auto_advance", "false")} | _expanded(grant)
+    return _expanded(grant)
+
+
+def _expanded(grant: Grant) -> dict[str, str]:
+    """Return what one that changes an invoice wants to see of it; a whole invoice says so when it is created."""
+    if grant.entitlement.operation.whole:
+        return {}
+    return {path: value for path, value in grant.parameters.items() if path.startswith("expand[")}
 
 
 def _key(step: Step) -> str | None:
