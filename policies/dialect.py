@@ -95,12 +95,12 @@ class Dialect(ABC):
             return Step(admission.owner, resumes=False)
         quiet, resumes = admission.taken >= entry.until, self.approvals is not None
         step = Step(grant.ledger_key, entry.generation, entry.refused, entry.doubt, quiet, resumes)
-        match grant.entitlement.operation.plan:
-            case "issuing":
-                return replace(step, stage=Stage.CREATE if entry.id is None else Stage.LOOK, id=entry.id)
-            case "finalizing":
-                return replace(step, stage=Stage.LOOK, id=grant.parameters["invoice"])
-        return step
+        operation = grant.entitlement.operation
+        if not operation.plan:
+            return step
+        if operation.whole:
+            return replace(step, stage=Stage.CREATE if entry.id is None else Stage.LOOK, id=entry.id)
+        return replace(step, stage=Stage.LOOK, id=grant.parameters["invoice"])
 
     @abstractmethod
     def request(self, grant: Grant, step: Step) -> Outgoing:

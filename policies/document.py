@@ -970,21 +970,17 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
     return path
 
 
-_STEPS: Final = "{operation} takes several steps, which only a key holds together. Write required"
-
-
 def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Idempotency:
     if value is None:
-        return Idempotency(required=not operation.repeatable, parameter=None, seconds=RETENTION)
+        required = not operation.repeatable and not operation.idempotent
+        return Idempotency(required=required, parameter=None, seconds=RETENTION)
     if isinstance(value.node, _Scalar):
-        mode = value.one_of(("required", "optional"))
-        if mode == "optional" and operation.plan:
-            raise value.fail(_STEPS.format(operation=operation.id))
-        return Idempotency(required=mode == "required", parameter=None, seconds=RETENTION)
+        required = _required(value, value.one_of(("required", "optional")) == "required", operation)
+        return Idempotency(required=required, parameter=None, seconds=RETENTION)
     entry = value.mapping(known=("required", "from", "prefix", "for"))
     if not entry:
         raise value.fail("write required, optional, or what every key must be, such as {prefix: order-}")
-    required = entry["required"].boolean() if "required" in entry else True
+    required = _required(entry["required"], entry["required"].boolean(), operation) if "required" in entry else True
     path = rule = None
     if "from" in entry:
         path = entry["from"].text()
@@ -995,8 +991,6 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
             )
         if not required:
             raise entry["required"].fail(f"{path} is the key, so every call must send it. Remove this")
-    if not required and operation.plan:
-        raise entry["required"].fail(_STEPS.format(operation=operation.id))
     prefix = _key_prefix(entry["prefix"], rule) if "prefix" in entry else ""
     seconds = RETENTION
     if "for" in entry:
@@ -1006,6 +1000,12 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
         if seconds < RETENTION:
             raise entry["for"].fail(hint)
     return Idempotency(required, path, seconds, prefix)
+
+
+def _required(value: _Value, required: bool, operation: Operation) -> bool:  # noqa: FBT001 - what was read of it
+    if not required and operation.plan:
+        raise value.fail(f"{operation.id} takes several steps, which only a key holds together. Write required")
+    return required
 
 
 def _key_prefix(value: _Value, rule: Rule | None) -> str:

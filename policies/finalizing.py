@@ -53,8 +53,9 @@ _NOTHING: Final = "Nothing was changed."
 class Attempt(Progress, frozen=True):
     """What comes next, and what is known so far.
 
-    ``reached`` is *finalize* once something is to be sent that finalizes a draft, and *send* for what only mails. ``told`` is an answer that settled nothing, which a look is to settle. ``drafts`` counts the keys that
-    this call has used at the upstream.
+    ``reached`` is *finalize* once something is to be sent that finalizes a draft, and *send* for what only mails.
+    ``told`` is an answer that settled nothing, which a look is to settle. ``drafts`` counts how often this call has
+    tried.
     """
 
     quiet: bool = True
@@ -191,9 +192,7 @@ def _open(at: Attempt, reply: Reply) -> Reply:
     if not at.sent:
         if reply.outcome is not Outcome.RELEASED:  # a look that got no answer
             refusal = UpstreamBusy(note=refusal.note if refusal is not None else None, retry_after=5)
-        return replace(
-            reply, outcome=Outcome.FREED, refusal=refusal, generation=at.generation, mute=False, fresh=True
-        )
+        return replace(reply, outcome=Outcome.FREED, refusal=refusal, generation=at.generation, mute=False, fresh=True)
     if harmless and not isinstance(refusal, OutcomeUnknown):
         note = f"half way: {refusal.note or refusal.reason}" if refusal is not None else None
         refusal = OutcomePending(HALF_WAY, note=note, retry_after=refusal.retry_after if refusal is not None else 5)

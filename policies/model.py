@@ -71,7 +71,8 @@ WHOLESALE: Final = frozenset({Risk.PLAIN, Risk.CHANGES})
 class Parameter(msgspec.Struct, frozen=True):
     """One parameter of an operation. ``path`` writes a list index as ``{i}``, a free key as ``{key}``.
 
-    ``needed``: its parent is refused without it, or at the top level the call. ``unsets``: the empty string is allowed and means unset.
+    ``needed``: its parent is refused without it, or at the top level the call. ``unsets``: the empty string is allowed
+    and means unset.
     ``free``: text for people to read, where white space at the ends does no harm. Any other text is an id or a word.
     ``max_items`` bounds the entries of a list or a free-key object, ``max_key`` the length of a free key.
     """
@@ -170,12 +171,17 @@ class Operation(msgspec.Struct, frozen=True):
         return self.method in {"GET", "DELETE"}
 
     @property
+    def idempotent(self) -> bool:
+        """Whether a second call changes nothing more, with or without a key (RFC 9110, 9.2.2)."""
+        return self.method == "DELETE"
+
+    @property
     def resumes(self) -> bool:
         """Whether an open call may be sent again however long ago it was sent first.
 
-        One in several steps looks before it does anything, and a DELETE is idempotent (RFC 9110, 9.2.2).
+        One in several steps looks before it does anything.
         """
-        return bool(self.plan) or self.method == "DELETE"
+        return bool(self.plan) or self.idempotent
 
     @property
     def repeatable(self) -> bool:

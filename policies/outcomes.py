@@ -24,6 +24,7 @@ from policies.refusals import (
     ApprovalLapsed,
     ApprovalRejected,
     AwaitingApproval,
+    CustomerAmbiguous,
     OutcomePending,
     OutcomeUnknown,
     Refusal,
@@ -285,7 +286,7 @@ def lost(grant: Grant, note: str, retry_after: int = 5) -> Refusal:
     if grant.entitlement.operation.repeatable:
         return UpstreamFailed(note=note, retry_after=retry_after)
     # Without an idempotency key, a repeated call would be a new one.
-    if grant.resend_seconds and grant.ledger_key is not None:
+    if grant.resend_seconds and (grant.ledger_key is not None or grant.entitlement.operation.idempotent):
         return OutcomePending(note=note, retry_after=retry_after)
     return OutcomeUnknown(note=note)
 
@@ -361,6 +362,8 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
     answer, trimmed = fields.read(body, entitlement)
     if answer.get("object") != operation.answers:
         return unknown(grant, f"the upstream answered {status} without {operation.answers} in JSON", status)
+    if operation.finds:
+        return _found_one(grant, status, body, trimmed)
     created = answer.get("id")
     if not isinstance(created, str) or not created:
         return unknown(grant, f"the upstream answered {status} without an id", status)
@@ -384,6 +387,22 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
         spent=spent,
         alarm=alarm,
     )
+
+
+def _found_one(grant: Grant, status: int, body: bytes, trimmed: Mapping[str, object]) -> Reply:
+    """Return the result of a search that is to find one object, or none."""
+    entitlement, listed = grant.entitlement, fields.decoded(body)
+    found, finds, mode = listed.get("data"), entitlement.operation.finds, entitlement.connection.mode
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        return unknown(grant, f"the upstream answered {status} without a list", status)
+    for one in found:
+        if one.get(finds) != grant.parameters[finds]:
+            return stray(grant, finds, status)
+        if mode and one.get("livemode") is (mode == "test"):
+            return stray(grant, "mode", status)
+    if len(found) > 1 or listed.get("has_more") is True:
+        return Reply(Outcome.FREED, refusal=CustomerAmbiguous(), upstream_status=status)
+    return Reply(Outcome.SUCCEEDED, answer=trimmed, upstream_status=status)
 
 
 @lru_cache(1024, typed=True)  # many invoices have one of a few sums

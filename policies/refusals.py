@@ -819,7 +819,7 @@ class TotalNotGranted(UpstreamRefusal):
     reason = "total-not-granted"
     title = "The invoice comes to more than you may raise"
     sentence = "The invoice comes to more than you may raise. Nothing was changed."
-    decided_by = "countersign"
+    decided_by = "policy"
 
 
 class InvoiceEmpty(UpstreamRefusal):
@@ -829,8 +829,8 @@ class InvoiceEmpty(UpstreamRefusal):
     reason = "invoice-empty"
     title = "The invoice has no lines"
     sentence = (
-        "The invoice has no lines, so nobody would be asked for anything, and it could not be changed any more. Nothing "
-        "was changed. Add its items, which name the invoice, and send the same call again."
+        "The invoice has no lines, so nobody would be asked for anything, and it could not be changed any more. "
+        "Nothing was changed. Add its items, which name the invoice, and send the same call again."
     )
     decided_by = "countersign"
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sandbox import invoice
 from sandbox.faults import error
@@ -41,9 +41,12 @@ __all__ = [
     "draft",
     "finalized",
     "listed",
+    "refuse",
     "sent",
     "shown",
+    "summed",
     "voided",
+    "want",
 ]
 
 #: Lines of one call, and of one answer.
@@ -86,47 +89,45 @@ def draft(made: dict[str, Any], form: Mapping[str, str], customer: Customer) -> 
     made |= {"customer_email": customer.email, "starting_balance": customer.owes, "auto_advance": False}
     made["auto_advance"] = form.get("auto_advance") in {"true", "1"}
     made["discounts"] = ["di_sandbox"] if discount else []
-    return _summed(made, customer)
+    return summed(made, customer)
 
 
 def add_lines(made: dict[str, Any], form: Mapping[str, str], customer: Customer, prices: Mapping[str, Any]) -> None:
     """Add the lines of a form to a draft."""
-    _want(made, "draft", "invoice_not_editable")
+    want(made, "draft", "invoice_not_editable")
     said: defaultdict[int, dict[str, str]] = defaultdict(dict)
     for path, value in form.items():
         match = _LINE.fullmatch(path)
         if match is not None and match[2] in _TAKEN:
             said[int(match[1])][match[2] + match[3]] = value
         elif not _METADATA.fullmatch(path) and not path.startswith("expand["):
-            _refuse(f"There is no parameter {path}.", path, "parameter_unknown", executed=False)
+            refuse(f"There is no parameter {path}.", path, "parameter_unknown", executed=False)
     if sorted(said) != list(range(len(said))) or not said:
-        _refuse("The list lines has a gap, or is missing.", "lines", "parameter_missing", executed=False)
+        refuse("The list lines has a gap, or is missing.", "lines", "parameter_missing", executed=False)
     if len(said) > MOST:
-        _refuse(f"At most {MOST} lines can be added at once.", "lines", executed=False)
+        refuse(f"At most {MOST} lines can be added at once.", "lines", executed=False)
     added = [_line(made, f"lines[{number}]", said[number], prices) for number in sorted(said)]
     made["lines"]["data"] += added
     made["metadata"] |= {match[1]: value for path, value in form.items() if (match := _METADATA.fullmatch(path))}
-    _summed(made, customer)
+    summed(made, customer)
 
 
 def _line(made: dict[str, Any], name: str, said: Mapping[str, str], prices: Mapping[str, Any]) -> dict[str, Any]:
     price = said.get("pricing[price]")
     if ("amount" in said) == (price is not None):
-        _refuse(f"{name} needs an amount or a price.", name, "parameters_exclusive", executed=False)
+        refuse(f"{name} needs an amount or a price.", name, "parameters_exclusive", executed=False)
     for part in ("amount", "quantity"):
         if part in said and not _WHOLE.fullmatch(said[part]):
-            _refuse(
-                f"{name}[{part}] is not an integer.", f"{name}[{part}]", "parameter_invalid_integer", executed=False
-            )
+            refuse(f"{name}[{part}] is not an integer.", f"{name}[{part}]", "parameter_invalid_integer", executed=False)
     quantity = int(said.get("quantity", "1"))
     if quantity < 0:
-        _refuse(f"{name}[quantity] must not be negative.", f"{name}[quantity]", executed=False)
+        refuse(f"{name}[quantity] must not be negative.", f"{name}[quantity]", executed=False)
     if price is None:
         amount = int(said["amount"])
     elif price not in prices:
-        _refuse(f"There is no price {price!r}.", f"{name}[pricing][price]", "resource_missing")
+        refuse(f"There is no price {price!r}.", f"{name}[pricing][price]", "resource_missing")
     elif prices[price][1] != made["currency"]:
-        _refuse("The price is in another currency than the invoice.", f"{name}[pricing][price]")
+        refuse("The price is in another currency than the invoice.", f"{name}[pricing][price]")
     else:
         amount = prices[price][0] * quantity
     line: dict[str, Any] = {
@@ -144,11 +145,11 @@ def _line(made: dict[str, Any], name: str, said: Mapping[str, str], prices: Mapp
 
 def finalized(made: dict[str, Any], form: Mapping[str, str], customer: Customer, now: float) -> None:
     """Finalize a draft."""
-    _want(made, "draft", "invoice_not_editable")
+    want(made, "draft", "invoice_not_editable")
     if not customer.located:
         failure = {"code": "customer_tax_location_invalid", "message": "The address is not enough to work out tax."}
         made["last_finalization_error"] = failure | {"type": "invalid_request_error"}
-        _refuse(failure["message"], "customer", failure["code"])
+        refuse(failure["message"], "customer", failure["code"])
     if "auto_advance" in form:
         made["auto_advance"] = form["auto_advance"] in {"true", "1"}
     currency, due = made["currency"], made["amount_due"]
@@ -168,27 +169,27 @@ def finalized(made: dict[str, Any], form: Mapping[str, str], customer: Customer,
 def sent(made: dict[str, Any], customer: Customer, now: float) -> None:
     """Mail an invoice. A draft is finalized first."""
     if not made["customer_email"]:
-        _refuse("The customer has no e-mail address.", "customer")
+        refuse("The customer has no e-mail address.", "customer")
     if made["collection_method"] != "send_invoice":
-        _refuse("Only an invoice of send_invoice can be sent.", "collection_method")
+        refuse("Only an invoice of send_invoice can be sent.", "collection_method")
     if made["status"] == "draft":
         finalized(made, {}, customer, now)
     elif made["status"] not in {"open", "paid"}:
-        _refuse("This invoice cannot be sent any more.", "invoice", "invoice_not_editable")
+        refuse("This invoice cannot be sent any more.", "invoice", "invoice_not_editable")
     made["mailed"] = made.get("mailed", 0) + 1
 
 
 def voided(made: dict[str, Any], now: float) -> None:
     """Void an open invoice, for good."""
     if made["status"] not in {"open", "uncollectible"}:
-        _refuse("Only an open invoice can be voided.", "invoice", "status_transition_invalid")
+        refuse("Only an open invoice can be voided.", "invoice", "status_transition_invalid")
     made |= {"status": "void", "amount_remaining": 0}
     made["status_transitions"] = made["status_transitions"] | {"voided_at": int(now)}
 
 
 def deleted(made: Mapping[str, Any]) -> dict[str, Any]:
     """What the deletion of a draft answers."""
-    _want(made, "draft", "invoice_not_editable")
+    want(made, "draft", "invoice_not_editable")
     return {"id": made["id"], "object": "invoice", "deleted": True}
 
 
@@ -206,7 +207,8 @@ def listed(made: Mapping[str, Any], limit: int) -> dict[str, Any]:
     return shown | {"has_more": len(every) > limit, "total_count": len(every)}
 
 
-def _summed(made: dict[str, Any], customer: Customer) -> dict[str, Any]:
+def summed(made: dict[str, Any], customer: Customer) -> dict[str, Any]:
+    """Work out what an invoice comes to from its lines, and return it."""
     subtotal = sum(line["amount"] for line in made["lines"]["data"])
     less = round(subtotal * customer.discount / 100) if made["discounts"] else 0
     tax = 0 if customer.inclusive else round((subtotal - less) * customer.tax / 100)
@@ -218,11 +220,13 @@ def _summed(made: dict[str, Any], customer: Customer) -> dict[str, Any]:
     return made
 
 
-def _want(made: Mapping[str, Any], status: str, code: str) -> None:
+def want(made: Mapping[str, Any], status: str, code: str) -> None:
+    """Refuse what only an invoice of one status takes."""
     if made["status"] != status:
-        _refuse(f"This invoice is {made['status']}, and no longer a {status}.", "invoice", code)
+        refuse(f"This invoice is {made['status']}, and no longer a {status}.", "invoice", code)
 
 
-def _refuse(message: str, parameter: str, code: str | None = None, *, executed: bool = True) -> Any:
+def refuse(message: str, parameter: str, code: str | None = None, *, executed: bool = True) -> NoReturn:
+    """Refuse as Stripe does; ``executed``: see :class:`RefusedError`."""
     more = {"code": code} if code else {}
     raise RefusedError(error(400, message, param=parameter, **more), executed=executed)

@@ -4,6 +4,7 @@
     GET  /v1/invoices         the invoices of a `customer`, the newest first, at most `limit` (10, up to 100) of them
     GET  /v1/invoices/{id}    an invoice made here; its lines at /v1/invoices/{id}/lines
     POST /v1/invoices/{id}/add_lines, /finalize, /send, /void, and DELETE /v1/invoices/{id}: see `sandbox.drafts`
+    POST /v1/invoiceitems, POST /v1/customers, GET /v1/customers: see `sandbox.items`
     GET  /v2/core/approval_requests/{id}     what became of an action that waits for a person
     GET  /_sandbox            {"calls", "invoices", "connections", "replays", "approvals": {id: status}}
     POST /_sandbox            tests and people change what happens: see `Stripe.told`
@@ -55,7 +56,8 @@ whatever the client saw: the same key again gets that invoice. Where a repeat wo
     other_key_400      400, with the Idempotency-Key of another call   nothing
 
 At a later step of an invoice the same faults come by `fail_at`, or for a customer `cus_fault_at_STEP_NAME`; a step
-is add_lines, finalize, send, void or delete. One marked + has carried it out.
+is add_lines, finalize, send, void, delete, item (an invoice item) or customer (a create). One marked + has carried it
+out.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
-from sandbox import drafts, faults, invoice, parameters
+from sandbox import drafts, faults, invoice, items, parameters
 from sandbox.approvals import DECISIONS, Approval
 from sandbox.drafts import Customer
 from sandbox.faults import always, approval_required, error
@@ -90,10 +92,12 @@ KEPT_SECONDS: Final = 24 * 60 * 60
 """How long a key keeps its answer."""
 
 _PATH: Final = "/v1/invoices"
+_ITEMS: Final = "/v1/invoiceitems"
+_CUSTOMERS: Final = "/v1/customers"
 _STEP: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)/(add_lines|finalize|send|void)")
 _LINES: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)/lines")
-STEPS: Final = ("add_lines", "finalize", "send", "void", "delete")
-"""What happens to an invoice after its create."""
+STEPS: Final = ("add_lines", "finalize", "send", "void", "delete", "item", "customer")
+"""What can fail beside the create of an invoice."""
 _AT: Final = re.compile(rf"cus_fault_at_({'|'.join(STEPS)})_(.+)")
 _INVOICE: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)")
 _APPROVAL: Final = re.compile(r"/v2/core/approval_requests/(\w+)")
@@ -195,11 +199,12 @@ class _Books:
     answers: dict[tuple[_Place, str], _Kept] = field(default_factory=dict)  # by idempotency key
     invoices: dict[tuple[_Place, str], bytes] = field(default_factory=dict)
     approvals: dict[tuple[_Place, str], Approval] = field(default_factory=dict)
+    customers: dict[tuple[_Place, str], dict[str, Any]] = field(default_factory=dict)
     replays: int = 0
 
     def trim(self) -> None:
         entries: dict[Any, Any]
-        for entries in (self.answers, self.invoices, self.approvals):
+        for entries in (self.answers, self.invoices, self.approvals, self.customers):
             while len(entries) > self.keep:
                 del entries[next(iter(entries))]
 
@@ -319,6 +324,11 @@ class Stripe(Upstream):
         """Clear calls, counts, the faults still to come, invoices, approvals and idempotency keys."""
         super().forget()
         self._books = _Books(self._books.keep)
+        self.forget_faults()
+
+    def forget_faults(self) -> None:
+        """Clear the faults still to come."""
+        self._failures.clear()
         for due in self._due.values():
             due.clear()
 
@@ -369,18 +379,30 @@ class Stripe(Upstream):
         if head.method == "DELETE" and (found := _INVOICE.fullmatch(head.path)):
             refused = self._refused(head, "rak_invoice_write")
             return refused or self._step(head, found[1], "delete", {}, self._place(head))[0]
-        if head.method == "GET" and head.path == _PATH:
+        if head.method == "POST" and head.path in {_ITEMS, _CUSTOMERS}:
+            right, create = (
+                ("rak_invoice_write", self._item) if head.path == _ITEMS else ("rak_customer_write", self._customer)
+            )
+            return self._refusal(head, right) or self._keyed(head, body, request, partial(create, head))
+        if head.method == "GET":
+            return self._look(head)
+        return error(404, f"There is nothing at {head.method} {head.path}.")
+
+    def _look(self, head: Head) -> Answer:
+        if head.path == _CUSTOMERS:
+            return self._refused(head, "rak_customer_read") or self._customers(head)
+        if head.path == _PATH:
             return self._refused(head, "rak_invoice_read") or self._every(head)
-        if head.method == "GET" and (found := _LINES.fullmatch(head.path)):
+        if found := _LINES.fullmatch(head.path):
             return self._refused(head, "rak_invoice_read") or self._listed(head, found[1])
-        if head.method == "GET" and (found := _INVOICE.fullmatch(head.path)):
+        if found := _INVOICE.fullmatch(head.path):
             return self._refused(head, "rak_invoice_read") or self._retrieve(head, found[1])
-        if head.method == "GET" and (found := _APPROVAL.fullmatch(head.path)):
+        if found := _APPROVAL.fullmatch(head.path):
             return self._refused(head, "approval_requests.read") or self._approval(head, found[1])
         return error(404, f"There is nothing at {head.method} {head.path}.")
 
-    def _refusal(self, head: Head) -> Answer | None:
-        if refused := self._refused(head, "rak_invoice_write"):
+    def _refusal(self, head: Head, right: str = "rak_invoice_write") -> Answer | None:
+        if refused := self._refused(head, right):
             return refused
         if head.media != FORM:
             return _NOT_A_FORM
@@ -479,16 +501,59 @@ class Stripe(Upstream):
             told = self._changed(made, step, form)
         except drafts.RefusedError as refused:
             return refused.answer, refused.answer if refused.executed else None, 0
-        true = Answer(200, told, (_NO_RETRY,))
-        fault = self._step_fault(step, made["customer"])
+        answer, kept, busy, done = self._unless(step, made["customer"], told, head)
+        if done and step == "delete":
+            del self._books.invoices[place, name]
+        elif done:
+            self._books.invoices[place, name] = invoice.encode(made)
+        return answer, kept, busy
+
+    def _item(self, head: Head, form: Mapping[str, str], place: _Place) -> tuple[Answer, Answer | None, float]:
+        """Create an invoice item, and put it on the invoice that it names."""
+        now, name = self._now(), form.get("invoice")
+        try:
+            new = items.item(form, self.prices, now, live=place.live)
+            found = self._books.invoice(place, name, now) if name else None
+            if name and found is None:
+                drafts.refuse(f"There is no invoice {name!r}.", "invoice", "resource_missing")
+            made = json.loads(found) if found else None
+            if made is not None:
+                items.added(made, new, self.customers.get(made["customer"], Customer()))
+        except drafts.RefusedError as refused:
+            return refused.answer, refused.answer if refused.executed else None, 0
+        answer, kept, busy, done = self._unless("item", form["customer"], invoice.encode(new), head)
+        if done and made is not None:
+            self._books.invoices[place, made["id"]] = invoice.encode(made)
+        return answer, kept, busy
+
+    def _customer(self, head: Head, form: Mapping[str, str], place: _Place) -> tuple[Answer, Answer | None, float]:
+        """Put a customer on file."""
+        try:
+            new = items.customer(form, self._now(), live=place.live)
+        except drafts.RefusedError as refused:
+            return refused.answer, refused.answer if refused.executed else None, 0
+        answer, kept, busy, done = self._unless("customer", "", invoice.encode(new), head)
+        if done:
+            self._books.customers[place, new["id"]] = new
+            self.customers[new["id"]] = Customer(email=new["email"], owes=new["balance"])
+        return answer, kept, busy
+
+    def _customers(self, head: Head) -> Answer:
+        place = self._place(head)
+        every = [one for (at, _), one in tuple(self._books.customers.items()) if at == place]
+        try:
+            return Answer(200, invoice.encode(items.found(form_of(head.query.encode()), every)))
+        except drafts.RefusedError as refused:
+            return refused.answer
+
+    def _unless(self, step: str, customer: str, told: bytes, head: Head) -> tuple[Answer, Answer | None, float, bool]:
+        """Answer what was carried out, unless a fault is due: with what is kept, and whether it was carried out."""
+        true, fault = Answer(200, told, (_NO_RETRY,)), self._step_fault(step, customer)
         answer = true if fault is None else self._fail(fault, told, _key(head))
         if fault is None or answer.creates:
-            if step == "delete":
-                del self._books.invoices[place, name]
-            else:
-                self._books.invoices[place, name] = invoice.encode(made)
-            return replace(answer, creates=False), true, self.delay if fault == "working" else 0
-        return answer, answer if fault in _EXECUTED else None, 0
+            answer = replace(answer, creates=False)
+            return answer, answer if fault in _EXECUTED else true, self.delay if fault == "working" else 0, True
+        return answer, answer if fault in _EXECUTED else None, 0, False
 
     def _changed(self, made: dict[str, Any], step: str, form: Mapping[str, str]) -> bytes:
         """Change an invoice by one step, and return what that answers. Raises :class:`drafts.RefusedError`."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gateway.stores.memory import Memory
-from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
 from tests.conftest import KEY, sha256
@@ -101,7 +100,11 @@ def ask(loaded: Function, path: str, method: str = "POST", key: str | None = Non
     """Call one operation, under a key of its own unless one is given."""
     query = f"/stripe/{path}?name=ft-4&connection_name=stripe-1"
     written = "&".join(f"{name}={value}" for name, value in form.items())
-    headers = {} if method == "GET" else {"Idempotency_Key": key or f"{method} {path} {written}".replace("/", "-")}
+    headers = (
+        {}
+        if method == "GET"
+        else {"Idempotency_Key": key or re.sub("[^A-Za-z0-9_]+", "-", f"{method}-{path}-{written}.")}
+    )
     if method == "POST":
         return loaded.post(target=query, body=written, **headers)
     return loaded.post(target=f"{query}&{written}" if written else query, body="", method=method, **headers)
@@ -113,7 +116,7 @@ def draft(loaded: Function, amount: int = 40850, order: str = "order-1", **more:
     created = ask(loaded, "invoices/", key=order, **form).json
     assert created is not None
     name: str = created["id"]
-    item = {"customer": "cus_1", "invoice": name, "amount": amount, "currency": form["currency"]}
+    item: dict[str, Any] = {"customer": "cus_1", "invoice": name, "amount": amount, "currency": form["currency"]}
     assert ask(loaded, "invoiceitems/", key=order, **item).status_code == 200
     return name
 
@@ -134,3 +137,210 @@ def test_draft_is_finalized_once_and_collects_nothing_by_itself(loaded: Function
     assert first.json == {"id": name, "status": "open", "number": number, "total": 40850, "auto_advance": False}
     again = ask(loaded, f"invoices/{name}/finalize", key="order-1")
     assert (again.json, again.headers["Idempotent-Replayed"]) == (first.json, "true")
+
+
+def test_draft_above_the_grant_stays_a_draft(loaded: Function, stripe: Stripe) -> None:
+    for operation in ("finalize", "send"):
+        name = draft(loaded, amount=50001, order=operation)
+        response = ask(loaded, f"invoices/{name}/{operation}")
+        told = refused(response, 422, "total-not-granted")
+        assert "comes to 500.01 USD" in told["detail"]
+        assert "You may raise 500.00 USD at most. Nothing was changed." in told["detail"]
+        assert told["decided_by"] == "policy"
+        assert made(stripe, name)["status"] == "draft"
+        within = draft(loaded, amount=50000, order=f"{operation}-within")
+        assert ask(loaded, f"invoices/{within}/{operation}").status_code == 200
+
+
+@pytest.mark.parametrize("operation", ["finalize", "send"])
+@pytest.mark.parametrize(
+    ("customer", "currency", "said"),
+    [
+        (Customer(tax=30), "usd", "comes to 531.05 USD"),
+        (Customer(owes=20000), "usd", "asks for 608.50 USD"),
+        (Customer(), "eur", "is in EUR. You may raise invoices in USD only"),
+    ],
+    ids=["tax", "debt", "currency"],
+)
+def test_what_the_customer_brings_with_it_counts(  # noqa: PLR0917 - the case, and who is in it
+    loaded: Function, stripe: Stripe, operation: str, customer: Customer, currency: str, said: str
+) -> None:
+    stripe.customers["cus_1"] = customer
+    name = draft(loaded, currency=currency)
+    assert said in refused(ask(loaded, f"invoices/{name}/{operation}"), 422, "total-not-granted")["detail"]
+    assert made(stripe, name)["status"] == "draft"
+
+
+def test_empty_draft_is_not_finalized_and_the_key_is_free(loaded: Function, stripe: Stripe) -> None:
+    empty = (ask(loaded, "invoices/", customer="cus_1", currency="usd").json or {})["id"]
+    refused(ask(loaded, f"invoices/{empty}/finalize", key="order-1"), 422, "invoice-empty")
+    assert made(stripe, empty)["status"] == "draft"
+    ask(loaded, "invoiceitems/", customer="cus_1", invoice=empty, amount=500, currency="usd")
+    assert ask(loaded, f"invoices/{empty}/finalize", key="order-1").status_code == 200
+
+
+def test_mail_to_nobody_is_refused_before_anything_is_finalized(loaded: Function, stripe: Stripe) -> None:
+    stripe.customers["cus_1"] = Customer(email=None)
+    name = draft(loaded)
+    refused(ask(loaded, f"invoices/{name}/send"), 422, "email-missing")
+    assert made(stripe, name)["status"] == "draft"
+
+
+def test_invoice_of_another_form_or_of_nobody_is_not_found(loaded: Function) -> None:
+    refused(ask(loaded, "invoices/in_nobody/finalize"), 404, "upstream-rejected")
+    refused(ask(loaded, "invoices/cus_1/finalize"), 400, "parameter-invalid")
+    refused(ask(loaded, "invoices/in_1%2Fpay/finalize"), 404, "path-unknown")
+
+
+def test_key_names_one_invoice(loaded: Function, stripe: Stripe) -> None:
+    for operation in ("finalize", "void"):
+        one, other = draft(loaded, order=f"{operation}-1"), draft(loaded, order=f"{operation}-2")
+        assert ask(loaded, f"invoices/{one}/finalize", key=f"f-{operation}").status_code == 200
+        if operation == "void":
+            assert ask(loaded, f"invoices/{other}/finalize", key="f-other").status_code == 200
+            assert ask(loaded, f"invoices/{one}/void", key="f-void").status_code == 200
+        refused(ask(loaded, f"invoices/{other}/{operation}", key=f"f-{operation}"), 422, "idempotency-key-reused")
+        assert made(stripe, other)["status"] == ("draft" if operation == "finalize" else "open")
+
+
+def test_finalized_invoice_is_not_finalized_under_another_key(loaded: Function, stripe: Stripe) -> None:
+    name = draft(loaded)
+    assert ask(loaded, f"invoices/{name}/finalize", key="order-1").status_code == 200
+    assert refused(ask(loaded, f"invoices/{name}/finalize", key="order-2"), 400, "upstream-rejected")
+    assert made(stripe, name)["status"] == "open"
+
+
+@pytest.mark.parametrize("fault", ["close_after", "reset_after", "truncated", "not_json", "error_500_created", "twice"])
+@pytest.mark.parametrize("operation", ["finalize", "send"])
+def test_lost_answer_ends_in_one_finalized_invoice(
+    loaded: Function, stripe: Stripe, operation: str, fault: str
+) -> None:
+    name = draft(loaded)
+    stripe.fail_at(operation, fault)
+    first = ask(loaded, f"invoices/{name}/{operation}", key="order-1")
+    again = ask(loaded, f"invoices/{name}/{operation}", key="order-1")
+    one = made(stripe, name)
+    assert (one["status"], one.get("mailed", 0)) == ("open", operation == "send")
+    if operation == "send" and fault == "error_500_created":  # Stripe keeps the 500, and nothing tells of a mail
+        assert (first.status_code, again.status_code) == (424, 424)
+    else:
+        assert first.status_code == (504 if (operation, fault) == ("send", "not_json") else 200), first.text
+        assert again.status_code == 200, again.text
+
+
+@pytest.mark.parametrize("operation", ["finalize", "send"])
+def test_refusal_is_told_and_the_mended_call_runs_under_the_same_key(
+    loaded: Function, stripe: Stripe, operation: str
+) -> None:
+    stripe.customers["cus_1"] = Customer(located=False)
+    name = draft(loaded)
+    first = refused(ask(loaded, f"invoices/{name}/{operation}", key="order-1"), 400, "upstream-rejected")
+    assert "Nothing was changed" in first["detail"]
+    stripe.customers["cus_1"] = Customer()
+    assert ask(loaded, f"invoices/{name}/{operation}", key="order-1").status_code == 200
+    assert made(stripe, name)["status"] == "open"
+
+
+@pytest.mark.parametrize("fault", ["error_500", "no_retry_500"])
+def test_failure_that_stripe_keeps_without_effect_is_passed_by(loaded: Function, stripe: Stripe, fault: str) -> None:
+    for operation in ("finalize", "send"):
+        name = draft(loaded, order=operation)
+        stripe.fail_at(operation, fault)
+        answers = [ask(loaded, f"invoices/{name}/{operation}", key=operation).status_code for _ in range(2)]
+        assert answers[-1] == 200
+        assert (made(stripe, name)["status"], made(stripe, name).get("mailed", 0)) == ("open", operation == "send")
+
+
+def test_ledger_that_forgets_is_caught_by_stripe(loaded: Function, stripe: Stripe, memory: Memory) -> None:
+    name = draft(loaded)
+    assert ask(loaded, f"invoices/{name}/send", key="order-1").status_code == 200
+    memory.__init__(memory._clock)  # type: ignore[misc]
+    assert ask(loaded, f"invoices/{name}/send", key="order-1").status_code == 200
+    assert made(stripe, name)["mailed"] == 1
+
+
+def test_mail_of_unknown_outcome_is_not_sent_again_once_stripe_has_forgotten(
+    loaded: Function, stripe: Stripe, clock: Clock
+) -> None:
+    name = draft(loaded)
+    stripe.fail_at("send", "close_after")
+    stripe.fail_next("close_after", 9)  # its repeats
+    refused(ask(loaded, f"invoices/{name}/send", key="order-1"), 504, "outcome-unknown")
+    clock.now += KEPT_SECONDS
+    refused(ask(loaded, f"invoices/{name}/send", key="order-1"), 424, "outcome-unknown")
+    assert made(stripe, name)["mailed"] == 1
+
+
+def test_finalize_of_unknown_outcome_is_settled_by_a_look_however_late(
+    loaded: Function, stripe: Stripe, clock: Clock
+) -> None:
+    name = draft(loaded)
+    stripe.fail_at("finalize", "close_before", 9)
+    late = ask(loaded, f"invoices/{name}/finalize", key="order-1")
+    assert late.status_code == 504, late.text
+    assert made(stripe, name)["status"] == "draft"
+    stripe.forget_faults()
+    clock.now += KEPT_SECONDS
+    assert ask(loaded, f"invoices/{name}/finalize", key="order-1").status_code == 200
+    assert made(stripe, name)["status"] == "open"
+
+
+def test_open_invoice_is_mailed_and_what_comes_to_too_much_is_not(loaded: Function, stripe: Stripe) -> None:
+    name = draft(loaded)
+    assert ask(loaded, f"invoices/{name}/finalize").status_code == 200
+    assert ask(loaded, f"invoices/{name}/send", key="mail-1").status_code == 200
+    assert ask(loaded, f"invoices/{name}/send", key="mail-1").status_code == 200
+    assert made(stripe, name)["mailed"] == 1
+
+
+# ---------------------------------------------------------------- items, void, delete, customers
+
+
+def test_item_names_its_invoice(loaded: Function, stripe: Stripe) -> None:
+    told = refused(ask(loaded, "invoiceitems/", customer="cus_1", amount=500, currency="usd"), 400, "parameter-missing")
+    assert told["parameter"] == "invoice"
+    name = draft(loaded, amount=700)
+    stripe.fail_at("item", "close_after")
+    item: dict[str, Any] = {"customer": "cus_1", "invoice": name, "amount": 500, "currency": "usd"}
+    first, again = (ask(loaded, "invoiceitems/", key="order-7", **item) for _ in range(2))
+    assert (first.status_code, again.json) == (200, first.json)
+    assert [line["amount"] for line in made(stripe, name)["lines"]["data"]] == [700, 500]
+    assert made(stripe, name)["total"] == 1200
+
+
+def test_void_is_for_open_invoices_and_delete_for_drafts(loaded: Function, stripe: Stripe) -> None:
+    name = draft(loaded)
+    refused(ask(loaded, f"invoices/{name}/void"), 400, "upstream-rejected")
+    ask(loaded, f"invoices/{name}/finalize")
+    refused(ask(loaded, f"invoices/{name}", "DELETE"), 400, "upstream-rejected")
+    assert (ask(loaded, f"invoices/{name}/void", key="v").json or {})["status"] == "void"
+    other = draft(loaded, order="order-2")
+    assert ask(loaded, f"invoices/{other}", "DELETE").json == {"id": other, "deleted": True}
+    assert [one["id"] for one in stripe.made] == [name]
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_delete_whose_answer_is_lost_is_a_success(
+    loaded: Function, stripe: Stripe, clock: Clock, *, keyed: bool
+) -> None:
+    name = draft(loaded)
+    stripe.fail_at("delete", "close_after", 1)
+    target = f"/stripe/invoices/{name}?name=ft-4&connection_name=stripe-1"
+    headers = {"Idempotency_Key": "order-1"} if keyed else {}
+    response = loaded.post(target=target, body="", method="DELETE", media=None, **headers)
+    assert (response.status_code, response.json) == (200, {"id": name, "deleted": True})
+    refused(loaded.post(target=target, body="", method="DELETE", media=None), 404, "upstream-rejected")
+    clock.now += 1
+    refused(loaded.post(target=target, body="a=1", method="DELETE"), 400, "body-malformed")
+
+
+def test_customer_is_found_by_address_unless_two_have_it(loaded: Function, stripe: Stripe) -> None:
+    assert ask(loaded, "customers/", "GET", email="jenny@example.com").json == {"data": []}
+    made = ask(loaded, "customers/", email="jenny@example.com", name="Jenny").json
+    assert ask(loaded, "customers/", "GET", email="jenny@example.com").json == {"data": [made]}
+    assert ask(loaded, "customers/", "GET", email="Jenny@example.com").json == {"data": []}
+    ask(loaded, "customers/", key="another", email="jenny@example.com", name="Jenny")
+    for more in ({}, {"limit": "1"}):
+        refused(ask(loaded, "customers/", "GET", email="jenny@example.com", **more), 422, "customer-ambiguous")
+    refused(ask(loaded, "customers/", "GET"), 400, "parameter-missing")
+    refused(ask(loaded, "customers/", email="nobody"), 400, "upstream-rejected")

@@ -77,12 +77,12 @@ def granted(policies, asked):
 
 OPERATION = Example(
     files={
-        "policies/operations/invoices_void.py": """
+        "policies/operations/invoices_settle.py": """
 from policies.model import Effect, Kind, Operation, Parameter, Risk
 from policies.operations.invoices_create import FIELDS, IDS
 
 OPERATION = Operation(
-    id="invoices.void", effect=Effect.CHANGES, method="POST", path="invoices/{invoice}/void", upstreams=("stripe",),
+    id="invoices.settle", effect=Effect.CHANGES, method="POST", path="invoices/{invoice}/settle", upstreams=("stripe",),
     parameters={"invoice": Parameter("invoice", Kind.STRING, Risk.PLAIN, max_length=255)},
     fields=FIELDS, answers="invoice", noun="invoice", ids=IDS,
 )
@@ -90,13 +90,13 @@ OPERATION = Operation(
     },
     lines={},
     program="""
-policies = policy(operation="invoices.void", parameters="invoice: ")
-asked = call("/stripe/invoices/in_1/void/", body="", HTTP_IDEMPOTENCY_KEY="order-1")
+policies = policy(operation="invoices.settle", parameters="invoice: ")
+asked = call("/stripe/invoices/in_1/settle/", body="", HTTP_IDEMPOTENCY_KEY="order-1")
 grant = granted(policies, asked)
 assert (grant.budget, grant.ledger_key is not None) == (None, True)
 stripe = UPSTREAMS["stripe"]
 outgoing = stripe.request(grant, Step(grant.ledger_key))
-assert (outgoing.method, outgoing.url) == ("POST", "https://u.example/v1/invoices/in_1/void")
+assert (outgoing.method, outgoing.url) == ("POST", "https://u.example/v1/invoices/in_1/settle")
 assert outgoing.headers["Idempotency-Key"].startswith("countersign-")
 done = stripe.judge(grant, Step("key"), 200, {}, b'{"object": "invoice", "id": "in_1"}')
 assert (done.outcome, done.answer, done.created) == ("succeeded", {"id": "in_1"}, None)

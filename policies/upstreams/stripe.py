@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
+import msgspec
 from msgspec.structs import replace
 
 from policies import fields, forms, lines, outcomes
@@ -172,6 +173,10 @@ class Stripe(Dialect):
         """
         sent = None if grant.entitlement.operation.bodyless else _key(step)
         understood = said(status, headers, body)
+        if understood is not None and step.doubt and status == 404 and grant.entitlement.operation.idempotent:
+            # An earlier try of this call has deleted it.
+            gone = {"id": grant.parameters["invoice"], "object": "invoice", "deleted": True}
+            understood, body = None, msgspec.json.encode(gone)
         if headers.get("idempotency-key", sent) != sent:
             reply = outcomes.stray(grant, "Idempotency-Key", status)
         elif step.stage and understood is None:

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl
 import pytest
 import stripe
 
-from sandbox.__main__ import UPSTREAM_KEY
+from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.clients.conftest import Lossy, stripe_policy
-from tests.conftest import KEY, OTHER_KEY, policy
+from tests.conftest import KEY, OTHER_KEY, policy, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,6 +162,132 @@ def test_sdk_reaches_an_upstream_that_is_not_stripe(
     sdk(base(server().port))
     assert stripe.Invoice.create(customer=CUSTOMER).status == "draft"
     assert (upstream.calls[0].path, upstream.invoices) == ("/stripe/invoices/", 1)
+
+
+#: The usual chain, each operation granted by its name.
+CHAIN = """\
+connections:
+  at-stripe:
+    {{name: ft-4, connection_name: stripe-1, upstream: stripe, origin: {origin}, secret: {secret}/versions/latest}}
+callers:
+  shop:
+    owner: tests
+    credentials: [key: {{id: k1, sha256: {key}, connection: at-stripe}}]
+    limits: [100000/minute]
+    grants:
+      - connection: at-stripe
+        operation: customers.create
+        parameters: {{email: , name: , description: }}
+        response: [id, email]
+      - connection: at-stripe
+        operation: customers.list
+        parameters: {{email: , limit: }}
+        response: [data.id, data.email]
+      - connection: at-stripe
+        operation: invoices.create
+        parameters: {{customer: , currency: , collection_method: , days_until_due: }}
+        response: [id, status, total]
+      - connection: at-stripe
+        operation: invoiceitems.create
+        parameters: {{customer: , invoice: , amount: , currency: , description: , unit_amount_decimal: , quantity: }}
+        response: [id, amount, invoice]
+      - connection: at-stripe
+        operation: invoices.finalize
+        parameters: {{invoice: }}
+        amount: {{max: 50000, currency: [usd]}}
+        response: [id, status, number, total, hosted_invoice_url]
+      - connection: at-stripe
+        operation: invoices.send
+        parameters: {{invoice: }}
+        amount: {{max: 50000, currency: [usd]}}
+        response: [id, status]
+      - {{connection: at-stripe, operation: invoices.void, parameters: {{invoice: }}, response: [id, status]}}
+      - {{connection: at-stripe, operation: invoices.delete, parameters: {{invoice: }}, response: [id, deleted]}}
+      - {{connection: at-stripe, operation: invoices.retrieve, parameters: {{invoice: }}, response: [id, status]}}
+"""
+
+
+def customer_of(email: str) -> str:
+    """Name a customer by the address, as a shop does: who is not on file yet is put there."""
+    found = stripe.Customer.list(email=email, limit=1)
+    assert type(found) is stripe.ListObject
+    return (found.data[0] if found.data else stripe.Customer.create(email=email, name="Jenny")).id
+
+
+def drafted(customer: str, *amounts: int) -> str:
+    invoice = stripe.Invoice.create(
+        customer=customer, currency="usd", collection_method="send_invoice", days_until_due=30
+    )
+    for amount in amounts:
+        item = stripe.InvoiceItem.create(customer=customer, invoice=invoice.id, amount=amount, currency="usd")
+        assert type(item) is stripe.InvoiceItem
+        assert (item.amount, item.invoice) == (amount, invoice.id)
+    return invoice.id
+
+
+@pytest.mark.parametrize("way", ["", "/ft-4/stripe-1"], ids=["host alone", "with a path"])
+def test_sdk_walks_its_usual_chain(
+    server: Callable[..., Server], sdk: Callable[..., None], stripe_upstream: Stripe, way: str
+) -> None:
+    running = server(CHAIN.format(origin=stripe_upstream.origin, secret=SECRET, key=sha256(KEY)))
+    sdk(f"http://127.0.0.1:{running.port}{way}")
+    customer = customer_of("jenny@example.com")
+    assert customer_of("jenny@example.com") == customer
+    name = drafted(customer, 30000, 7500)
+    done = stripe.Invoice.finalize_invoice(name)
+    assert type(done) is stripe.Invoice
+    assert (done.id, done.status, done.total) == (name, "open", 37500)
+    assert (done.number, done.hosted_invoice_url) != (None, None)
+    assert stripe.Invoice.send_invoice(name).status == "open"
+    assert stripe.Invoice.void_invoice(name).status == "void"
+    assert stripe.Invoice.retrieve(name).status == "void"
+    other = drafted(customer, 100)
+    assert stripe.Invoice.retrieve(other).delete().deleted is True
+    [made] = stripe_upstream.made
+    assert (made["id"], made["status"], made["mailed"]) == (name, "void", 1)
+    outcomes = [entry["operation"] for entry in running.record.entries("outcome")]
+    assert outcomes.count("invoiceitems.create") == 3
+    assert {entry["result"] for entry in running.record.entries("outcome")} == {"succeeded"}
+
+
+def test_sdk_is_told_why_it_may_not_finalize(
+    server: Callable[..., Server], sdk: Callable[..., None], stripe_upstream: Stripe
+) -> None:
+    running = server(CHAIN.format(origin=stripe_upstream.origin, secret=SECRET, key=sha256(KEY)))
+    sdk(base(running.port))
+    name = drafted("cus_1", 50001)
+    for act in (stripe.Invoice.finalize_invoice, stripe.Invoice.send_invoice):
+        error = raised(running, stripe.InvalidRequestError, act, invoice=name)
+        assert error.code == "total_not_granted"
+    for number in range(2):
+        stripe.Customer.create(email="two@example.com", name=f"Number {number}")
+    ambiguous = raised(running, stripe.InvalidRequestError, stripe.Customer.list, email="two@example.com", limit=1)
+    assert ambiguous.code == "customer_ambiguous"
+    loose: Any = {"customer": "cus_1", "amount": 500, "currency": "usd"}
+    assert raised(running, stripe.InvalidRequestError, stripe.InvoiceItem.create, **loose).param == "invoice"
+    assert [made["status"] for made in stripe_upstream.made] == ["draft"]
+
+
+def test_answers_that_are_lost_on_the_chain_leave_one_of_each(
+    server: Callable[..., Server], sdk: Callable[..., None], stripe_upstream: Stripe
+) -> None:
+    """Each first answer is lost between us and the SDK, which repeats its call by itself, under its own key."""
+    running = server(CHAIN.format(origin=stripe_upstream.origin, secret=SECRET, key=sha256(KEY)))
+    acts: list[Callable[[], Any]] = [
+        lambda: stripe.InvoiceItem.create(customer="cus_1", invoice=name, amount=700, currency="usd"),
+        lambda: stripe.Invoice.finalize_invoice(name),
+        lambda: stripe.Invoice.send_invoice(name),
+        lambda: stripe.Invoice.void_invoice(name),
+    ]
+    sdk(base(running.port))
+    name = drafted("cus_1", 300)
+    for act in acts:
+        with Lossy(running.port, lose=1) as network:
+            sdk(base(network.port))
+            act()
+            assert network.calls == 2
+    [made] = stripe_upstream.made
+    assert (made["status"], made["total"], made["mailed"]) == ("void", 1000, 1)
 
 
 # ---------------------------------------------------------------- how it is refused

@@ -66,7 +66,7 @@ def test_json_call_goes_upstream_as_a_form() -> None:
         {"connection_name": "stripe-2"},
         {"name": "FT-4"},
         {"name": "ft-4 "},
-        {"operation": "invoices.delete"},
+        {"operation": "invoices.remove"},
     ],
     ids=str,
 )

@@ -246,7 +246,7 @@ def test_smallest_sealed_policy_is_read() -> None:
         {"callers": b"\x81\xa1c" + CALLER, "grants": b"\x91" + GRANT},
         {"callers": b"\x81\xa1c\x90"},
         {"grants": b"\x91\xc0", "connections": b"\x91" + CONNECTION},
-        {"grants": b"\x91" + GRANT.replace(b"create", b"delete"), "connections": b"\x91" + CONNECTION},
+        {"grants": b"\x91" + GRANT.replace(b"create", b"remove"), "connections": b"\x91" + CONNECTION},
         {"grants": b"\x91" + GRANT.replace(b"\xa2id", b"\xa2ix"), "connections": b"\x91" + CONNECTION},
         {"connections": b"\x91" + CONNECTION.replace(b"stripe", b"strypi")},
         {"callers": b"\x81\xa1c" + msgspec.msgpack.encode(["ann", [], None, [-1], False, None])},

@@ -561,7 +561,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
     (8, ["version: 2022-11-15"], 8, "connections.billing.version", "version means something at Stripe only. Remove it"),
     (8, ["account: acct_1"], 8, "connections.billing.account", "account means something at Stripe only. Remove it"),
     (17, ["operation: invoices.retrieve"], 17, f"{GRANT}.operation", "appgregator does not offer this. Write one of: "),
-    (17, ["operation: invoices.delete"], 17, f"{GRANT}.operation", "Did you mean invoices."),
+    (17, ["operation: invoices.remove"], 17, f"{GRANT}.operation", "Did you mean invoices."),
     (8, ["ceiling: 20 per second"], 8, "connections.billing.ceiling", "write a limit as a whole number of calls per"),
     # callers
     (10, ["app bar:"], 10, "callers.app bar", "a name is up to 64 letters"),

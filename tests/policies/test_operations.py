@@ -10,12 +10,10 @@ from collections import Counter
 import pytest
 
 from policies.forms import MAX_DEPTH, MAX_PATH, MAX_SHOWN, split
-from policies.model import Kind, Risk, Shape
-from policies.operations import OPERATIONS
+from policies.model import WHOLESALE, Kind, Risk, Shape
+from policies.operations import OPERATIONS, meanings, words
 from policies.operations.invoices_create import FIELDS, PARAMETERS
 from policies.operations.invoices_create import OPERATION as INVOICES_CREATE
-from policies.operations.invoices_issue import OPERATION as INVOICES_ISSUE
-from policies.operations.invoices_retrieve import OPERATION as INVOICES_RETRIEVE
 from sandbox.invoice import EXAMPLE
 
 CATALOGUE = INVOICES_CREATE.parameters
@@ -150,11 +148,67 @@ def test_only_free_keyed_fields_are_granted_as_objects() -> None:
     }
 
 
-def test_operations_go_by_their_names_and_answer_with_an_invoice() -> None:
-    assert dict(OPERATIONS) == {
-        "invoices.create": INVOICES_CREATE,
-        "invoices.issue": INVOICES_ISSUE,
-        "invoices.retrieve": INVOICES_RETRIEVE,
+#: Of each: what its calls do, whether they need a key, the object that they answer with, and the path.
+KNOWN = {
+    "customers.create": ("creates", "customer", "POST customers"),
+    "customers.list": ("looks", "list", "GET customers"),
+    "invoiceitems.create": ("creates", "invoiceitem", "POST invoiceitems"),
+    "invoices.create": ("creates", "invoice", "POST invoices"),
+    "invoices.delete": ("changes", "invoice", "DELETE invoices/{invoice}"),
+    "invoices.finalize": ("changes", "invoice", "POST invoices/{invoice}/finalize"),
+    "invoices.issue": ("creates", "invoice", "POST invoices/issue"),
+    "invoices.retrieve": ("looks", "invoice", "GET invoices/{invoice}"),
+    "invoices.send": ("changes", "invoice", "POST invoices/{invoice}/send"),
+    "invoices.void": ("changes", "invoice", "POST invoices/{invoice}/void"),
+}
+
+
+def test_operations_go_by_their_names() -> None:
+    assert {
+        name: (one.effect.value, one.answers, f"{one.method} {one.path}") for name, one in OPERATIONS.items()
+    } == KNOWN
+    assert all(one.id == name for name, one in OPERATIONS.items())
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_part_of_an_operation_has_its_object(name: str) -> None:
+    catalogue = OPERATIONS[name].parameters
+    for path, parameter in catalogue.items():
+        parent = path.rpartition("[")[0]
+        assert parameter.path == path
+        if parent:
+            assert catalogue[parent].kind is (Kind.ARRAY if path.endswith("[{i}]") else Kind.OBJECT)
+    fields = OPERATIONS[name].fields
+    assert not [path for path in fields for other in fields if other.startswith(path + ".")]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_people_read_is_said_of_what_there_is(name: str) -> None:
+    one = OPERATIONS[name]
+    assert set(words(name)) <= set(one.parameters)
+    assert set(meanings(name)) <= set(one.fields)
+    wholesale = {
+        path
+        for path, parameter in one.parameters.items()
+        if parameter.risk in WHOLESALE and (parameter.kind not in {Kind.OBJECT, Kind.ARRAY} or parameter.unsets)
     }
-    assert [operation.repeatable for operation in OPERATIONS.values()] == [False, False, True]
-    assert {operation.answers for operation in OPERATIONS.values()} == {EXAMPLE["object"]} == {"invoice"}
+    assert wholesale <= set(words(name))
+
+
+def test_nobody_finalizes_mails_voids_or_deletes_by_a_group() -> None:
+    risks = {"finalize": Risk.COLLECTS, "send": Risk.MAILS, "void": Risk.UNDOES, "delete": Risk.UNDOES}
+    assert {name: OPERATIONS[f"invoices.{name}"].parameters["invoice"].risk for name in risks} == risks
+    assert not {*risks.values()} & WHOLESALE
+
+
+#: As those of ``invoices.create``, of ``stripe_operations.json``.
+PUBLISHED_ITEM = "3ec8b7491d7cf94c8e3801d42992a8651fd1c6185ab9596e9d316d5269983386"
+
+
+def test_parameters_of_an_item_are_the_published_ones() -> None:
+    listed = [
+        [path, parameter.kind.value, sorted(parameter.one_of or ()), parameter.needed, parameter.unsets]
+        for path, parameter in sorted(OPERATIONS["invoiceitems.create"].parameters.items())
+        if path != "invoice"  # which is needed here, and is not there
+    ]
+    assert hashlib.sha256(json.dumps(listed).encode()).hexdigest() == PUBLISHED_ITEM
