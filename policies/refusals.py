@@ -174,7 +174,7 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     reason = problem["reason"]
     status = _STRIPE_STATUSES.get(reason, problem["status"])
     reused = reason == KeyReused.reason
-    if reused or status in {405, 408, 413, 414, 415}:
+    if reused or status in {405, 408, 413, 414, 415, 422}:
         status = 400
     kind = _STRIPE_TYPES.get(status, "api_error")
     error: dict[str, object] = {

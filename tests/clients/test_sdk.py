@@ -58,6 +58,18 @@ def raised(running: Server, kind: type[E], act: Callable[..., object] = stripe.I
     return error
 
 
+def subscribed(customer: str) -> stripe.Subscription:
+    """Do what localstripe wants before it makes an invoice."""
+    product = stripe.Product.create(name="Support", type="service")
+    plan = stripe.Plan.create(product=product.id, amount=2000, currency="usd", interval="month")
+    card = {"number": "4242424242424242", "exp_month": 12, "exp_year": 2030, "cvc": "123"}
+    method = stripe.PaymentMethod.create(type="card", card=card)  # type: ignore[arg-type]  # older than the SDK's types
+    stripe.PaymentMethod.attach(method.id, customer=customer)
+    settings: Any = {"default_payment_method": method.id}
+    stripe.Customer.modify(customer, invoice_settings=settings)
+    return stripe.Subscription.create(customer=customer, items=[{"plan": plan.id}])
+
+
 # ---------------------------------------------------------------- what it asks for
 
 
@@ -66,15 +78,8 @@ def test_sdk_raises_and_retrieves_an_invoice_at_somebody_elses_stripe(
 ) -> None:
     origin, key, secret = localstripe
     sdk(origin, key)
-    product = stripe.Product.create(name="Support", type="service")
-    plan = stripe.Plan.create(product=product.id, amount=2000, currency="usd", interval="month")
     customer = stripe.Customer.create(description="Acme")
-    card = {"number": "4242424242424242", "exp_month": 12, "exp_year": 2030, "cvc": "123"}
-    method = stripe.PaymentMethod.create(type="card", card=card)  # type: ignore[arg-type]  # older than the SDK's types
-    stripe.PaymentMethod.attach(method.id, customer=customer.id)
-    settings: Any = {"default_payment_method": method.id}
-    stripe.Customer.modify(customer.id, invoice_settings=settings)
-    subscription = stripe.Subscription.create(customer=customer.id, items=[{"plan": plan.id}])
+    subscription = subscribed(customer.id)
 
     running = server(stripe_policy(origin, secret=secret))
     sdk(base(running.port))
@@ -185,7 +190,7 @@ callers:
         response: [data.id, data.email]
       - connection: at-stripe
         operation: invoices.create
-        parameters: {{customer: , currency: , collection_method: , days_until_due: }}
+        parameters: {{customer: , currency: , collection_method: , days_until_due: , subscription: }}
         response: [id, status, total]
       - connection: at-stripe
         operation: invoiceitems.create
@@ -256,8 +261,8 @@ def test_sdk_is_told_why_it_may_not_finalize(
     running = server(CHAIN.format(origin=stripe_upstream.origin, secret=SECRET, key=sha256(KEY)))
     sdk(base(running.port))
     name = drafted("cus_1", 50001)
-    for act in (stripe.Invoice.finalize_invoice, stripe.Invoice.send_invoice):
-        error = raised(running, stripe.InvalidRequestError, act, invoice=name)
+    for act in (lambda: stripe.Invoice.finalize_invoice(name), lambda: stripe.Invoice.send_invoice(name)):
+        error = raised(running, stripe.InvalidRequestError, act)
         assert error.code == "total_not_granted"
     for number in range(2):
         stripe.Customer.create(email="two@example.com", name=f"Number {number}")
@@ -266,6 +271,29 @@ def test_sdk_is_told_why_it_may_not_finalize(
     loose: Any = {"customer": "cus_1", "amount": 500, "currency": "usd"}
     assert raised(running, stripe.InvalidRequestError, stripe.InvoiceItem.create, **loose).param == "invoice"
     assert [made["status"] for made in stripe_upstream.made] == ["draft"]
+
+
+def test_sdk_walks_the_chain_at_somebody_elses_stripe_as_far_as_that_goes(
+    server: Callable[..., Server], sdk: Callable[..., None], localstripe: tuple[str, str, str]
+) -> None:
+    """It knows neither finalize nor send, and invoices subscriptions alone."""
+    origin, key, secret = localstripe
+    running = server(CHAIN.format(origin=origin, secret=secret, key=sha256(KEY)))
+    sdk(base(running.port))
+    customer = customer_of("jenny@example.com")
+    assert customer_of("jenny@example.com") == customer
+    sdk(origin, key)
+    subscription = subscribed(customer)
+    sdk(base(running.port))
+    asked: Any = {"customer": customer, "subscription": subscription.id}
+    invoice = stripe.Invoice.create(**asked)
+    assert (invoice.status, invoice["total"]) == ("draft", 2000)
+    item = stripe.InvoiceItem.create(customer=customer, invoice=invoice.id, amount=500, currency="usd")
+    assert (item.amount, item.invoice) == (500, invoice.id)
+    assert invoice.delete().deleted is True
+    error = raised(running, stripe.InvalidRequestError, lambda: stripe.Invoice.retrieve(invoice.id))
+    assert error.http_status == 404
+    assert key not in running.record.text()
 
 
 def test_answers_that_are_lost_on_the_chain_leave_one_of_each(
