@@ -15,7 +15,7 @@ import msgspec
 
 from policies.fields import narrow
 from policies.idempotency import held_of
-from policies.model import Budget, Effect, Kind, State
+from policies.model import Budget, Kind, State
 from policies.operations import meanings, words
 from policies.parameters import MAX_ITEMS, fault, template_of
 from policies.wording import ago, budget_in_words, exponents, limit_in_words, span
@@ -95,21 +95,20 @@ def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float) -> dic
     ``now``, in unix seconds, is when that was seen. What was raised is told as far as the policy grants it today, and
     only if it was raised at the account that the connection leads to today.
     """
-    noun = entitlement.operation.noun
-    raises = entitlement.operation.effect is Effect.CREATES
+    operation = entitlement.operation
+    noun = operation.noun
     told: dict[str, Any] = {"grant": grant_id(entitlement)}
     if seen is None:
         kept = span(entitlement.idempotency.seconds)
-        nothing = f"No {noun} of yours was raised" if raises else "No call of yours went through"
-        text = f"{nothing} with this key. Settled calls are remembered for {kept}."
+        text = f"No {noun} of yours was {operation.verb.done} with this key. Settled calls are remembered for {kept}."
         return {**told, "state": "never", "text": text}
     entry = seen.entry
     age, held = seen.now - entry.sent, held_of("", entry, now=seen.now)
     told["when"] = int(now - age)
     body: dict[str, Any] = msgspec.json.decode(entry.answer.body) if entry.answer is not None else {}
     if entry.state is State.SUCCEEDED and f"{entry.place} ".startswith(f"{entitlement.connection.place} "):
-        done = f"The {noun} was raised" if raises else "The call went through"
-        text = f"{done} {ago(age)}. The same call with this key brings back the same answer, and does nothing new."
+        done = f"The {noun} was {operation.verb.done} {ago(age)}."
+        text = f"{done} The same call with this key brings back the same answer, and does nothing new."
         return {**told, "state": "raised", "text": text, "answer": narrow(body, entitlement.response)}
     if entry.state is State.SUCCEEDED:
         text = f"This key was used {ago(age)}, when the connection led to another account. Use a new key here."
@@ -130,8 +129,8 @@ def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float) -> dic
         )
         return {**told, "state": "waiting", "text": text}
     text = (
-        f"No answer came to the call of {ago(age)} that can be trusted, so the {noun} may "
-        f"{'exist' if raises else 'be changed'}. Do not use another key, which might do it twice. Send the same call "
+        f"No answer came to the call of {ago(age)} that can be trusted, so {operation.may}. "
+        f"Do not use another key, which might do it twice. Send the same call "
         "again with the same key: it says what is known by then."
     )
     return {**told, "state": "unknown", "text": text}

@@ -211,7 +211,10 @@ def _operation(
         told["parameters"] += _query(granted)
     else:
         told["parameters"] += _idempotency_key(caller, granted)
-        told["requestBody"] = _body(granted)
+        if operation.bodyless:
+            told["parameters"] += _query(granted)
+        else:
+            told["requestBody"] = _body(granted)
         told["x-countersign-idempotency"] = [_idempotency(one) for one in granted]
     if samples is not None:
         filled = samples(grant_id(granted[0]))
@@ -224,7 +227,7 @@ def _operation(
 
 
 def _summary(operation: Operation) -> str:
-    verb = {Effect.CREATES: "Raise", Effect.CHANGES: "Change", Effect.LOOKS: "Look at"}[operation.effect]
+    verb = operation.verb.does.capitalize()
     return f"{verb} an {operation.noun}" if operation.noun[0] in "aeiou" else f"{verb} a {operation.noun}"
 
 

@@ -107,7 +107,7 @@ class OutcomeLine(Granted, kw_only=True, tag="outcome"):
     milliseconds: Annotated[Whole, Meta(description="From the first byte of the call to here.")]
     upstream_status: int | UnsetType = UNSET
     upstream_request: Annotated[str | UnsetType, Meta(description="The upstream's own name for the request.")] = UNSET
-    created: Annotated[str | UnsetType, Meta(description="The id of what was created.")] = UNSET
+    created: Annotated[str | UnsetType, Meta(description="The id of what was created or changed.")] = UNSET
     amount: Minor | UnsetType = UNSET
     currency: Currency | UnsetType = UNSET
     warning: Annotated[str | UnsetType, Meta(description="What is not as it might be, though it went through.")] = UNSET

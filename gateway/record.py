@@ -20,7 +20,7 @@ from policies.access import given
 from policies.foresight import Would, would_of
 from policies.forms import shown, split
 from policies.idempotency import SHORT
-from policies.model import Answer, Effect, Outcome
+from policies.model import Answer, Outcome
 from policies.outcomes import lost
 from policies.refusals import (
     BodyMalformed,
@@ -62,7 +62,6 @@ _CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
 #: What a path may hold beside names: an upstream's id, or anything long.
 _ID_IN_PATH = re.compile(r"\b[a-z]{2,12}_[A-Za-z0-9]{8,}|[^/]{65,}")
 _NAME_IN_QUERY = re.compile(r"(?:^|&)((?:connection_)?name=[A-Za-z0-9._-]{1,64})(?=&|$)")
-_DONE: Final = {Effect.CREATES: "raised", Effect.CHANGES: "changed", Effect.LOOKS: "looked at"}
 #: Cached, since many invoices have one of a few sums.
 _money = lru_cache(1024)(wording.money)
 
@@ -219,7 +218,7 @@ class Record:
         if reply.amount is not None and reply.currency is not None:
             content["amount"], content["currency"] = reply.amount, reply.currency
             sum_ = f" of {_money(reply.amount, reply.currency)}"
-        return f"{self._caller} {_DONE[operation.effect]} {operation.noun}{named}{sum_} on {self._where}"
+        return f"{self._caller} {operation.verb.done} {operation.noun}{named}{sum_} on {self._where}"
 
     def _not_raised(self, reply: Reply, refusal: Refusal, content: dict[str, Any]) -> str:
         """Add why a call that was sent did not succeed, and return the message."""

@@ -676,8 +676,10 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     entry = value.mapping(known=(*required, *optional), required=required)
     connection = connections[entry["connection"].one_of(connections)]
     operation = _operation(entry, connection)
-    rules, required_paths = _parameters(entry, operation)
+    rules, required_paths = _parameters(entry, operation, connection.upstream)
     amount = _amount(entry["amount"], operation) if "amount" in entry else None
+    if amount is not None and "amount" in rules:
+        _bounded(entry["amount"], rules, required_paths, amount)
     within = _lines(entry.get("lines"), rules, operation)
     if within is not None:
         _whole(value, rules, required_paths, amount, operation)
@@ -709,17 +711,17 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     )
 
 
-def _parameters(entry: Mapping[str, _Value], operation: Operation) -> tuple[dict[str, Rule], list[str]]:
+def _parameters(entry: Mapping[str, _Value], operation: Operation, upstream: str) -> tuple[dict[str, Rule], list[str]]:
     """Return the rules of what a grant lets a caller send, and the paths that every call must send."""
     rules: dict[str, Rule] = {}
     required_paths: list[str] = []
     if "groups" in entry:
-        rules.update(_groups(entry["groups"], operation))
+        rules.update(_groups(entry["groups"], operation, upstream))
     if "parameters" in entry:
         # Whole objects first, so that the entry of a part takes precedence wherever it is written.
         written = entry["parameters"].mapping().items()
         for path, bounds in sorted(written, key=lambda item: item[0].count("[")):
-            for rule in _rules(path, bounds, operation):
+            for rule in _rules(path, bounds, operation, upstream):
                 rules[rule.path] = rule
             if _if_written(_bounds(bounds), "required", _Value.boolean):
                 required_paths.append(path)
@@ -738,6 +740,35 @@ def _amount(value: _Value, operation: Operation) -> Amount:
         if not parameters.fits(Kind.CURRENCY, item):
             raise entry["currency"].fail("write currencies in three lowercase letters, such as [usd, eur]")
     return Amount(most, tuple(currencies))
+
+
+def _bounded(value: _Value, rules: dict[str, Rule], required: list[str], amount: Amount) -> None:
+    """Bound what a call says that its invoice comes to, where it says so in one parameter."""
+    rule = rules["amount"]
+    if amount.max is not None:
+        least = int(rule.fixed) if rule.fixed is not None else rule.minimum or 0
+        if least > amount.max:
+            raise value.fail(f"parameters.amount is {least} at least, so no call could pass. Raise max")
+        if rule.fixed is None:
+            rules["amount"] = replace(rule, maximum=min(amount.max, rule.maximum or amount.max))
+    if not amount.currencies:
+        return
+    if "currency" not in rules:
+        raise value.fail("a call that says an amount must say its currency. Grant currency under parameters")
+    _in_currencies(value, rules, amount)
+    if rules["currency"].fixed is None and "currency" not in required:
+        required.append("currency")
+
+
+def _in_currencies(value: _Value, rules: dict[str, Rule], amount: Amount) -> None:
+    """Narrow the currency that a call may name to those of ``amount``."""
+    currency = rules["currency"]
+    named = {currency.fixed} if currency.fixed is not None else currency.one_of
+    left = frozenset(amount.currencies) & (named or frozenset(amount.currencies))
+    if not left:
+        raise value.fail("parameters.currency allows none of these currencies, so no call could pass")
+    if currency.fixed is None:
+        rules["currency"] = replace(currency, one_of=left)
 
 
 def _lines(value: _Value | None, rules: Mapping[str, Rule], operation: Operation) -> Lines | None:
@@ -761,8 +792,8 @@ def _whole(
         raise value.fail("every invoice has a customer. Grant it under parameters")
     for path in ("currency", *lines.ALWAYS):
         rules.setdefault(path, _catalogue_rule(path, operation.parameters[path]))
-    if amount is not None and amount.currencies and rules["currency"].one_of is None:
-        rules["currency"] = replace(rules["currency"], one_of=frozenset(amount.currencies))
+    if amount is not None and amount.currencies:
+        _in_currencies(value, rules, amount)
     required += [path for path in ("customer", "currency") if rules[path].fixed is None and path not in required]
 
 
@@ -778,14 +809,14 @@ def _operation(entry: Mapping[str, _Value], connection: Connection) -> Operation
     return operation
 
 
-def _groups(value: _Value, operation: Operation) -> Iterator[tuple[str, Rule]]:
+def _groups(value: _Value, operation: Operation, upstream: str) -> Iterator[tuple[str, Rule]]:
     names = {risk.value: risk for risk in Risk}
     for item in value.items():
         risk = names[item.one_of(names)]
         if risk not in WHOLESALE:
             raise item.fail(f"a whole group that {risk.value} cannot be granted. Name its parameters one by one")
         for parameter in operation.parameters.values():
-            if parameter.risk is risk and _sendable(parameter):
+            if parameter.risk is risk and _sendable(parameter) and upstream in (parameter.upstreams or {upstream}):
                 yield parameter.path, _catalogue_rule(parameter.path, parameter)
 
 
@@ -801,6 +832,7 @@ def _catalogue_rule(path: str, parameter: Parameter) -> Rule:
         kind=parameter.kind,
         max_length=(parameter.max_length or parameters.MAX_LENGTH) if texts else None,
         one_of=None if parameter.one_of is None else frozenset(parameter.one_of),
+        minimum=parameter.minimum,
         unsets=parameter.unsets,
         free=parameter.free,
     )
@@ -820,13 +852,16 @@ def _bounds(value: _Value) -> dict[str, _Value]:
     return {} if value.empty else value.mapping(known=known)
 
 
-def _rules(path: str, value: _Value, operation: Operation) -> Iterator[Rule]:
+def _rules(path: str, value: _Value, operation: Operation, upstream: str) -> Iterator[Rule]:
     """Yield the rules that one entry under ``parameters`` makes: one, or one for each part of an object."""
     _check_path(value, path)
     template = parameters.template_of(operation, path)
     if template is None:
         raise value.fail(f"{operation.id} has no such parameter. {_suggest(path, operation.parameters)}")
     parameter = operation.parameters[template]
+    if upstream not in (parameter.upstreams or {upstream}):
+        where = " and ".join(UPSTREAMS[one].title for one in parameter.upstreams)
+        raise value.fail(f"{path} means something at {where} only. At Stripe, grant invoices.issue and its lines")
     bounds = _bounds(value)
     if parameter.kind not in {Kind.OBJECT, Kind.ARRAY}:
         yield _narrowed(path, parameter, bounds, value)
@@ -874,7 +909,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
         path=path,
         kind=base.kind,
         max_length=_max_length(bounds, base),
-        minimum=_if_written(bounds, "min", _Value.integer),
+        minimum=_minimum(bounds, base),
         maximum=_if_written(bounds, "max", _Value.integer),
         one_of=_one_of(bounds["one_of"], base) if "one_of" in bounds else base.one_of,
         prefix=_if_written(bounds, "prefix", _Value.text),
@@ -909,6 +944,13 @@ def _refuse_impossible(rule: Rule, bounds: Mapping[str, _Value]) -> None:
     if rule.one_of and all(parameters.fault(rule, text) for text in rule.one_of):
         bound = bounds["prefix" if "prefix" in bounds else "max_length"]
         raise bound.fail("the upstream takes nothing like it, so no value could pass")
+
+
+def _minimum(bounds: Mapping[str, _Value], base: Rule) -> int | None:
+    least = _if_written(bounds, "min", _Value.integer)
+    if least is not None and base.minimum is not None and least < base.minimum:
+        raise bounds["min"].fail(f"the upstream takes {base.minimum} at least")
+    return base.minimum if least is None else least
 
 
 def _max_length(bounds: Mapping[str, _Value], base: Rule) -> int | None:

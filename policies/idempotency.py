@@ -410,7 +410,8 @@ def _running(held: Entry, now: float) -> bool:
 
 def _reused(held: Entry, now: float, *, names: bool) -> str:
     """Say what became of the call that has this key, to somebody who brings it with other parameters."""
-    noun, when = OPERATIONS[held.operation].noun, ago(now - held.sent)
+    operation, when = OPERATIONS[held.operation], ago(now - held.sent)
+    noun = operation.noun
     told: Any = msgspec.json.decode(held.answer.body) if held.answer is not None else {}
     if held.state is State.SUCCEEDED:
         name = f" {told['id']}" if names and isinstance(told.get("id"), str) else ""
@@ -421,23 +422,28 @@ def _reused(held: Entry, now: float, *, names: bool) -> str:
     if held.state is State.REJECTED:
         return (
             f"This idempotency key was used {when} for a call with other parameters, which was refused, and the "
-            f"refusal stays: {told.get('detail', f'The {noun} may exist. Do not use another key.')}"
+            f"refusal stays: {told.get('detail', f'{operation.may.capitalize()}. Do not use another key.')}"
         )
     return (
-        f"This idempotency key was used {when} for a call with other parameters, whose outcome is not known: the "
-        f"{noun} may exist. Do not use another key, which might raise a second one. Send the first call again as it "
-        f"was, or ask the operator of Countersign to look."
+        f"This idempotency key was used {when} for a call with other parameters, whose outcome is not known: "
+        f"{operation.may}. Do not use another key, which might {operation.twice}. Send the first call again as it was, "
+        "or ask the operator of Countersign to look."
     )
 
 
-def _left(held: Entry, now: float) -> str | None:
-    """Say what is known of a call that is not sent again; None for the usual."""
+def _left(held: Entry, now: float) -> str:
+    """Say what is known of a call that is not sent again."""
     if held.approval is not None:
         return AwaitingApproval.where(None)
+    operation = OPERATIONS[held.operation]
     if now - held.sent < PROVABLE:
-        return None
+        return (
+            f"An earlier call with this key was sent, but no answer came that can be trusted, so {operation.may}. It "
+            f"was not sent again. Do not use another key, which might {operation.twice}. The operator of Countersign "
+            "has been told, and can find the call by its audit id."
+        )
     return (
         f"A call with this idempotency key was sent {ago(now - held.sent)}, and no answer came that can be trusted, so "
-        f"the {OPERATIONS[held.operation].noun} may exist. It was not sent again. Do not use another key, which might "
-        "raise a second one. Only the operator of Countersign can still settle this: ask, and give the audit id."
+        f"{operation.may}. It was not sent again. Do not use another key, which might {operation.twice}. Only the "
+        "operator of Countersign can still settle this: ask, and give the audit id."
     )

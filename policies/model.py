@@ -75,6 +75,7 @@ class Parameter(msgspec.Struct, frozen=True):
     and means unset.
     ``free``: text for people to read, where white space at the ends does no harm. Any other text is an id or a word.
     ``max_items`` bounds the entries of a list or a free-key object, ``max_key`` the length of a free key.
+    ``upstreams``: those that take it, by the ids of their dialects; empty if all do that offer the operation.
     """
 
     path: str
@@ -87,6 +88,8 @@ class Parameter(msgspec.Struct, frozen=True):
     needed: bool = False
     unsets: bool = False
     free: bool = False
+    minimum: int | None = None
+    upstreams: tuple[str, ...] = ()
 
 
 class Words(NamedTuple):
@@ -164,6 +167,16 @@ class Operation(msgspec.Struct, frozen=True):
     def verb(self) -> Verb:
         """What it does, for sentences."""
         return self.own_verb or _VERBS[self.effect]
+
+    @property
+    def may(self) -> str:
+        """What may be, where it is not known what became of a call: "the invoice may exist"."""
+        return f"the {self.noun} may {'exist' if self.effect is Effect.CREATES else f'have been {self.verb.done}'}"
+
+    @property
+    def twice(self) -> str:
+        """What must not happen: "raise a second invoice"."""
+        return f"{self.verb.does} a second {self.noun}" if self.effect is Effect.CREATES else "do it twice"
 
     @property
     def bodyless(self) -> bool:

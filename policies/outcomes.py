@@ -80,6 +80,19 @@ _PROBABLY: Final = {
 }
 
 
+#: What is told of an unknown outcome.
+_NO_ANSWER: Final = "The call was sent, but no answer came that can be trusted, so {may}. "
+_PENDING: Final = _NO_ANSWER + (
+    "Send the same call again with the same idempotency key: that is safe, and settles the matter. Do not use another "
+    "key, which might {twice}."
+)
+_UNKNOWN: Final = _NO_ANSWER + (
+    "Do not use another key, which might {twice}; the same key does not. The operator of Countersign has been told, "
+    "and can find the call by its audit id."
+)
+_IDEMPOTENT: Final = _NO_ANSWER + "Send the same call again: that is safe, and settles the matter."
+
+
 class InvoiceSeen(msgspec.Struct, frozen=True):
     """What an answer shows of a whole invoice that is under way. Sums are in minor units; None is unreadable."""
 
@@ -112,7 +125,7 @@ class Reply(msgspec.Struct, frozen=True):
     """Whether a retry within the call may help, provided that it is safe."""
     upstream_status: int | None = None
     created: str | None = None
-    """The id of what was created, for the record."""
+    """The id of what was created or changed, for the record."""
     amount: int | None = None
     """The sum of what was created, in minor units of ``currency``, for the record. Both or none."""
     currency: str | None = None
@@ -285,10 +298,14 @@ def lost(grant: Grant, note: str, retry_after: int = 5) -> Refusal:
     """Return the refusal for an unknown outcome, which says whether to try again."""
     if grant.entitlement.operation.repeatable:
         return UpstreamFailed(note=note, retry_after=retry_after)
+    operation = grant.entitlement.operation
+    if operation.idempotent:
+        return OutcomePending(_IDEMPOTENT.format(may=operation.may), note=note, retry_after=retry_after)
     # Without an idempotency key, a repeated call would be a new one.
-    if grant.resend_seconds and (grant.ledger_key is not None or grant.entitlement.operation.idempotent):
-        return OutcomePending(note=note, retry_after=retry_after)
-    return OutcomeUnknown(note=note)
+    if grant.resend_seconds and grant.ledger_key is not None:
+        said = _PENDING.format(may=operation.may, twice=operation.twice)
+        return OutcomePending(said, note=note, retry_after=retry_after)
+    return OutcomeUnknown(_UNKNOWN.format(may=operation.may, twice=operation.twice), note=note)
 
 
 def awaiting(step: Step, approval: str | None, look: str | None = None) -> Reply:
@@ -381,7 +398,7 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
         Outcome.SUCCEEDED,
         answer=trimmed,
         upstream_status=status,
-        created=created if operation.effect is Effect.CREATES and _IDS[operation.id].fullmatch(created) else None,
+        created=created if _IDS[operation.id].fullmatch(created) and not operation.repeatable else None,
         amount=amount,
         currency=currency,
         spent=spent,

@@ -563,7 +563,7 @@ class OutcomeStillUnknown(LedgerRefusal):
 
     status = 424
     reason = "outcome-unknown"
-    title = "It is not known whether the invoice exists"
+    title = "It is not known what became of the call"
     sentence = (
         "An earlier call with this key was sent, but no answer came that can be trusted, so the invoice may exist. "
         "It was not sent again. Do not use another key, which might raise a second invoice. The operator of "
@@ -647,7 +647,7 @@ class UpstreamRejected(UpstreamRefusal):
 
     status = 400
     reason = "upstream-rejected"
-    title = "The upstream refused the invoice"
+    title = "The upstream refused the call"
     sentence = "The upstream refused the invoice. Nothing was created."
 
     def __init__(self, status: int, detail: str, *, code: str | None, parameter: str | None) -> None:
@@ -857,7 +857,7 @@ class OutcomeUnknown(UpstreamRefusal):
 
     status = 424
     reason = "outcome-unknown"
-    title = "It is not known whether the invoice exists"
+    title = "It is not known what became of the call"
     sentence = (
         "The call was sent, but no answer came that can be trusted, so the invoice may exist. Do not use another key, "
         "which might raise a second invoice; the same key does not. The operator of Countersign has been told, and "

@@ -1,12 +1,14 @@
 """Appgregator on a real socket: counts its calls, and fails on request as `sandbox.faults` says.
 
-POST /stripe/invoices/?name=ft-4&connection_name=stripe-1     x-api-key, customer=cus_...
+POST /stripe/invoices/?name=ft-4&connection_name=stripe-1     x-api-key, customer=cus_..., perhaps amount and currency
 GET  /_sandbox                                                {"calls", "invoices", "connections"}
 """
 
 from __future__ import annotations
 
 import functools
+import json
+import re
 import urllib.parse
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,7 @@ __all__ = ["FAULTS", "Appgregator", "Received"]
 FAULTS: Final = frozenset(faults.FAULTS)
 """The names of all faults."""
 
+_WHOLE: Final = re.compile(r"[0-9]{1,12}")
 _PATHS: Final = ("/stripe/invoices", "/stripe/invoices/")
 _UNAUTHORIZED: Final = faults.error(401, "The API key is not valid.")
 _NO_ACCOUNT: Final = faults.error(404, "No account is stored under this name and connection_name.")
@@ -78,8 +81,31 @@ class Appgregator(Upstream):
             made = invoice.fresh(form)
         except ValueError as error:
             return faults.error(400, f"{error} must be an integer.", param=str(error), code="parameter_invalid_integer")
+        if "amount" in form:
+            wrong = _amount_problem(form)
+            if wrong is not None:
+                return wrong
+            made = _of_amount(made, int(form["amount"]))
         fault = self._fault(customer)
         return faults.created(made) if fault is None else self._fail(fault, made, key)
+
+
+def _amount_problem(form: Mapping[str, str]) -> Answer | None:
+    if not _WHOLE.fullmatch(form["amount"]):
+        return faults.error(400, "amount must be an integer.", param="amount", code="parameter_invalid_integer")
+    if "currency" not in form:
+        return faults.error(400, "A currency is required.", param="currency", code="parameter_missing")
+    return None
+
+
+def _of_amount(made: bytes, amount: int) -> bytes:
+    """The invoice with one line of this sum."""
+    found = json.loads(made)
+    [line] = found["lines"]["data"]
+    line |= {"amount": amount, "amount_excluding_tax": amount, "unit_amount_excluding_tax": str(amount)}
+    line["price"] |= {"unit_amount": amount, "unit_amount_decimal": str(amount)}
+    sums = ("amount_due", "amount_remaining", "subtotal", "subtotal_excluding_tax", "total", "total_excluding_tax")
+    return invoice.encode(found | dict.fromkeys(sums, amount))
 
 
 @functools.lru_cache(maxsize=128)

@@ -99,7 +99,7 @@ outgoing = stripe.request(grant, Step(grant.ledger_key))
 assert (outgoing.method, outgoing.url) == ("POST", "https://u.example/v1/invoices/in_1/settle")
 assert outgoing.headers["Idempotency-Key"].startswith("countersign-")
 done = stripe.judge(grant, Step("key"), 200, {}, b'{"object": "invoice", "id": "in_1"}')
-assert (done.outcome, done.answer, done.created) == ("succeeded", {"id": "in_1"}, None)
+assert (done.outcome, done.answer, done.created) == ("succeeded", {"id": "in_1"}, "in_1")
 refused = stripe.judge(grant, Step("key"), 400, {}, b'{"error": {"type": "invalid_request_error"}}')
 assert refused.refusal.detail == "The upstream refused the invoice as written. Nothing was changed."
 lost = stripe.judge(grant, Step("key"), 500, {}, b"")

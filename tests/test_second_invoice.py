@@ -186,7 +186,7 @@ def test_a7_mended_call_whose_first_answer_was_lost_is_told_to_use_no_other_key(
         error = stripe_refused(mended, 400, "idempotency-key-reused")
         assert error["type"] == "idempotency_error"
         detail = error["message"]
-    assert "the invoice may exist. Do not use another key, which might raise a second one." in detail
+    assert "the invoice may exist. Do not use another key, which might raise a second invoice." in detail
     assert "new key" not in detail
     assert (upstream.invoices, len(upstream.calls)) == (1, 1)
 

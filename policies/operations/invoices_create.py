@@ -303,6 +303,9 @@ WORDS: Final = {
         "A tax id of your own that is printed on the invoice, by its id at Stripe.",
         "txi_1Mg8jZ2eZvKYlo2C",
     ),
+    "amount": Words(
+        "Amount", "What the invoice comes to, in the smallest unit of the currency: 12000 is 120.00.", "12000"
+    ),
     "automatic_tax[enabled]": Words("Tax by Stripe", "Whether Stripe works out the tax and adds it.", "true"),
     "collection_method": Words(
         "How it is paid",
@@ -458,13 +461,16 @@ MEANINGS: Final = {
     "status_transitions.voided_at": "When it was voided, in unix seconds.",
 }
 
+#: What Appgregator alone takes, from its page on invoice items: the invoice then has one line of this sum.
+AMOUNT: Final = Parameter("amount", INTEGER, CHANGES, minimum=1, upstreams=("appgregator",))
+
 OPERATION: Final = Operation(
     id="invoices.create",
     effect=Effect.CREATES,
     method="POST",
     path="invoices",
     upstreams=("appgregator", "stripe"),
-    parameters={parameter.path: parameter for parameter in PARAMETERS},
+    parameters={parameter.path: parameter for parameter in (AMOUNT, *PARAMETERS)},
     fields=FIELDS,
     answers="invoice",
     noun="invoice",

@@ -16,6 +16,7 @@ from policies.operations.invoices_create import WORDS as WORDS_OF_AN_INVOICE
 
 #: What is ours to say, or would bring in other lines than those that were asked for.
 _NOT_HERE: Final = (
+    "amount",
     "automatically_finalizes_at",
     "from_invoice",
     "pending_invoice_items_behavior",
