@@ -32,6 +32,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── ParameterMissing         400
     │   ├── IdempotencyKeyMissing    400
     │   ├── IdempotencyKeyInvalid    400
+    │   ├── TotalNotGranted          422  an invoice that is to be finalized or mailed comes to more than is granted
     │   └── QuotaRefusal             too much in a time
     │       ├── LimitReached         429
     │       ├── CeilingReached       429
@@ -59,7 +60,6 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── ApprovalRejected         403  a person did not
     │   ├── TotalDiffers             422  the draft was not what was asked for, and is deleted
     │   ├── EmailMissing             422  the customer has no address to mail the invoice to
-    │   ├── TotalNotGranted          422  an invoice that is to be finalized or mailed comes to more than is granted
     │   ├── InvoiceEmpty             422  a draft without lines is to be finalized
     │   ├── CustomerAmbiguous        422  several customers have the address that one is looked for by
     │   └── OutcomeUnknown           424  a retry would not help
@@ -174,7 +174,7 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     reason = problem["reason"]
     status = _STRIPE_STATUSES.get(reason, problem["status"])
     reused = reason == KeyReused.reason
-    if reused or status in {405, 408, 413, 414, 415, 422}:
+    if reused or status in {405, 408, 413, 414, 415}:
         status = 400
     kind = _STRIPE_TYPES.get(status, "api_error")
     error: dict[str, object] = {
@@ -192,11 +192,14 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     return status, {"error": error}, 0 < problem.get("retry_after", 0) <= PATIENCE
 
 
-#: What Stripe's clients are told with a status of their own. They repeat a 409.
+#: What Stripe's clients are told with a status of their own. They repeat a 409, and know an invalid request by its 400.
 _STRIPE_STATUSES: Final = {
     "idempotency-key-in-use": 409,
     "awaiting-approval": 409,
     "upstream-unreachable": 502,
+    **dict.fromkeys(
+        ("customer-ambiguous", "email-missing", "invoice-empty", "total-differs", "total-not-granted"), 400
+    ),
 }
 #: Members of a problem that are passed on where there are any, by what Stripe calls them.
 _STRIPE_MEMBERS: Final = {"parameter": "param", "help": "doc_url", "replayed": "replayed", "would": "would"}
@@ -469,6 +472,15 @@ class IdempotencyKeyInvalid(PolicyRefusal):
     reason = "idempotency-key-invalid"
     title = "The idempotency key is not valid"
     sentence = "The idempotency key must be 1 to 255 printable ASCII characters without a comma. Send it once."
+
+
+class TotalNotGranted(PolicyRefusal):
+    """An invoice that is to be finalized or mailed comes to more than the grant allows, or is in another currency."""
+
+    status = 422
+    reason = "total-not-granted"
+    title = "The invoice comes to more than you may raise"
+    sentence = "The invoice comes to more than you may raise. Nothing was changed."
 
 
 class QuotaRefusal(PolicyRefusal):
@@ -812,16 +824,6 @@ class EmailMissing(UpstreamRefusal):
     )
 
 
-class TotalNotGranted(UpstreamRefusal):
-    """An invoice that is to be finalized or mailed comes to more than the grant allows, or is in another currency."""
-
-    status = 422
-    reason = "total-not-granted"
-    title = "The invoice comes to more than you may raise"
-    sentence = "The invoice comes to more than you may raise. Nothing was changed."
-    decided_by = "policy"
-
-
 class InvoiceEmpty(UpstreamRefusal):
     """A draft without lines: finalized, it asks nobody for anything, and cannot be changed any more."""
 
@@ -832,7 +834,6 @@ class InvoiceEmpty(UpstreamRefusal):
         "The invoice has no lines, so nobody would be asked for anything, and it could not be changed any more. "
         "Nothing was changed. Add its items, which name the invoice, and send the same call again."
     )
-    decided_by = "countersign"
 
 
 class CustomerAmbiguous(UpstreamRefusal):
@@ -845,7 +846,6 @@ class CustomerAmbiguous(UpstreamRefusal):
         "Several customers have this e-mail address, so it does not say which one is meant. Name the customer by its "
         "id, or have the operator of Countersign merge or change them at the upstream."
     )
-    decided_by = "countersign"
 
 
 class OutcomeUnknown(UpstreamRefusal):

@@ -1,9 +1,9 @@
 """``invoices.create``: its parameters and response fields, as data.
 
-Parameters are those of Stripe's ``POST /v1/invoices``, which the Appgregator endpoint forwards to: 139 paths, from
-Stripe's published OpenAPI description (2026-05-27). Lengths that the description gives only in words are included.
-Fields are those of the invoice that both upstreams answer with, of the API versions since 2022-11-15. A field that an
-upstream no longer has is answered as null.
+Parameters are those of Stripe's ``POST /v1/invoices``, which the Appgregator endpoint forwards to: 154 paths, from
+Stripe's published OpenAPI description (2026-05-27) and what came since (2026-10-28). Lengths that the description gives
+only in words are included. Appgregator takes ``amount``, too. Fields are those of the invoice that both upstreams
+answer with, of the API versions since 2022-11-15. A field that an upstream no longer has is answered as null.
 """
 
 from __future__ import annotations
@@ -78,6 +78,34 @@ PARAMETERS: Final = (
     Parameter("payment_settings[payment_method_options][bancontact][preferred_language]", STRING, REROUTES, one_of=(
         "de", "en", "fr", "nl"
     )),
+    Parameter("payment_settings[payment_method_options][billie]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details]", OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_address]",
+        OBJECT, REROUTES, unsets=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_address][city]",
+        STRING, REROUTES, free=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_address][country]",
+        STRING, REROUTES),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_address][line1]",
+        STRING, REROUTES, free=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_address][line2]",
+        STRING, REROUTES, free=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_address][postal_code]",
+        STRING, REROUTES, free=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_address][state]",
+        STRING, REROUTES, free=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registered_name]",
+        STRING, REROUTES, free=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registration_number]",
+        STRING, REROUTES),
+    Parameter("payment_settings[payment_method_options][billie][company_details][registration_type]",
+        STRING, REROUTES, one_of=(
+        "ch_ein", "de_hrb", "dk_cvr", "es_cif", "fi_tunnus", "fr_siren", "fr_siret", "it_rea", "nl_kvk",
+        "no_org_number", "no_pno", "se_org_number", "se_pno", "uk_crn"
+    ), unsets=True),
+    Parameter("payment_settings[payment_method_options][billie][company_details][vat]", STRING, REROUTES),
+    Parameter("payment_settings[payment_method_options][billie][reference]", STRING, REROUTES, free=True),
+    Parameter("payment_settings[payment_method_options][blik]", OBJECT, REROUTES, unsets=True),
     Parameter("payment_settings[payment_method_options][card]", OBJECT, REROUTES, unsets=True),
     Parameter("payment_settings[payment_method_options][card][installments]", OBJECT, REROUTES),
     Parameter("payment_settings[payment_method_options][card][installments][enabled]", BOOLEAN, REROUTES),
@@ -151,12 +179,12 @@ PARAMETERS: Final = (
     )),
     Parameter("payment_settings[payment_method_types]", ARRAY, REROUTES, unsets=True),
     Parameter("payment_settings[payment_method_types][{i}]", STRING, REROUTES, one_of=(
-        "ach_credit_transfer", "ach_debit", "acss_debit", "affirm", "amazon_pay", "au_becs_debit",
-        "bacs_debit", "bancontact", "boleto", "card", "cashapp", "crypto", "custom", "customer_balance",
-        "eps", "fpx", "giropay", "grabpay", "ideal", "jp_credit_transfer", "kakao_pay", "klarna", "konbini",
-        "kr_card", "link", "multibanco", "naver_pay", "nz_bank_account", "p24", "pay_by_bank", "payco",
-        "paynow", "paypal", "payto", "pix", "promptpay", "revolut_pay", "sepa_credit_transfer", "sepa_debit",
-        "sofort", "swish", "twint", "upi", "us_bank_account", "wechat_pay"
+        "ach_credit_transfer", "ach_debit", "acss_debit", "affirm", "alipay", "amazon_pay", "au_becs_debit",
+        "bacs_debit", "bancontact", "billie", "blik", "boleto", "card", "cashapp", "crypto", "custom",
+        "customer_balance", "eps", "fpx", "giropay", "grabpay", "ideal", "jp_credit_transfer", "kakao_pay", "klarna",
+        "konbini", "kr_card", "link", "mb_way", "multibanco", "naver_pay", "nz_bank_account", "p24", "pay_by_bank",
+        "payco", "paynow", "paypal", "payto", "pix", "promptpay", "revolut_pay", "satispay", "sepa_credit_transfer",
+        "sepa_debit", "sequra", "sofort", "swish", "twint", "upi", "us_bank_account", "wechat_pay"
     )),
     Parameter("pending_invoice_items_behavior", STRING, CHANGES, one_of=("exclude", "include")),
     Parameter("rendering", OBJECT, PLAIN),
@@ -229,7 +257,8 @@ def _under(parent: str, names: str) -> str:
 
 _SCALARS = " ".join(
     (
-        "id object account_country account_name amount_due amount_overpaid amount_paid amount_remaining",
+        "id object account_country account_name amount_due amount_overpaid amount_paid amount_paid_off_stripe",
+        "amount_remaining",
         "amount_shipping application application_fee_amount attempt_count attempted auto_advance",
         "automatically_finalizes_at billing_reason charge collection_method created currency customer",
         "customer_account customer_email customer_name customer_phone customer_tax_exempt default_payment_method",
@@ -251,10 +280,14 @@ _SCALARS = " ".join(
         _under("issuer", "account type"),
         _under("last_finalization_error", "code decline_code message param type"),
         _under("lines", "has_more object total_count url"),
-        _under("lines.data", "amount amount_excluding_tax currency description discountable id invoice_item"),
-        _under("lines.data", "livemode object proration quantity subscription subtotal type"),
+        _under("lines.data", "amount amount_excluding_tax currency description discountable id invoice invoice_item"),
+        _under("lines.data", "livemode object proration quantity quantity_decimal subscription subtotal type"),
         _under("lines.data", "unit_amount_excluding_tax period.end period.start"),
         _under("lines.data.discount_amounts", "amount discount"),
+        _under("lines.data.parent", "type"),
+        _under("lines.data.parent.invoice_item_details", "invoice_item proration subscription"),
+        _under("lines.data.parent.subscription_item_details", "invoice_item proration subscription subscription_item"),
+        _under("lines.data.pretax_credit_amounts", "amount credit_balance_transaction discount type"),
         _under("lines.data.plan", "amount currency id interval interval_count nickname product"),
         _under("lines.data.price", "active billing_scheme created currency id livemode lookup_key nickname object"),
         _under("lines.data.price", "product tax_behavior tiers_mode type unit_amount unit_amount_decimal"),
@@ -272,14 +305,19 @@ _SCALARS = " ".join(
         _under("shipping_details", "name phone"),
         _under("shipping_details.address", _ADDRESS),
         _under("status_transitions", "finalized_at marked_uncollectible_at paid_at voided_at"),
+        _under("threshold_reason", "amount_gte item_reasons.usage_gte"),
         _under("total_discount_amounts", "amount discount"),
+        _under("total_pretax_credit_amounts", "amount credit_balance_transaction discount type"),
         _under("total_tax_amounts", "amount inclusive tax_rate taxable_amount"),
         _under("total_taxes", "amount tax_behavior taxability_reason taxable_amount type"),
         _under("transfer_data", "amount destination"),
     )
 )
-_LISTS = "account_tax_ids discounts lines.data.discounts payment_settings.payment_method_types"
-_MAPS = "metadata lines.data.metadata lines.data.price.metadata"
+_LISTS = (
+    "account_tax_ids discounts lines.data.discounts payment_settings.payment_method_types "
+    "threshold_reason.item_reasons.line_item_ids"
+)
+_MAPS = "metadata lines.data.metadata lines.data.price.metadata parent.subscription_details.metadata"
 
 FIELDS: Final = {
     **dict.fromkeys(_SCALARS.split(), Shape.SCALAR),

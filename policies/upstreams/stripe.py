@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from policies.model import Connection, Grant, Step
 
 #: The version that the catalogue of ``policies.operations`` was made from.
-VERSION: Final = "2026-05-27.dahlia"
+VERSION: Final = "2026-10-28.endive"
 
 #: The version of the preview that approvals are read with (docs.stripe.com, changelog of 2026-08-26).
 APPROVALS: Final = "2026-08-26.preview"

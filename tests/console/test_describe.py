@@ -118,12 +118,16 @@ callers:
     credentials: [key: {id: k1, sha256: %s}]
     limits: [1/minute]
     grants:
-      - {connection: acme, operation: %s, %s, response: [id, metadata, audit_id]}
+      - {connection: acme, operation: %s, %s, response: [%s]}
 """
 
 
-def entitled(operation: str = "invoices.create", grant: str = "parameters: {customer: }") -> Entitlement:
-    (found,) = document.read(DOCUMENT % ("0" * 64, operation, grant), "policy.yaml").callers.values()
+def entitled(
+    operation: str = "invoices.create",
+    grant: str = "parameters: {customer: }",
+    response: str = "id, metadata, audit_id",
+) -> Entitlement:
+    (found,) = document.read(DOCUMENT % ("0" * 64, operation, grant, response), "policy.yaml").callers.values()
     (one,) = found.entitlements.values()
     return one
 
@@ -138,7 +142,8 @@ def test_bounds_of_a_whole_invoice_are_told() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_examples_of_the_catalogue_pass_it(operation: str) -> None:
     groups = ", ".join(sorted(risk.value for risk in WHOLESALE))
-    entitlement = entitled(operation, f"groups: [{groups}]")
+    named = ", ".join(f"{name}: " for name in re.findall(r"\{(\w+)\}", OPERATIONS[operation].path))
+    entitlement = entitled(operation, f"groups: [{groups}], parameters: {{{named}}}", "audit_id")
     for path, rule in entitlement.rules.items():
         said = words(operation)[path].example
         if rule.kind in {Kind.OBJECT, Kind.ARRAY}:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 ROTATED = "another-upstream-key"
 ADMISSION = Admission((), "owner", 0.0)
 NOWHERE = "http://127.0.0.1:9"
-VERSION = "2026-05-27.dahlia"
+VERSION = "2026-10-28.endive"
 INVOICE = encode(dict(EXAMPLE))
 
 

@@ -1192,13 +1192,13 @@ def test_stripe_is_at_its_own_address_in_the_catalogues_version_unless_it_is_sai
     connection = read(STRIPE.replace("    origin: https://upstream.example\n", "")).connections["billing"]
     assert connection.upstream == "stripe"
     assert connection.origin == "https://api.stripe.com"
-    assert connection.settings == {"version": "2026-05-27.dahlia"}
+    assert connection.settings == {"version": "2026-10-28.endive"}
     assert read(STRIPE).connections["billing"].origin == "https://upstream.example"
     appgregator = read(RIGHT).connections["billing"]
     assert (appgregator.upstream, appgregator.settings) == ("appgregator", {})
 
 
-@pytest.mark.parametrize("version", ["2026-05-27.dahlia", "2022-11-15", '"2024-06-20"'])
+@pytest.mark.parametrize("version", ["2026-10-28.endive", "2022-11-15", '"2024-06-20"'])
 def test_version_and_account_are_read_as_written(version: str) -> None:
     text = STRIPE.replace("    ceiling", f"    version: {version}\n    account: acct_1032D82eZvKYlo2C\n    ceiling")
     connection = read(text).connections["billing"]
@@ -1209,7 +1209,7 @@ def test_version_and_account_are_read_as_written(version: str) -> None:
     ("key", "value", "says"),
     [
         *(
-            ("version", value, "write one of Stripe's API versions, such as 2026-05-27.dahlia")
+            ("version", value, "write one of Stripe's API versions, such as 2026-10-28.endive")
             for value in ("latest", "2022", "1999-01-01", "2022-11-15.", "2022-11-15.Dahlia", '"2022-11-15\\r\\nX: y"')
         ),
         *(
