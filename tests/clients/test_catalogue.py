@@ -37,15 +37,18 @@ _OPTIONS = {"api_key", "content_type", "headers", "idempotency_key", "max_networ
 
 def paths(module: Any, kind: Any, parent: str = "") -> Iterator[str]:
     """Yield the paths below a type of the SDK, as the catalogue writes them."""
-    for one in typing.get_args(kind) if typing.get_origin(kind) is not list else ():
+    origin, within = typing.get_origin(kind), typing.get_args(kind)
+    if origin in {list, dict}:
+        part = f"{parent}[{{i}}]" if origin is list else f"{parent}[{{key}}]"
+        yield part
+        yield from paths(module, within[-1], part)
+        return
+    for one in within if not isinstance(origin, type) else ():  # a class stands beside the dict of the same
         yield from paths(module, one, parent)
-    if typing.get_origin(kind) is list:
-        yield f"{parent}[{{i}}]"
-        yield from paths(module, typing.get_args(kind)[0], f"{parent}[{{i}}]")
-    elif typing.get_origin(kind) is dict:
-        yield f"{parent}[{{key}}]"
-    elif hasattr(kind, "__required_keys__"):  # a TypedDict, whoever made it
-        for name, inner in typing.get_type_hints(kind, {**vars(module), "StripeContext": object, "Mapping": dict}).items():
+    if hasattr(kind, "__required_keys__"):  # a TypedDict, whoever made it
+        for name, inner in typing.get_type_hints(
+            kind, {**vars(module), "StripeContext": object, "Mapping": dict}
+        ).items():
             if parent or name not in _OPTIONS:
                 path = f"{parent}[{name}]" if parent else name
                 yield path

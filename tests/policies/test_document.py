@@ -82,6 +82,23 @@ def problem(text: str) -> str:
 # ---------------------------------------------------------------- what is read
 
 
+@pytest.mark.parametrize("operation", ["invoices.finalize", "invoices.send", "invoices.issue"])
+@pytest.mark.parametrize("said", ["optional", "{required: false}"])
+def test_call_in_several_steps_needs_a_key(operation: str, said: str) -> None:
+    named = "customer" if operation == "invoices.issue" else "invoice"
+    text = written(f"{named}:", idempotency=said).replace("invoices.create", operation)
+    text = text.replace("upstream: appgregator", "upstream: stripe").replace("id, status, customer", "id")
+    with pytest.raises(DocumentError, match="takes several steps, which only a key holds together"):
+        read(text)
+
+
+def test_item_names_its_invoice_or_the_grant_is_an_error() -> None:
+    text = written("customer:").replace("invoices.create", "invoiceitems.create")
+    text = text.replace("upstream: appgregator", "upstream: stripe")
+    with pytest.raises(DocumentError, match="every call names invoice, so none could pass"):
+        read(text)
+
+
 @pytest.mark.parametrize("path", sorted(DOCUMENTS.iterdir()), ids=lambda path: path.name)
 def test_shipped_document_is_read(path: Path) -> None:
     policy_set = document.read(path.read_text(), path.name)

@@ -101,7 +101,7 @@ export const W = Object.freeze({
   moreFields: (number) => `${number} more ${number === 1 ? "field" : "fields"} you may send`,
   find: "Find a field",
   named: (name) => name.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase()),
-  risks: { "triggers collection": "This takes the money by itself.", "reroutes money": "This decides where the money goes.", "widens the answer": "This makes the answer longer." },
+  risks: { "triggers collection": "This takes the money by itself.", "reroutes money": "This decides where the money goes.", "mails the customer": "This mails the customer.", "undoes an invoice": "This cannot be undone.", "widens the answer": "This makes the answer longer." },
   /** What stands above a control: what it means, and the rule in few words. */
   hint(field, isKey) {
     if (!field) return isKey ? this.keyHint : "";
