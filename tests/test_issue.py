@@ -395,3 +395,28 @@ def test_stamp_that_is_ours_is_an_error_of_the_document(stripe: Stripe, tmp_path
     stamped = text.replace('"metadata[{key}]":\n', "\n").replace("lines: {max", stamp)
     with pytest.raises(DocumentError, match=r"stamp: invoices\.issue writes metadata\[countersign\] itself"):
         document.read(stamped, "policy.yaml")
+
+
+@pytest.mark.parametrize("operation", ["invoices.issue", "invoices.create"])
+@pytest.mark.parametrize("name", ["countersign", "countersign_lines"])
+def test_nobody_is_granted_the_metadata_that_is_ours(
+    stripe: Stripe, tmp_path: Path, function: Callable[..., Function], operation: str, name: str
+) -> None:
+    text = DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), credit="false", lines=50)
+    if operation == "invoices.create":
+        parts = ("        amount: {max: 50000, currency: [usd, eur]}\n", "        lines: {max: 50, credit: false}\n")
+        for part in (*parts, "          send:\n", '          "lines[{i}][price]":\n', ", sent"):
+            text = text.replace(part, "")
+        text = text.replace("invoices.issue", operation)
+    with pytest.raises(DocumentError, match="is written by Countersign itself"):
+        document.read(text.replace("          description:\n", f'          "metadata[{name}]":\n'), "policy.yaml")
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    target = TARGET if operation == "invoices.issue" else TARGET.replace("/issue", "/")
+    form = "&".join(
+        f"{path}={value}" for path, value in (CALL if operation == "invoices.issue" else {"customer": "cus_1"}).items()
+    )
+    response = function(text).post(
+        target=target, body=f"{form}&metadata[{name}]=0123456789abcdef.0", Idempotency_Key="order-1"
+    )
+    assert refused(response, 400, "parameter-not-granted")["parameter"] == f"metadata[{name}]"
+    assert stripe.calls == ()
