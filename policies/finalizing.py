@@ -25,6 +25,7 @@ from policies.outcomes import LATE_SECONDS, Decision, Reply
 from policies.refusals import (
     EmailMissing,
     InvoiceEmpty,
+    InvoiceVoided,
     OutcomePending,
     OutcomeUnknown,
     Refusal,
@@ -122,6 +123,8 @@ def _looked(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
         return _refused(at, reply.refusal)  # there is no such invoice, or it may not be looked at
     if reply.outcome is not Outcome.SUCCEEDED or seen is None:
         return _open(at, reply)
+    if at.sent and seen.status == "void":  # for good, so that nobody owes it
+        return Reply(Outcome.REJECTED, refusal=InvoiceVoided(), generation=at.generation)
     draft, mails = seen.status == "draft", _mails(grant)
     if at.carried:
         return _open(at, Reply(Outcome.UNKNOWN, refusal=OutcomePending(HALF_WAY))) if draft else _told(grant, at, reply)

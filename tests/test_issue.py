@@ -10,7 +10,7 @@ import pytest
 from console.__main__ import main
 from gateway.stores.memory import Memory
 from policies import document
-from policies.idempotency import LEASE
+from policies.idempotency import LEASE, resolve
 from policies.model import DocumentError
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
@@ -236,11 +236,36 @@ def test_draft_that_somebody_touched_meanwhile(
         assert stripe.made == []
         assert issue(loaded).status_code == 200
     elif change == "finalized":
-        assert second.status_code == 504
-        assert loaded.record.lines()[-1]["severity"] == "ALERT"
+        for again in (second, issue(loaded)):  # nobody is alarmed twice
+            assert "is not what you asked for" in refused(again, 424, "outcome-unknown")["detail"]
+        assert [line["severity"] for line in loaded.record.lines()].count("ALERT") == 1
+        assert list(stripe._books.invoices) == [(at, name)]
     else:
         assert second.status_code == 200, second.text
         assert [made["total"] for made in finalized(stripe)] == [TOTAL]
+
+
+def test_invoice_that_was_voided_meanwhile_is_not_raised_again_by_its_key(
+    gate: Callable[..., Function], stripe: Stripe, memory: Memory, clock: Clock
+) -> None:
+    loaded = gate()
+    stripe.fail_at("finalize", "close_after")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.upstreams.sending.PAUSES", ())
+        assert issue(loaded).status_code == 504
+    ((at, name), body), *_ = stripe._books.invoices.items()
+    stripe._books.invoices[at, name] = json.dumps(json.loads(body) | {"status": "void"}).encode()
+    refused(issue(loaded), 409, "invoice-voided")
+    repeated = issue(loaded)
+    assert (repeated.status_code, (repeated.json or {})["replayed"]) == (409, True)
+    assert [made["status"] for made in stripe.made] == ["void"]
+    ((key, held),) = memory._ledger.items()
+    verdict, freed = resolve(held, None, now=clock.now + LEASE)  # an operator who frees the key
+    assert verdict == "resolved"
+    assert freed is not None
+    memory._ledger[key] = freed
+    assert issue(loaded).status_code == 200
+    assert [made["status"] for made in stripe.made] == ["void", "open"]
 
 
 def test_comes_back_after_the_upstream_forgot_its_keys(
@@ -370,3 +395,28 @@ def test_stamp_that_is_ours_is_an_error_of_the_document(stripe: Stripe, tmp_path
     stamped = text.replace('"metadata[{key}]":\n', "\n").replace("lines: {max", stamp)
     with pytest.raises(DocumentError, match=r"stamp: invoices\.issue writes metadata\[countersign\] itself"):
         document.read(stamped, "policy.yaml")
+
+
+@pytest.mark.parametrize("operation", ["invoices.issue", "invoices.create"])
+@pytest.mark.parametrize("name", ["countersign", "countersign_lines"])
+def test_nobody_is_granted_the_metadata_that_is_ours(
+    stripe: Stripe, tmp_path: Path, function: Callable[..., Function], operation: str, name: str
+) -> None:
+    text = DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), credit="false", lines=50)
+    if operation == "invoices.create":
+        parts = ("        amount: {max: 50000, currency: [usd, eur]}\n", "        lines: {max: 50, credit: false}\n")
+        for part in (*parts, "          send:\n", '          "lines[{i}][price]":\n', ", sent"):
+            text = text.replace(part, "")
+        text = text.replace("invoices.issue", operation)
+    with pytest.raises(DocumentError, match="is written by Countersign itself"):
+        document.read(text.replace("          description:\n", f'          "metadata[{name}]":\n'), "policy.yaml")
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    target = TARGET if operation == "invoices.issue" else TARGET.replace("/issue", "/")
+    form = "&".join(
+        f"{path}={value}" for path, value in (CALL if operation == "invoices.issue" else {"customer": "cus_1"}).items()
+    )
+    response = function(text).post(
+        target=target, body=f"{form}&metadata[{name}]=0123456789abcdef.0", Idempotency_Key="order-1"
+    )
+    assert refused(response, 400, "parameter-not-granted")["parameter"] == f"metadata[{name}]"
+    assert stripe.calls == ()
