@@ -852,8 +852,8 @@ def _bounds(value: _Value) -> dict[str, _Value]:
     return {} if value.empty else value.mapping(known=known)
 
 
-def _rules(path: str, value: _Value, operation: Operation, upstream: str) -> Iterator[Rule]:
-    """Yield the rules that one entry under ``parameters`` makes: one, or one for each part of an object."""
+def _offered(path: str, value: _Value, operation: Operation, upstream: str) -> tuple[str, Parameter]:
+    """Return a parameter that may be granted, and its path in the catalogue."""
     _check_path(value, path)
     if path in lines.OURS:
         raise value.fail(f"{path} is written by Countersign itself, to find its invoices again. Remove it")
@@ -864,6 +864,12 @@ def _rules(path: str, value: _Value, operation: Operation, upstream: str) -> Ite
     if upstream not in (parameter.upstreams or {upstream}):
         where = " and ".join(UPSTREAMS[one].title for one in parameter.upstreams)
         raise value.fail(f"{path} means something at {where} only. At Stripe, grant invoices.issue and its lines")
+    return template, parameter
+
+
+def _rules(path: str, value: _Value, operation: Operation, upstream: str) -> Iterator[Rule]:
+    """Yield the rules that one entry under ``parameters`` makes: one, or one for each part of an object."""
+    template, parameter = _offered(path, value, operation, upstream)
     bounds = _bounds(value)
     if parameter.kind not in {Kind.OBJECT, Kind.ARRAY}:
         yield _narrowed(path, parameter, bounds, value)
