@@ -22,7 +22,7 @@ from policies.parameters import MAX_ITEMS, fault, needed, template_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from policies.model import Entitlement, Parameter, Rule
+    from policies.model import Entitlement, Operation, Parameter, Rule
 
 #: A JSON Schema: an object, or False, which takes nothing.
 Schema = dict[str, Any] | bool
@@ -111,13 +111,18 @@ class _Node:
 
 
 def nested(entitlement: Entitlement) -> dict[str, Any]:
-    """Return the schema of a JSON body."""
+    """Return the schema of a JSON body. What the path of the address holds is left out."""
     return _Nested(entitlement).schema()
 
 
 def flat(entitlement: Entitlement) -> dict[str, Any]:
     """Return the schema of a form, whose names are bracket paths. What the path of the address holds is left out."""
     return _Flat(entitlement).schema()
+
+
+def in_path(operation: Operation) -> frozenset[str]:
+    """Return the parameters that the path of the address holds."""
+    return frozenset(part[1:-1] for part in operation.path.split("/") if part.startswith("{"))
 
 
 def shown(schema: Schema) -> Any:
@@ -360,6 +365,10 @@ class _Nested(_Tree):
         if isinstance(schema, bool):
             return {"not": {}}
         del schema["minProperties"]
+        for name in in_path(self.operation):
+            schema["properties"].pop(name, None)
+        if required := [name for name in schema.pop("required", ()) if name not in in_path(self.operation)]:
+            schema["required"] = required
         return schema
 
     def _any(self, node: _Node) -> Schema:
@@ -400,9 +409,8 @@ class _Flat(_Tree):
         self._patterns: dict[str, Schema] = {}
         self._required: set[str] = set()
         self._together: list[Schema] = []
-        in_path = {part[1:-1] for part in self.operation.path.split("/") if part.startswith("{")}
         for name, part in self.root.parts.items():
-            if name not in in_path:
+            if name not in in_path(self.operation):
                 self._read(part)
         schema: dict[str, Any] = {"type": "object", "properties": dict(sorted(self._properties.items()))}
         if self._patterns:

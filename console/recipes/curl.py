@@ -39,6 +39,8 @@ def _options(holes: Holes) -> Iterator[str]:
         yield f"-H {_joined(('Idempotency-Key: ', *holes.key))}"
     if holes.method == "GET":
         yield "--get"
+    elif holes.method == "DELETE":
+        yield "--request DELETE"
     elif not holes.fields:
         yield "--data ''"
     for path, value in holes.fields.items():

@@ -157,10 +157,16 @@ def fill(call: Asked, *, root: str, described: Mapping[str, Any] | None) -> list
     return [filled(recipe, holes) for recipe in RECIPES]
 
 
+_NO_DELETE: Final = "There is no recipe here for a call that deletes. The one for curl shows what must be sent."
+
+
 def filled(recipe: Recipe, holes: Holes) -> dict[str, Any]:
     """Return one recipe as the page shows it."""
     shown = {"id": recipe.id, "title": recipe.title, "kind": recipe.kind, "mime": recipe.mime}
-    if (why := recipe.lacking(holes)) is not None:
+    why = recipe.lacking(holes)
+    if why is None and holes.method == "DELETE" and recipe.id != "curl":
+        why = _NO_DELETE
+    if why is not None:
         return {**shown, "steps": [why], "text": ""}
     return {**shown, "steps": [*recipe.steps(holes), recipe.proven], "text": recipe.make(holes)}
 

@@ -39,7 +39,7 @@ class Holes:
     """Its ``name`` and ``connection_name``."""
     operation: str
     method: str
-    """``POST`` or ``GET``."""
+    """``POST``, ``GET`` or ``DELETE``."""
     noun: str
     """What the call is about: ``invoice``."""
     fields: Mapping[str, Value]

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from console import schemas
 from console.describe import MANY, _grant, became_of, describe, entitlements, example
+from console.recipes.filling import Asked, fill
 from policies import document, keynames
 from policies.model import WHOLESALE, Answer, Entitlement, Entry, Kind, Parameter, Rule, Seen, State
 from policies.operations import OPERATIONS, meanings, words
@@ -303,3 +305,21 @@ def test_key_that_was_never_seen_is_told_with_for_how_long_keys_are_remembered()
     said = became_of(PLACED, None, now=NOW)
     assert (said["grant"], said["state"]) == ("acme:invoices.create", "never")
     assert said["text"] == "No invoice of yours was raised with this key. Settled calls are remembered for 3 days."
+
+
+def test_what_the_path_holds_is_not_in_the_body() -> None:
+    for operation in ("invoices.finalize", "invoices.void"):
+        one = entitled(operation, "parameters: {invoice: {prefix: in_}, 'expand[{i}]': }", "id")
+        for schema in (schemas.nested(one), schemas.flat(one)):
+            assert "invoice" not in schema["properties"]
+            assert "invoice" not in schema.get("required", ())
+
+
+def test_recipe_for_a_delete_deletes_and_no_other_pretends_to() -> None:
+    text = DOCUMENT % ("0" * 64, "invoices.delete", "parameters: {invoice: }", "id")
+    policies = document.read(text, "policy.yaml")
+    [caller] = policies.callers.values()
+    described = describe(policies, caller, now=0, standings=[], whole=True)
+    written = {one["id"]: one["text"] for one in fill(Asked(), root="https://c.example", described=described)}
+    assert "--request DELETE" in written.pop("curl")
+    assert not any(written.values())
