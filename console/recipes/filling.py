@@ -231,10 +231,14 @@ def holes_of(call: Asked, *, root: str, described: Mapping[str, Any]) -> Holes:
     )
 
 
+#: Of the names of fields, those that programs of recipes have for something else.
+_TAKEN: Final = frozenset({"name"})
+
+
 def _named(path: str, taken: list[Input]) -> str:
     """Return an input's name for a field, unlike all others: ``custom_fields_0_name``."""
     name = _NOT_IN_NAMES.sub("_", path.lower()).strip("_")
-    while name in {one.name for one in taken}:
+    while name in _TAKEN or name in {one.name for one in taken}:
         name += "_"
     return name
 
