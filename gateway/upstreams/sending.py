@@ -16,7 +16,7 @@ from policies import issuing
 from policies.issuing import Stage
 from policies.model import Outcome, Step
 from policies.outcomes import Decision, Reply, awaiting, decided, found, unknown, unsent
-from policies.refusals import Refusal, UpstreamMisrouted
+from policies.refusals import BudgetSpent, Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
@@ -114,6 +114,9 @@ class Upstreams:
                             ahead = issuing.stopped(ahead, "the key has another owner")
                         else:
                             admission = record.admission = advanced
+            except BudgetSpent as refusal:
+                assert not isinstance(ahead, Reply)  # noqa: S101 - only what goes on is booked
+                ahead = issuing.spent(ahead, refusal)
             except Refusal as refusal:
                 if not isinstance(ahead, Reply):
                     ahead = issuing.stopped(ahead, refusal.reason)
