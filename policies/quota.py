@@ -258,6 +258,11 @@ class Short(NamedTuple):
 Full = tuple[float, "Limit | Short | None"]
 
 
+def holds(grant: Grant, held: Reserved | None) -> int:
+    """Return what a call books when it is admitted: what it may come to, and no less than its key holds already."""
+    return grant.reserve if held is None else max(grant.reserve, held.amount)
+
+
 def money_of(budgets: Mapping[str, Budget], held: Reserved | None) -> dict[str, Limit]:
     """Return the windows that a call's money lies in or goes to, with what bounds each.
 
@@ -310,14 +315,16 @@ def _returned(name: str, window: Window, held: Reserved | None, now: float) -> i
     return window.give_back(held.at, held.amount)
 
 
-def rise(budgets: Collection[str], held: Reserved | None, comes_to: int | None, now: float) -> int | None:
-    """Return what must be booked before an invoice that ``comes_to`` so much is finalized; None if that is held."""
+def rise(budgets: Collection[str], held: Reserved | None, comes_to: int | None, taken: float) -> int | None:
+    """Return what must be booked before an invoice that ``comes_to`` so much is finalized; None if that is held.
+
+    ``taken`` is when the call was admitted. What is held since before may have left its windows by now.
+    """
     if comes_to is None or not (budgets or held):
         return None
     if held is None:
         return comes_to
-    counts = all(now - held.at < seconds for _, seconds in held.windows)
-    if counts and comes_to <= held.amount and {name for name, _ in held.windows} == set(budgets):
+    if held.at >= taken and comes_to <= held.amount:
         return None
     return max(comes_to, held.amount)
 

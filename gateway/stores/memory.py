@@ -20,6 +20,7 @@ from policies.quota import (
     bounds_of,
     budgets_of,
     ceiling_of,
+    holds,
     left_of,
     limits_of,
     money_of,
@@ -113,7 +114,7 @@ class Memory:
         if (grant.budgets or reserved is not None) and idempotency.moves(claim):
             budgets = budgets_of(grant)
             money = self._money(budgets, reserved)
-            reserved, full = move(budgets, money, reserved, grant.reserve, now)
+            reserved, full = move(budgets, money, reserved, holds(grant, reserved), now)
         refuse_if_full(limits, ceiling, full, now)
         if money:
             self._refuse_if_many(budgets, now)
@@ -142,7 +143,7 @@ class Memory:
             if key is None or entry is None:
                 return None
             budgets, now = budgets_of(grant), self._clock()
-            amount = rise(budgets, entry.reserved, progress.comes_to, now)
+            amount = rise(budgets, entry.reserved, progress.comes_to, admission.taken)
             if amount is not None:
                 money = self._money(budgets, entry.reserved)
                 reserved, full = move(budgets, money, entry.reserved, amount, now)
