@@ -73,7 +73,7 @@ def test_budget_is_one_or_several(budget: str) -> None:
         (
             written(operation="invoices.create"),
             BUDGET,
-            "so this could never bind. A create at Stripe makes a draft of 0, and a budget counts what is finalized: grant invoices.issue",
+            "a draft of 0, and a budget counts what is finalized: grant invoices.issue, or invoices.finalize for",
         ),
         (
             written("[{currency: usd, amount: 1, per: day}, {currency: usd, amount: 2, per: day}]"),
@@ -98,12 +98,12 @@ def test_budget_is_one_or_several(budget: str) -> None:
             for parameters in (
                 '"lines[{i}][price]": ',
                 '"lines[{i}][tax_rates][{i}]": ',
-                "automatic_tax[enabled]: ",
-                "automatic_tax[enabled]: {fixed: true}",
+                '"automatic_tax[enabled]": ',
+                '"automatic_tax[enabled]": {fixed: true}',
                 "default_tax_rates: ",
             )
         ),
-        (written(parameters="automatic_tax[enabled]: ", amount="{currency: [usd]}"), GRANT, "amount: {max: 50000}"),
+        (written(parameters='"automatic_tax[enabled]": ', amount="{currency: [usd]}"), GRANT, "amount: {max: 50000}"),
         (written(operation="invoices.create", upstream="appgregator"), GRANT, "such as amount: {max: 50000}"),
         (
             written(operation="invoices.create", upstream="appgregator", amount="{max: 5001}"),
@@ -130,7 +130,7 @@ def test_budget_is_one_or_several(budget: str) -> None:
         (written("[]"), BUDGET, "this list is empty"),
         (written("5000"), BUDGET, "write a list here"),
         (
-            written(lines="{credit: true}", parameters="automatic_tax[enabled]: ", amount="{max: 100}"),
+            written(lines="{credit: true}", parameters='"automatic_tax[enabled]": ', amount="{max: 100}"),
             "policy.yaml:15: callers.app.grants[0].lines.credit",
             "the upstream works out no tax over lines that lower the sum. Remove one of the two",
         ),
