@@ -203,7 +203,7 @@ class Record:
             severity, content["warning"] = "WARNING", reply.warning
         if settled is not Settled.WRITTEN or reply.alarm is not None:
             content["alarm"] = reply.alarm or _ALARMS[settled]
-        if "alarm" in content or reply.outcome is Outcome.UNKNOWN:
+        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless):
             severity = "ALERT"
         try:
             self._audit.write("outcome", content, severity, message, labels)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from playwright.sync_api import TimeoutError as TooLate
 
 from sandbox.ports import free_port
 from tests.conftest import launch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
     from tests.portal.conftest import World
 
@@ -97,6 +98,29 @@ def test_fifty_grants_of_two_hundred_fields(
     assert one.page.locator("form .field").count() >= FIELDS - 10
     answers = [request for request in one.requests if "/-/me" in request.url]
     assert max(len(request.response().body()) for request in answers if request.response()) < 200_000  # type: ignore[union-attr]
+
+
+def test_old_form_takes_nothing_while_the_next_one_is_coming(at: Callable[..., Tab]) -> None:
+    def change(content: dict[str, Any]) -> None:
+        grants = content["callers"]["shop"]["grants"]
+        parameters = grants[0]["parameters"] | {f"metadata[k{number}]": None for number in range(FIELDS)}
+        for number in range(GRANTS):
+            name = f"more-{number:02}"
+            content["connections"][name] = content["connections"]["acme-billing"] | {"name": name}
+            grants.append(grants[0] | {"connection": name, "parameters": parameters})
+
+    one = at(change).enter()
+    held: list[Route] = []
+    one.page.route("**/-/me?grant=*", lambda route: held.append(route))  # noqa: PLW0108 - takes no builtin
+    one.page.get_by_label("What do you want to do?").select_option("more-31:invoices.create")
+    field = one.page.get_by_label("Customer needed")
+    with pytest.raises(TooLate):
+        field.click(timeout=1000)
+    held.pop().continue_()
+    one.page.get_by_label("What do you want to do?").and_(one.page.locator(":focus")).wait_for()
+    field.fill("cus_typed")
+    assert one.page.get_by_label("What do you want to do?").input_value() == "more-31:invoices.create"
+    assert field.input_value() == "cus_typed"
 
 
 def test_portal_that_is_off_is_not_there(at: Callable[..., Tab]) -> None:

@@ -98,7 +98,9 @@ function portal(first) {
     let { me } = state;
     if (!me.fields[grant.fields]) {
       let answer;
+      parts.inert = true; // what is typed into the old form now would be lost
       try { answer = await api.fieldsOf(id); } catch { answer = null; }
+      parts.inert = false;
       const told = answer?.json?.grants?.find((one) => one.id === id);
       if (answer?.status !== 200 || !told?.fields) {
         parts.replaceChildren(h("div", { class: "banner" }, h("p", null, plain(answer?.json?.detail ?? `${W.offline}. ${W.offlineHow}`)), h("p", null, h("button", { type: "button", onclick: () => choose(id) }, W.again))));
