@@ -213,8 +213,8 @@ def _told(policy_set: PolicySet) -> list[str]:
         seen.add(caller.id)
         may = "is paused, and otherwise may call" if caller.paused else "may call"
         often = " and ".join(map(limit_in_words, caller.limits))
-        budget = "" if caller.budget is None else f", {budget_in_words(caller.budget)}"
-        told.append(f"{caller.id} ({caller.owner}), {often}{budget}, {may}:")
+        money = "".join(f", {budget_in_words(budget)}" for budget in caller.budgets)
+        told.append(f"{caller.id} ({caller.owner}), {often}{money}, {may}:")
         for entitlement in caller.entitlements.values():
             ceiling = entitlement.connection.ceiling
             shared = "" if ceiling is None else f" ({limit_in_words(ceiling)}, of all callers together)"

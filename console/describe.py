@@ -163,7 +163,7 @@ def _standing(left: Left, now: float) -> dict[str, Any]:
     if ceiling:
         text = "shared by all who use this connection"
     elif left.currency:
-        text = budget_in_words(Budget(left.currency, left.limit))
+        text = budget_in_words(Budget(left.currency, left.limit, left.each))
     else:
         text = limit_in_words(left.limit)
     more = {"amount": left.more or None, "at": math.ceil(now + left.reset)} if left.reset else None
@@ -173,7 +173,7 @@ def _standing(left: Left, now: float) -> dict[str, Any]:
         "of": None if ceiling else left.limit.calls,
         "left": left.remaining,
         "unit": left.currency or "calls",
-        "each": None,
+        "each": left.each,
         "connection": left.connection or None,
         "more": more,
         "full_at": math.ceil(now + left.full) if left.full else None,

@@ -148,7 +148,7 @@ def document(
         "paths": paths,
         "components": _components(granted_operations(granted), {name: _SECURITY[name] for name in _WAYS[kind]}),
         "x-countersign-limits": [limit_in_words(limit) for limit in caller.limits],
-        "x-countersign-budgets": [] if caller.budget is None else [budget_in_words(caller.budget)],
+        "x-countersign-budgets": [budget_in_words(budget) for budget in caller.budgets],
         "x-countersign-preview": _PREVIEW,
     }
     if len(places) > 1:

@@ -377,8 +377,8 @@ def _passes(line: Content, caller: Caller, entitlement: Entitlement | None) -> s
     match line["reason"]:
         case "limit-reached":
             return " and ".join(limit_in_words(limit) for limit in caller.limits)
-        case "budget-spent" if caller.budget is not None:
-            return budget_in_words(caller.budget)
+        case "budget-spent":
+            return " and ".join(budget_in_words(budget) for budget in caller.budgets)
         case "connection-not-granted":
             grants = sorted(f"{one.operation.id} on {one.connection.id}" for one in caller.entitlements.values())
             return ", ".join(grants)

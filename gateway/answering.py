@@ -66,7 +66,9 @@ def previewed(record: Record, grant: Grant, store: Store, place: str) -> Answer:
     ``place`` is where it would go. Raises the refusals that the real one would meet.
     """
     admission = record.admission = store.peek(grant, place)
-    would, told = foresee(grant, admission, store.left(grant.caller, ()), record.clock())
+    would, told = foresee(
+        grant, admission, store.left(grant.caller, (), grant.parameters.get("customer")), record.clock()
+    )
     record.preview(would)
     if admission.replay is None:
         return Answer(200, _json({**told, "audit_id": record.audit_id}))

@@ -90,6 +90,17 @@ class StepLine(Granted, kw_only=True, tag="step"):
     upstream_request: Annotated[str | UnsetType, Meta(description="The upstream's own name for the request.")] = UNSET
 
 
+class Spent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A budget that has no room for a call."""
+
+    amount: Minor
+    currency: Currency
+    window: Annotated[int, Meta(description="Seconds.")]
+    left: Minor
+    asked: Annotated[Minor, Meta(description="What the call may come to.")]
+    each: Annotated[str | UnsetType, Meta(description="Whose budget it is, if each has one.")] = UNSET
+
+
 class OutcomeLine(Granted, kw_only=True, tag="outcome"):
     """What became of a call that was sent."""
 
@@ -112,6 +123,7 @@ class OutcomeLine(Granted, kw_only=True, tag="outcome"):
     currency: Currency | UnsetType = UNSET
     warning: Annotated[str | UnsetType, Meta(description="What is not as it might be, though it went through.")] = UNSET
     alarm: Annotated[str | UnsetType, Meta(description="What somebody must look at.")] = UNSET
+    budget: Annotated[Spent | UnsetType, Meta(description="The budget that has no room for it.")] = UNSET
 
 
 class Presented(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -130,14 +142,6 @@ class Presented(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = UNSET
     caller: str | UnsetType = UNSET
     credential: str | UnsetType = UNSET
-
-
-class Spent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A budget that is used up."""
-
-    amount: Minor
-    currency: Currency
-    window: Annotated[int, Meta(description="Seconds.")]
 
 
 class Unsent(Line, kw_only=True):
@@ -163,7 +167,7 @@ class Unsent(Line, kw_only=True):
     ledger: Short | UnsetType = UNSET
     secret: str | UnsetType = UNSET
     limit: Annotated[str | UnsetType, Meta(description="The limit or ceiling that is used up.")] = UNSET
-    budget: Annotated[Spent | UnsetType, Meta(description="The budget that is used up.")] = UNSET
+    budget: Annotated[Spent | UnsetType, Meta(description="The budget that has no room for it.")] = UNSET
 
 
 class RefusalLine(Unsent, kw_only=True, tag="refusal"):

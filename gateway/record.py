@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from gateway.chain import HASH_DIGITS, alert, labels_of, without_keys
 from gateway.presented import presented
+from gateway.stores import Settled
 from policies import wording
 from policies.access import given
 from policies.foresight import Would, would_of
@@ -62,6 +63,11 @@ _CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
 #: What a path may hold beside names: an upstream's id, or anything long.
 _ID_IN_PATH = re.compile(r"\b[a-z]{2,12}_[A-Za-z0-9]{8,}|[^/]{65,}")
 _NAME_IN_QUERY = re.compile(r"(?:^|&)((?:connection_)?name=[A-Za-z0-9._-]{1,64})(?=&|$)")
+#: What somebody must look at once an outcome was written down, or was not.
+_ALARMS: Final = {
+    Settled.OWED: "the outcome could not be kept in the store",
+    Settled.OVER: "the invoices of this caller come to more than its budget now",
+}
 #: Cached, since many invoices have one of a few sums.
 _money = lru_cache(1024)(wording.money)
 
@@ -174,7 +180,7 @@ class Record:
             "step", content, "INFO", message, f'{self._trace}{self._labels},"result":"{reply.outcome.value}"}}'
         )
 
-    def close(self, reply: Reply, *, settled: bool) -> None:
+    def close(self, reply: Reply, *, settled: Settled) -> None:
         """Record the outcome of the send, after :attr:`answer` was set."""
         self.refusal = reply.refusal
         result = reply.outcome.value
@@ -194,8 +200,8 @@ class Record:
             labels = f'{self._trace}{self._labels},"result":"{result}","reason":"{reply.refusal.reason}"}}'
         if reply.warning is not None:
             severity, content["warning"] = "WARNING", reply.warning
-        if not settled or reply.alarm is not None:
-            content["alarm"] = reply.alarm or "the outcome could not be kept in the store"
+        if settled is not Settled.WRITTEN or reply.alarm is not None:
+            content["alarm"] = reply.alarm or _ALARMS[settled]
         if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless):
             severity = "ALERT"
         try:
@@ -222,8 +228,11 @@ class Record:
 
     def _not_raised(self, reply: Reply, refusal: Refusal, content: dict[str, Any]) -> str:
         """Add why a call that was sent did not succeed, and return the message."""
-        content |= _said(refusal) | _present(
-            upstream_status=reply.upstream_status, upstream_request=reply.upstream_request
+        assert self.grant is not None  # noqa: S101 - it was sent
+        content |= (
+            _said(refusal)
+            | _full(refusal, self.grant)
+            | _present(upstream_status=reply.upstream_status, upstream_request=reply.upstream_request)
         )
         if reply.outcome is Outcome.UNKNOWN:
             return f"nobody knows what became of {self._what}, which {self._caller} asked for: {_first(refusal)}"
@@ -353,11 +362,10 @@ def _said(refusal: Refusal) -> dict[str, Any]:
 
 def _full(refusal: Refusal, grant: Grant) -> dict[str, Any]:
     """Return which limit, ceiling or budget is used up. ``amount`` is in minor units, ``window`` in seconds."""
-    budget, ceiling = grant.budget, grant.entitlement.connection.ceiling
+    ceiling = grant.entitlement.connection.ceiling
     match refusal:
-        case BudgetSpent() if budget is not None:
-            limit = {"amount": budget.limit.calls, "currency": budget.currency, "window": budget.limit.seconds}
-            return {"budget": limit}
+        case BudgetSpent():
+            return {"budget": {"amount" if name == "limit" else name: value for name, value in refusal.told.items()}}
         case CeilingReached() if ceiling is not None:
             return {"limit": ceiling.text}
         case LimitReached():

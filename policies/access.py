@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from policies import forms, idempotency, keynames, parameters
+from policies import forms, idempotency, keynames, lines, parameters
 from policies.model import WEBHOOK_IDS, Grant
 from policies.refusals import (
     AccountNotGranted,
@@ -22,7 +22,7 @@ from policies.upstreams import UPSTREAMS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policies.model import Call, Caller, Connection, Entitlement, PolicySet
+    from policies.model import Budget, Call, Caller, Connection, Entitlement, PolicySet
 
 _NOT_SIGNED: Final = (
     "Leave out the Idempotency-Key header: your signature does not cover it. The body itself is the key, so send the "
@@ -58,6 +58,7 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
     written = approved
     if call.path_parameters:  # these are in the URL
         written = {path: value for path, value in approved.items() if path not in call.path_parameters}
+    budgets, reserve, currency = _counted(caller, entitlement, approved) if caller.budgets else ((), 0, "")
     form = forms.encode(written)
     sent = hashlib.sha256(form).hexdigest()
     return Grant(
@@ -75,7 +76,30 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         policy=policy_set.digest,
         validate_only=call.validate_only,
         resend_seconds=UPSTREAMS[entitlement.connection.upstream].deduplicates,
+        reserve=reserve,
+        currency=currency,
+        budgets=budgets,
     )
+
+
+def _counted(
+    caller: Caller, entitlement: Entitlement, approved: Mapping[str, str]
+) -> tuple[tuple[Budget, ...], int, str]:
+    """Return the budgets that a call counts against, what it may come to, and the currency of that if it is named."""
+    operation, amount = entitlement.operation, entitlement.amount
+    if not operation.spends_at(entitlement.connection.upstream):
+        return (), 0, ""
+    named, currency = None, approved.get("currency", "")
+    if operation.whole:
+        named = lines.asked(approved).total
+    elif "amount" in approved and currency:
+        named = int(approved["amount"])
+    if named is None or lines.varies(approved):
+        assert amount is not None and amount.max is not None  # noqa: PT018, S101 - the document must say it then
+        named = amount.max
+    possible = {currency} if currency else set(amount.currencies if amount is not None else ())
+    budgets = tuple(one for one in caller.budgets if not possible or one.currency in possible)
+    return budgets, max(0, named), currency
 
 
 def _own(caller: Caller, call: Call) -> Entitlement:

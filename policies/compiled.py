@@ -47,7 +47,7 @@ _DIGEST: Final = hashlib.sha256().digest_size
 #: Increase it when the meaning of a document changes, or when a document that was valid no longer is. Documents that
 #: were compiled before are then refused. A change of the operations' catalogue, or of the members of a
 #: type, is detected without it.
-EDITION: Final = 4
+EDITION: Final = 5
 
 #: A credential: its caller's number, its name in the record, when it expires, and the connection it is tied to.
 _Credential = tuple[int, str, float | None, str | None]
@@ -71,7 +71,7 @@ class _Grant(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class _Caller(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     owner: str
     limits: tuple[Limit, ...]
-    budget: Budget | None
+    budgets: tuple[Budget, ...]
     grants: list[int]
     paused: bool
     formerly: str | None
@@ -145,7 +145,7 @@ class _Tables:
             self._numbers[caller.id] = len(self.callers)
             grants = [self.grants.setdefault(_written(one), len(self.grants)) for one in caller.entitlements.values()]
             formerly = caller.first if caller.first != caller.id else None
-            written = _Caller(caller.owner, caller.limits, caller.budget, grants, caller.paused, formerly)
+            written = _Caller(caller.owner, caller.limits, caller.budgets, grants, caller.paused, formerly)
             self.callers[caller.id] = msgspec.Raw(_encode(written))
         tied = None if caller.tied is None else caller.tied.id
         return self._numbers[caller.id], caller.credential, caller.expires, tied
@@ -258,7 +258,7 @@ class _Callers(Mapping[Proof, Caller]):
         connection = None if tied is None else self._connections[tied]
         return Caller(
             name, caller.formerly or name, caller.owner, credential, expires,
-            caller.limits, caller.budget, entitlements, connection, caller.paused, body_signed,
+            caller.limits, caller.budgets, entitlements, connection, caller.paused, body_signed,
         )  # fmt: skip
 
     def _entitlement(self, number: int) -> Entitlement:

@@ -23,6 +23,7 @@ from policies.callerkeys import ending
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
+    EACH,
     MODES,
     NAME,
     WHOLESALE,
@@ -46,6 +47,7 @@ from policies.operations import OPERATIONS
 from policies.refusals import BodyMalformed
 from policies.suggestions import closest
 from policies.upstreams import UPSTREAMS
+from policies.wording import budget_in_words, money
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -475,7 +477,7 @@ def _caller(
         used.add(connection.id)
     granted = {one.connection.id: one.connection for one in entitlements.values()}
     limits = _limits(entry["limits"], granted.values())
-    budget = _budget(entry["budget"]) if "budget" in entry else None
+    budgets = _budgets(entry, entitlements, limits) if "budget" in entry else ()
     paused = entry["paused"].boolean() if "paused" in entry else False
 
     credentials = [(credential, *_credential(credential)) for credential in entry["credentials"].items()]
@@ -488,7 +490,7 @@ def _caller(
         if signed:
             tied = _covered(name, said, tied, entitlements.values())
         caller = Caller(
-            name, first, owner, written.name, written.expires, limits, budget, entitlements, tied, paused, signed
+            name, first, owner, written.name, written.expires, limits, budgets, entitlements, tied, paused, signed
         )
         known.add(said if isinstance(said.node, _Scalar) else credential, kind, written, caller)
         if written.name in names:
@@ -635,15 +637,121 @@ def _limits(value: _Value, connections: Collection[Connection]) -> tuple[Limit, 
     return tuple(limits)
 
 
+#: A place among a caller's grants, and what is granted there.
+_Places = dict[tuple[str, str, str], Entitlement]
+
+
+def _budgets(entry: Mapping[str, _Value], granted: _Places, limits: Collection[Limit]) -> tuple[Budget, ...]:
+    """Read a budget or a list of them, each of which must be able to bind what these grants spend."""
+    value, grants = entry["budget"], [*zip(entry["grants"].items(), granted.values(), strict=True)]
+    written = [value] if isinstance(value.node, _Object) else [*value.items()]
+    spending = [pair for pair in grants if pair[1].operation.spends_at(pair[1].connection.upstream)]
+    if not spending:
+        raise value.fail(f"no grant of this caller asks anybody for money, so this could never bind. {_SPENT}")
+    for _, one in grants:
+        collects = [path for path in _UNBOUND if (rule := one.rules.get(path)) and rule.fixed != "false"]
+        if collects and not one.operation.spends_at(one.connection.upstream):
+            raise value.fail(
+                f"{one.operation.id} on {one.connection.id} may set {collects[0]}, by which Stripe finalizes the draft "
+                f"without us, so this would not count it. Take {collects[0]} out of that grant. {_SPENT}"
+            )
+    budgets = [_budget(item) for item in written]
+    for item, budget in zip(written, budgets, strict=True):
+        _bindable(item, budget, [other for other in budgets if other is not budget])
+        _counts(item, budget, spending, limits)
+    for grant, one in spending:
+        if _at_most(one) and (one.amount is None or one.amount.max is None):
+            raise grant.fail(
+                f"a call of {one.operation.id} does not say for sure what it comes to, and the budget counts it "
+                "beforehand. Write what one may come to, in minor units, such as amount: {max: 50000}"
+            )
+    return tuple(budgets)
+
+
+#: What is written in place of a budget that could never bind.
+_SPENT: Final = (
+    "A create at Stripe makes a draft of 0, and a budget counts what is finalized: grant invoices.issue, or "
+    "invoices.finalize for drafts, or remove the budget"
+)
+#: Parameters by which Stripe finalizes a draft by itself.
+_UNBOUND: Final = ("auto_advance", "automatically_finalizes_at")
+
+
+def _at_most(one: Entitlement) -> bool:
+    """Whether a call of a grant may not say what it comes to, so that its ``amount.max`` is reserved."""
+    named = one.operation.whole or all(path in one.required or path in one.fixed for path in ("amount", "currency"))
+    return not named or lines.varies(one.rules)
+
+
 def _budget(value: _Value) -> Budget:
     required = ("currency", "amount", "per")
-    entry = value.mapping(known=required, required=required)
+    entry = value.mapping(known=(*required, "each"), required=required)
     currency = entry["currency"].text(re.compile(r"[a-z]{3}"), "write a currency in lowercase letters, such as usd")
     amount = entry["amount"].integer()
     if amount < 1:
         raise entry["amount"].fail("write an amount in minor units (cents), 1 or more")
     per = entry["per"].one_of(("hour", "day"))
-    return Budget(currency, Limit(amount, quota.UNITS[per], f"{amount} {currency}/{per}"))
+    each = entry["each"].one_of(EACH) if "each" in entry else None
+    return Budget(currency, Limit(amount, quota.UNITS[per], f"{amount} {currency}/{per}"), each)
+
+
+def _bindable(value: _Value, budget: Budget, others: Collection[Budget]) -> None:
+    """Refuse a budget that another makes unreachable, or that counts the same."""
+    for other in others:
+        if other.currency != budget.currency:
+            continue
+        same = (other.limit.seconds, other.each) == (budget.limit.seconds, budget.each)
+        if same:
+            raise value.fail("two budgets count the same: one currency, one time, the same each. Keep the one you mean")
+        if other.each in {None, budget.each} and _most(other.limit, budget.limit.seconds) <= budget.limit.calls:
+            raise value.fail(
+                f"{budget_in_words(budget)} can never be reached, since {budget_in_words(other)} is stricter. Remove it"
+            )
+
+
+def _counts(
+    value: _Value,
+    budget: Budget,
+    spending: Collection[tuple[_Value, Entitlement]],
+    limits: Collection[Limit],
+) -> None:
+    """Refuse a budget that counts nothing of what these grants spend, or that no call of one could pass."""
+    counted = [pair for pair in spending if _may_be_in(pair[1], budget.currency)]
+    if not counted:
+        raise value.fail(
+            f"no grant of this caller raises invoices in {budget.currency}, so this could never bind. Write the "
+            "currency that they are in, or remove the budget"
+        )
+    most = 0
+    for grant, one in counted:
+        if budget.each is not None and budget.each not in one.required and budget.each not in one.fixed:
+            raise value.fail(
+                f"calls of {one.operation.id} on {one.connection.id} need not name the {budget.each}, so this could "
+                f"not count them. Write {budget.each}: {{required: true}} there, or leave out each"
+            )
+        largest = one.amount.max if one.amount is not None else None
+        if largest is not None and _at_most(one) and largest > budget.limit.calls:
+            raise grant.fail(
+                f"every call reserves amount.max, {money(largest, budget.currency)}, and the budget is "
+                f"{budget_in_words(budget)}, so no call could pass. Lower amount.max, or write a larger budget"
+            )
+        most = max(most, largest if largest is not None else budget.limit.calls + 1)
+    calls = min(_most(limit, budget.limit.seconds) for limit in limits)
+    if calls * most <= budget.limit.calls:
+        raise value.fail(
+            f"{budget_in_words(budget)} can never be reached: the limits let {calls:,} invoices through in that time, "
+            f"of {money(most, budget.currency)} at most. Write a smaller budget, or remove it"
+        )
+
+
+def _may_be_in(one: Entitlement, currency: str) -> bool:
+    """Whether a grant may raise an invoice in this currency."""
+    rule = one.rules.get("currency")
+    if rule is not None and (rule.fixed or currency) != currency:
+        return False
+    if rule is not None and rule.one_of is not None and currency not in rule.one_of:
+        return False
+    return one.amount is None or not one.amount.currencies or currency in one.amount.currencies
 
 
 def _most(limit: Limit, seconds: int) -> int:
@@ -677,7 +785,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
     connection = connections[entry["connection"].one_of(connections)]
     operation = _operation(entry, connection)
     rules, required_paths = _parameters(entry, operation, connection.upstream)
-    amount = _amount(entry["amount"], operation) if "amount" in entry else None
+    amount = _amount(entry["amount"], operation, connection.upstream) if "amount" in entry else None
     if amount is not None and "amount" in rules:
         _bounded(entry["amount"], rules, required_paths, amount)
     within = _lines(entry.get("lines"), rules, operation)
@@ -728,9 +836,9 @@ def _parameters(entry: Mapping[str, _Value], operation: Operation, upstream: str
     return rules, required_paths
 
 
-def _amount(value: _Value, operation: Operation) -> Amount:
-    if operation.spends is None:
-        raise value.fail(f"{operation.id} asks nobody for money, so this means nothing here. Remove it")
+def _amount(value: _Value, operation: Operation, upstream: str) -> Amount:
+    if not operation.spends_at(upstream):
+        raise value.fail(f"{operation.id} asks nobody for money at {upstream}, so this means nothing. Remove it")
     entry = value.mapping(known=("max", "currency"))
     most = entry["max"].integer() if "max" in entry else None
     if most is not None and most < 1:

@@ -67,6 +67,11 @@ class Attempt(Progress, frozen=True):
     sent: bool = False
     """Whether an earlier call, or this one, may have sent the request that changes the invoice."""
 
+    @property
+    def comes_to(self) -> int | None:
+        """See :class:`Progress`. A draft that is mailed is finalized too."""
+        return self.seen.total if self.reached is Stage.FINALIZE and self.seen is not None else None
+
 
 def begin(grant: Grant, admission: Admission) -> Attempt:
     """Return where a call begins: always with a look."""

@@ -108,6 +108,7 @@ def _left(left: Left, now: float) -> dict[str, Any]:
         "detail": left_in_words(left, now),
         "limit": left.limit.calls,
         "currency": left.currency or None,
+        "each": left.each,
         "window": left.limit.seconds,
         "left": left.remaining,
         "more": left.more or None,

@@ -34,7 +34,14 @@ from msgspec.structs import replace
 
 from policies.model import Answer, Entry, Outcome, State
 from policies.operations import OPERATIONS
-from policies.refusals import AwaitingApproval, KeyInUse, KeyReused, KeyUsedElsewhere, OutcomeStillUnknown
+from policies.refusals import (
+    ApprovalRejected,
+    AwaitingApproval,
+    KeyInUse,
+    KeyReused,
+    KeyUsedElsewhere,
+    OutcomeStillUnknown,
+)
 from policies.wording import ago
 
 if TYPE_CHECKING:
@@ -233,7 +240,16 @@ def settle(held: Entry | None, *, owner: str, reply: Reply, answer: Answer | Non
     match reply.outcome:
         case Outcome.SUCCEEDED | Outcome.REJECTED:
             state = State(reply.outcome.value)
-            return replace(ended, state=state, answer=answer, doubt=False, approval=None, expires=claimed + retention)
+            reserved = None if gives_back(reply) else ended.reserved
+            return replace(
+                ended,
+                state=state,
+                answer=answer,
+                doubt=False,
+                approval=None,
+                reserved=reserved,
+                expires=claimed + retention,
+            )
         case Outcome.RELEASED if not ended.doubt and ended.approval is None and ended.id is None:
             return free(ended, refused=ended.refused, expires=claimed + retention)
         case Outcome.RELEASED:  # this call did nothing; what was open before still is
@@ -249,6 +265,29 @@ def settle(held: Entry | None, *, owner: str, reply: Reply, answer: Answer | Non
                 mute=reply.mute,
                 approval=reply.approval,
             )
+
+
+def gives_back(reply: Reply) -> bool:
+    """Whether a call that ends so holds no money any more: nothing was raised, or it is known what was spent.
+
+    What nobody knows is not given back: it counts in its budgets from when it was booked.
+    """
+    match reply.outcome:
+        case Outcome.SUCCEEDED:
+            return reply.spent is not None
+        case Outcome.REJECTED:
+            return isinstance(reply.refusal, ApprovalRejected)  # a person's word; no other proves that nothing was
+        case Outcome.UNKNOWN:
+            return False
+    return True
+
+
+def moves(claim: Entry | None) -> bool:
+    """Whether a call that is admitted books its money now, and moves there what its key holds already.
+
+    Not if it only asks what a person has decided: what that was it books when it knows.
+    """
+    return claim is None or claim.approval is None or claim.mute
 
 
 def advance(held: Entry | None, progress: Progress, *, owner: str) -> Entry | None:
@@ -309,6 +348,7 @@ def free(held: Entry, *, refused: bool, expires: float) -> Entry:
         approval=None,
         id=None,
         step="",
+        reserved=None,
         expires=max(expires, held.lease_until + LEAST_FREE),
     )
 

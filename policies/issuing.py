@@ -104,6 +104,11 @@ class Progress(msgspec.Struct, frozen=True):
         """Whether the ledger must say how far the call has come before this stage is sent."""
         return self.stage in {Stage.LINES, Stage.FINALIZE, Stage.SEND}
 
+    @property
+    def comes_to(self) -> int | None:
+        """What the invoice comes to that is finalized next, in minor units; None before any other stage."""
+        return self.seen.total if self.stage is Stage.FINALIZE and self.seen is not None else None
+
 
 def begin(grant: Grant, admission: Admission) -> Progress:
     """Return where a call takes up its invoice: at its first step, or with a look at what the ledger names."""

@@ -18,7 +18,7 @@ from policies.refusals import Fault, ParameterInvalid, ParameterMissing
 from policies.wording import amount_in_words, money
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from policies.model import Amount, Lines
 
@@ -34,6 +34,9 @@ LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
 _PART = re.compile(r"lines\[(\d+)\]\[(\w+)\](.*)")
 #: The ways to say what a line comes to, and what each needs beside it.
 _WAYS: Final = {"amount": (), "unit_amount": ("quantity",), "price": ("quantity",)}
+
+#: Parameters of an invoice by which tax may come on top of its lines.
+_TAXED: Final = frozenset({"automatic_tax", "default_tax_rates"})
 
 #: The metadata of a whole invoice that are ours: whose it is, and that its lines are complete. No call of any operation
 #: may write them: another's invoice would be found by them.
@@ -77,6 +80,11 @@ def asked(parameters: Mapping[str, str]) -> Asked:
     totals = [line.total for line in lines]
     known = [total for total in totals if total is not None]
     return Asked(len(lines), parameters["currency"], sum(known) if len(known) == len(totals) else None)
+
+
+def varies(paths: Iterable[str]) -> bool:
+    """Whether parameters at these paths may make an invoice come to another sum than the call names: a price, tax."""
+    return any(path.partition("[")[0] in _TAXED or path.endswith("[price]") or "[tax_rates]" in path for path in paths)
 
 
 def of(parameters: Mapping[str, str]) -> tuple[Line, ...]:

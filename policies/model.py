@@ -117,10 +117,15 @@ class Effect(StrEnum):
 
 
 class Spending(msgspec.Struct, frozen=True):
-    """Which members of the answer say what a call has spent: an amount in minor units, and its currency."""
+    """Which members of the answer say what a call has spent: an amount in minor units, and its currency.
+
+    ``at`` names the upstreams where it is spent; elsewhere the same members are those of a draft, which asks nobody for
+    money. None if that is everywhere.
+    """
 
     amount: str
     currency: str
+    at: tuple[str, ...] | None = None
 
 
 class Verb(NamedTuple):
@@ -196,6 +201,10 @@ class Operation(msgspec.Struct, frozen=True):
         """
         return bool(self.plan) or self.idempotent
 
+    def spends_at(self, upstream: str) -> bool:
+        """Whether a call asks somebody for money at this upstream, so that budgets count it."""
+        return self.spends is not None and (self.spends.at is None or upstream in self.spends.at)
+
     @property
     def repeatable(self) -> bool:
         """Whether a call may be sent twice without harm. Any other has an idempotency key and a ledger entry."""
@@ -222,11 +231,17 @@ class Limit(msgspec.Struct, frozen=True, array_like=True):
     text: str
 
 
+#: What a budget may be counted for each of: the name of a parameter, whose every value has a budget of its own.
+EACH: Final = ("customer",)
+
+
 class Budget(msgspec.Struct, frozen=True, array_like=True):
-    """No more calls once the invoices created in the last ``limit.seconds`` come to ``limit.calls`` minor units."""
+    """Invoices of any ``limit.seconds`` come to no more than ``limit.calls`` minor units of ``currency``."""
 
     currency: str
     limit: Limit
+    each: str | None = None
+    """One of :data:`EACH` if it holds for each of these by itself; None if it is the caller's in all."""
 
 
 class Connection(msgspec.Struct, frozen=True, array_like=True):
@@ -333,7 +348,7 @@ class Caller(msgspec.Struct, frozen=True):
     expires: float | None
     """When this credential stops working, in unix seconds."""
     limits: tuple[Limit, ...]
-    budget: Budget | None
+    budgets: tuple[Budget, ...]
     entitlements: Mapping[tuple[str, str, str], Entitlement]
     """By (name, connection_name, operation)."""
     tied: Connection | None = None
@@ -420,11 +435,12 @@ class Grant(msgspec.Struct, frozen=True):
 
     resend_seconds: int
     """For how long a call with this key may be sent again if its outcome is unknown."""
-
-    @property
-    def budget(self) -> Budget | None:
-        """The budget that this call counts against; None if there is none."""
-        return self.caller.budget if self.entitlement.operation.spends is not None else None
+    reserve: int = 0
+    """What it may come to, in minor units: this is booked in ``budgets`` before it is sent."""
+    currency: str = ""
+    """Of that sum. Empty if the call does not name one; then it is taken as that of each budget."""
+    budgets: tuple[Budget, ...] = ()
+    """The budgets that it counts against."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -446,9 +462,9 @@ class Left(msgspec.Struct, frozen=True):
     """``limit`` and ``budget`` are the caller's own, ``ceiling`` is the connection's."""
     limit: Limit
     remaining: int | None
-    """Never below 0. None of a ceiling that has room: how much others call is not told."""
+    """Never below 0. None of a ceiling that has room: how much others call is not told. Likewise with ``each``."""
     more: int
-    """How much more there is in ``reset`` seconds. 0 of a ceiling, and where all is left."""
+    """How much more there is in ``reset`` seconds. 0 of a ceiling, and where all is left or nothing is said."""
     reset: int
     """Seconds until there is more; 0 where all is left, and of a ceiling that has room."""
     full: int
@@ -456,6 +472,8 @@ class Left(msgspec.Struct, frozen=True):
     currency: str = ""
     connection: str = ""
     """The id of a ceiling's connection."""
+    each: str | None = None
+    """See :class:`Budget`. Where it is not said of whom, ``remaining`` is None."""
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -479,6 +497,17 @@ class State(StrEnum):
     """Refused in words that do not prove that nothing was created. Not sent again by itself."""
     FREE = "free"
     """Nothing was created: the key runs fresh. The entry only says how far it has been used at the upstream."""
+
+
+class Reserved(msgspec.Struct, frozen=True, array_like=True):
+    """Money that a call has booked in budgets for what it may come to. It counts there from ``at`` on."""
+
+    amount: int
+    """In minor units."""
+    at: float
+    """When it was booked, on the store's clock: it is given back there, and nowhere else."""
+    windows: tuple[tuple[str, int], ...]
+    """The windows that it was booked in: each one's name, and its length in seconds."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -527,8 +556,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """When a call first met that decision, in unix seconds; 0 until then."""
     before: Entry | None = None
     """What that decision was taken about. None once a call has met it: from then on it stands."""
-    reserved: int = 0
-    """What it holds of the caller's budgets until it is settled, in minor units."""
+    reserved: Reserved | None = None
+    """What it holds of the caller's budgets until it is settled."""
 
 
 class Seen(NamedTuple):
@@ -549,6 +578,8 @@ class Admission(msgspec.Struct, frozen=True):
     entry: Entry | None = None
     """The claim; None without a key."""
     replay: Answer | None = None
+    reserved: Reserved | None = None
+    """What a call without a key has booked in budgets."""
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -35,6 +35,7 @@ from policies.refusals import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
+from policies.wording import money
 
 if TYPE_CHECKING:
     from policies.model import Grant, Step
@@ -129,8 +130,10 @@ class Reply(msgspec.Struct, frozen=True):
     amount: int | None = None
     """The sum of what was created, in minor units of ``currency``, for the record. Both or none."""
     currency: str | None = None
-    spent: int = 0
-    """How much this counts against the caller's budget, in minor units."""
+    spent: int | None = None
+    """What a success has spent, in minor units of ``spent_in``; None if nobody knows, so that what was reserved stays.
+    """
+    spent_in: str = ""
     upstream_request: str | None = None
     """The upstream's own name for the request, for the record."""
     attempts: int = 1
@@ -393,7 +396,7 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
             amount, currency = _sum(answer.get(spends.amount), answer.get(spends.currency))
         except TypeError:  # an object or a list, in place of either
             amount = currency = None
-    spent, alarm = (0, None) if grant.caller.budget is None else _spent(grant, answer)
+    spent, spent_in, alarm = _spent(grant, answer) if grant.caller.budgets else (None, "", None)
     return Reply(
         Outcome.SUCCEEDED,
         answer=trimmed,
@@ -402,6 +405,7 @@ def _success(grant: Grant, status: int, body: bytes) -> Reply:
         amount=amount,
         currency=currency,
         spent=spent,
+        spent_in=spent_in,
         alarm=alarm,
     )
 
@@ -455,12 +459,20 @@ def _another(grant: Grant, answer: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _spent(grant: Grant, answer: Mapping[str, Any]) -> tuple[int, str | None]:
-    """Return how much an answer counts against the budget, and an alarm if it cannot be counted."""
-    budget, spends = grant.budget, grant.entitlement.operation.spends
-    if budget is None or spends is None:
-        return 0, None
-    amount = answer.get(spends.amount)
-    if answer.get(spends.currency) != budget.currency or not isinstance(amount, int) or isinstance(amount, bool):
-        return 0, "an invoice was created that the caller's budget does not count: another currency, or no amount"
-    return min(max(amount, 0), MAX_SPENT), None
+def _spent(grant: Grant, answer: Mapping[str, Any]) -> tuple[int | None, str, str | None]:
+    """Return what a success has spent of its caller's budgets, its currency, and an alarm if it cannot be told.
+
+    None leaves what was reserved as it is.
+    """
+    entitlement, operation = grant.entitlement, grant.entitlement.operation
+    spends, amount = operation.spends, entitlement.amount
+    if spends is None or not operation.spends_at(entitlement.connection.upstream):
+        return None, "", None
+    sum_, currency = answer.get(spends.amount), answer.get(spends.currency)
+    counted = any(budget.currency == currency for budget in grant.caller.budgets)
+    if not counted or not isinstance(sum_, int) or isinstance(sum_, bool):
+        return None, "", "an invoice was created that no budget of the caller counts: another currency, or no amount"
+    spent = min(max(sum_, 0), MAX_SPENT)
+    over = amount is not None and amount.max is not None and spent > amount.max
+    alarm = f"an invoice of {money(spent, str(currency))} was created: more than amount.max allows" if over else None
+    return spent, str(currency), alarm

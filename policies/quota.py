@@ -1,30 +1,37 @@
-"""Rolling-window limits: the arithmetic.
+"""Rolling-window limits and budgets: the arithmetic.
 
 ``30/minute`` means never more than 30 admitted calls in any 60 seconds, however they are spread. Calls are counted
 in buckets of a 128th of the window, and a bucket counts until its last instant has left the window. So a call counts
 for at least the window and at most a 128th longer: the limit is never exceeded, and a caller who uses it up without
 pause gets at least 99.2% of it. A window costs one entry for each bucket in use, 129 at most, whatever the limit.
 
+Money is counted in the same way, an amount in minor units in place of a call. What a call may come to is *reserved*:
+booked in the windows of its budgets when it is admitted, so that a call that is killed has counted already and holds
+nothing for longer than a window. Whoever comes back to an open call moves that to the present. When the call is
+settled it is given back where it was booked, and what was spent is booked instead. What nobody knows stays.
+
 Functions take the time from their caller, in seconds, of a clock that never runs backwards.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from policies.model import Budget, Left, Limit, Standing
+from policies.model import Left, Limit, Outcome, Reserved, Standing
 from policies.refusals import BudgetSpent, CeilingReached, LimitReached
-from policies.wording import budget_in_words, limit_in_words
+from policies.wording import budget_in_words, limit_in_words, money
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
-    from policies.model import Caller, Connection
+    from policies.model import Budget, Caller, Connection, Grant
+    from policies.outcomes import Reply
     from policies.refusals import QuotaRefusal
 
 #: 1/128 is 0.8%, under the 1% that a limit may err on the safe side.
@@ -64,9 +71,27 @@ def ceiling_of(connection: Connection) -> Counted | None:
     return f"connection:{name}:{connection_name}:{ceiling.seconds}", ceiling
 
 
-def budget_of(caller: Caller, budget: Budget) -> Counted:
-    """Return the window of a caller's budget."""
-    return f"budget:{caller.first}:{budget.currency}:{budget.limit.seconds}", budget.limit
+def budget_of(caller: Caller, budget: Budget, whose: str | None = None) -> Counted:
+    """Return the window of a caller's budget; of one ``each``, that of ``whose``."""
+    each = "" if budget.each is None else f"{budget.each}:{hashlib.sha256((whose or '').encode()).hexdigest()[:32]}:"
+    return f"budget:{caller.first}:{budget.currency}:{each}{budget.limit.seconds}", budget.limit
+
+
+def budgets_of(grant: Grant) -> dict[str, Budget]:
+    """Return the budgets that a call counts against, by the names of their windows."""
+    return _named(grant, grant.budgets)
+
+
+def spent_of(grant: Grant, reply: Reply) -> tuple[dict[str, Budget], int]:
+    """Return the budgets that count what a call has spent, by the names of their windows, and how much that is."""
+    if reply.outcome is not Outcome.SUCCEEDED or reply.spent is None:
+        return {}, 0
+    return _named(grant, [one for one in grant.caller.budgets if one.currency == reply.spent_in]), reply.spent
+
+
+def _named(grant: Grant, budgets: Iterable[Budget]) -> dict[str, Budget]:
+    caller, asked = grant.caller, grant.parameters
+    return {budget_of(caller, one, one.each and asked.get(one.each))[0]: one for one in budgets}
 
 
 class Bound(NamedTuple):
@@ -77,13 +102,20 @@ class Bound(NamedTuple):
     kind: str
     currency: str = ""
     connection: str = ""
+    each: str | None = None
+    told: bool = True
+    """False of a budget ``each`` if it is not said of whom."""
 
 
-def bounds_of(caller: Caller, connections: Iterable[Connection]) -> list[Bound]:
-    """Return all that bounds a caller on these connections: its limits, its budget, their ceilings."""
+def bounds_of(caller: Caller, connections: Iterable[Connection], customer: str | None = None) -> list[Bound]:
+    """Return all that bounds a caller on these connections: its limits, its budgets, their ceilings.
+
+    ``customer`` is whose budgets are meant, of those that each customer has.
+    """
     bounds = [Bound(*counted, "limit") for counted in limits_of(caller)]
-    if (budget := caller.budget) is not None:
-        bounds.append(Bound(*budget_of(caller, budget), "budget", currency=budget.currency))
+    for one in caller.budgets:
+        counted, told = budget_of(caller, one, customer), one.each is None or customer is not None
+        bounds.append(Bound(*counted, "budget", currency=one.currency, each=one.each, told=told))
     shared = ((one.id, ceiling_of(one)) for one in connections)
     return bounds + [Bound(*ceiling, "ceiling", connection=name) for name, ceiling in shared if ceiling is not None]
 
@@ -122,27 +154,36 @@ class Window:
             self._buckets.append([bucket, amount])
         self._total += amount
 
-    def give_back(self, taken: float) -> bool:
-        """Uncount one call that was counted at ``taken`` and used nothing. False if it has already left the window."""
+    def give_back(self, taken: float, amount: int = 1) -> int:
+        """Uncount what was counted at ``taken`` and is not used. Return how much of it had not left the window yet.
+
+        Ask :meth:`remaining` first.
+        """
         number = int(taken / self._width)
         for bucket in reversed(self._buckets):
-            if bucket[0] == number and bucket[1]:
-                bucket[1] -= 1
-                self._total -= 1
-                return True
-        return False
+            if bucket[0] == number:
+                back = min(bucket[1], amount)
+                bucket[1] -= back
+                self._total -= back
+                return back
+        return 0
 
-    def wait(self, now: float) -> float:
-        """Seconds from ``now`` until a call would be admitted; 0 if one would be now."""
-        if self.remaining(now) > 0:
+    def wait(self, now: float, amount: int = 1) -> float:
+        """Seconds from ``now`` until ``amount`` would be admitted: 0 if it would be now, infinite if it never is."""
+        if self.remaining(now) >= amount:
             return 0.0
-        # Under a limit, only the oldest call must leave. A budget may be exceeded by far, and then more must leave.
+        # Under a limit, only the oldest call must leave. Money may be past its budget, and then more must.
         left = self._total
         for number, calls in self._buckets:
             left -= calls
-            if left < self.limit.calls:
+            if left + amount <= self.limit.calls:
                 return max(0.0, (number + BUCKETS + 1) * self._width - now)
-        raise AssertionError  # pragma: no cover - an empty window is never full
+        return math.inf
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is counted. Ask :meth:`remaining` first."""
+        return not self._total
 
     def standing(self, now: float) -> Standing:
         """Say how much is left and when more will be, as the RateLimit header wants it."""
@@ -168,7 +209,9 @@ class Window:
 def left_of(bound: Bound, window: Window, now: float) -> Left:
     """Return what is left of ``bound``, whose ``window`` it is."""
     remaining, more, reset, full = window.left(now)
-    told = {"currency": bound.currency, "connection": bound.connection}
+    told: dict[str, Any] = {"currency": bound.currency, "connection": bound.connection, "each": bound.each}
+    if not bound.told:
+        return Left(bound.kind, bound.limit, None, 0, 0, 0, **told)
     if bound.kind == "ceiling":
         return Left(bound.kind, bound.limit, None if remaining else 0, 0, 0 if remaining else reset, 0, **told)
     return Left(bound.kind, bound.limit, remaining, more, reset, full, **told)
@@ -198,38 +241,129 @@ def standings(limits: Iterable[Window], now: float) -> tuple[Standing, ...]:
     return tuple([window.standing(now) for window in limits])
 
 
-def refuse_if_full(
-    limits: list[Window], ceiling: Window | None, spent: Window | None, budget: Budget | None, now: float
-) -> None:
-    """Refuse if a limit of the caller, the connection's ceiling or the caller's budget is full.
+# ---------------------------------------------------------------- what a call may come to
 
-    ``spent`` is the window of ``budget``. Raises what :func:`refusal_for` returns.
+
+class Short(NamedTuple):
+    """A budget without room for a call."""
+
+    budget: Budget
+    left: int
+    """What is left of it, in minor units. Below 0 if more was spent than it allows by now."""
+    asked: int
+    """What the call may come to."""
+
+
+#: What has no room, and how many seconds it has none: a limit of the caller, None for the ceiling, a budget.
+Full = tuple[float, "Limit | Short | None"]
+
+
+def holds(grant: Grant, held: Reserved | None) -> int:
+    """Return what a call books when it is admitted: what it may come to, and no less than its key holds already."""
+    return grant.reserve if held is None else max(grant.reserve, held.amount)
+
+
+def money_of(budgets: Mapping[str, Budget], held: Reserved | None) -> dict[str, Limit]:
+    """Return the windows that a call's money lies in or goes to, with what bounds each.
+
+    What is held in a budget that the document has no more is only given back.
     """
-    full: list[tuple[float, Limit | Budget | None]] = [
-        (window.wait(now), window.limit) for window in limits if window.remaining(now) < 1
-    ]
+    lies = {name: Limit(0, seconds, "") for name, seconds in held.windows} if held is not None else {}
+    return lies | {name: budget.limit for name, budget in budgets.items()}
+
+
+def move(
+    budgets: Mapping[str, Budget], windows: Mapping[str, Window], held: Reserved | None, amount: int, now: float
+) -> tuple[Reserved | None, list[Full]]:
+    """Give back what is ``held``, and book ``amount`` now in its place. Return that, and which budgets have no room.
+
+    ``windows`` are those of :func:`money_of`, and are worthless if one has none. All that is held in a window is
+    enough there, however much was spent meanwhile.
+    """
+    full: list[Full] = []
+    for name, window in windows.items():
+        back = _returned(name, window, held, now)
+        if name in budgets and back < amount and window.remaining(now) < amount:
+            full.append((window.wait(now, amount), Short(budgets[name], window.remaining(now), amount)))
+    for name in budgets:
+        windows[name].take(now, amount)
+    lies = tuple((name, budget.limit.seconds) for name, budget in budgets.items())
+    return (Reserved(amount, now, lies) if lies else None), full
+
+
+def spend(
+    budgets: Mapping[str, Budget], windows: Mapping[str, Window], held: Reserved | None, amount: int, now: float
+) -> bool:
+    """Give back what is ``held``, and count ``amount`` as spent in these budgets now. Return whether one is over.
+
+    It is if more was spent than it still held: by an invoice that is told late, or came to more than was asked for.
+    """
+    over = False
+    for name, window in windows.items():
+        back = _returned(name, window, held, now)
+        if name in budgets and amount:
+            window.take(now, amount)
+            over = over or (back < amount and window.remaining(now) < 0)
+    return over
+
+
+def _returned(name: str, window: Window, held: Reserved | None, now: float) -> int:
+    """Give back what is held in a window. Return how much of that had not left it."""
+    window.remaining(now)
+    if held is None or all(name != other for other, _ in held.windows):
+        return 0
+    return window.give_back(held.at, held.amount)
+
+
+def rise(budgets: Collection[str], held: Reserved | None, comes_to: int | None, taken: float) -> int | None:
+    """Return what must be booked before an invoice that ``comes_to`` so much is finalized; None if that is held.
+
+    ``taken`` is when the call was admitted. What is held since before may have left its windows by now.
+    """
+    if comes_to is None or not (budgets or held):
+        return None
+    if held is None:
+        return comes_to
+    if held.at >= taken and comes_to <= held.amount:
+        return None
+    return max(comes_to, held.amount)
+
+
+def refuse_if_full(limits: list[Window], ceiling: Window | None, short: list[Full], now: float) -> None:
+    """Refuse if a limit of the caller or the connection's ceiling is full, or if its budgets fall ``short``.
+
+    Raises what :func:`refusal_for` returns.
+    """
+    full: list[Full] = [(window.wait(now), window.limit) for window in limits if window.remaining(now) < 1]
     if ceiling is not None and ceiling.remaining(now) < 1:
         full.append((ceiling.wait(now), None))
-    if spent is not None and spent.remaining(now) < 1:
-        full.append((spent.wait(now), budget))
+    full += short
     if full:
         raise refusal_for(full, standings(limits, now))
 
 
-def refusal_for(full: list[tuple[float, Limit | Budget | None]], standings: tuple[Standing, ...]) -> QuotaRefusal:
-    """Return the refusal for what is full: the caller's limits, None for the ceiling, its budget.
+def refusal_for(full: list[Full], standings: tuple[Standing, ...], *, draft: bool = False) -> QuotaRefusal:
+    """Return the refusal for what is full.
 
-    Each comes with the seconds until it has room. The longest wait is told, since a call before it would be refused
-    again. ``left`` is 0: the refusal is for what has nothing left.
+    The longest wait is told, since a call before it would be refused again. ``draft``: it is what the draft comes to
+    that has no room, and the draft goes.
     """
     wait, what = max(full, key=lambda one: one[0])
-    seconds = whole_seconds(wait)
+    seconds = None if wait == math.inf else whole_seconds(wait)
     if what is None:
         return CeilingReached(retry_after=seconds, standings=standings)
-    if isinstance(what, Budget):
+    if isinstance(what, Short):
+        budget, left = what.budget, max(0, what.left)
+        told = {
+            "limit": budget.limit.calls,
+            "currency": budget.currency,
+            "window": budget.limit.seconds,
+            "left": left,
+            "asked": what.asked,
+        }
         return BudgetSpent(
-            f"Your invoices have used up your budget of {budget_in_words(what)}. Nothing was sent.",
-            told={"limit": what.limit.calls, "currency": what.currency, "window": what.limit.seconds, "left": 0},
+            _short_in_words(what, seconds, draft=draft),
+            told=told if budget.each is None else told | {"each": budget.each},
             retry_after=seconds,
             standings=standings,
         )
@@ -239,6 +373,22 @@ def refusal_for(full: list[tuple[float, Limit | Budget | None]], standings: tupl
         retry_after=seconds,
         standings=standings,
     )
+
+
+def _short_in_words(short: Short, seconds: int | None, *, draft: bool) -> str:
+    budget = short.budget
+    whole, asked = budget_in_words(budget), money(short.asked, budget.currency)
+    ends = "It was not raised." if draft else "Nothing was sent."
+    comes = f"The invoice would come to {asked}" if draft else f"This call may come to {asked}"
+    if seconds is None:
+        return (
+            f"{comes}, and your whole budget is {whole}. {ends} Ask for less, or ask the operator of Countersign for a "
+            "larger budget."
+        )
+    if short.left <= 0 and not draft:
+        return f"Your invoices have used up your budget of {whole}. {ends}"
+    left = money(max(0, short.left), budget.currency)
+    return f"{comes}, and {left} are left of your budget of {whole}. {ends}"
 
 
 def whole_seconds(seconds: float) -> int:

@@ -56,8 +56,9 @@ def limit_in_words(limit: Limit) -> str:
 
 
 def budget_in_words(budget: Budget) -> str:
-    """Return a budget as ``30.00 USD a day``."""
-    return f"{money(budget.limit.calls, budget.currency)} {_EACH[budget.limit.seconds]}"
+    """Return a budget as ``30.00 USD a day`` or ``30.00 USD a day for each customer``."""
+    each = "" if budget.each is None else f" for each {budget.each}"
+    return f"{money(budget.limit.calls, budget.currency)} {_EACH[budget.limit.seconds]}{each}"
 
 
 def ago(seconds: float) -> str:
@@ -87,12 +88,14 @@ def when(now: float, seconds: int) -> str:
 
 def left_in_words(left: Left, now: float) -> str:
     """Say what is left of a limit or a budget: ``20.00 of 30.00 USD a day are left, 5.00 more at 14:05 UTC.``"""
-    budget = Budget(left.currency, left.limit) if left.currency else None
+    budget = Budget(left.currency, left.limit, left.each) if left.currency else None
     bound = limit_in_words(left.limit) if budget is None else budget_in_words(budget)
 
     def amount(count: int) -> str:
         return f"{count:,}" if budget is None else money(count, budget.currency)
 
+    if left.remaining is None:
+        return f"{bound}."
     are = "is" if left.remaining == 1 and budget is None else "are"
     said = f"{amount(left.remaining or 0)} of {bound} {are} left"
     return f"{said}, {amount(left.more)} more {when(now, left.reset)}." if left.more else f"{said}."

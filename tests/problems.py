@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MEMBERS = {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
 #: What a full limit or budget tells of itself.
-QUOTA = {"limit", "window", "left", "currency", "resets_at"}
+QUOTA = {"limit", "window", "left", "currency", "resets_at", "asked", "each"}
 #: What a call that is only tried is told beside it.
 TRIED = {"validate_only", "would"}
 OPTIONAL = {"help", "parameter", "retry_after", "upstream_code", "faults", "approval", *QUOTA, *TRIED}

@@ -920,13 +920,17 @@ def test_kept_answer_is_trimmed_again_when_the_policy_grants_less(
 # ---------------------------------------------------------------- budgets
 
 
+def budgeted(origin: str, currency: str) -> str:
+    text = policy(origin).replace("        idempotency:", "        amount: {max: 2000}\n        idempotency:", 1)
+    budget = f"budget: {{currency: {currency}, amount: 4000, per: day}}"
+    return text.replace("    owner: tests\n", f"    owner: tests\n    {budget}\n", 1)
+
+
 def test_caller_over_its_budget_is_refused_before_the_send(
     function: Callable[..., Function], upstream: Appgregator
 ) -> None:
     """The sandbox's invoices come to 2,000 each."""
-    document = policy(upstream.origin).replace(
-        "    owner: tests\n", "    owner: tests\n    budget: {currency: usd, amount: 4000, per: day}\n", 1
-    )
+    document = budgeted(upstream.origin, "usd")
     gate = function(document)
     assert [gate.post().status_code for _ in range(2)] == [200, 200]
     response = gate.post()
@@ -946,13 +950,11 @@ def test_caller_over_its_budget_is_refused_before_the_send(
 def test_invoice_in_another_currency_than_the_budget_raises_an_alarm(
     function: Callable[..., Function], upstream: Appgregator
 ) -> None:
-    document = policy(upstream.origin).replace(
-        "    owner: tests\n", "    owner: tests\n    budget: {currency: eur, amount: 4000, per: day}\n", 1
-    )
+    document = budgeted(upstream.origin, "eur")
     gate = function(document)
     assert gate.post().status_code == 200
     (outcome,) = gate.record.entries("outcome")
-    assert "does not count" in outcome["alarm"]
+    assert "no budget of the caller counts" in outcome["alarm"]
 
 
 # ---------------------------------------------------------------- the stamp

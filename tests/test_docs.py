@@ -22,7 +22,7 @@ from gateway.credentials.webhooks import usable
 from policies import document, refusals
 from policies.concealed import Concealed
 from policies.model import Budget, Limit
-from policies.quota import refusal_for
+from policies.quota import Short, refusal_for
 from sandbox.__main__ import POLICY, ROOT, UPSTREAM_KEY, welcome
 from sandbox.google import AUDIENCE, stripped
 from tests.conftest import KEY, sha256
@@ -354,7 +354,7 @@ def test_help_of_every_refusal_leads_to_an_entry_of_its_own() -> None:
 
 def test_page_about_refusals_shows_a_spent_budget_as_it_is_told() -> None:
     (shown,) = map(json.loads, blocks(ROOT / "docs" / "refusals.md", "json"))
-    refusal = refusal_for([(12_009, Budget("usd", Limit(3000, 86_400, "3000 usd/day")))], ())
+    refusal = refusal_for([(12_009, Short(Budget("usd", Limit(3000, 86_400, "3000 usd/day")), 450, 2000))], ())
     now = datetime.fromisoformat(shown["resets_at"]).timestamp() - 12_009
     assert shown == refusal.problem(shown["audit_id"], now)
 

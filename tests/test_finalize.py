@@ -30,6 +30,7 @@ callers:
     owner: tests
     credentials: [key: {{id: k1, sha256: {key}}}]
     limits: [100000/minute]
+    {budget}
     grants:
       - connection: billing
         operation: invoices.create
@@ -86,14 +87,23 @@ def memory(clock: Clock) -> Memory:
 
 
 @pytest.fixture
-def loaded(
+def gate(
     function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Function:
+) -> Callable[..., Function]:
     """The function in front of Stripe; nothing waits between tries, and the ledger's time is the test's."""
     (tmp_path / "key").write_text(UPSTREAM_KEY)
     monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
     monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
-    return function(DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY)))
+
+    def load(budget: str = "", text: str = DOCUMENT) -> Function:
+        return function(text.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), budget=budget))
+
+    return load
+
+
+@pytest.fixture
+def loaded(gate: Callable[..., Function]) -> Function:
+    return gate()
 
 
 def ask(loaded: Function, path: str, method: str = "POST", key: str | None = None, **form: Any) -> TestResponse:
@@ -344,3 +354,36 @@ def test_customer_is_found_by_address_unless_two_have_it(loaded: Function, strip
         refused(ask(loaded, "customers/", "GET", email="jenny@example.com", **more), 422, "customer-ambiguous")
     refused(ask(loaded, "customers/", "GET"), 400, "parameter-missing")
     refused(ask(loaded, "customers/", email="nobody"), 400, "upstream-rejected")
+
+
+# ---------------------------------------------------------------- a budget
+
+
+def left(loaded: Function) -> int:
+    me: dict[str, Any] = loaded.post(target="/-/me", body=b"", media=None, method="GET").json or {}
+    [budget] = [one["left"] for one in me["standings"] if one["kind"] == "budget"]
+    assert isinstance(budget, int)
+    return budget
+
+
+def test_what_is_finalized_counts_once_whoever_mails_it_later(gate: Callable[..., Function], stripe: Stripe) -> None:
+    text = DOCUMENT.replace(", auto_advance: ", "")
+    loaded = gate("budget: {currency: usd, amount: 130000, per: day}", text)
+    first, second, third = (draft(loaded, order=f"order-{number}") for number in range(3))
+    assert ask(loaded, f"invoices/{first}/finalize").status_code == 200
+    assert left(loaded) == 130000 - 40850
+    assert ask(loaded, f"invoices/{first}/send").status_code == 200
+    assert left(loaded) == 130000 - 40850
+    assert ask(loaded, f"invoices/{second}/send").status_code == 200  # a draft, which that finalizes
+    assert left(loaded) == 130000 - 2 * 40850
+    told = refused(ask(loaded, f"invoices/{third}/finalize"), 429, "budget-spent")
+    assert told["detail"].startswith("This call may come to 500.00 USD, and 483.00 USD are left of your budget")
+    assert made(stripe, third)["status"] == "draft"
+    assert left(loaded) == 130000 - 2 * 40850
+
+
+def test_draft_that_is_refused_gives_back_what_it_might_have_come_to(gate: Callable[..., Function]) -> None:
+    loaded = gate("budget: {currency: usd, amount: 60000, per: day}", DOCUMENT.replace(", auto_advance: ", ""))
+    name = draft(loaded, amount=50001)
+    refused(ask(loaded, f"invoices/{name}/finalize"), 422, "total-not-granted")
+    assert left(loaded) == 60000

@@ -103,7 +103,8 @@ def test_record_says_what_was_foreseen(function: Callable[..., Function], upstre
 
 def test_what_is_left_is_said_as_money_and_times(function: Callable[..., Function], upstream: Appgregator) -> None:
     more = "limits: [30/minute]\n    budget: {currency: usd, amount: 500000, per: day}"
-    gate = function(policy(upstream.origin).replace("limits: [100000/minute]", more))
+    document = policy(upstream.origin).replace("limits: [100000/minute]", more)
+    gate = function(document.replace("        idempotency:", "        amount: {max: 9000}\n        idempotency:", 1))
     fresh: dict[str, Any] = gate.post(TRIAL, Idempotency_Key="a").json or {}
     assert [one["detail"] for one in fresh["left"]] == [
         "30 of 30 calls a minute are left.",

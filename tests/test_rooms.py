@@ -93,7 +93,7 @@ OPERATION = Operation(
 policies = policy(operation="invoices.settle", parameters="invoice: ")
 asked = call("/stripe/invoices/in_1/settle/", body="", HTTP_IDEMPOTENCY_KEY="order-1")
 grant = granted(policies, asked)
-assert (grant.budget, grant.ledger_key is not None) == (None, True)
+assert (grant.budgets, grant.ledger_key is not None) == ((), True)
 stripe = UPSTREAMS["stripe"]
 outgoing = stripe.request(grant, Step(grant.ledger_key))
 assert (outgoing.method, outgoing.url) == ("POST", "https://u.example/v1/invoices/in_1/settle")

@@ -14,6 +14,7 @@ from gateway.stores.memory import Memory
 from gateway.upstreams.sending import Upstreams
 from policies import compiled, document
 from policies.idempotency import LEASE
+from policies.model import DocumentError
 from sandbox import faults, invoice
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.server import SECOND
@@ -555,14 +556,11 @@ def test_second_send_that_cannot_be_recorded_is_not_made_and_leaves_the_doubt(
     assert stripe.invoices == 1
 
 
-def test_budget_never_binds_a_create_since_its_draft_is_of_0(gate: Callable[..., Function], stripe: Stripe) -> None:
-    document = policy(stripe.origin, upstream="stripe", retrieve=LOOK)
+def test_c1_budget_over_drafts_is_an_error_that_names_what_spends(stripe: Stripe) -> None:
+    text = policy(stripe.origin, upstream="stripe", retrieve=LOOK)
     budget = "budget: {currency: usd, amount: 1, per: day}\n    grants:"
-    loaded = gate(document.replace("grants:", budget, 1))
-    for key in "abc":
-        created = loaded.post(Idempotency_Key=key).json or {}
-        assert (created["amount_due"], created["status"]) == (0, "draft")
-    assert stripe.invoices == 3
+    with pytest.raises(DocumentError, match=r"budget: no grant .* invoices.issue, or invoices.finalize for drafts"):
+        document.read(text.replace("grants:", budget, 1), "policy.yaml")
 
 
 # ---------------------------------------------------------------- looking at an invoice

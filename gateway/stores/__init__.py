@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from policies.outcomes import Reply
 
 
+class Settled(StrEnum):
+    """What became of writing an outcome down. False if it was not written."""
+
+    OWED = ""
+    WRITTEN = "written"
+    OVER = "over"
+    """It was, and the caller has spent more than a budget of it allows: what was told late, or came to more."""
+
+
 class Store(Protocol):
     """What every store does. Each method is one atomic step, on the store's clock."""
 
@@ -25,7 +35,8 @@ class Store(Protocol):
 
         ``place`` is where the call goes: the ledger's entry holds for that account only.
 
-        A caller whose budget is spent is not admitted. What a call spends is known, and counted, when it is settled.
+        What the call may come to is booked in its budgets, so that no two calls spend the same money. Whoever comes
+        back with an open key moves what that holds to now; it is judged anew only where it has left a window.
 
         All of it happens or none. An answer to repeat comes back in ``Admission.replay`` and uses up nothing. Raises
         :class:`LimitReached`, :class:`CeilingReached`, :class:`BudgetSpent`, the refusals of ``policies.idempotency``,
@@ -38,9 +49,10 @@ class Store(Protocol):
         What this process owes the store is paid first, as by any call, so that both judge the same.
         """
 
-    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
-        """Return what is left of the caller's limits and budget, and of the ceilings of these connections.
+    def left(self, caller: Caller, connections: Iterable[Connection], customer: str | None = None) -> tuple[Left, ...]:
+        """Return what is left of the caller's limits and budgets, and of the ceilings of these connections.
 
+        Of budgets that each customer has, those of ``customer``; of nobody, only what each comes to is told.
         Takes nothing. Raises :class:`StoreUnavailable`.
         """
 
@@ -56,14 +68,17 @@ class Store(Protocol):
     def advance(self, grant: Grant, admission: Admission, progress: Progress) -> Admission | None:
         """Write how far a call in several steps has come, before its next request is sent.
 
-        Return the admission with its new entry; None if the key is not this call's any more. Raises
-        :class:`StoreUnavailable`. In both cases nothing more may be sent.
+        Before an invoice is finalized its total is booked, if more than what was reserved. Return the admission with
+        its new entry; None if the key is not this call's any more. Raises :class:`StoreUnavailable`. In both cases
+        nothing more may be sent. Raises :class:`BudgetSpent` if a budget has no room for the total: nothing was
+        written, and the draft must go.
         """
 
-    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> Settled:
         """Write the outcome of a sent call into the ledger. Return whether it was written; never raises.
 
-        If it was not, it is owed (``debts``).
+        What it held is given back, and what it has spent is counted now. What nobody knows stays as it was booked. If
+        the outcome was not written, it is owed (``debts``).
         """
 
 

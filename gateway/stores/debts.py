@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from gateway.chain import alert
+from gateway.stores import Settled
 from policies.model import Outcome
 from policies.outcomes import Reply
 from policies.refusals import StoreUnavailable
@@ -46,10 +48,10 @@ class Debt(NamedTuple):
 class Debts:
     """Writes the ends of calls into a store.
 
-    ``end`` returns whether the ledger now says so, or raises :class:`StoreUnavailable`.
+    ``end`` returns what became of it, or raises :class:`StoreUnavailable`.
     """
 
-    def __init__(self, end: Callable[[Debt], bool], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, end: Callable[[Debt], Settled], clock: Callable[[], float] = time.monotonic) -> None:
         self._end, self._clock = end, clock
         self._owed: deque[Debt] = deque()
         self._paying = threading.Lock()
@@ -69,14 +71,14 @@ class Debts:
             else:
                 return
 
-    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
-        """Write an outcome. Return whether it was written; never raises."""
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> Settled:
+        """Write an outcome. Return what became of it; never raises."""
         debt = Debt(grant, admission, reply, answer)
         try:
             return self._end(debt)
         except StoreUnavailable:
             self._owe(debt)
-            return False
+            return Settled.OWED
 
     def pay(self) -> None:
         """Write what is owed, for a short time. Raises :class:`StoreUnavailable` if the store still takes nothing."""
@@ -85,7 +87,9 @@ class Debts:
         try:
             until = self._clock() + ERRAND
             while self._owed and self._clock() < until:
-                self._end(self._owed[0])
+                debt = self._owed[0]
+                if self._end(debt) is Settled.OVER:
+                    alert(f"the invoices of {debt.grant.caller.id} come to more than its budget now")
                 self._owed.popleft()
         finally:
             self._paying.release()

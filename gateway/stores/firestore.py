@@ -7,7 +7,7 @@ number of times within a bounded time.
 
 Firestore takes about one write a second to a document. A limit of more calls a second is split over several documents,
 each with its own share of the calls. A call is counted in one of them that has room, and refused if all are seen full
-at once.
+at once. A budget lies in one document, so that what is left can be judged to the last minor unit.
 
 The clock is Firestore's: the time of its read.
 """
@@ -35,6 +35,7 @@ from msgspec.structs import replace
 
 from gateway.edges import meaning
 from gateway.forks import PerProcess
+from gateway.stores import Settled
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.model import Admission, Answer, Entry, Outcome, Seen
@@ -42,12 +43,19 @@ from policies.quota import (
     BUCKETS,
     Window,
     bounds_of,
-    budget_of,
+    budgets_of,
     ceiling_of,
+    holds,
     left_of,
     limits_of,
+    money_of,
+    move,
+    refusal_for,
     refuse_if_full,
+    rise,
     shares,
+    spend,
+    spent_of,
     standings,
     together,
 )
@@ -58,8 +66,9 @@ if TYPE_CHECKING:
 
     from policies.idempotency import Held, Verdict
     from policies.issuing import Progress
-    from policies.model import Caller, Connection, Grant, Left, Limit
+    from policies.model import Budget, Caller, Connection, Grant, Left, Limit, Reserved
     from policies.outcomes import Reply
+    from policies.quota import Full
 
 #: The timeout of a step with all its attempts, so that a refusal takes less than a second.
 TOTAL_SECONDS: Final = 0.9
@@ -71,8 +80,6 @@ ATTEMPTS: Final = 20
 MOST_SHARDS: Final = 32
 #: How many documents of a ceiling a call reads first. If they are full, it reads all.
 PROBES: Final = 4
-#: Documents of a budget. Fixed, so that spent money is still counted when limits change.
-BUDGET_SHARDS: Final = 8
 #: Seconds that a document is kept beyond its use.
 SLACK: Final = 60
 #: How many keys an operator's listing reads at once, and how many seconds that, or resolving a key, may take.
@@ -133,6 +140,8 @@ _RANDOM: Final = random.SystemRandom()
 #: A document's fields by name, and what to write by path, where None deletes a document.
 Fields = dict[str, Any]
 Writes = dict[str, Fields | None]
+#: What a call holds of its budgets then, which of them have no room, and what to write.
+_Moved = tuple["Reserved | None", "list[Full]", Writes]
 T = TypeVar("T")
 
 
@@ -181,6 +190,18 @@ class _Sight:
         _RANDOM.shuffle(windows)
         return next(({path: self._kept(window)} for path, window in windows if window.give_back(taken)), {})
 
+    def money(self, limits: Mapping[str, Limit], paths: list[str]) -> dict[str, Window] | None:
+        """Return the windows of budgets, by name; None if one was not read, which ``paths`` names from now on."""
+        unread = [path for path in map(_place, limits) if path not in paths]
+        if unread:
+            paths += unread
+            return None
+        return {name: self.windows(_whole(name, limit))[_place(name)] for name, limit in limits.items()}
+
+    def moved(self, money: Mapping[str, Window]) -> Writes:
+        """Return the writes of windows of budgets."""
+        return {_place(name): self._kept(window) for name, window in money.items()}
+
     def _kept(self, window: Window) -> Fields:
         seconds = window.limit.seconds
         return {
@@ -199,7 +220,7 @@ class Firestore:
         self._lock = threading.Lock()
         self._client = PerProcess(_connect)
         self._debts = Debts(self._end)
-        self._turns: dict[tuple[str, tuple[Limit, ...]], threading.Semaphore] = {}
+        self._turns: dict[tuple[str, tuple[Limit, ...], bool], threading.Semaphore] = {}
 
     def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
@@ -209,10 +230,10 @@ class Firestore:
         """See :class:`gateway.stores.Store`."""
         return self._judged(grant, place, takes=False)
 
-    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
+    def left(self, caller: Caller, connections: Iterable[Connection], customer: str | None = None) -> tuple[Left, ...]:
         """See :class:`gateway.stores.Store`."""
-        bounds = bounds_of(caller, connections)
-        counters = [(_spent if bound.kind == "budget" else _counted)(bound.name, bound.limit) for bound in bounds]
+        bounds = bounds_of(caller, connections, customer)
+        counters = [(_whole if bound.kind == "budget" else _counted)(bound.name, bound.limit) for bound in bounds]
 
         def judge(seen: _Sight) -> tuple[tuple[Left, ...], Writes]:
             wholes = [together(counter.limit, seen.windows(counter).values()) for counter in counters]
@@ -248,8 +269,8 @@ class Firestore:
             raise
 
     def _admit(self, grant: Grant, ceiling: list[_Counter], claiming: _Claiming, deadline: float) -> Admission:
-        limits, key, owner = _limits(grant), _path(grant), claiming.owner
-        counters = [*limits, *ceiling, *_budget(grant)]
+        limits, key, owner, budgets = _limits(grant), _path(grant), claiming.owner, budgets_of(grant)
+        counters = [*limits, *ceiling]
 
         def judge(seen: _Sight) -> tuple[Admission | None, Writes]:
             now = seen.now
@@ -270,22 +291,25 @@ class Firestore:
                 return Admission(standings(own, now), owner, now, replay=claim), {}
             if found is not None and claim is not None and claim is held:  # already ours: the reply was lost
                 return Admission(standings(own, now), owner, found["taken"], claim), {}
-            over = wholes[len(limits)] if ceiling else None
-            spent = wholes[-1] if grant.budget is not None else None
-            refuse_if_full(own, over, spent, grant.budget, now)
-            writes: Writes = {}
+            moved = _moved(seen, paths, grant, claim)
+            if moved is None:
+                return None, {}
+            reserved, full, writes = moved
+            claim = claim and replace(claim, reserved=reserved)
+            refuse_if_full(own, wholes[len(limits)] if ceiling else None, full, now)
             for part, whole in zip(parts[: len(limits) + len(ceiling)], wholes, strict=False):
                 writes |= seen.taken({path: window for path, window in part.items() if window.remaining(now) >= 1})
                 whole.take(now)
             if key is not None and claim is not None:
                 writes[key] = _document(claim) | {"taken": now}
                 claiming.claim = claim
-            return Admission(standings(own, now), owner, now, claim), writes if claiming.takes else {}
+            admission = Admission(standings(own, now), owner, now, claim, reserved=reserved if claim is None else None)
+            return admission, writes if claiming.takes else {}
 
-        paths = _paths(counters, key)
-        while (admission := self._step(judge, paths, deadline, again=key is not None)) is None:
-            pass  # an operator's decision was marked, and is judged now
-        return admission
+        paths = [*_paths(counters, key), *map(_place, budgets)]
+        while (admitted := self._step(judge, paths, deadline, again=key is not None)) is None:
+            pass  # an operator's decision was marked, or more must be read; now it is judged
+        return admitted
 
     def release(self, grant: Grant, admission: Admission) -> None:
         """See :class:`gateway.stores.Store`."""
@@ -302,11 +326,24 @@ class Firestore:
             entry = idempotency.advance(_entry(found), progress, owner=admission.owner)
             if found is None or entry is None:
                 return None, {}
-            return replace(admission, entry=entry), {key: _document(entry) | {"taken": found["taken"]}}
+            writes: Writes = {}
+            amount = rise(budgets, entry.reserved, progress.comes_to, admission.taken)
+            if amount is not None:
+                moved = _move(seen, paths, budgets, entry.reserved, amount)
+                if moved is None:
+                    return _AGAIN, {}
+                reserved, full, writes = moved
+                if full:
+                    raise refusal_for(full, admission.standings, draft=True)
+                entry = replace(entry, reserved=reserved)
+            return replace(admission, entry=entry), writes | {key: _document(entry) | {"taken": found["taken"]}}
 
-        return self._step(judge, [key], self._deadline(), again=True)
+        paths, budgets, deadline = [key], budgets_of(grant), self._deadline()
+        while (advanced := self._step(judge, paths, deadline, again=True)) is _AGAIN:
+            pass
+        return advanced
 
-    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> Settled:
         """See :class:`gateway.stores.Store`."""
         return self._debts.settle(grant, admission, reply, answer)
 
@@ -351,52 +388,74 @@ class Firestore:
         """Write what an operator's decision makes of an entry."""
         path = f"{LEDGER}/{key}"
 
-        def step(seen: _Sight) -> tuple[Verdict, Writes]:
+        def step(seen: _Sight) -> tuple[Verdict | None, Writes]:
             found = seen.documents[path]
             held = _entry(found)
             verdict, decided = judge(held, now=seen.now)
-            if found is None or decided is None or decided is held:
+            if found is None or held is None or decided is None or decided is held:
                 return verdict, {}
-            return verdict, {path: _document(decided) | {"taken": found["taken"]}}
-
-        return self._step(step, [path], time.monotonic() + OPERATOR_SECONDS, again=False)
-
-    def _end(self, debt: Debt) -> bool:
-        grant, admission, reply, answer = debt
-        key, claim = _path(grant), admission.entry
-        if claim is None and reply.reached and not reply.spent:
-            return True  # nothing is stored for such a call
-        returned = [] if reply.reached else [*_limits(grant), *_ceiling(grant)]
-        spent = [counter.some(1) for counter in _budget(grant) if reply.spent]
-        counters, deadline = [*returned, *spent], self._deadline()
-
-        def judge(seen: _Sight) -> tuple[bool, Writes]:
+            back, again = held.reserved, decided.reserved
             writes: Writes = {}
-            taken = admission.taken
+            if (back is None) is not (again is None):  # it gives its money back, or books it again
+                money = seen.money(money_of({}, back or again), paths)
+                if money is None:
+                    return None, {}
+                spend({}, money, back, 0, seen.now)
+                if again is not None:
+                    for window in money.values():
+                        window.take(seen.now, again.amount)
+                    decided = replace(decided, reserved=replace(again, at=seen.now))
+                writes = seen.moved(money)
+            return verdict, writes | {path: _document(decided) | {"taken": found["taken"]}}
+
+        paths, deadline = [path], time.monotonic() + OPERATOR_SECONDS
+        while (verdict := self._step(step, paths, deadline, again=False)) is None:
+            pass  # more must be read
+        return verdict
+
+    def _end(self, debt: Debt) -> Settled:
+        grant, admission, reply, answer = debt
+        key, claim, known = _path(grant), admission.entry, idempotency.gives_back(reply)
+        if claim is None and reply.reached and admission.reserved is None and not reply.spent:
+            return Settled.WRITTEN  # nothing is stored for such a call
+        counters, deadline = [] if reply.reached else [*_limits(grant), *_ceiling(grant)], self._deadline()
+        budgets, spent = spent_of(grant, reply)
+
+        def judge(seen: _Sight) -> tuple[Settled | None, Writes]:
+            writes: Writes = {}
+            taken, reserved, settles = admission.taken, admission.reserved, known
             if key is not None and claim is not None:
                 found = seen.documents[key]
                 held = _entry(found)
                 ended = idempotency.settle_for(grant, held, owner=claim.owner, reply=reply, answer=answer)
                 if found is None or held is None or held.owner != claim.owner:
                     if reply.outcome is not Outcome.RELEASED:
-                        return False, {}
+                        return Settled.OWED, {}
                     # The claim may still be on its way. It is only written over what it was judged by, so that is
                     # changed; writing the same once more would not count as a change.
                     blank = idempotency.free(claim, refused=False, expires=seen.now)
                     mark = {"taken": found["taken"] if found is not None else seen.now, "released": claim.owner}
-                    return found is None, {key: _document(held or blank) | mark}
+                    return Settled.WRITTEN if found is None else Settled.OWED, {key: _document(held or blank) | mark}
                 if ended is held or ended is None:  # already settled: the reply was lost
-                    return held.state == idempotency.state_after(reply.outcome), {}
+                    done = held.state == idempotency.state_after(reply.outcome)
+                    return Settled.WRITTEN if done else Settled.OWED, {}
                 writes[key] = _document(ended) | {"taken": found["taken"]}
-                taken = found["taken"]
-            for counter in returned:
+                taken, reserved, settles = found["taken"], held.reserved, ended.reserved is None
+            money = seen.money(money_of(budgets, reserved) if settles else {}, paths)
+            if money is None:
+                return None, {}
+            over = spend(budgets if settles else {}, money, reserved, spent, seen.now)
+            writes |= seen.moved(money)
+            for counter in counters:
                 writes |= seen.given_back(counter, taken)
-            for counter in spent:
-                writes |= seen.taken(seen.windows(counter), reply.spent)
-            return True, writes
+            return Settled.OVER if over else Settled.WRITTEN, writes
 
-        with self._turn(grant, deadline) if counters else contextlib.nullcontext():
-            return self._step(judge, _paths(counters, key), deadline, again=key is not None)
+        lies = money_of(budgets, admission.reserved if claim is None else claim.reserved)
+        paths = [*_paths(counters, key), *map(_place, lies)]
+        with self._turn(grant, deadline) if counters or lies else contextlib.nullcontext():
+            while (done := self._step(judge, paths, deadline, again=key is not None)) is None:
+                pass  # more must be read
+        return done
 
     # ---------------------------------------------------------------- one step: read, judge, commit
 
@@ -434,10 +493,11 @@ class Firestore:
     def _turn(self, grant: Grant, deadline: float) -> Iterator[None]:
         """Bound how many steps of a caller run at once, so that they seldom contend for a document."""
         with self._lock:
-            place = grant.caller.first, grant.caller.limits
+            place = grant.caller.first, grant.caller.limits, bool(grant.budgets)
             turn = self._turns.get(place)
             if turn is None:
                 fewest = min((len(counter.parts) for counter in _limits(grant)), default=MOST_SHARDS)
+                fewest = 1 if grant.budgets else fewest
                 turn = self._turns[place] = threading.Semaphore(max(1, fewest // 4))
         if not turn.acquire(timeout=max(0.0, self._left(deadline) - HEARING * self._seconds)):
             raise StoreUnavailable(note="Contention", retry_after=1)
@@ -595,13 +655,35 @@ def _ceiling(grant: Grant) -> list[_Counter]:
     return [] if ceiling is None else [_counted(*ceiling)]
 
 
-def _budget(grant: Grant) -> list[_Counter]:
-    return [] if grant.budget is None else [_spent(*budget_of(grant.caller, grant.budget))]
-
-
 def _counted(name: str, limit: Limit) -> _Counter:
     return _Counter.of(name, limit, shares(limit, MOST_SHARDS))
 
 
-def _spent(name: str, limit: Limit) -> _Counter:
-    return _Counter.of(name, limit, (limit,) * BUDGET_SHARDS)
+def _whole(name: str, limit: Limit) -> _Counter:
+    return _Counter.of(name, limit, (limit,))
+
+
+def _place(name: str) -> str:
+    """Return the one document of a budget's window."""
+    return f"{WINDOWS}/{name}:0"
+
+
+def _moved(seen: _Sight, paths: list[str], grant: Grant, claim: Entry | None) -> _Moved | None:
+    """Return what an admission makes of a call's money; None if more must be read for it."""
+    held, budgets = claim.reserved if claim is not None else None, budgets_of(grant)
+    moves = (budgets or held is not None) and idempotency.moves(claim)
+    return _move(seen, paths, budgets, held, holds(grant, held)) if moves else (held, [], {})
+
+
+def _move(
+    seen: _Sight, paths: list[str], budgets: Mapping[str, Budget], held: Reserved | None, amount: int
+) -> _Moved | None:
+    money = seen.money(money_of(budgets, held), paths)
+    if money is None:
+        return None
+    reserved, full = move(budgets, money, held, amount, seen.now)
+    return reserved, full, seen.moved(money)
+
+
+#: What a step returns that must read more.
+_AGAIN: Final = Admission((), "", 0.0)

@@ -12,10 +12,11 @@ them together.
 
 from __future__ import annotations
 
+import math
 import os
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import redis
 from msgspec.structs import replace
@@ -24,19 +25,25 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gateway.edges import meaning
+from gateway.stores import Settled
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.idempotency import LEASE, Held, Verdict
-from policies.model import Admission, Answer, Entry, Seen, Standing
+from policies.model import Admission, Answer, Entry, Limit, Reserved, Seen, Standing
 from policies.quota import (
     BUCKETS,
+    Short,
     Window,
     bounds_of,
-    budget_of,
+    budgets_of,
     ceiling_of,
+    holds,
     left_of,
     limits_of,
+    money_of,
     refusal_for,
+    rise,
+    spent_of,
     whole_seconds,
 )
 from policies.refusals import LedgerRefusal, StoreUnavailable
@@ -45,9 +52,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from policies.issuing import Progress
-    from policies.model import Budget, Caller, Connection, Grant, Left, Limit
+    from policies.model import Caller, Connection, Grant, Left
     from policies.outcomes import Reply
-    from policies.refusals import QuotaRefusal
+    from policies.quota import Full
 
 #: Two attempts at most, so that a refusal takes less than a second.
 TIMEOUT_SECONDS: Final = 0.4
@@ -63,7 +70,7 @@ BATCH: Final = 1000
 
 PREFIX: Final = "{countersign}:"
 #: What an entry is read from, in the order in which :func:`_entry` takes it.
-_PARTS: Final = ("e", "sent", "lease")
+_PARTS: Final = ("e", "sent", "lease", "at", "r")
 
 
 class Meaning(Enum):
@@ -107,10 +114,11 @@ local function clock(given)
   return tonumber(t[1]) * 1000000 + tonumber(t[2])
 end
 
--- A window is a hash: t calls in all, f and l the first and last bucket in use, and the calls of each bucket. ``tried``
--- is the bucket of a call that is only tried, and is not written.
+-- A window is a hash: t calls in all, f and l the first and last bucket in use, and the calls of each bucket; money
+-- likewise. ``tried`` is the bucket of what is only tried, ``given`` that of what is to be given back: not written.
 local function calls_in(w, bucket)
-  return tonumber(redis.call('HGET', w.key, bucket) or 0) + (bucket == w.tried and 1 or 0)
+  local counted = tonumber(redis.call('HGET', w.key, bucket) or 0)
+  return counted + (bucket == w.tried and w.trying or 0) - (bucket == w.given and w.back or 0)
 end
 
 -- Read a window, and write nothing: what has left it is removed by the next call that is counted.
@@ -118,7 +126,7 @@ local function read(key, calls, seconds, now)
   local width = seconds * 1000000 / BUCKETS
   local s = redis.call('HMGET', key, 't', 'f', 'l')
   local total, first, last = tonumber(s[1] or 0), tonumber(s[2]), tonumber(s[3])
-  local w = {{key = key, calls = calls, seconds = seconds, width = width, total = 0, oldest = first}}
+  local w = {{key = key, calls = calls, seconds = seconds, width = width, total = 0, oldest = first, back = 0}}
   local keep = math.floor(now / width) - BUCKETS
   if total <= 0 or last < keep then return w end
   while true do
@@ -144,89 +152,120 @@ local function take(w, now, amount)
   redis.call('PEXPIRE', w.key, w.seconds * 1000 + math.ceil(w.width / 1000) + {SLACK})
 end
 
-local function try(w, now)
-  w.tried = math.floor(now / w.width)
-  w.total, w.first = w.total + 1, w.first or w.tried
+local function try(w, now, amount)
+  w.tried, w.trying = math.floor(now / w.width), amount
+  w.total, w.first = w.total + amount, w.first or w.tried
 end
 
--- How long until more is left or, of a full window, until a call would pass: a budget may be well past its amount.
-local function frees(w, now)
+-- See what there is to give back of what was counted at a time, and has not left the window. It is not written yet.
+local function give(w, at, amount)
+  local bucket = math.floor(at / w.width)
+  if not w.first or bucket < w.first then return end
+  local back = math.min(amount, calls_in(w, bucket))
+  w.given, w.back, w.total = bucket, back, w.total - back
+end
+
+local function given(w)
+  if w.back == 0 then return end
+  redis.call('HINCRBY', w.key, w.given, -w.back)
+  redis.call('HINCRBY', w.key, 't', -w.back)
+  w.given = nil
+end
+
+-- How long until more is left or, of a full window, until ``need`` would pass: -1 if it never will.
+local function frees(w, now, need)
+  if need > w.calls then return -1 end
   if not w.first then return 0 end
   local last, total = w.first, w.total
-  while total >= w.calls do
+  while total + need > w.calls do
     total = total - calls_in(w, last)
-    if total >= w.calls then last = last + 1 end
+    if total + need > w.calls then last = last + 1 end
   end
   return (last + BUCKETS + 1) * w.width - now
+end
+
+-- Whether a window has no room for what is wanted. All that it still held of that is enough.
+local function lacks(w) return w.amount > w.back and w.total + w.amount > w.calls end
+
+local function standing(reply, windows, now)
+  for _, w in ipairs(windows) do
+    reply[#reply + 1] = exact(w.calls - w.total)
+    reply[#reply + 1] = exact(frees(w, now, lacks(w) and w.amount or 1))
+  end
+  return reply
 end
 """
 
 # An entry of the ledger is a hash, judged in policies.idempotency alone: ``e`` is the entry, without the times in
 # ``sent`` and ``lease``, which the script that writes it may set to its own clock; ``v`` is its version, which is the
-# owner, the state and an operator's decision; ``taken`` is when the call was counted. It is written only over the
-# version that was judged.
+# owner, the state and an operator's decision; ``taken`` is when the call was counted; ``r`` is how much money it holds,
+# and ``at`` when that was booked. It is written only over the version that was judged.
 
-# KEYS: the ledger's entry, the mark of a released owner, then a window for each limit, the ceiling's, and the budget's.
+# KEYS: the ledger's entry, the mark of a released owner, then the windows of the limits, the ceiling and the budgets.
 # ARGV: now or '', '1' with a key, the version that was judged ('' for none), the entry to write, its version, when it
-# was first sent or '', the lease, '1' to take or '0' to write nothing and answer as if; then for each window its calls,
-# its seconds and '1' if the call is counted there now (in a budget it is counted later).
+# was first sent or '', the lease, '1' to take or '0' to write nothing and answer as if, how much money it is to hold or
+# '', how much it holds and since when; then for each window its calls, its seconds, what is counted there, and '1' if
+# what the call holds lies there.
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
-local keyed, takes = ARGV[2] == '1', ARGV[8] == '1'
+local keyed, takes, holds = ARGV[2] == '1', ARGV[8] == '1', tonumber(ARGV[10])
 local windows = {{}}
 for i = 3, #KEYS do
-  windows[i - 2] = read(KEYS[i], tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), now)
-  windows[i - 2].counts = ARGV[3 * i + 2] == '1'
+  local w = read(KEYS[i], tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1]), now)
+  w.amount = tonumber(ARGV[4 * i + 2])
+  if ARGV[4 * i + 3] == '1' then give(w, tonumber(ARGV[11]), holds) end
+  windows[i - 2] = w
 end
 
-local function answer(verdict, ...)
-  local reply = {{verdict, ...}}
-  for _, w in ipairs(windows) do
-    reply[#reply + 1] = w.calls - w.total
-    reply[#reply + 1] = exact(frees(w, now))
-  end
-  return reply
-end
+local function answer(verdict, ...) return standing({{verdict, ...}}, windows, now) end
 
 if keyed then
-  local held = redis.call('HMGET', KEYS[1], 'v', 'e', 'sent', 'lease', 'taken')
-  if held[1] == ARGV[5] then return answer('admitted', held[5], held[3], held[4], '') end
-  if redis.call('EXISTS', KEYS[2]) == 1 then return answer('released', '', '', '', '') end
-  if (held[1] or '') ~= ARGV[3] then return answer('held', exact(now), held[3] or '', held[4] or '', held[2] or '') end
+  local held = redis.call('HMGET', KEYS[1], 'v', 'e', 'sent', 'lease', 'taken', 'at', 'r')
+  local at, r = held[6] or '', held[7] or ''
+  if held[1] == ARGV[5] then return answer('admitted', held[5], held[3], held[4], '', at, r) end
+  if redis.call('EXISTS', KEYS[2]) == 1 then return answer('released', '', '', '', '', '', '') end
+  if (held[1] or '') ~= ARGV[3] then
+    return answer('held', exact(now), held[3] or '', held[4] or '', held[2] or '', at, r)
+  end
 end
 
 for i, w in ipairs(windows) do
-  if w.total >= w.calls then return answer('full', i, '', '', '') end
+  if lacks(w) then return answer('full', i, '', '', '', '', '') end
 end
 for _, w in ipairs(windows) do
-  if w.counts then
-    if takes then take(w, now, 1) else try(w, now) end
+  if takes then given(w) end
+  if w.amount > 0 then
+    if takes then take(w, now, w.amount) else try(w, now, w.amount) end
   end
+  w.amount = 0
 end
 local sent, lease = ARGV[6], exact(now + tonumber(ARGV[7]))
 if sent == '' then sent = exact(now) end
 if keyed and takes then
   redis.call('HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', sent, 'lease', lease, 'taken', exact(now))
+  if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'at', exact(now), 'r', ARGV[9]) end
   if ARGV[3] ~= '' then redis.call('PERSIST', KEYS[1]) end
 end
-return answer('admitted', exact(now), sent, lease, '')
+if ARGV[9] ~= '' then return answer('admitted', exact(now), sent, lease, '', exact(now), ARGV[9]) end
+return answer('admitted', exact(now), sent, lease, '', ARGV[11], ARGV[10])
 """
 
 # KEYS as above. ARGV: now or '', '1' with a key, the version that was claimed, the entry to write ('' to delete it),
-# its version, when it was first sent, for how many milliseconds it is kept or '', '1' to give back, taken, the amount
-# spent; then for each window its seconds and '1' if the call was counted there. Returns 1 if the ledger now has that
-# version, 0 if another call owns the key. Of a claim that is not there, or not any more, the owner is marked: it must
-# not come later, nor once more.
+# its version, when it was first sent, for how many milliseconds it is kept or '', '1' to give calls back, taken, '1' to
+# give money back, how much it holds and since when; then for each window its calls, its seconds, 'call' if the call was
+# counted there, 'money' if what it holds lies there, and the amount spent there. Returns 1 if the ledger now has that
+# version, 2 if more was spent than a budget allows, 0 if another call owns the key. Of a claim that is not there, or
+# not any more, the owner is marked: it must not come later, nor once more.
 _SETTLE: Final = f"""{_COMMON}
-local keyed, taken = ARGV[2] == '1', ARGV[9]
+local keyed, taken, holds, at = ARGV[2] == '1', ARGV[9], ARGV[11], ARGV[12]
 if keyed then
-  local held = redis.call('HMGET', KEYS[1], 'v', 'taken')
+  local held = redis.call('HMGET', KEYS[1], 'v', 'taken', 'at', 'r')
   if held[1] ~= ARGV[3] then
     if held[1] == ARGV[5] then return 1 end
     if ARGV[8] == '1' then redis.call('SET', KEYS[2], '1', 'EX', {MARKED}) end
     return (ARGV[8] == '1' and not held[1]) and 1 or 0
   end
-  taken = held[2]
+  taken, at, holds = held[2], held[3] or at, held[4] or holds
   if ARGV[4] == '' then
     redis.call('DEL', KEYS[1])
     redis.call('SET', KEYS[2], '1', 'EX', {MARKED})
@@ -235,42 +274,89 @@ if keyed then
     if ARGV[7] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[7]) end
   end
 end
-local spent = tonumber(ARGV[10])
+local now, over = clock(ARGV[1]), false
 for i = 3, #KEYS do
-  local seconds, counted = tonumber(ARGV[2 * i + 5]), ARGV[2 * i + 6] == '1'
-  if counted and ARGV[8] == '1' then
-    local bucket = math.floor(tonumber(taken) / (seconds * 1000000 / BUCKETS))
-    if tonumber(redis.call('HGET', KEYS[i], bucket) or 0) > 0 then
-      redis.call('HINCRBY', KEYS[i], bucket, -1)
-      redis.call('HINCRBY', KEYS[i], 't', -1)
-    end
-  elseif not counted and spent > 0 then
-    local now = clock(ARGV[1])
-    take(read(KEYS[i], spent, seconds, now), now, spent)
+  local w = read(KEYS[i], tonumber(ARGV[4 * i + 1]), tonumber(ARGV[4 * i + 2]), now)
+  local counted, spent = ARGV[4 * i + 3], tonumber(ARGV[4 * i + 4])
+  if counted == 'call' and ARGV[8] == '1' then give(w, tonumber(taken), 1) end
+  if counted == 'money' and ARGV[10] == '1' then give(w, tonumber(at), tonumber(holds)) end
+  given(w)
+  if spent > 0 then
+    take(w, now, spent)
+    over = over or (w.back < spent and w.total > w.calls)
   end
 end
-return 1
+return over and 2 or 1
 """
 
-# KEYS: the entry. ARGV: the version that was judged, the entry to write, when it was first sent. The version stays.
-_ADVANCE: Final = """
-if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
+# KEYS: the entry, then the windows of the budgets. ARGV: the version that was judged, the entry to write, when it was
+# first sent, now or '', how much money it is to hold or '' if that stays; then for each window as for an admission. The
+# version stays. Repeated, it gives back what it has booked, and books it again.
+_ADVANCE: Final = f"""{_COMMON}
+local held = redis.call('HMGET', KEYS[1], 'v', 'at', 'r')
+if held[1] ~= ARGV[1] then return {{'lost'}} end
+local now, windows = clock(ARGV[4]), {{}}
+for i = 2, #KEYS do
+  local w = read(KEYS[i], tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1]), now)
+  w.amount = tonumber(ARGV[4 * i])
+  if ARGV[4 * i + 1] == '1' and held[2] then give(w, tonumber(held[2]), tonumber(held[3])) end
+  windows[i - 1] = w
+end
+for _, w in ipairs(windows) do
+  if lacks(w) then return standing({{'full'}}, windows, now) end
+end
+for _, w in ipairs(windows) do
+  given(w)
+  if w.amount > 0 then take(w, now, w.amount) end
+end
 redis.call('HSET', KEYS[1], 'e', ARGV[2], 'sent', ARGV[3])
-return 1
+if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'at', exact(now), 'r', ARGV[5]) end
+return {{'done', exact(now)}}
 """
 
-# KEYS: the entry. ARGV: the version that was judged, the entry to write, its version, for how many milliseconds it is
-# kept or ''. Its times stay as they are.
-_REPLACE: Final = """
-if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
+# KEYS: the entry, then the windows in which its money lies. ARGV: the version that was judged, the entry to write, its
+# version, for how many milliseconds it is kept or '', now or '', 'back' to give its money back, 'book' to book it again
+# or ''; then for each window its seconds. Its other times stay as they are.
+_REPLACE: Final = f"""{_COMMON}
+local held = redis.call('HMGET', KEYS[1], 'v', 'at', 'r')
+if held[1] ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'v', ARGV[3], 'e', ARGV[2])
 if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+if ARGV[6] == '' then return 1 end
+local now = clock(ARGV[5])
+for i = 2, #KEYS do
+  local w = read(KEYS[i], 0, tonumber(ARGV[5 + i]), now)
+  if not held[2] then return 1 end
+  if ARGV[6] == 'back' then
+    give(w, tonumber(held[2]), tonumber(held[3]))
+    given(w)
+  else
+    take(w, now, tonumber(held[3]))
+  end
+end
+if ARGV[6] == 'book' then redis.call('HSET', KEYS[1], 'at', exact(now)) end
 return 1
 """
 
 
-#: A window's key, its limit, and 1 if an admission is counted in it.
-_Window = tuple[str, "Limit", int]
+class _Window(NamedTuple):
+    """A window that a call is counted in."""
+
+    key: str
+    limit: Limit
+    amount: int = 1
+    """What is counted there: a call, or money."""
+    holds: bool = False
+    """Whether what the call holds already lies there."""
+
+    @classmethod
+    def of(cls, grant: Grant, held: Reserved | None, amount: int) -> list[_Window]:
+        """Return the windows of a call's money: ``amount`` goes to its budgets, and what is held comes back."""
+        budgets, lies = budgets_of(grant), dict(held.windows) if held is not None else {}
+        return [
+            cls(f"{PREFIX}{name}", limit, amount if name in budgets else 0, name in lies)
+            for name, limit in money_of(budgets, held).items()
+        ]
 
 
 class _NotOpenedError(exceptions.ConnectionError):
@@ -305,9 +391,9 @@ class Redis:
         """See :class:`gateway.stores.Store`."""
         return self._judged(grant, place, takes=False)
 
-    def left(self, caller: Caller, connections: Iterable[Connection]) -> tuple[Left, ...]:
+    def left(self, caller: Caller, connections: Iterable[Connection], customer: str | None = None) -> tuple[Left, ...]:
         """See :class:`gateway.stores.Store`."""
-        bounds = bounds_of(caller, connections)
+        bounds = bounds_of(caller, connections, customer)
         try:
             with self._client.pipeline() as batch:  # a transaction: all at one moment
                 batch.time()
@@ -331,14 +417,16 @@ class Redis:
         """Admit a call, or with ``takes`` off say what would become of it: the script and the judge are the same."""
         self._debts.pay()
         owner = os.urandom(16).hex()
-        windows, held = _windows(grant), None
+        held = None
         # The script sets the times of a fresh claim.
         claim = None if grant.ledger_key is None else idempotency.wanted(grant, owner=owner, place=place, now=0.0)
         for _ in range(ATTEMPTS):
             try:
-                admission = self._claim(grant, windows, owner, held, claim, takes=takes)
+                admission = self._claim(grant, owner, held, claim, takes=takes)
             except StoreUnavailable as unavailable:
                 if takes and unavailable.lost and claim is not None:
+                    money = _moved(grant, claim)
+                    claim = replace(claim, reserved=_booked(money)) if money else claim
                     self._debts.release(grant, Admission((), owner, 0.0, claim))
                 raise
             if isinstance(admission, Admission):
@@ -359,39 +447,44 @@ class Redis:
             claim = judged
         raise StoreUnavailable(note="Contention", retry_after=1)
 
-    def _claim(  # noqa: PLR0913 - what is judged, and whether it is for good
-        self,
-        grant: Grant,
-        windows: list[_Window],
-        owner: str,
-        held: Entry | None,
-        claim: Entry | None,
-        *,
-        takes: bool = True,
+    def _claim(
+        self, grant: Grant, owner: str, held: Entry | None, claim: Entry | None, *, takes: bool = True
     ) -> Admission | tuple[Entry | None, float, tuple[Standing, ...]]:
         """Write a claim over what was judged. Return the admission, or what is held instead, with the time."""
+        reserved = claim.reserved if claim is not None else None
+        money, moved = _moved(grant, claim), None
+        windows = _windows(grant)
+        if money:
+            windows += money
+            moved = _booked(money)
+            claim = None if claim is None else replace(claim, reserved=moved)
         arguments: list[Any] = [self._now(), int(claim is not None), _version(held)]
         if claim is None:
             arguments += ["", "", "", 0]
         else:
             sent = "" if held is None else _micro(claim.sent)
             arguments += [idempotency.packed(claim), _version(claim), sent, LEASE * 1_000_000]
-        arguments.append(int(takes))
-        for _, limit, counts in windows:
-            arguments += [limit.calls, limit.seconds, counts]
-        verdict, first, sent, lease, entry, *standing = self._run(
+        arguments += [int(takes), "" if moved is None else moved.amount]
+        arguments += ["", ""] if reserved is None else [reserved.amount, _micro(reserved.at)]
+        for window in windows:
+            arguments += [window.limit.calls, window.limit.seconds, window.amount, int(window.holds)]
+        verdict, first, sent, lease, entry, at, holds, *standing = self._run(
             self._admit, _keys(grant, owner, windows), arguments, again=claim is not None
         )
         standings = _standings(grant.caller.limits, standing)
         match verdict:
             case b"admitted":
-                if claim is not None:
-                    claim = replace(claim, sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
+                if moved is not None:
+                    moved = replace(moved, amount=int(holds), at=int(at) / 1_000_000)
+                if claim is None:
+                    return Admission(standings, owner, int(first) / 1_000_000, reserved=moved)
+                claim = replace(claim, sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
+                claim = claim if moved is None else replace(claim, reserved=moved)
                 return Admission(standings, owner, int(first) / 1_000_000, claim)
             case b"held":
-                return _entry(entry, sent, lease), int(first) / 1_000_000, standings
+                return _entry(entry, sent, lease, at, holds), int(first) / 1_000_000, standings
             case b"full":
-                raise _full(grant, windows, standing, standings)
+                raise refusal_for(_full(grant, windows, standing), standings)
             case _:  # this owner was released: somebody has given up on it
                 raise StoreUnavailable(note="Released", retry_after=1)
 
@@ -404,11 +497,27 @@ class Redis:
         entry = idempotency.advance(admission.entry, progress, owner=admission.owner)
         if admission.entry is None or entry is None:
             return None
-        arguments = [_version(admission.entry), idempotency.packed(entry), _micro(entry.sent)]
-        done = self._run(self._advance, [f"{PREFIX}ledger:{grant.ledger_key}"], arguments, again=True)
-        return replace(admission, entry=entry) if done else None
+        amount = rise(budgets_of(grant), entry.reserved, progress.comes_to, admission.taken)
+        windows: list[_Window] = []
+        if amount is not None:
+            windows = _Window.of(grant, entry.reserved, amount)
+            entry = replace(entry, reserved=_booked(windows))
+        arguments: list[Any] = [_version(admission.entry), idempotency.packed(entry), _micro(entry.sent), self._now()]
+        arguments.append("" if entry.reserved is None or amount is None else entry.reserved.amount)
+        for window in windows:
+            arguments += [window.limit.calls, window.limit.seconds, window.amount, int(window.holds)]
+        keys = [f"{PREFIX}ledger:{grant.ledger_key}", *(window.key for window in windows)]
+        verdict, *told = self._run(self._advance, keys, arguments, again=True)
+        match verdict:
+            case b"lost":
+                return None
+            case b"full":
+                raise refusal_for(_full(grant, windows, told), admission.standings, draft=True)
+        if amount is not None and entry.reserved is not None:
+            entry = replace(entry, reserved=replace(entry.reserved, at=int(told[0]) / 1_000_000))
+        return replace(admission, entry=entry)
 
-    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> bool:
+    def settle(self, grant: Grant, admission: Admission, reply: Reply, answer: Answer) -> Settled:
         """See :class:`gateway.stores.Store`."""
         return self._debts.settle(grant, admission, reply, answer)
 
@@ -462,8 +571,13 @@ class Redis:
 
     def _write_over(self, place: str, held: Entry, entry: Entry, now: float, *, again: bool) -> bool:
         """Write an entry over the one that was judged. Return False if that has changed meanwhile."""
-        arguments = [_version(held), idempotency.packed(entry), _version(entry), _kept(entry, now)]
-        return bool(self._run(self._replace, [place], arguments, again=again))
+        arguments = [_version(held), idempotency.packed(entry), _version(entry), _kept(entry, now), self._now()]
+        lies = held.reserved if entry.reserved is None else entry.reserved if held.reserved is None else None
+        windows = lies.windows if lies is not None else ()
+        arguments += ["" if lies is None else "back" if held.reserved is not None else "book"]
+        arguments += [str(seconds) for _, seconds in windows]
+        keys = [place, *(f"{PREFIX}{name}" for name, _ in windows)]
+        return bool(self._run(self._replace, keys, arguments, again=again))
 
     def _now(self) -> str:
         return "" if self._clock is None else _micro(self._clock())
@@ -474,25 +588,34 @@ class Redis:
         seconds, microseconds = self._client.time()
         return int(seconds) + int(microseconds) / 1_000_000
 
-    def _end(self, debt: Debt) -> bool:
+    def _end(self, debt: Debt) -> Settled:
         grant, admission, reply, answer = debt
-        claim = admission.entry
-        if claim is None and reply.reached and not reply.spent:
-            return True  # nothing is stored for such a call
-        windows = _windows(grant)
+        claim, known = admission.entry, idempotency.gives_back(reply)
+        reserved = admission.reserved if claim is None else claim.reserved
+        if claim is None and reply.reached and reserved is None and not reply.spent:
+            return Settled.WRITTEN  # nothing is stored for such a call
         arguments: list[Any] = [self._now(), int(claim is not None)]
         if claim is None:
             arguments += ["", "", "", "", ""]
         else:
             ended = idempotency.settle_for(grant, claim, owner=claim.owner, reply=reply, answer=answer)
             assert ended is not None  # noqa: S101 - the claim is
+            known = ended.reserved is None
             content = b"" if idempotency.blank(ended) else idempotency.packed(ended)
             arguments += [_version(claim), content, _version(ended), _micro(ended.sent)]
             arguments.append(_kept(ended, claim.lease_until - LEASE))
-        arguments += [int(not reply.reached), _micro(admission.taken), reply.spent]
-        for _, limit, counts in windows:
-            arguments += [limit.seconds, counts]
-        return bool(self._run(self._settle, _keys(grant, admission.owner, windows), arguments, again=claim is not None))
+        arguments += [int(not reply.reached), _micro(admission.taken), int(known)]
+        arguments += ["", ""] if reserved is None else [reserved.amount, _micro(reserved.at)]
+        windows = [] if reply.reached else _windows(grant)
+        for window in windows:
+            arguments += [window.limit.calls, window.limit.seconds, "call", 0]
+        budgets, spent = spent_of(grant, reply) if known else ({}, 0)
+        lies = dict(reserved.windows) if reserved is not None else {}
+        for name, limit in money_of(budgets, reserved).items():
+            windows.append(_Window(f"{PREFIX}{name}", limit))
+            arguments += [limit.calls, limit.seconds, "money" if name in lies else "", spent if name in budgets else 0]
+        done = self._run(self._settle, _keys(grant, admission.owner, windows), arguments, again=claim is not None)
+        return (Settled.OWED, Settled.WRITTEN, Settled.OVER)[done]
 
     def _run(self, script: Any, keys: list[str], arguments: list[Any], *, again: bool, lost: bool = False) -> Any:
         """Run a script. ``again``: it is safe to repeat. Raises :class:`StoreUnavailable`."""
@@ -527,10 +650,16 @@ def _telling(kind: Any) -> Any:
     return Telling
 
 
-def _entry(content: bytes | None, sent: bytes | None, lease: bytes | None) -> Entry | None:
+def _entry(
+    content: bytes | None, sent: bytes | None, lease: bytes | None, at: bytes | None, holds: bytes | None
+) -> Entry | None:
     if not content or not sent or not lease:
         return None
-    return replace(idempotency.unpacked(content), sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
+    entry = idempotency.unpacked(content)
+    entry = replace(entry, sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
+    if entry.reserved is None or not at or not holds:
+        return entry
+    return replace(entry, reserved=replace(entry.reserved, amount=int(holds), at=int(at) / 1_000_000))
 
 
 def _window(limit: Limit, found: Mapping[bytes, bytes]) -> Window:
@@ -557,18 +686,30 @@ def _keys(grant: Grant, owner: str, windows: list[_Window]) -> list[str]:
     return [
         f"{PREFIX}ledger:{grant.ledger_key or 'none'}",
         f"{PREFIX}released:{owner}",
-        *(key for key, _, _ in windows),
+        *(window.key for window in windows),
     ]
 
 
 def _windows(grant: Grant) -> list[_Window]:
-    ceiling, budget = ceiling_of(grant.entitlement.connection), grant.budget
+    ceiling = ceiling_of(grant.entitlement.connection)
     counted = [*limits_of(grant.caller), *([ceiling] if ceiling is not None else ())]
-    windows: list[_Window] = [(f"{PREFIX}{name}", limit, 1) for name, limit in counted]
-    if budget is not None:
-        name, limit = budget_of(grant.caller, budget)
-        windows.append((f"{PREFIX}{name}", limit, 0))
-    return windows
+    return [_Window(f"{PREFIX}{name}", limit) for name, limit in counted]
+
+
+def _moved(grant: Grant, claim: Entry | None) -> list[_Window]:
+    """Return the windows that an admission moves a call's money in, what its claim holds included."""
+    held = claim.reserved if claim is not None else None
+    moves = (grant.budgets or held is not None) and idempotency.moves(claim)
+    return _Window.of(grant, held, holds(grant, held)) if moves else []
+
+
+def _booked(windows: list[_Window]) -> Reserved | None:
+    """Return what is booked in windows, at a time that the server knows."""
+    lies = [window for window in windows if window.amount]
+    if not lies:
+        return None
+    names = tuple((window.key.removeprefix(PREFIX), window.limit.seconds) for window in lies)
+    return Reserved(lies[0].amount, 0.0, names)
 
 
 def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing, ...]:
@@ -579,13 +720,18 @@ def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing
     )
 
 
-def _full(grant: Grant, windows: list[_Window], standing: list[Any], standings: tuple[Standing, ...]) -> QuotaRefusal:
-    limits, budget = grant.caller.limits, grant.budget
-    full: list[tuple[float, Limit | Budget | None]] = []
-    for place, (_, limit, _) in enumerate(windows):
-        remaining, frees = standing[2 * place : 2 * place + 2]
-        if int(remaining) < 1:
-            own = limit if place < len(limits) else None
-            spent = budget if budget is not None and limit is budget.limit else None
-            full.append((int(frees) / 1_000_000, own or spent))
-    return refusal_for(full, standings)
+def _full(grant: Grant, windows: list[_Window], standing: list[Any]) -> list[Full]:
+    """Return which windows have no room, by what a script says of each: what is left, and when there is room."""
+    own = len(grant.caller.limits)
+    budgets = {f"{PREFIX}{name}": budget for name, budget in budgets_of(grant).items()}
+    full: list[Full] = []
+    for place, window in enumerate(windows):
+        left, frees = int(standing[2 * place]), int(standing[2 * place + 1])
+        if window.amount and left < window.amount:
+            wait = math.inf if frees < 0 else frees / 1_000_000
+            budget = budgets.get(window.key)
+            if budget is not None:
+                full.append((wait, Short(budget, left, window.amount)))
+            else:
+                full.append((wait, window.limit if place < own else None))
+    return full

@@ -16,7 +16,7 @@ from policies import finalizing, issuing
 from policies.issuing import Stage
 from policies.model import Outcome, Step
 from policies.outcomes import Decision, Reply, awaiting, decided, found, unknown, unsent
-from policies.refusals import Refusal, UpstreamMisrouted
+from policies.refusals import BudgetSpent, Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Plan(Protocol):
     def after(self, grant: Grant, at: Progress, reply: Reply, /) -> Progress | Reply: ...  # noqa: D102
 
     def stopped(self, at: Progress, note: str, /) -> Reply: ...  # noqa: D102
+
+    def spent(self, at: Progress, why: Refusal, /) -> Progress | Reply: ...  # noqa: D102
 
 
 #: By the names that operations give them.
@@ -131,6 +133,9 @@ class Upstreams:
                             ahead = plan.stopped(ahead, "the key has another owner")
                         else:
                             admission = record.admission = advanced
+            except BudgetSpent as refusal:
+                assert not isinstance(ahead, Reply)  # noqa: S101 - only what goes on is booked
+                ahead = plan.spent(ahead, refusal)
             except Refusal as refusal:
                 if not isinstance(ahead, Reply):
                     ahead = plan.stopped(ahead, refusal.reason)

@@ -513,5 +513,6 @@ OPERATION: Final = Operation(
     answers="invoice",
     noun="invoice",
     ids=IDS,
-    spends=Spending(amount="amount_due", currency="currency"),
+    # At Stripe it makes a draft, which asks nobody for money until it is finalized.
+    spends=Spending(amount="amount_due", currency="currency", at=("appgregator",)),
 )

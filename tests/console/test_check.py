@@ -60,7 +60,8 @@ def test_caller_on_hold_is_told_so(document: Path, capsys: pytest.CaptureFixture
 )
 def test_budget_is_told_as_money(document: Path, capsys: pytest.CaptureFixture[str], budget: str, told: str) -> None:
     """In minor units a figure is easily a hundred times what was meant."""
-    document.write_text(document.read_text().replace("  app:\n", f"  app:\n    budget: {budget}\n"))
+    text = document.read_text().replace("  app:\n", f"  app:\n    budget: {budget}\n")
+    document.write_text(text.replace("        idempotency:", "        amount: {max: 100}\n        idempotency:", 1))
     assert main(["check", str(document)]) == 0
     assert f"app (tests), 30 calls a minute and 2,000 calls a day, {told}, may call:" in capsys.readouterr().out
 

@@ -140,6 +140,9 @@ def drawn(lots: random.Random, key: Path) -> tuple[str, list[str]]:
     if lots.random() < 0.7:
         budget = f"budget: {{currency: usd, amount: {lots.choice([100, 101, 200, 500])}, per: hour}}"
         text = text.replace("    owner: tests\n", f"    owner: tests\n    {budget}\n", 1)
+        text = text.replace(
+            "        idempotency:", f"        amount: {{max: {lots.choice([30, 99, 100])}}}\n        idempotency:", 1
+        )
     if lots.random() < 0.3:
         text = text.replace("ceiling: 100000/second", "ceiling: 4/second")
     if lots.random() < 0.05:

@@ -12,17 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from console.audit import verify
 from gateway.answering import answer_to
 from gateway.chain import Audit
 from gateway.record import Record
+from gateway.stores import Settled
 from gateway.stores.memory import Memory
 from policies import document
 from policies.access import decide
 from policies.concealed import Concealed
 from policies.foresight import foresee
-from policies.model import Admission, Call, Outcome, Proof
+from policies.model import Admission, Budget, Call, Limit, Outcome, Proof
 from policies.outcomes import Reply
 from tests.conftest import CUSTOMER, KEY, TARGET, policy
 
@@ -115,6 +117,15 @@ def admit(store: Store, grant: Grant) -> Admission:
 def foreseen(grant: Grant) -> dict[str, Any]:
     """Return what is said of a call with a fresh key that would be sent."""
     return foresee(grant, Memory(Clock()).peek(grant, grant.entitlement.connection.place), (), 0.0)[1]
+
+
+def budgeted(grant: Grant, *budgets: Budget, reserve: int = 1) -> Grant:
+    """Give a call's caller budgets, in each of which it reserves so much."""
+    return replace(grant, caller=replace(grant.caller, budgets=budgets), budgets=budgets, reserve=reserve)
+
+
+def budget(amount: int, seconds: int = 86_400, currency: str = "usd", each: str | None = None) -> Budget:
+    return Budget(currency, Limit(amount, seconds, f"{amount} {currency}"), each)
 
 
 def in_doubt(admission: Admission) -> bool:
@@ -215,7 +226,7 @@ def sent(audit: Audit, grant: Grant | None = None, reply: Reply = SUCCEEDED, **e
         record.caller, record.grant, record.admission = grant.caller, grant, ADMISSION
         record.intent(ADMISSION)
         record.answer = answer_to(reply, grant, record.audit_id)
-        record.close(reply, settled=True)
+        record.close(reply, settled=Settled.WRITTEN)
     return record
 
 

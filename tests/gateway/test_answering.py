@@ -12,6 +12,7 @@ from gateway.address import Docs
 from gateway.answering import NO_DOCS, answer_to, replayed, respond
 from gateway.chain import Audit
 from gateway.record import Record
+from gateway.stores import Settled
 from gateway.stores.memory import Memory
 from policies.model import Admission, Answer, Outcome
 from policies.operations import OPERATIONS
@@ -58,7 +59,7 @@ def answered(audit: Audit, reply: Reply, limits: str = "30/minute") -> tuple[Rec
         record.admission = admit(Memory(Clock()), grant)
         record.intent(record.admission)
         record.answer = answer_to(reply, grant, record.audit_id)
-        record.close(reply, settled=True)
+        record.close(reply, settled=Settled.WRITTEN)
     return record, respond(record)
 
 

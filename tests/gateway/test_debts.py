@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.stores import debts
+from gateway.stores import Settled, debts
 from gateway.stores.debts import MOST, Debt, Debts
 from policies.idempotency import wanted
 from policies.model import Admission, Answer, Outcome
@@ -29,11 +29,11 @@ class Store:
     def __init__(self) -> None:
         self.away, self.took = False, list[str]()
 
-    def end(self, debt: Debt) -> bool:
+    def end(self, debt: Debt) -> Settled:
         if self.away:
             raise StoreUnavailable
         self.took.append(f"{debt.admission.owner} {debt.reply.outcome}")
-        return True
+        return Settled.WRITTEN
 
 
 def admitted(owner: str, key: str | None = "k") -> tuple[Grant, Admission]:

@@ -37,7 +37,8 @@ ORDER = f"{CUSTOMER}&metadata[order_id]=o-7"
 def spent(origin: str, amount: int = 5000) -> str:
     """A policy whose first caller has a budget, in US cents."""
     budget = f"    budget: {{currency: usd, amount: {amount}, per: day}}\n    limits:"
-    return policy(origin, limits="40/minute").replace("    limits:", budget, 1)
+    document = policy(origin, limits="40/minute").replace("    limits:", budget, 1)
+    return document.replace("        idempotency:", "        amount: {max: 2000}\n        idempotency:", 1)
 
 
 def last(gate: Function) -> dict[str, Any]:
@@ -199,7 +200,8 @@ def test_limit_and_budget_that_refuse_are_on_record(function: Callable[..., Func
     while gate.post().status_code == 200:
         pass
     line = last(gate)
-    assert (line["reason"], line["budget"]) == ("budget-spent", {"amount": 5000, "currency": "usd", "window": 86400})
+    budget = {"amount": 5000, "currency": "usd", "window": 86400, "left": 1000, "asked": 2000}
+    assert (line["reason"], line["budget"]) == ("budget-spent", budget)
     gate = function(policy(upstream.origin, limits="1/minute"))
     gate.post()
     gate.post()

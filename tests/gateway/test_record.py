@@ -11,6 +11,7 @@ import pytest
 from gateway.answering import answer_to, respond
 from gateway.chain import Audit
 from gateway.record import MAX_VALUE, Record
+from gateway.stores import Settled
 from policies.model import Outcome
 from policies.outcomes import Reply
 from policies.refusals import CredentialUnknown, PathUnknown, UpstreamBusy
@@ -101,7 +102,7 @@ def test_settlement_that_is_not_kept_alarms(audit: Audit, sink: Lines) -> None:
         record.caller, record.grant = grant.caller, grant
         record.intent(ADMISSION)
         record.answer = answer_to(SUCCEEDED, grant, record.audit_id)
-        record.close(SUCCEEDED, settled=False)
+        record.close(SUCCEEDED, settled=Settled.OWED)
     assert respond(record).status == 200
     assert sink.ours("outcome")[0]["alarm"] == "the outcome could not be kept in the store"
 
@@ -174,7 +175,7 @@ def test_outcome_that_cannot_be_written_is_answered_and_cried_out(
         record.intent(ADMISSION)
         sink.failing = True
         record.answer = answer_to(SUCCEEDED, grant, record.audit_id)
-        record.close(SUCCEEDED, settled=True)
+        record.close(SUCCEEDED, settled=Settled.WRITTEN)
     response = respond(record)
     assert response.status == 200
     assert json.loads(response.body)["id"] == "in_1"

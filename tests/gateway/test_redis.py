@@ -21,16 +21,16 @@ from redis.crc import key_slot
 
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
-from gateway.stores.redis import _windows as windows_of
 from policies.idempotency import RETENTION, wanted
-from policies.model import Admission, Answer, Budget, Entry, Limit, Outcome
-from policies.outcomes import Reply
+from policies.issuing import Progress, Stage
+from policies.model import Admission, Answer, Entry, Outcome
+from policies.outcomes import InvoiceSeen, Reply
 from policies.quota import parse_limit
-from policies.refusals import KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
+from policies.refusals import BudgetSpent, KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
 from sandbox.ports import free_port
 from sandbox.redis_server import RedisServer
 from tests.conftest import policy, running
-from tests.gateway.conftest import Clock, admit, at_once, granted
+from tests.gateway.conftest import Clock, admit, at_once, budget, budgeted, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.stores
 
 ANSWER = Answer(200, b'{"id":"in_1"}')
-SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"}, spent=2)
+SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"}, spent=2, spent_in="usd")
 
 
 def limited(limit: str, *, key: str | None = None) -> Grant:
@@ -64,7 +64,9 @@ def attempt(store: Store, grant: Grant) -> Admission | Refusal:
 Step = tuple[str, float, int]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["admit", "settle", "unreached", "unknown", "release", "freed", "moved", "waits", "mute"]),
+        st.sampled_from(
+            ["admit", "goes on", "settle", "unreached", "unknown", "release", "freed", "moved", "waits", "mute"]
+        ),
         # All are whole in microseconds and in binary, so that both stores' clocks say exactly the same.
         st.sampled_from([0.0, 1 / 64, 26 / 64, 1.0, 7 + 58 / 64, 30.0, 31.0, 61.0, 12 * 3600.0]),
         st.integers(0, 3),
@@ -90,11 +92,11 @@ def assert_alike(stores: tuple[Store, Store], clock: Clock, steps: list[Step]) -
     caller = replace(
         once.caller,
         limits=(parse_limit("2/second"), parse_limit("5/minute")),
-        budget=Budget("usd", Limit(9, 3600, "9 usd/hour")),
     )
+    budgets = budget(9, 3600), budget(5, 3600, each="customer")
     grants = [
-        replace(grant, caller=caller, ledger_key=key)
-        for grant, key in ((once, "a" * 64), (again, "b" * 64), (again, "a" * 64), (once, None))
+        budgeted(replace(grant, caller=caller, ledger_key=key), *budgets, reserve=reserve)
+        for grant, key, reserve in ((once, "a" * 64, 2), (again, "b" * 64, 3), (again, "a" * 64, 6), (once, None, 1))
     ]
     held: list[tuple[Grant, tuple[Admission, Admission]]] = []
     for what, wait, which in steps:
@@ -106,11 +108,30 @@ def assert_alike(stores: tuple[Store, Store], clock: Clock, steps: list[Step]) -
                 held.append((grants[which], (first, second)))
             continue
         asked, admissions = held.pop(which % len(held))
+        if what == "goes on":
+            further = [goes_on(store, asked, one, which) for store, one in zip(stores, admissions, strict=True)]
+            assert said(further[0]) == said(further[1])
+            kept = [new if isinstance(new, Admission) else old for new, old in zip(further, admissions, strict=True)]
+            held.append((asked, (kept[0], kept[1])))
+            continue
         for store, admission in zip(stores, admissions, strict=True):
             end(store, asked, admission, what)
+        left = [store.left(asked.caller, (), asked.parameters["customer"]) for store in stores]
+        assert left[0] == left[1]
 
 
-def said(result: Admission | Refusal) -> tuple[object, ...]:
+def goes_on(store: Store, grant: Grant, admission: Admission, total: int) -> Admission | Refusal | None:
+    """Finalize an invoice that comes to ``total``."""
+    ahead = Progress(Stage.FINALIZE, id="in_1", reached=Stage.FINALIZE, seen=InvoiceSeen("draft", total=total))
+    try:
+        return store.advance(grant, admission, ahead)
+    except BudgetSpent as refusal:
+        return refusal
+
+
+def said(result: Admission | Refusal | None) -> tuple[object, ...]:
+    if result is None:
+        return ()
     if isinstance(result, Refusal):
         return type(result), result.retry_after, result.detail, result.standings
     return result.standings, result.replay, result.entry and replace(result.entry, owner="")
@@ -423,7 +444,7 @@ def test_claim_that_arrives_after_its_release_takes_no_key(redis_url: str) -> No
     claim = claim_of(grant, "late")
     store.release(grant, Admission((), "late", 0.0, claim))
     with pytest.raises(StoreUnavailable) as caught:
-        store._claim(grant, windows_of(grant), "late", None, claim)
+        store._claim(grant, "late", None, claim)
     assert caught.value.note == "Released"
     assert admit(store, grant).standings[0].remaining == 8
 
@@ -433,11 +454,11 @@ def test_second_copy_of_a_claim_that_arrives_after_its_release_takes_no_key(redi
     """A claim whose answer is late is asked for once more, so it may arrive once more when the call is over."""
     store, grant = Redis(redis_url), limited("9/minute", key="k")
     claim = claim_of(grant, "late")
-    admission = store._claim(grant, windows_of(grant), "late", None, claim)
+    admission = store._claim(grant, "late", None, claim)
     assert isinstance(admission, Admission)
     assert store.settle(grant, admission, Reply(Outcome.RELEASED, reached=reached), ANSWER)
     with pytest.raises(StoreUnavailable) as caught:
-        store._claim(grant, windows_of(grant), "late", None, claim)
+        store._claim(grant, "late", None, claim)
     assert caught.value.note == "Released"
     assert admit(store, grant).entry
 

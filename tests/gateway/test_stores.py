@@ -17,7 +17,7 @@ from gateway.stores.redis import PREFIX, Redis
 from policies import idempotency
 from policies.idempotency import LEASE, RETENTION, Verdict
 from policies.issuing import Progress, Stage
-from policies.model import Admission, Answer, Budget, Entry, Limit, Lines, Outcome, State
+from policies.model import Admission, Answer, Entry, Lines, Outcome, State
 from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import (
@@ -38,7 +38,7 @@ from policies.refusals import (
     UpstreamUnreachable,
 )
 from tests.conftest import CUSTOMER, OTHER_KEY, policy
-from tests.gateway.conftest import Clock, admit, at_once, granted, in_doubt
+from tests.gateway.conftest import Clock, admit, at_once, budget, budgeted, granted, in_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,7 +224,7 @@ def test_retry_after_of_the_ceiling_is_when_a_call_passes(store: Store, clock: C
     [
         ("9/hour", 9, LimitReached, "3 calls a minute"),
         ("3/hour", 9, CeilingReached, "This connection is busy"),
-        ("3/hour", 5, BudgetSpent, "0.05 USD a day"),
+        ("3/hour", 6, BudgetSpent, "0.06 USD a day"),
     ],
 )
 def test_of_all_that_is_full_what_stays_so_longest_is_told(  # noqa: PLR0917 - the case, and the fixtures
@@ -232,8 +232,7 @@ def test_of_all_that_is_full_what_stays_so_longest_is_told(  # noqa: PLR0917 - t
 ) -> None:
     """A call at the time that is told is admitted, and not refused by the next limit."""
     grant = limited("1/second, 3/minute", ceiling=ceiling)
-    budget = Budget("usd", Limit(amount, 86400, f"{amount} usd/day"))
-    grant = replace(grant, caller=replace(grant.caller, budget=budget))
+    grant = budgeted(grant, budget(amount), reserve=2)
     for _ in range(3):
         clock.tick(2)
         spend(store, grant, 2)
@@ -254,10 +253,10 @@ def test_numbers_of_a_limit_and_of_a_budget_are_told_and_none_of_a_ceiling(store
     full = outcome_of(store, often)
     assert isinstance(full, LimitReached)
     assert full.told == {"limit": 1, "window": 60, "left": 0}
-    spend(store, budgeted(5000), 9000)
-    spent = outcome_of(store, budgeted(5000))
+    spend(store, daily(5000), 9000)
+    spent = outcome_of(store, daily(5000))
     assert isinstance(spent, BudgetSpent)
-    assert spent.told == {"limit": 5000, "currency": "usd", "window": 86400, "left": 0}
+    assert spent.told == {"limit": 5000, "currency": "usd", "window": 86400, "left": 0, "asked": 1}
     assert "50.00 USD a day" in spent.detail
     busy = limited("1000/minute", ceiling="1/hour")
     admit(store, busy)
@@ -536,10 +535,10 @@ def test_ceiling_that_an_operator_has_changed_keeps_its_count_under_another_labe
 
 
 def test_budget_that_was_lowered_below_what_was_spent_refuses(store: Store) -> None:
-    spend(store, budgeted(5000), 4000)
+    spend(store, daily(5000), 4000)
     with pytest.raises(BudgetSpent):
-        admit(store, budgeted(3000))
-    assert admit(store, budgeted(4001)).replay is None
+        admit(store, daily(3000))
+    assert admit(store, daily(4001)).replay is None
 
 
 def test_all_that_an_entry_says_is_kept(store: Store) -> None:
@@ -547,7 +546,7 @@ def test_all_that_an_entry_says_is_kept(store: Store) -> None:
     grant = stripes()
     admission = admit(store, grant)
     assert admission.entry is not None
-    more = {"step": "lines", "id": "in_1", "asked": '{"sum":2000}', "reserved": 2000}
+    more = {"step": "lines", "id": "in_1", "asked": '{"sum":2000}'}
     claimed = replace(admission.entry, **more)
     if isinstance(store, Memory):
         store._ledger[str(grant.ledger_key)] = claimed
@@ -591,22 +590,24 @@ def test_no_count_is_lost_under_a_storm_of_admissions_and_releases(store: Store)
 # ---------------------------------------------------------------- budgets
 
 
-def budgeted(amount: int, *, key: str | None = None, per: int = 86400) -> Grant:
-    grant = limited("1000/minute", key=key)
-    budget = Budget("usd", Limit(amount, per, f"{amount} usd"))
-    return replace(grant, caller=replace(grant.caller, budget=budget))
+def daily(amount: int, *, key: str | None = None, per: int = 86400, reserve: int = 1) -> Grant:
+    return budgeted(limited("1000/minute", key=key), budget(amount, per), reserve=reserve)
 
 
 def spend(store: Store, grant: Grant, amount: int) -> None:
-    assert store.settle(grant, admit(store, grant), replace(SUCCEEDED, spent=amount), ANSWER)
+    assert store.settle(grant, admit(store, grant), spent(amount), ANSWER)
+
+
+def spent(amount: int) -> Reply:
+    return replace(SUCCEEDED, spent=amount, spent_in="usd")
 
 
 @pytest.mark.parametrize("key", [None, "order-1"])
 def test_caller_is_refused_once_what_it_created_comes_to_its_budget(store: Store, key: str | None) -> None:
-    spend(store, budgeted(5000, key=key), 4999)
-    spend(store, budgeted(5000), 1)
+    spend(store, daily(5000, key=key), 4999)
+    spend(store, daily(5000), 1)
     with pytest.raises(BudgetSpent) as caught:
-        admit(store, budgeted(5000))
+        admit(store, daily(5000))
     assert caught.value.standings[0].remaining == 998
 
 
@@ -619,6 +620,7 @@ def test_caller_is_refused_once_what_it_created_comes_to_its_budget(store: Store
 )
 def test_caller_with_another_name_keeps_its_keys_and_counts(store: Store, more: str, refusal: type[Refusal]) -> None:
     app = policy("http://127.0.0.1:9").replace("limits: [100000/minute]", more)
+    app = app.replace("        idempotency:", "        amount: {max: 1}\n        idempotency:", 1)
     stranger = app.replace("  app:\n", "  shop:\n")
     shop = app.replace("  app:\n", "  shop:\n    formerly: app\n")
     before, after, another = (granted(text, idempotency_key="order-1") for text in (app, shop, stranger))
@@ -628,46 +630,15 @@ def test_caller_with_another_name_keeps_its_keys_and_counts(store: Store, more: 
     assert admit(store, another).replay is None
 
 
-def test_budget_counts_no_call_only_what_was_created(store: Store) -> None:
-    for reply in (REJECTED, UNKNOWN, BUSY, UNREACHED):
-        grant = budgeted(1)
-        store.settle(grant, admit(store, grant), reply, ANSWER)
-    assert admit(store, budgeted(1)).replay is None
-
-
-def test_budget_is_exceeded_by_no_more_than_the_calls_that_were_under_way(store: Store) -> None:
-    grant = budgeted(100)
-    under_way = [admit(store, grant) for _ in range(3)]
-    for admission in under_way:
-        store.settle(grant, admission, replace(SUCCEEDED, spent=100), ANSWER)
-    with pytest.raises(BudgetSpent):
-        admit(store, grant)
-
-
-def test_budget_says_when_a_call_would_pass_also_when_it_is_well_past_its_amount(store: Store, clock: Clock) -> None:
-    first = budgeted(100, per=3600)
-    under_way = [admit(store, first) for _ in range(2)]
-    for admission in under_way:
-        store.settle(first, admission, replace(SUCCEEDED, spent=90), ANSWER)
-        clock.tick(600)
-    with pytest.raises(BudgetSpent) as caught:
-        admit(store, first)
-    assert caught.value.retry_after is not None
-    clock.tick(caught.value.retry_after - 29)  # a bucket of an hour is 28.125 s
-    assert isinstance(outcome_of(store, first), BudgetSpent)
-    clock.tick(29)
-    admit(store, first)
-
-
 def test_budget_of_one_caller_is_not_spent_by_another(store: Store) -> None:
-    spend(store, budgeted(1), 1)
-    grant = budgeted(1)
+    spend(store, daily(1), 1)
+    grant = daily(1)
     assert admit(store, replace(grant, caller=replace(grant.caller, id="other", first="other"))).replay is None
 
 
 def test_replay_is_told_even_when_the_budget_is_spent(store: Store) -> None:
-    spend(store, budgeted(1, key="order-1"), 1)
-    assert admit(store, budgeted(1, key="order-1")).replay == ANSWER
+    spend(store, daily(1, key="order-1"), 1)
+    assert admit(store, daily(1, key="order-1")).replay == ANSWER
 
 
 # ---------------------------------------------------------------- sent again where the upstream deduplicates
@@ -794,41 +765,6 @@ def test_second_send_counts_against_the_limits_and_is_refused_by_them(store: Sto
     assert (in_doubt(again), again.standings[0].remaining) == (True, 1)
     store.release(grant, again)
     assert admit(store, grant).standings[0].remaining == 1  # given back like any other
-
-
-def test_second_send_is_refused_where_the_budget_is_spent(store: Store) -> None:
-    budget = Budget("usd", Limit(1, 86400, "1 usd/day"))
-    unknown, other = (
-        replace(grant, caller=replace(grant.caller, budget=budget)) for grant in (stripes("a"), stripes("b"))
-    )
-    leave_unknown(store, unknown)
-    spend(store, other, 1)
-    with pytest.raises(BudgetSpent):
-        admit(store, unknown)
-
-
-def test_invoice_that_a_second_send_finds_is_spent_once(store: Store) -> None:
-    budget = Budget("usd", Limit(100, 86400, "100 usd/day"))
-    grant = stripes()
-    grant = replace(grant, caller=replace(grant.caller, budget=budget))
-    leave_unknown(store, grant)
-    spend(store, grant, 99)
-    fresh = replace(grant, ledger_key=None)
-    spend(store, fresh, 1)
-    with pytest.raises(BudgetSpent):
-        admit(store, fresh)
-
-
-def test_invoice_that_a_slow_send_and_its_repetition_both_find_is_spent_once(store: Store, clock: Clock) -> None:
-    budget = Budget("usd", Limit(100, 86400, "100 usd/day"))
-    grant = stripes()
-    grant = replace(grant, caller=replace(grant.caller, budget=budget))
-    slow = admit(store, grant)
-    clock.tick(LEASE)
-    again = admit(store, grant)
-    for admission in (slow, again):
-        store.settle(grant, admission, replace(SUCCEEDED, spent=50), ANSWER)
-    assert admit(store, replace(grant, ledger_key=None)).replay is None
 
 
 @pytest.mark.parametrize(
@@ -1184,19 +1120,22 @@ def written_in(store: Store) -> object:
             raise AssertionError(store)
 
 
-def bounded(key: str | None, body: str, *, limits: str = "3/second, 9/minute", budget: int = 250) -> Grant:
+def bounded(
+    key: str | None, body: str, *, limits: str = "3/second, 9/minute", most: int = 250, reserve: int = 50
+) -> Grant:
     """Make a grant at Stripe with a budget a minute, a ceiling and two limits, all of which are soon full."""
     grant = limited(limits, ceiling="4/second", key=key, body=body)
     stripe = stripes(key).entitlement
     connection = replace(stripe.connection, ceiling=parse_limit("4/second"))
     entitlement = replace(stripe, connection=connection, rules=grant.entitlement.rules)
-    spent = Budget("usd", Limit(budget, 60, "60 s"))
-    caller = replace(grant.caller, budget=spent)
-    return replace(grant, caller=caller, entitlement=entitlement, resend_seconds=stripes(key).resend_seconds)
+    grant = replace(grant, entitlement=entitlement, resend_seconds=stripes(key).resend_seconds)
+    # What a customer may have by itself is soon full, too.
+    mine, each = budget(most, 60), budget(150, 60, each="customer")
+    return budgeted(replace(grant, parameters=dict([body.split("=")])), mine, each, reserve=reserve)
 
 
 REPLIES = [
-    replace(SUCCEEDED, spent=99), REJECTED, FREED, UNKNOWN, BUSY, UNREACHED, WAITS, None,
+    spent(99), spent(20), REJECTED, FREED, UNKNOWN, BUSY, UNREACHED, WAITS, None,
     replace(FREED, generation=2), replace(UNKNOWN, mute=True),
 ]  # fmt: skip
 
@@ -1211,8 +1150,9 @@ def test_peek_says_what_admit_says_right_behind_it_and_writes_nothing(store: Sto
     told: Counter[str] = Counter()
     for step in range(400 if isinstance(store, Memory) else 60):
         key = lots.choice([None, f"{step // 9}{lots.choice('abc')}"])
-        limits, budget = lots.choice(["3/second, 9/minute"] * 3 + ["2/second, 7/minute"]), lots.choice([250, 250, 100])
-        grant = bounded(key, f"customer=cus_{lots.choice('11112')}", limits=limits, budget=budget)
+        limits, most = lots.choice(["3/second, 9/minute"] * 3 + ["2/second, 7/minute"]), lots.choice([250, 250, 100])
+        reserve, body = lots.choice([20, 50, 99, 300]), f"customer=cus_{lots.choice('11112')}"
+        grant = bounded(key, body, limits=limits, most=most, reserve=reserve)
         place = grant.entitlement.connection.place + lots.choice([""] * 9 + [" live"])
         admission: list[Admission] = []
 
@@ -1268,45 +1208,33 @@ def test_ceiling_full_by_one_document_is_peeked_at_whole(store: Store) -> None:
 
 
 def test_left_says_what_there_is_and_when_there_is_more(store: Store, clock: Clock) -> None:
-    grant = bounded(None, "customer=cus_1")
+    grant = bounded(None, "customer=cus_1", reserve=10)
     caller, connection = grant.caller, grant.entitlement.connection
     every = [(one.kind, one.remaining, one.more, one.reset, one.full) for one in store.left(caller, [connection])]
     assert every == [
         ("limit", 3, 0, 0, 0),
         ("limit", 9, 0, 0, 0),
         ("budget", 250, 0, 0, 0),
+        ("budget", None, 0, 0, 0),
         ("ceiling", None, 0, 0, 0),
     ]
     spend(store, grant, 90)
     clock.tick(30)
-    spend(store, grant, 100)
-    admit(store, grant)
+    spend(store, grant, 10)
+    admit(store, grant)  # reserves 10
     before = written_in(store)
-    second, minute, budget, ceiling = store.left(caller, [connection])
+    second, minute, money, each, ceiling = store.left(caller, [connection], "cus_1")
     assert written_in(store) == before
     assert (second.remaining, second.more, second.limit.text) == (1, 2, "3/second")
     assert (minute.remaining, minute.more, minute.reset, minute.full) == (6, 1, 31, 61)
-    assert (budget.remaining, budget.more, budget.reset, budget.full, budget.currency) == (60, 90, 31, 61, "usd")
+    assert (money.remaining, money.more, money.reset, money.full, money.currency) == (140, 90, 31, 61, "usd")
+    assert (each.remaining, each.more, each.each, each.limit.calls) == (40, 90, "customer", 150)
     assert (ceiling.remaining, ceiling.reset, ceiling.connection) == (None, 0, connection.id)
     admit(store, grant)
     other = replace(grant, caller=replace(caller, id="other", first="other"))
     admit(store, other)
     full = store.left(caller, [connection])
     assert [(one.kind, one.remaining, one.reset) for one in (full[0], full[-1])] == [("limit", 0, 2), ("ceiling", 0, 2)]
-
-
-def test_left_of_a_budget_that_is_well_past_its_amount_says_when_something_is_left(store: Store, clock: Clock) -> None:
-    grant = budgeted(100, per=3600)
-    under_way = [admit(store, grant) for _ in range(3)]
-    for admission, spent in zip(under_way, (90, 80, 30), strict=True):
-        store.settle(grant, admission, replace(SUCCEEDED, spent=spent), ANSWER)
-        clock.tick(600)
-    (budget,) = (one for one in store.left(grant.caller, []) if one.kind == "budget")
-    # 200 are spent. When the first 90 leave, 110 are too many still; when the next 80 do, 70 are left.
-    assert (budget.remaining, budget.more) == (0, 70)
-    clock.tick(budget.reset)
-    (later,) = (one for one in store.left(grant.caller, []) if one.kind == "budget")
-    assert later.remaining == 70
 
 
 def test_state_of_a_key_is_what_the_ledger_holds_until_it_expires(store: Store, clock: Clock) -> None:

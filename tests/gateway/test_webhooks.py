@@ -36,7 +36,7 @@ FIRST, SECOND, OTHER = f"{SECRET}/versions/1", f"{SECRET}/versions/2", f"{OTHER_
 
 
 def a_caller(name: str) -> Caller:
-    return Caller(name, name, "tests", f"webhook:{name}", None, (), None, {})
+    return Caller(name, name, "tests", f"webhook:{name}", None, (), (), {})
 
 
 CANDIDATES = {FIRST: a_caller("app"), OTHER: a_caller("other")}

@@ -29,7 +29,7 @@ EXAMPLE = (ROOT / "policies" / "documents" / "example.yaml").read_text("utf-8")
 WHOLE = compiled.write(read(EXAMPLE))
 HEAD = len(compiled.MARK) + 2 * 32
 #: The edition, and what the documents below come to in it.
-MEANS = (4, "da1af8ef966432080de182d571a38b7d4d86f9365ff6849606926129b9048e2f")
+MEANS = (5, "6bd44f7f809f81262e6b1cc5f7c91a549b9d488d51e492203ae849b6dac82fd9")
 
 
 def sealed(body: bytes) -> bytes:
@@ -215,7 +215,7 @@ def body(**parts: bytes) -> bytes:
 
 
 GRANT = msgspec.msgpack.encode(["a", "invoices.create", [True, None, 1], [], [], ["id"], None, [], None, None])
-CALLER = msgspec.msgpack.encode(["ann", [], None, [0], False, None])
+CALLER = msgspec.msgpack.encode(["ann", [], [], [0], False, None])
 HMAC = b"\x81\xa4hmac\x81\xc4\x02[]\x94\x00\xa1k\xc0\xa1a"
 KEY = b"\x81\xa3key\x81\xc4\x01k\x94\x00\xa1k\xc0\xc0"
 CONNECTION = msgspec.msgpack.encode(["a", "n", "c", "stripe", "o", "s", None, False, {}, "", ["n", "c"], "p"])

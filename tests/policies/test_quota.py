@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -107,18 +108,17 @@ def test_call_given_back_uses_up_nothing(data: st.DataObject, limit: Limit) -> N
 
 @settings(deadline=None, max_examples=200)
 @given(st.data(), LIMITS)
-def test_wait_of_a_budget_is_the_first_moment_with_something_left_and_bounded(
-    data: st.DataObject, limit: Limit
-) -> None:
-    """A budget is counted afterwards, so it may be exceeded by any sum."""
-    window, now = Window(limit), 0.0
+def test_wait_of_a_budget_is_the_first_moment_with_room_and_bounded(data: st.DataObject, limit: Limit) -> None:
+    """Money that is told late may exceed a budget by any sum."""
+    window, now, amount = Window(limit), 0.0, data.draw(st.integers(1, limit.calls + 1))
     for now in data.draw(moments(limit)):
         window.take(now, data.draw(st.integers(1, 40)))
-    wait = window.wait(now)
-    assert 0 <= wait <= limit.seconds + limit.seconds / BUCKETS
-    if wait:
-        assert window.remaining(now + wait - TICK) < 1
-    assert window.remaining(now + wait) >= 1
+    wait = window.wait(now, amount)
+    assert (wait == math.inf) == (amount > limit.calls)
+    if wait and wait != math.inf:
+        assert 0 < wait <= limit.seconds + limit.seconds / BUCKETS
+        assert window.remaining(now + wait - TICK) < amount
+        assert window.remaining(now + wait) >= amount
 
 
 def test_call_given_back_late_changes_nothing() -> None:
@@ -179,7 +179,7 @@ def test_shared_out_or_whole_a_limit_says_the_same(data: st.DataObject, limit: L
         undo: bool = data.draw(st.booleans())
         if taken and undo:
             moment = taken.pop()
-            assert whole.give_back(moment) is any(part.give_back(moment) for part in parts)
+            assert bool(whole.give_back(moment)) is any(part.give_back(moment) for part in parts)
         elif roomy:
             whole.take(now)
             data.draw(st.sampled_from(roomy)).take(now)

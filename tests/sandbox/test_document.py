@@ -53,7 +53,7 @@ def normal(policies: PolicySet) -> object:
     connections = {id_: replace(led(one), place=b"") for id_, one in policies.connections.items()}
     callers = sorted(
         (caller.id, caller.credential.replace("file:/run/secrets/hook", mounted("file:/run/secrets/hook")),
-         caller.owner, caller.limits, caller.budget, caller.expires,
+         caller.owner, caller.limits, caller.budgets, caller.expires,
          [(place, each.operation.id, each.connection.id, each.rules, each.response_fields, each.record)
           for place, each in caller.entitlements.items()])
         for caller in policies.callers.values()
