@@ -250,8 +250,8 @@ def test_tax_raises_what_is_reserved_or_the_draft_goes(
         return
     problem = refused(response, 429, "budget-spent")
     assert problem["detail"] == (
-        "The invoice would come to 119.00 USD, and your whole budget is 118.99 USD a day. It was not raised, and "
-        "nothing is left of it. Ask for less, or ask the operator of Countersign for a larger budget."
+        "The invoice would come to 119.00 USD, and your whole budget is 118.99 USD a day. It was not raised. "
+        "Ask for less, or ask the operator of Countersign for a larger budget."
     )
     assert stripe.made == []
     assert left(loaded) == [budget]
@@ -270,7 +270,7 @@ def test_tax_that_a_later_call_can_have_is_told_with_its_time(
     problem = refused(issue(loaded, 10000, "b"), 429, "budget-spent")
     assert problem["detail"].startswith(
         "The invoice would come to 119.00 USD, and 110.00 USD are left of your budget of 200.00 USD a day. It was not "
-        "raised, and nothing is left of it. You can call again at "
+        "raised. You can call again at "
     )
     assert finalized(stripe) == 9000
     clock.tick(problem["retry_after"])
