@@ -356,6 +356,19 @@ def test_customer_is_found_by_address_unless_two_have_it(loaded: Function, strip
     refused(ask(loaded, "customers/", email="nobody"), 400, "upstream-rejected")
 
 
+def test_record_says_what_was_done_and_to_which_invoice(loaded: Function) -> None:
+    name = draft(loaded)
+    ask(loaded, f"invoices/{name}/finalize")
+    ask(loaded, f"invoices/{name}/void")
+    finalized, voided = loaded.record.entries("outcome")[-2:]
+    assert (finalized["created"], finalized["amount"], finalized["currency"]) == (name, 40850, "usd")
+    assert voided["created"] == name
+    text = loaded.record.text()
+    assert f"app finalized invoice {name} of 408.50 USD on billing" in text
+    assert f"app voided invoice {name} on billing" in text
+    assert [entry["step"] for entry in loaded.record.entries("step")] == ["look", "finalize"]
+
+
 # ---------------------------------------------------------------- a budget
 
 

@@ -431,8 +431,8 @@ def test_base_address_that_is_not_quite_right_is_told_so(
 
 def test_what_is_not_offered_is_refused_in_words(through: Callable[..., Server]) -> None:
     running = through()
-    customers = raised(running, stripe.InvalidRequestError, stripe.Customer.create, name="Acme")
-    assert "There is nothing at this path" in str(customers)
+    products = raised(running, stripe.InvalidRequestError, stripe.Product.create, name="Support")
+    assert "There is nothing at this path" in str(products)
     listing = raised(running, stripe.InvalidRequestError, stripe.Invoice.list)
     assert "This method is not supported here" in str(listing)
 

@@ -693,7 +693,7 @@ def test_text_for_people_is_told_from_ids() -> None:
     free = {p.path.rpartition("[")[2].removesuffix("]") for p in PARAMETERS if p.free}
     assert free == {
         "description", "footer", "{key}", "name", "value", "display_name", "statement_descriptor",
-        "city", "line1", "line2", "postal_code", "state", "phone",
+        "city", "line1", "line2", "postal_code", "state", "phone", "registered_name", "reference",
     }  # fmt: skip
     assert all(p.kind is Kind.STRING and p.one_of is None for p in PARAMETERS if p.free)
 
@@ -709,7 +709,7 @@ def test_long_list_of_choices_is_cut() -> None:
     granted = entitlement("payment_settings[payment_method_types]:")
     with pytest.raises(ParameterInvalid) as refusal:
         forwarded(granted, {"payment_settings[payment_method_types][0]": "x"})
-    assert refusal.value.detail.endswith("boleto, card, cashapp, crypto (and 33 more).")
+    assert refusal.value.detail.endswith("bancontact, billie, blik, boleto (and 39 more).")
 
 
 @settings(deadline=None, max_examples=150)
