@@ -37,7 +37,7 @@ from tests.crash.counting import created, order_of, sent
 from tests.crash.forms import SEED, form
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
     from sandbox.server import Answer, Head
 
@@ -223,12 +223,18 @@ class Pair:
             time.sleep(0.02)
         return instance.call(key)
 
-    def kill(self, victim: int, key: str, point: str, *, whole: bool) -> None:
-        """Let one of them die over this call, and see that it did, at that point."""
+    def kill(self, victim: int, key: str, point: str, *, whole: bool, again: Container[str] = ()) -> None:
+        """Let one of them die over this call, and see that it did, at that point.
+
+        The call is made again after these answers.
+        """
         instance = self.pair[victim]
         armed = instance.armed / key
         armed.write_text(f"{point} whole" if whole else point)
-        answered = self.call(victim, key)
+        deadline = time.monotonic() + 30
+        while (answered := self.call(victim, key)) is not None and answered.told in again:
+            assert time.monotonic() < deadline, f"{point}: {answered}"
+            time.sleep(0.1)
         assert answered is None, f"{point}: {answered}"
         assert not armed.exists(), f"{point}: {instance.errors.read_text()}"
         if whole:
