@@ -45,6 +45,7 @@ LIES: Final = {
     "the invoice, not mailed": [("open", 3, 0)],
     "the invoice, not mailed yet": [("open", 3, 0)],
     "what somebody made of it": [("open", 4, 0)],
+    "a void invoice": [("void", 3, 0)],
 }
 
 
@@ -172,6 +173,11 @@ def finalized_with_a_line(world: World) -> None:
     world.by_hand("POST", "/finalize")
 
 
+def voided(world: World) -> None:
+    finalized(world)
+    world.by_hand("POST", "/void")
+
+
 def unnamed_for_a_day(world: World) -> None:
     stop(world, fault("close_after"))
     world.clock.tick(KEPT_SECONDS + LEASE)
@@ -188,6 +194,7 @@ FINDS: Final[dict[str, Callable[[World], None]]] = {
     "no draft: somebody deleted it": deleted,
     "somebody finalized it, as it was asked for": finalized,
     "somebody finalized it, with other lines": finalized_with_a_line,
+    "somebody finalized it, and voided it": voided,
     "a day has passed, and no answer ever named a draft": unnamed_for_a_day,
     "a day has passed, and it may have been mailed": mailed_a_day_ago,
 }
@@ -210,7 +217,7 @@ def judge(world: World, answer: TestResponse | None, told: str, lies: str | None
         content = answer.json or {}
         assert (answer.status_code, content.get("reason", "")) == (int(status), reason), answer.text
         assert ("sent: false" in told) == (content.get("sent") is False)
-        assert "alarm" not in told or world.loaded.record.lines()[-1]["severity"] == "ALERT"
+        assert "alert" not in told or world.loaded.record.lines()[-1]["severity"] == "ALERT"
     assert lies is None or world.lies() == LIES[lies]
 
 
@@ -261,6 +268,8 @@ def test_comes_back_to_what_the_page_says(world: World, what: str) -> None:
     told, lies = rows("what it finds")[what]
     FINDS[what](world)
     judge(world, world.call(), told, lies)
+    world.call()
+    assert [line["severity"] for line in world.loaded.record.lines()].count("ALERT") <= 1
 
 
 def test_its_caller_sees_that_an_invoice_was_begun(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 from console.__main__ import main
 from gateway.stores.memory import Memory
 from policies import document
-from policies.idempotency import LEASE
+from policies.idempotency import LEASE, resolve
 from policies.model import DocumentError
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
@@ -223,11 +223,36 @@ def test_draft_that_somebody_touched_meanwhile(
         assert stripe.made == []
         assert issue(loaded).status_code == 200
     elif change == "finalized":
-        assert second.status_code == 504
-        assert loaded.record.lines()[-1]["severity"] == "ALERT"
+        for again in (second, issue(loaded)):  # nobody is alarmed twice
+            assert "is not what you asked for" in refused(again, 424, "outcome-unknown")["detail"]
+        assert [line["severity"] for line in loaded.record.lines()].count("ALERT") == 1
+        assert list(stripe._books.invoices) == [(at, name)]
     else:
         assert second.status_code == 200, second.text
         assert [made["total"] for made in finalized(stripe)] == [TOTAL]
+
+
+def test_invoice_that_was_voided_meanwhile_is_not_raised_again_by_its_key(
+    gate: Callable[..., Function], stripe: Stripe, memory: Memory, clock: Clock
+) -> None:
+    loaded = gate()
+    stripe.fail_at("finalize", "close_after")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.upstreams.sending.PAUSES", ())
+        assert issue(loaded).status_code == 504
+    ((at, name), body), *_ = stripe._books.invoices.items()
+    stripe._books.invoices[at, name] = json.dumps(json.loads(body) | {"status": "void"}).encode()
+    refused(issue(loaded), 409, "invoice-voided")
+    repeated = issue(loaded)
+    assert (repeated.status_code, (repeated.json or {})["replayed"]) == (409, True)
+    assert [made["status"] for made in stripe.made] == ["void"]
+    ((key, held),) = memory._ledger.items()
+    verdict, freed = resolve(held, None, now=clock.now + LEASE)  # an operator who frees the key
+    assert verdict == "resolved"
+    assert freed is not None
+    memory._ledger[key] = freed
+    assert issue(loaded).status_code == 200
+    assert [made["status"] for made in stripe.made] == ["void", "open"]
 
 
 def test_comes_back_after_the_upstream_forgot_its_keys(
