@@ -33,7 +33,7 @@ pytestmark = pytest.mark.figures
 #: Of a store that was too slow, before a call was sent or between two of its steps. Firestore's emulator often is.
 SLOW: Final = ("503 store-unavailable", "504 outcome-unknown")
 #: One kill in so many takes the whole instance, which is slow to start anew; the others take the process that answers.
-WHOLE: Final = 20
+WHOLE: Final = 50
 
 
 def around(*steps: str) -> Iterator[str]:
