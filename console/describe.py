@@ -128,6 +128,12 @@ def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float) -> dic
             "with the same key."
         )
         return {**told, "state": "waiting", "text": text}
+    if entry.id is not None:
+        text = (
+            f"The {noun} was begun {ago(age)}, and it is not known whether it was finished. Send the same call again "
+            "with the same key, and it goes on from there. Do not use another key, which might do it twice."
+        )
+        return {**told, "state": "unknown", "text": text}
     text = (
         f"No answer came to the call of {ago(age)} that can be trusted, so {operation.may}. "
         f"Do not use another key, which might do it twice. Send the same call "

@@ -136,7 +136,9 @@ def _show(asked: argparse.Namespace) -> int:
         one = _one(ledger, _named(asked))
         short = one.key[:SHORT]
         print(f"{_HEADER}\n{_line(one)}\n\nkey        {one.key}")
-        if one.resolvable:
+        if one.resolvable and one.id is not None:
+            print(f"\n{_begun(one)}")
+        elif one.resolvable:
             print(
                 f"\n{_become(one)} Its intent is in the record under\n"
                 f"ledger {short}. Look for the invoice at the upstream, then say what you found:\n"
@@ -344,7 +346,8 @@ def _line(one: Held) -> str:
     state = "running" if one.running else "unknown" if one.open else one.state.value
     sum_ = "" if one.amount is None or one.currency is None else money(one.amount, one.currency)
     waits = f", waits for {one.approval} to be approved" if one.approval is not None else ""
-    what = f"{one.caller}, {one.operation} on {one.connection}{waits}{_said(one)}"
+    begun = f", has begun {one.id}" if one.open and one.id is not None else ""
+    what = f"{one.caller}, {one.operation} on {one.connection}{begun}{waits}{_said(one)}"
     return _COLUMNS.format(one.key[:SHORT], state, _moment(one.since), ago(time.time() - one.since), sum_, what)
 
 
@@ -370,6 +373,17 @@ def _become(one: Held) -> str:
             "Have it approved or refused there: after that, the same call, sent again, gets its answer."
         )
     return "The call was sent, or may have been, and its answer never came."
+
+
+def _begun(one: Held) -> str:
+    waits = "" if one.approval is None else f" The upstream has a person approve a step of it first ({one.approval})."
+    return (
+        f"The call has begun {one.id} and may have come as far as the step {one.step}.{waits}\n"
+        "Nobody has to decide: the same call, sent again with its key, looks what became of that, and finishes or\n"
+        f"deletes it. If nobody sends it again, look for {one.id} at the upstream. A draft harms nobody; delete it\n"
+        "there. If it is finalized and right, say so:\n"
+        f"  countersign ledger resolve {one.key[:SHORT]} --created {one.id} --by YOU"
+    )
 
 
 def _say(problem: str) -> int:

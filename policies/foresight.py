@@ -31,6 +31,10 @@ _NEW: Final = "This idempotency key is new."
 _FREE: Final = (
     "A call with this idempotency key was refused before, and nothing was created. It would be sent as a new one."
 )
+_BEGUN: Final = (
+    "An invoice was begun with this idempotency key, and is not finished as far as is known. The call would go on from "
+    "there: with a look at it first."
+)
 _DOUBT: Final = (
     "A call with this idempotency key was sent before, and its outcome is not known. It would be sent again under the "
     "same key: the upstream then answers with the same invoice, if there is one."
@@ -94,6 +98,8 @@ def foresee(grant: Grant, admission: Admission, left: Iterable[Left], now: float
 
 def _key(claim: Entry) -> dict[str, str]:
     """Say what is known of the key of a call that would be sent, of which ``claim`` would be the entry."""
+    if claim.id is not None:
+        return {"state": "unknown", "detail": _BEGUN}
     if claim.doubt:
         return {"state": "unknown", "detail": _DOUBT}
     if claim.refused or claim.generation:

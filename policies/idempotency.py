@@ -97,6 +97,10 @@ class Held(msgspec.Struct, frozen=True):
     """When a call first met what the operator said, in unix seconds; 0 until then."""
     reopens: State | None = None
     """What it would be again if the operator's decision was taken back; None if there is none to take back."""
+    id: str | None = None
+    """What a call in several steps that is open has begun."""
+    step: str = ""
+    """How far it may have come with that."""
 
     @property
     def open(self) -> bool:
@@ -426,6 +430,8 @@ def held_of(key: str, entry: Entry, *, now: float) -> Held:
         approval=entry.approval,
         told=entry.told,
         reopens=entry.before.state if entry.before is not None else None,
+        id=entry.id,
+        step=entry.step,
     )
 
 

@@ -594,8 +594,10 @@ class Stripe(Upstream):
             return error(400, f"limit must be between 1 and {_MOST_LISTED}.", param="limit")
         approved = {one.result: one.invoice for at, one in _made(self._books.approvals, self._now()) if at == place}
         every = approved | {name: one for (at, name), one in tuple(self._books.invoices.items()) if at == place}
-        shown = [drafts.shown(json.loads(one)) for one in every.values()]
-        shown = [one for one in shown if one["customer"] == query.get("customer", one["customer"])][::-1]
+        wanted = query.get("customer")
+        # What does not hold the text is another customer's. To decode thousands takes a quarter of a second.
+        likely = (one for one in every.values() if wanted is None or wanted.encode() in one)
+        shown = [drafts.shown(made) for made in map(json.loads, likely) if wanted in {None, made["customer"]}][::-1]
         more = len(shown) > int(limit)
         listed = {"object": "list", "url": _PATH, "has_more": more, "data": shown[: int(limit)]}
         return Answer(200, invoice.encode(listed))

@@ -161,9 +161,28 @@ def upstream() -> Iterator[Appgregator]:
         yield appgregator
 
 
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture
-def stripe() -> Iterator[Stripe]:
-    with Stripe(keys=[UPSTREAM_KEY]) as stripe:
+def clock() -> Clock:
+    """What the store and Stripe go by."""
+    return Clock()
+
+
+@pytest.fixture
+def stripe(clock: Clock) -> Iterator[Stripe]:
+    with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
         yield stripe
 
 

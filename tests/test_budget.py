@@ -12,17 +12,16 @@ from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import Customer, Stripe
 from tests.conftest import KEY, policy, sha256
-from tests.gateway.conftest import Clock
 from tests.problems import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from werkzeug.test import TestResponse
 
     from sandbox.appgregator import Appgregator
-    from tests.conftest import Function
+    from tests.conftest import Clock, Function
 
 TARGET = "/stripe/invoices/issue?name=ft-4&connection_name=stripe-1"
 DOCUMENT = """\
@@ -44,18 +43,6 @@ callers:
 DAY = 86_400
 #: Of the longest that money counts: its bucket ends a 128th later.
 WINDOW = DAY * 129 / 128
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """What the store and Stripe go by."""
-    return Clock()
-
-
-@pytest.fixture
-def stripe(clock: Clock) -> Iterator[Stripe]:
-    with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
-        yield stripe
 
 
 @pytest.fixture

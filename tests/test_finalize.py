@@ -11,16 +11,15 @@ from gateway.stores.memory import Memory
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
 from tests.conftest import KEY, sha256
-from tests.gateway.conftest import Clock
 from tests.problems import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from werkzeug.test import TestResponse
 
-    from tests.conftest import Function
+    from tests.conftest import Clock, Function
 
 DOCUMENT = """\
 connections:
@@ -67,18 +66,6 @@ callers:
         parameters: {{email: , limit: }}
         response: [data.id, data.email]
 """
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """What the store and Stripe go by."""
-    return Clock()
-
-
-@pytest.fixture
-def stripe(clock: Clock) -> Iterator[Stripe]:
-    with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
-        yield stripe
 
 
 @pytest.fixture

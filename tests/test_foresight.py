@@ -13,9 +13,8 @@ import pytest
 from gateway.allowance import CALLS, Allowance
 from policies.refusals import AskedTooOften
 from sandbox.__main__ import SECRET
-from tests.conftest import CUSTOMER, OTHER_KEY, TARGET, Function, policy
+from tests.conftest import CUSTOMER, OTHER_KEY, TARGET, Clock, Function, policy
 from tests.crash.forms import SEED
-from tests.gateway.conftest import Clock
 from tests.problems import refused, stripe_refused
 
 if TYPE_CHECKING:

@@ -14,12 +14,11 @@ from policies.idempotency import LEASE, resolve
 from policies.model import DocumentError
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
-from tests.conftest import KEY, sha256
-from tests.gateway.conftest import Clock
+from tests.conftest import KEY, Clock, sha256
 from tests.problems import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from werkzeug.test import TestResponse
@@ -62,18 +61,6 @@ LINES = {
 CALL = {"customer": "cus_1", "currency": "usd", **LINES}
 SENT = {**CALL, "send": "true", "collection_method": "send_invoice", "days_until_due": "30"}
 TOTAL = 40850
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """What the store and Stripe go by."""
-    return Clock()
-
-
-@pytest.fixture
-def stripe(clock: Clock) -> Iterator[Stripe]:
-    with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
-        yield stripe
 
 
 @pytest.fixture

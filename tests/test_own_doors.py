@@ -17,8 +17,7 @@ from gateway.readiness import LOOK_SECONDS, Readiness, State
 from policies.refusals import RecordUnavailable, SecretUnavailable, StoreUnavailable
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from sandbox.appgregator import Appgregator
-from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy, sha256
-from tests.gateway.conftest import Clock
+from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, Clock, policy, sha256
 from tests.problems import parsed, refused
 
 if TYPE_CHECKING:

@@ -37,13 +37,12 @@ from gateway.upstreams.sending import FURTHER, Upstreams
 from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Rules, Stripe
-from tests.conftest import CUSTOMER, TARGET, policy, sha256
-from tests.gateway.conftest import Clock
+from tests.conftest import CUSTOMER, TARGET, Clock, policy, sha256
 from tests.problems import as_replayed, refused, stripe_refused
 from tests.wire import answered, talking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from werkzeug.test import TestResponse
@@ -69,18 +68,6 @@ class Kept:
 
     def lose(self) -> None:
         self.memory = Memory(self._clock)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """What the ledger and Stripe go by."""
-    return Clock()
-
-
-@pytest.fixture
-def stripe(clock: Clock) -> Iterator[Stripe]:
-    with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
-        yield stripe
 
 
 @pytest.fixture(autouse=True)

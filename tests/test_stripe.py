@@ -19,8 +19,7 @@ from sandbox import faults, invoice
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.server import SECOND
 from sandbox.stripe import KEPT_SECONDS, Stripe
-from tests.conftest import CUSTOMER, KEY, OTHER_KEY, RESPONSE, TARGET, launch, policy, sha256
-from tests.gateway.conftest import Clock
+from tests.conftest import CUSTOMER, KEY, OTHER_KEY, RESPONSE, TARGET, Clock, launch, policy, sha256
 from tests.problems import as_replayed, parsed, refused, stripe_refused
 from tests.wire import answered, talking
 
@@ -40,18 +39,6 @@ SDK_TARGET = "/ft-4/stripe-1/v1/invoices"
 QUERY = TARGET.partition("?")[2]
 #: What may be asked of an invoice that exists.
 LOOK = "{invoice: {prefix: in_}, expand: {one_of: [customer, charge]}}"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """What the store and Stripe go by."""
-    return Clock()
-
-
-@pytest.fixture
-def stripe(clock: Clock) -> Iterator[Stripe]:
-    with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
-        yield stripe
 
 
 @pytest.fixture

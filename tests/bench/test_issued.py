@@ -14,7 +14,7 @@ from bench.servers import family
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import Stripe
 from tests import test_issue as whole
-from tests.conftest import FORM, KEY, sha256
+from tests.conftest import FORM, KEY
 from tests.conftest import TARGET as SINGLE
 from tests.crash.forms import form
 
@@ -47,12 +47,9 @@ def test_whole_invoice_costs_little_more_than_a_single_call(
     server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "key").write_text(UPSTREAM_KEY)
-    key, orders = sha256(KEY), count()
+    orders = count()
     with Stripe(keys=[UPSTREAM_KEY], keep=1000) as stripe:
-        document = whole.DOCUMENT.format(
-            origin=stripe.origin, secret=tmp_path / "key", key=key, credit="false", lines=50
-        )
-        running = server(document + GRANT)
+        running = server(whole.written(stripe, tmp_path) + GRANT)
 
         def batch(target: str, call: Mapping[str, str]) -> float:
             body = "&".join(f"{name}={value}" for name, value in call.items())

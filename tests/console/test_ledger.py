@@ -24,8 +24,8 @@ from policies.model import Answer, Outcome
 from policies.outcomes import Reply
 from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
 from sandbox.__main__ import ROOT
-from tests.conftest import RESPONSE, Record
-from tests.gateway.conftest import Clock, admit, granted
+from tests.conftest import RESPONSE, Clock, Record
+from tests.gateway.conftest import admit, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,6 +4,8 @@ A file in the directory ``CRASH`` that is named like a call's Idempotency-Key an
 process with SIGKILL when that call gets there, and is gone by then. With ``whole`` behind the name, the process that
 supervises it dies too, so that nobody starts another.
 
+If ``AHEAD`` names a file, the store's clock is ahead of this machine's by the seconds that the file says.
+
 Everything is wrapped from outside, before ``main.py`` builds its gate: production code has no hook.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +81,7 @@ def _around(owner: type, stage: str, before: str, after: str) -> None:
 
 def _stage_of(outgoing: Outgoing) -> str:
     """The step of a whole invoice that a request is."""
-    step = outgoing.url.rpartition("/")[2]
+    step = outgoing.url.partition("?")[0].rpartition("/")[2]
     match outgoing.method, step:
         case "POST", "invoices":
             return "create"
@@ -86,6 +89,10 @@ def _stage_of(outgoing: Outgoing) -> str:
             return "lines"
         case "POST", _:
             return step
+        case "GET", "invoices":
+            return "find"
+        case "GET", "lines":
+            return "count"
         case _:
             return "delete" if outgoing.method == "DELETE" else "look"
 
@@ -118,10 +125,11 @@ def _written(advance: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], Any]:
-    """Have libcurl say when it has written a request's body, which is before it reads of the answer."""
+    """Have libcurl say when it has written a request's last byte, which is before it reads of the answer."""
 
     def heard(kind: int, _data: bytes) -> None:
-        if kind == pycurl.INFOTYPE_DATA_OUT:
+        bare = _call.stage in {"find", "look", "count", "delete"}
+        if kind == (pycurl.INFOTYPE_HEADER_OUT if bare else pycurl.INFOTYPE_DATA_OUT):
             _pass("during-send")
             _pass(f"during-{_call.stage}")
 
@@ -135,6 +143,13 @@ def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], An
     return watched
 
 
+def _ahead() -> float:
+    """Tell this machine's time, and what a test puts on top of it."""
+    return time.time() + float(Path(os.environ["AHEAD"]).read_text())
+
+
+if "AHEAD" in os.environ:
+    setattr(main.gate.store, "_clock", _ahead)  # noqa: B010 - not every store has a clock that can be set
 _around(type(main.gate.store), "admit", "before-claim", "after-claim")
 _around(Upstreams, "send", "before-send", "")
 _around(Transport, "send", "", "after-applied")

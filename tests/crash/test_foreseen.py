@@ -27,9 +27,9 @@ from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import LostError, NotSentError, Received
 from policies import document
 from policies.idempotency import LEASE
-from tests.conftest import FORM, KEY, Function, policy, sha256
+from tests.conftest import FORM, KEY, Clock, Function, policy, sha256
 from tests.crash.forms import SEED, form
-from tests.gateway.conftest import Clock, Lines
+from tests.gateway.conftest import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.client import BadStatusLine, HTTPConnection
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import pytest
 import redis
@@ -37,7 +37,7 @@ from tests.crash.counting import created, order_of, sent
 from tests.crash.forms import SEED, form
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
     from sandbox.server import Answer, Head
 
@@ -127,9 +127,17 @@ class Answered:
         return self.body.removesuffix(b',"replayed":true}') + b"}" if self.replayed else self.body
 
 
+def customer_of(key: str) -> str:
+    """Return the customer of the call that has this key, and of no other."""
+    return f"cus_{key.replace('-', '')}"
+
+
 @dataclass
 class Instance:
     """One instance: the framework's supervisor, and the process under it that answers."""
+
+    target: ClassVar[str] = TARGET
+    """Where its calls go."""
 
     folder: Path
     settings: dict[str, str]
@@ -158,13 +166,17 @@ class Instance:
         """Whether it takes calls."""
         return self.process.poll() is None and listening(self.port)
 
+    def form_of(self, key: str) -> dict[str, str]:
+        """Return what the call that has this key sends."""
+        return {"customer": customer_of(key), "metadata[order_id]": key}
+
     def call(self, key: str) -> Answered | None:
         """Make the call that has this key; None if the instance died over it."""
-        body = f"customer=cus_{key.replace('-', '')}&metadata[order_id]={key}"
+        body = "&".join(f"{name}={value}" for name, value in self.form_of(key).items())
         headers = {"Content-Type": FORM, "x-api-key": KEY, "Idempotency-Key": key}
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request("POST", TARGET, body, headers)
+            connection.request("POST", self.target, body, headers)
             response = connection.getresponse()
             content = response.read()
         except (ConnectionError, BadStatusLine):
@@ -211,12 +223,18 @@ class Pair:
             time.sleep(0.02)
         return instance.call(key)
 
-    def kill(self, victim: int, key: str, point: str, *, whole: bool) -> None:
-        """Let one of them die over this call, and see that it did, at that point."""
+    def kill(self, victim: int, key: str, point: str, *, whole: bool, again: Container[str] = ()) -> None:
+        """Let one of them die over this call, and see that it did, at that point.
+
+        The call is made again after these answers.
+        """
         instance = self.pair[victim]
         armed = instance.armed / key
         armed.write_text(f"{point} whole" if whole else point)
-        answered = self.call(victim, key)
+        deadline = time.monotonic() + 30
+        while (answered := self.call(victim, key)) is not None and answered.told in again:
+            assert time.monotonic() < deadline, f"{point}: {answered}"
+            time.sleep(0.1)
         assert answered is None, f"{point}: {answered}"
         assert not armed.exists(), f"{point}: {instance.errors.read_text()}"
         if whole:

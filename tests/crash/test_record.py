@@ -20,9 +20,10 @@ from gateway.chain import CHECKPOINT_SECONDS, Audit
 from gateway.signing import RecordKey, new_key, text_of
 from policies.refusals import PathUnknown
 from sandbox.__main__ import ROOT
+from tests.conftest import Clock
 from tests.console.test_verify import exported, honest
 from tests.crash.forms import SEED, form
-from tests.gateway.conftest import Clock, Lines, granted, refused, sent
+from tests.gateway.conftest import Lines, granted, refused, sent
 from tests.gateway.test_signing import chain_of, fitted, lines
 
 if TYPE_CHECKING:

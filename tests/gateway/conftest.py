@@ -26,7 +26,7 @@ from policies.concealed import Concealed
 from policies.foresight import foresee
 from policies.model import Admission, Budget, Call, Limit, Outcome, Proof
 from policies.outcomes import Reply
-from tests.conftest import CUSTOMER, KEY, TARGET, policy
+from tests.conftest import CUSTOMER, KEY, TARGET, Clock, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,19 +39,6 @@ T = TypeVar("T")
 
 #: A signing secret of every test's webhook, as Standard Webhooks writes them.
 SIGNING = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-
-
-class Clock:
-    """Seconds, moved by hand."""
-
-    def __init__(self, now: float = 1_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def tick(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Webhook(NamedTuple):
@@ -202,11 +189,6 @@ class Lines:
     def ours(self, *kinds: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = [json.loads(line)["countersign"] for line in self.lines]
         return [entry for entry in entries if not kinds or entry["kind"] in kinds]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from policies.refusals import (
     UpstreamBusy,
     UpstreamRejected,
 )
-from tests.conftest import TARGET, policy
-from tests.gateway.conftest import Clock, admit, granted
+from tests.conftest import TARGET, Clock, policy
+from tests.gateway.conftest import admit, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

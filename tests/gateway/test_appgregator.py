@@ -27,8 +27,8 @@ from policies.refusals import (
 from policies.upstreams import UPSTREAMS
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
-from tests.conftest import KEY, policy
-from tests.gateway.conftest import Clock, foreseen, granted
+from tests.conftest import KEY, Clock, policy
+from tests.gateway.conftest import foreseen, granted
 from tests.wire import answered, talking
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from policies.issuing import Progress, Stage
 from policies.model import Admission
 from policies.outcomes import InvoiceSeen, Reply
 from policies.refusals import ApprovalRejected, BudgetSpent, StoreUnavailable
-from tests.gateway.conftest import Clock, admit, at_once, budget, budgeted
+from tests.gateway.conftest import admit, at_once, budget, budgeted
 from tests.gateway.test_stores import (
     ANSWER,
     BUSY,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from gateway.stores import Store
     from policies.model import Grant
+    from tests.conftest import Clock
 
 DAY = 86_400
 HOUR = 3_600

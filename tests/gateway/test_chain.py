@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.gateway.conftest import Clock
+    from tests.conftest import Clock
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import BudgetSpent, CeilingReached, KeyInUse, LimitReached, Refusal, StoreUnavailable
 from sandbox.ports import free_port
-from tests.gateway.conftest import Clock, admit, at_once, budget, budgeted, granted
+from tests.conftest import Clock
+from tests.gateway.conftest import admit, at_once, budget, budgeted, granted
 from tests.gateway.test_redis import STEPS, Step, assert_alike
 from tests.problems import as_replayed
 

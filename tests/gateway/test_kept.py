@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.kept import SWEEP_SECONDS, DownError, GoneError, Kept, Lifetime
-from tests.gateway.conftest import Clock, at_once
+from tests.gateway.conftest import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.conftest import Clock
 
 RENEW, STALE, GOOD, PAUSE = 60.0, 90.0, 600.0, 5.0
 FAR = 1e9

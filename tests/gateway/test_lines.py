@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from gateway.chain import Audit
     from sandbox.appgregator import Appgregator
-    from tests.conftest import Function
-    from tests.gateway.conftest import Clock, Lines
+    from tests.conftest import Clock, Function
+    from tests.gateway.conftest import Lines
 
 LABELS = "logging.googleapis.com/labels"
 PREVIEW = f"{TARGET}&validate_only=true"

@@ -13,8 +13,8 @@ from policies.idempotency import RETENTION
 from policies.model import Answer, Outcome
 from policies.outcomes import Reply
 from policies.refusals import KeyInUse, OutcomeStillUnknown, StoreUnavailable
-from tests.conftest import policy
-from tests.gateway.conftest import Clock, admit, granted
+from tests.conftest import Clock, policy
+from tests.gateway.conftest import admit, granted
 
 if TYPE_CHECKING:
     from policies.model import Grant

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.appgregator import Appgregator
-    from tests.conftest import Function
-    from tests.gateway.conftest import Clock, Lines
+    from tests.conftest import Clock, Function
+    from tests.gateway.conftest import Lines
 
 
 LABELS = "logging.googleapis.com/labels"

@@ -29,8 +29,8 @@ from policies.quota import parse_limit
 from policies.refusals import BudgetSpent, KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
 from sandbox.ports import free_port
 from sandbox.redis_server import RedisServer
-from tests.conftest import policy, running
-from tests.gateway.conftest import Clock, admit, at_once, budget, budgeted, granted
+from tests.conftest import Clock, policy, running
+from tests.gateway.conftest import admit, at_once, budget, budgeted, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -35,8 +35,8 @@ from gateway.secrets import (
 )
 from policies.refusals import SecretUnavailable
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
-from tests.conftest import OTHER_KEY, TARGET, policy
-from tests.gateway.conftest import Clock, at_once, granted
+from tests.conftest import OTHER_KEY, TARGET, Clock, policy
+from tests.gateway.conftest import at_once, granted
 from tests.problems import refused
 
 if TYPE_CHECKING:

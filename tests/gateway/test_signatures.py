@@ -36,8 +36,8 @@ from policies.refusals import (
     WebhookNotVerified,
 )
 from sandbox.secret_manager import SecretManager as Sandbox
-from tests.conftest import FORM, KEY, TARGET, policy
-from tests.gateway.conftest import SUCCEEDED, Clock, admit, call
+from tests.conftest import FORM, KEY, TARGET, Clock, policy
+from tests.gateway.conftest import SUCCEEDED, admit, call
 from tests.problems import as_replayed
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from tests.gateway.conftest import at_once, granted, refused, sent
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.gateway.conftest import Clock, Lines
+    from tests.conftest import Clock
+    from tests.gateway.conftest import Lines
 
 PAIR = new_key()
 PEM = text_of(PAIR).encode()

@@ -37,8 +37,8 @@ from policies.refusals import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
-from tests.conftest import CUSTOMER, OTHER_KEY, policy
-from tests.gateway.conftest import Clock, admit, at_once, budget, budgeted, granted, in_doubt
+from tests.conftest import CUSTOMER, OTHER_KEY, Clock, policy
+from tests.gateway.conftest import admit, at_once, budget, budgeted, granted, in_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,8 +31,8 @@ from policies.refusals import (
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.invoice import EXAMPLE, encode
 from sandbox.stripe import FAULTS
-from tests.conftest import CUSTOMER, FORM, KEY, policy
-from tests.gateway.conftest import Clock, foreseen, granted
+from tests.conftest import CUSTOMER, FORM, KEY, Clock, policy
+from tests.gateway.conftest import foreseen, granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -245,7 +245,7 @@ def test_fault_that_stays_is_given_up_after_three_tries(send: Send, stripe: Stri
     assert stripe.invoices <= 1
 
 
-def test_call_that_is_still_at_work_there_is_waited_for(secrets: Secrets, stripe: Stripe) -> None:
+def test_call_that_is_still_at_work_there_is_waited_for(secrets: Secrets, stripe: Stripe, clock: Clock) -> None:
     """Its answer was given up; the second try meets a 409, the third the invoice."""
     stripe.delay = 0.8
     stripe.fail_next("working")
@@ -257,7 +257,7 @@ def test_call_that_is_still_at_work_there_is_waited_for(secrets: Secrets, stripe
         def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
             return transport.send(outgoing, key, 0.2)
 
-    sender = Upstreams(Impatient(), secrets, time.monotonic, time.sleep)  # type: ignore[arg-type]  # its one method
+    sender = Upstreams(Impatient(), secrets, time.monotonic, clock.tick)  # type: ignore[arg-type]  # its one method
     reply = sender.send(grant, claimed(grant), secret, time.monotonic() + 20)
     assert (reply.outcome, reply.attempts) == (Outcome.SUCCEEDED, 3)
     assert (stripe.invoices, stripe.replays) == (1, 1)

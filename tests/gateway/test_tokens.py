@@ -31,12 +31,14 @@ from gateway.tokens import Google, Token
 from policies.refusals import IdentityUnavailable, TokenNotAccepted
 from sandbox.google import AUDIENCE, stripped
 from sandbox.google import Google as Sandbox
-from tests.gateway.conftest import Clock, at_once
+from tests.gateway.conftest import at_once
 from tests.gateway.test_transport import LOOPBACK, Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.conftest import Clock
 
 ANN = "ann@acme.example"
 MAX_AGE = 22000.0

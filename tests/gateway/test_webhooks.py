@@ -23,11 +23,13 @@ from gateway.tokens import Google
 from policies.model import WEBHOOK_IDS, Caller, PolicySet, Proof
 from policies.refusals import IdentityUnavailable, Refusal, WebhookNotVerified
 from sandbox.secret_manager import SecretManager as Sandbox
-from tests.gateway.conftest import SIGNING, Clock, Webhook, call
+from tests.gateway.conftest import SIGNING, Webhook, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.conftest import Clock
 
 BODY = b'{"customer": "cus_1", "description": "caf\xc3\xa9"}'
 OTHER_SIGNING = "whsec_" + base64.b64encode(b"another secret of 24 bytes").decode()

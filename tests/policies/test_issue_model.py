@@ -32,9 +32,10 @@ from policies.model import Admission, Answer, Entry, Outcome, State
 from policies.outcomes import Reply
 from policies.refusals import LedgerRefusal, StoreUnavailable, TotalDiffers
 from policies.upstreams import stripe
-from tests.policies import test_ledger_model as single
+from tests.policies import storm
 from tests.policies.conftest import call, only_caller, read
-from tests.policies.test_ledger_model import (
+from tests.policies.storm import (
+    ACTIVE,
     DAY,
     DIFFERS,
     ENDLESS,
@@ -51,18 +52,27 @@ from tests.policies.test_ledger_model import (
     SUCCEEDED,
     TWICE,
     Asked,
+    Claim,
+    End,
     Event,
+    Form,
+    Resolve,
+    Scene,
     Search,
+    Settle,
+    Storm,
+    Try,
+    ended,
+    in_order,
     scene,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from policies.dialect import Outgoing
     from policies.issuing import Progress
     from policies.model import Grant, Step
-    from tests.policies.test_ledger_model import Claim, Resolve, Settle
 
 SUM: Final = "finalized with another sum than was asked for"
 TOLD: Final = "a success was told of another sum than was asked for"
@@ -122,14 +132,14 @@ def received(name: str) -> Received:
             listed = [{"id": f"in_{one}", "metadata": {lines.STAMP: stamp}} for one, stamp in enumerate(rest)]
             return Received(200, json.dumps({"object": "list", "data": listed[::-1]}).encode())
         case "waits":
-            return single.received(name.removesuffix(" again"))
+            return storm.received(name.removesuffix(" again"))
         case "missing" | "unfit":
             told = {"type": "invalid_request_error"}
             return Received({"missing": 404, "unfit": 400}[kind], json.dumps({"error": told}).encode(), headers)
         case "failed":
             return Received(200, json.dumps({"status": "failed"}).encode())
         case _:
-            return single.received(name)
+            return storm.received(name)
 
 
 def _invoice(status: str, number: str, asks: str, *lines: str) -> dict[str, Any]:
@@ -167,7 +177,7 @@ class Advancing(BaseException):
         self.progress = progress
 
 
-class Script(single.Script):
+class Script(storm.Script):
     """Of one call the transport, the clock, the secrets, the store and the record, whose answers are given.
 
     An answer is the name of one of Stripe's, or the store's: the entry, or why not.
@@ -208,20 +218,6 @@ class Script(single.Script):
         """Put nothing on record."""
 
 
-class End(NamedTuple):
-    """How a call ended."""
-
-    reply: Reply
-    """No more of it than the ledger takes."""
-    answer: Answer
-    nothing: bool
-    """Whether its caller is told that nothing was created."""
-    alarm: bool
-    """Whether somebody is told to look."""
-    reason: str = ""
-    """Of the refusal."""
-
-
 Next = Asked | Advancing | End
 
 
@@ -251,23 +247,6 @@ def run(grant: Grant, admission: Admission, answers: tuple[str | Entry, ...]) ->
 
 
 # ---------------------------------------------------------------- the world
-
-
-class Form(NamedTuple):
-    """What a caller asks for, and what the document fixed when the call came."""
-
-    asks: str
-    footer: str
-
-
-class Try(NamedTuple):
-    """One call that brings the key. Its owner token is the letter of its place."""
-
-    phase: str = "away"
-    form: Form = Form("", "")
-    admission: Admission | None = None
-    answers: tuple[str | Entry, ...] = ()
-    end: End | None = None
 
 
 class Request(NamedTuple):
@@ -358,15 +337,11 @@ class World(NamedTuple):
         return not self.wire and not any(one.phase in ACTIVE for one in self.tries)
 
 
-#: A call in one of these has a lease, and ends before it is over.
-ACTIVE: Final = frozenset({"calling", "waiting", "ended"})
-
-
 @dataclass
-class Play:
+class Play(Storm[World]):
     """All that may happen in a scene."""
 
-    scene: single.Scene
+    scene: Scene
     ledger: Ledger = field(default_factory=Ledger)
     runs: dict[Any, Next] = field(default_factory=dict, repr=False)
 
@@ -383,14 +358,11 @@ class Play:
     def shown(self, world: World) -> str:
         """Say in a few words what a world is like."""
         entry = world.entry
-        held = single.shown(entry)
+        held = storm.shown(entry)
         if entry is not None and entry.id is not None:
             held += f", {entry.step} {entry.id}"
         seen = [world.shown(number) for number in range(len(world.invoices))]
         return f"{held}; invoices: {', '.join(seen)}" if seen else held
-
-    def has(self, world: World, what: str) -> bool:
-        return world.faults > 0 and what in self.scene.menu
 
     def events(self, world: World) -> Iterator[Event]:
         for who, owner in enumerate(OWNERS[: self.scene.tries]):
@@ -405,13 +377,6 @@ class Play:
 
     # ------------------------------------------------------------ a call
 
-    def turn(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
-        """What one call may do next: what that is, the world, and what is wrong. What befalls nobody comes first."""
-        one = world.tries[who]
-        yield from self.phases[one.phase](world, who)
-        if one.phase in ACTIVE and self.has(world, "killed"):
-            yield "is killed", _deaf(world.unlucky(), OWNERS[who]).at(who, Try("over"))
-
     @cached_property
     def phases(self) -> dict[str, Callable[[World, int], Iterator[tuple[Any, ...]]]]:
         """What a call is about: it comes, is admitted, does its steps, has its result, owes it, and is over."""
@@ -424,11 +389,6 @@ class Play:
             "owing": lambda world, who: iter([("pays what it owes", self._settled(world, who).at(who, Try("over")))]),
             "over": lambda world, who: iter(()),
         }
-
-    def _coming(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
-        if who == 0 or world.tries[who - 1].phase != "away":  # they differ in nothing but their names
-            for asks in self.scene.asks:
-                yield from self._claiming(world, who, Form(asks, world.footer))
 
     def _claiming(self, world: World, who: int, form: Form) -> Iterator[tuple[Any, ...]]:
         owner, asks, grant = OWNERS[who], f"asks for {form.asks}", granted(*form)
@@ -443,11 +403,6 @@ class Play:
         elif held is not None:
             told, found = tell(world, held, form)
             yield f"{asks}: gets the answer again", told.at(who, Try("over")), *found
-
-    def _waiting(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
-        for misfortune in ("no answer", "a reset"):
-            if self.has(world, misfortune):
-                yield f"gets {misfortune}", self._answered(_deaf(world.unlucky(), OWNERS[who]), who, misfortune)
 
     def _calling(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
         one, owner = world.tries[who], OWNERS[who]
@@ -471,7 +426,7 @@ class Play:
         form = asked.url.encode() + (asked.body or b"")
         key, stamp = asked.headers.get("Idempotency-Key", ""), _stamp_of(asked)
         request = Request(owner, stage, number, key, form, one.form.asks, stamp, lease)
-        yield f"sends {stage}", _sorted(world, (*world.wire, request)).at(who, one._replace(phase="waiting")), *wrongs
+        yield f"sends {stage}", in_order(world, (*world.wire, request)).at(who, one._replace(phase="waiting")), *wrongs
         if self.has(world, "no connection"):
             yield "gets no connection", self._answered(world.unlucky(), who, "no connection")
 
@@ -502,12 +457,6 @@ class Play:
                 yield f"looks: {misfortune}", self._answered(world.unlucky(), who, misfortune)
         if self.has(world, "late"):
             yield f"looks: late {seen}", self._answered(world.unlucky(), who, f"late {seen}")
-
-    def _answered(self, world: World, who: int, answer: str | Entry) -> World:
-        one = world.tries[who]
-        one = one._replace(phase="calling", answers=(*one.answers, answer))
-        end = self._run(one)
-        return world.at(who, one._replace(phase="ended", answers=(), end=end) if isinstance(end, End) else one)
 
     def _run(self, one: Try) -> Next:
         told = (one.form, one.admission, one.answers)
@@ -618,8 +567,8 @@ class Play:
             if approval.state == PENDING:
                 made, answer, wrongs = carried_out(world, approval.request)
                 done = f"{SUCCEEDED} {answer.split()[1]}" if answer[:4] in {"draf", "open", "dele"} else "failed"
-                yield Event("", "a person approves, and it is carried out", _ended(made, number, done), wrongs)
-                yield Event("", "a person rejects", _ended(world, number, REJECTED))
+                yield Event("", "a person approves, and it is carried out", ended(made, number, done), wrongs)
+                yield Event("", "a person rejects", ended(world, number, REJECTED))
         touch = "edits meanwhile" in self.scene.menu
         if self.has(world, "edits meanwhile") or (self.has(world, "edits") and world.quiet):
             for number, one in enumerate(world.invoices):
@@ -693,20 +642,6 @@ def _mine(entry: Entry) -> Entry:
     return replace(entry, owner="me")
 
 
-def _deaf(world: World, owner: str) -> World:
-    """Let nobody await what an owner sent."""
-    return _sorted(world, (r._replace(awaited=False) if r.owner == owner else r for r in world.wire))
-
-
-def _sorted(world: World, wire: Iterable[Request]) -> World:
-    return world._replace(wire=tuple(sorted(wire)))
-
-
-def _ended(world: World, number: int, state: str) -> World:
-    ended = world.approvals[number]._replace(state=state)
-    return world._replace(approvals=(*world.approvals[:number], ended, *world.approvals[number + 1 :]))
-
-
 def carried_out(world: World, request: Request) -> tuple[World, str, tuple[str, ...]]:
     """Carry a request out: the world, what it answers, and what is wrong."""
     number = request.number
@@ -759,7 +694,7 @@ def tell_nothing(world: World) -> tuple[World, tuple[str, ...]]:
     """Tell somebody that nothing was created: what is under way must not finalize anything, either."""
     wrong = any(one.status == "open" and not one.theirs for one in world.invoices) and not world.lost
     void = world._replace(approvals=tuple(a._replace(request=a.request._replace(void=True)) for a in world.approvals))
-    return _sorted(void, (request._replace(void=True) for request in world.wire)), (LIE,) * wrong
+    return in_order(void, (request._replace(void=True) for request in world.wire)), (LIE,) * wrong
 
 
 # ---------------------------------------------------------------- what must hold

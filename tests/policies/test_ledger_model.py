@@ -17,8 +17,6 @@ after three.
 from __future__ import annotations
 
 import json
-import re
-from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -27,10 +25,8 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.answering import answer_to
-from gateway.secrets import Secret
 from gateway.upstreams import sending
 from gateway.upstreams.sending import Upstreams
-from gateway.upstreams.transport import LostError, NotSentError, Received
 from policies import idempotency, outcomes
 from policies.dialect import Dialect
 from policies.idempotency import LEASE, RETENTION, Verdict
@@ -39,32 +35,59 @@ from policies.outcomes import Decision, Means, Reply
 from policies.refusals import LedgerRefusal
 from policies.upstreams import stripe
 from tests.policies.conftest import decided
+from tests.policies.storm import (
+    ACTIVE,
+    CHANGED,
+    DAY,
+    DIFFERS,
+    ENDLESS,
+    EXPIRED,
+    EXPIRES,
+    HELD,
+    HOLLOW,
+    LIE,
+    LOCKED,
+    NOTHING,
+    OTHER,
+    OWNERS,
+    PENDING,
+    REJECTED,
+    SECRET,
+    SUCCEEDED,
+    TWICE,
+    Asked,
+    Claim,
+    End,
+    Event,
+    Form,
+    Resolve,
+    Scene,
+    Script,
+    Search,
+    Settle,
+    Storm,
+    Try,
+    ended,
+    in_order,
+    invoice_body,
+    scene,
+    shown,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
+    from gateway.secrets import Secret
     from policies.dialect import Outgoing
     from policies.model import Grant, Step
 
-TWICE: Final = "two invoices of one key"
-LIE: Final = "told that nothing was created, and an invoice exists or comes to be"
-HOLLOW: Final = "told of an invoice that does not exist"
-OTHER: Final = "told of an invoice that was not asked for"
-DIFFERS: Final = "two successes were told of one key"
-CHANGED: Final = "a settled answer changed"
-EXPIRES: Final = "an open entry expires"
 FORM: Final = "another form is sent while the outcome of the first is open"
 MUTE: Final = "sent again although the upstream repeats an answer that proves nothing"
 WAITS: Final = "sent again while a person has yet to approve it"
 PERSON: Final = "a person's refusal is not kept"
 TAKEN: Final = "a decision is taken back that a call has met"
 LEFT: Final = "a key whose decision is taken back is not as it was"
-HELD: Final = "told that nothing was created, and the key is not free"
 GHOST: Final = "an owner that gave up holds the key"
-LOCKED: Final = "a free key does not lead to an invoice in fair weather"
-ENDLESS: Final = "the same call does not settle an open key in fair weather, though its caller is told so"
-
-DAY: Final = 24 * 3600
 
 # ---------------------------------------------------------------- what callers ask for, and what an upstream says
 
@@ -93,74 +116,7 @@ def granted(upstream: str, asks: str, footer: str) -> Grant:
     return decided(DOCUMENT.format(upstream=upstream, footer=footer), asked, key="order-1")
 
 
-def error(status: int, *, replayed: bool = False, **said: object) -> Received:
-    headers = {"idempotent-replayed": "true"} if replayed else {}
-    return Received(status, json.dumps({"error": said}).encode(), headers)
-
-
-#: What an upstream may answer, by the names that the steps of a trace give it.
-ANSWERS: Final = {
-    "refused": error(400, type="invalid_request_error"),
-    "declined": error(402, type="card_error"),
-    "declined again": error(402, type="card_error", replayed=True),
-    "500": error(500, type="api_error"),
-    "500 again": error(500, type="api_error", replayed=True),
-    "429": error(429, type="invalid_request_error"),
-    "401": error(401, type="invalid_request_error"),
-    "in flight": error(409, type="idempotency_error", code="idempotency_key_in_use"),
-    "another form": error(400, type="idempotency_error"),
-    "a wrong door": Received(404, b"<html>"),
-    "foreign words": Received(400, b"StripeConnectionError"),
-    "foreign words again": Received(400, b"StripeConnectionError", {"idempotent-replayed": "true"}),
-}
-#: What becomes of an approval, as Stripe names it, and what ends with it.
-PENDING, SUCCEEDED, REJECTED, EXPIRED = "pending", "succeeded", "rejected", "expired"
-
-
-def received(name: str) -> Received:
-    """The answer of a name: one of ``ANSWERS``, or "invoice 0 x", "waits 0", "rejected", "succeeded 0"."""
-    kind, _, rest = name.partition(" ")
-    match kind:
-        case "invoice":
-            number, asks = rest.split()
-            return Received(200, invoice_body(int(number), asks))
-        case "waits":
-            return error(402, code="approval_required", approval_request={"id": f"areq_{rest}"})
-        case "pending" | "rejected" | "expired":
-            return Received(200, json.dumps({"status": kind}).encode())
-        case "succeeded":
-            details = {"succeeded": {"result": {"id": f"in_{rest}"}}}
-            return Received(200, json.dumps({"status": kind, "status_details": details}).encode())
-        case _:
-            return ANSWERS[name]
-
-
-def invoice_body(number: int, asks: str) -> bytes:
-    return json.dumps({"object": "invoice", "id": f"in_{number}", "description": asks}).encode()
-
-
-#: What says, in any of our sentences, that nothing came of a key.
-NOTHING: Final = re.compile(r"(?<!Probably )[Nn]othing was (created|sent)|created nothing")
-
 # ---------------------------------------------------------------- the code under test
-
-
-class Claim(Protocol):
-    def __call__(
-        self, grant: Grant, held: Entry | None, *, owner: str, place: str, now: float
-    ) -> Entry | Answer | None: ...
-
-
-class Settle(Protocol):
-    def __call__(
-        self, grant: Grant, held: Entry | None, *, owner: str, reply: Reply, answer: Answer | None
-    ) -> Entry | None: ...
-
-
-class Resolve(Protocol):
-    def __call__(
-        self, held: Entry | None, answer: Answer | None, *, now: float, said: str
-    ) -> tuple[Verdict, Entry | None]: ...
 
 
 class Met(Protocol):
@@ -179,56 +135,6 @@ class Ledger(NamedTuple):
     reopen: Reopen = idempotency.reopen
     marks: tuple[str, ...] = ("deleted", "missed")
     """Whose owners the store remembers: of entries that it deleted, and of claims to release that it did not find."""
-
-
-class Asked(BaseException):
-    """A call makes a request for which the script has no answer yet."""
-
-    def __init__(self, outgoing: Outgoing) -> None:
-        self.outgoing = outgoing
-
-
-class Script:
-    """A transport, a clock and the secrets of one call, whose answers are given."""
-
-    def __init__(self, answers: tuple[str, ...]) -> None:
-        self._answers, self._now = iter(answers), 0.0
-
-    def send(self, outgoing: Outgoing, key: object, seconds: float) -> Received:
-        match next(self._answers, None):
-            case None:
-                raise Asked(outgoing)
-            case "no connection":
-                raise NotSentError
-            case "no answer":  # until the deadline
-                self._now += seconds
-                raise LostError
-            case "a reset":
-                raise LostError
-            case name:
-                return received(name)
-
-    def clock(self) -> float:
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        self._now += seconds
-
-    def renew(self, grant: Grant, refused: Secret, deadline: float) -> Secret | None:
-        return None
-
-
-SECRET: Final = Secret.of("key", "1", b"sk_test_1234567890abcdef")
-
-
-class End(NamedTuple):
-    """How a call ended."""
-
-    reply: Reply
-    """No more of it than the ledger takes."""
-    answer: Answer
-    nothing: bool
-    """Whether its caller is told that nothing was created."""
 
 
 def run(grant: Grant, admission: Admission, answers: tuple[str, ...]) -> Outgoing | End:
@@ -252,42 +158,6 @@ def run(grant: Grant, admission: Admission, answers: tuple[str, ...]) -> Outgoin
 
 
 # ---------------------------------------------------------------- the world
-
-
-class Scene(NamedTuple):
-    """Which misfortunes there are, how many of them may come together, and who comes."""
-
-    menu: frozenset[str]
-    upstream: str = "stripe"
-    faults: int = 2
-    tries: int = 3
-    asks: str = "x"
-    """What callers may ask for: a letter for each description."""
-    tick: int = LEASE
-    """How much time passes at a step while anything is under way."""
-    days: tuple[int, ...] = ()
-    """How much time may pass while nothing is, in this order."""
-
-    @property
-    def deduplicates(self) -> bool:
-        return self.upstream == "stripe"
-
-
-class Form(NamedTuple):
-    """What is sent: what a caller asks for, and what the document fixed when the call came."""
-
-    asks: str
-    footer: str
-
-
-class Try(NamedTuple):
-    """One call that brings the key. Its owner token is the letter of its place."""
-
-    phase: str = "away"
-    form: Form = Form("", "")
-    admission: Admission | None = None
-    answers: tuple[str, ...] = ()
-    end: End | None = None
 
 
 class Request(NamedTuple):
@@ -366,23 +236,8 @@ class World(NamedTuple):
         return self._replace(faults=self.faults - 1)
 
 
-#: The last three come once the weather is fair.
-OWNERS: Final = "abcdefg"
-#: A call in one of these has a lease, and ends before it is over.
-ACTIVE: Final = frozenset({"calling", "waiting", "ended"})
-
-
-class Event(NamedTuple):
-    """What may happen next: to whom, what, and what comes of it."""
-
-    who: str
-    what: str
-    world: Any
-    wrongs: tuple[str, ...] = ()
-
-
 @dataclass
-class Play:
+class Play(Storm[World]):
     """All that may happen in a scene."""
 
     scene: Scene
@@ -406,9 +261,6 @@ class Play:
         held = shown(world.entry)
         return f"{held}; invoices: {', '.join(world.invoices)}" if world.invoices else held
 
-    def has(self, world: World, what: str) -> bool:
-        return world.faults > 0 and what in self.scene.menu
-
     def events(self, world: World) -> Iterator[Event]:
         for who, owner in enumerate(OWNERS[: self.scene.tries]):
             for what, after, *wrongs in self.turn(world, who):
@@ -423,13 +275,6 @@ class Play:
         yield from self._time(world)
 
     # ------------------------------------------------------------ a call
-
-    def turn(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
-        """What one call may do next: what that is, the world, and what is wrong. What befalls nobody comes first."""
-        one = world.tries[who]
-        yield from self.phases[one.phase](world, who)
-        if one.phase in ACTIVE and self.has(world, "killed"):
-            yield "is killed", _deaf(world.unlucky(), OWNERS[who]).at(who, Try("over"))
 
     @cached_property
     def phases(self) -> dict[str, Callable[[World, int], Iterator[tuple[Any, ...]]]]:
@@ -447,16 +292,6 @@ class Play:
             "releasing": lambda world, who: iter([("gives its claim back", self._released(world, who))]),
             "over": lambda world, who: iter(()),
         }
-
-    def _coming(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
-        if who == 0 or world.tries[who - 1].phase != "away":  # they differ in nothing but their names
-            for asks in self.scene.asks:
-                yield from self._claiming(world, who, Form(asks, world.footer))
-
-    def _waiting(self, world: World, who: int) -> Iterator[tuple[Any, ...]]:
-        for misfortune in ("no answer", "a reset"):
-            if self.has(world, misfortune):
-                yield f"gets {misfortune}", self._answered(_deaf(world.unlucky(), OWNERS[who]), who, misfortune)
 
     def _claiming(self, world: World, who: int, form: Form) -> Iterator[tuple[Any, ...]]:
         owner, asks, came = OWNERS[who], f"asks for {form.asks}", world
@@ -547,19 +382,13 @@ class Play:
         request = Request(owner, entry.place, key, one.form, entry.lease_until)
         yield (
             "sends",
-            _sorted(world, (*world.wire, request)).at(who, one._replace(phase="waiting")),
+            in_order(world, (*world.wire, request)).at(who, one._replace(phase="waiting")),
             *([WAITS] if pending else []),
         )
         if self.has(world, "no connection"):
             yield "gets no connection", self._answered(world.unlucky(), who, "no connection")
         if self.has(world, "record") and not one.answers:
             yield "cannot record its intent", world.unlucky().at(who, Try("releasing", one.form))
-
-    def _answered(self, world: World, who: int, answer: str) -> World:
-        one = world.tries[who]
-        one = one._replace(phase="calling", answers=(*one.answers, answer))
-        end = self._run(one)
-        return world.at(who, one._replace(phase="ended", answers=(), end=end) if isinstance(end, End) else one)
 
     def _run(self, one: Try) -> Outgoing | End:
         told = (one.form, one.admission, one.answers)
@@ -675,9 +504,9 @@ class Play:
             if approval.state == PENDING:
                 made, answer, wrongs = _made(world, approval.form, void=approval.void)
                 done = f"{SUCCEEDED} {answer.split()[1]}"
-                yield Event("", "a person approves, and it is carried out", _ended(made, number, done), wrongs)
-                yield Event("", "a person rejects", _ended(world, number, REJECTED))
-                yield Event("", "nobody decides in time", _ended(world, number, EXPIRED))
+                yield Event("", "a person approves, and it is carried out", ended(made, number, done), wrongs)
+                yield Event("", "a person rejects", ended(world, number, REJECTED))
+                yield Event("", "nobody decides in time", ended(world, number, EXPIRED))
         # Of an approval that the ledger does not know the operator learns at the upstream.
         known = world.entry.approval if world.entry else None
         pending = {f"areq_{n}" for n, approval in enumerate(world.approvals) if approval.state == PENDING}
@@ -752,16 +581,6 @@ def _wrong_reopening(world: World, after: Entry | None) -> Iterator[str]:
         yield LEFT
 
 
-def _deaf(world: World, owner: str) -> World:
-    """Let nobody await what an owner sent."""
-    wire = (r._replace(awaited=False) if r.owner == owner else r for r in world.wire)
-    return _sorted(world, wire)
-
-
-def _sorted(world: World, wire: Iterable[Request]) -> World:
-    return world._replace(wire=tuple(sorted(wire)))
-
-
 def _made(world: World, form: Form, *, void: bool) -> tuple[World, str, tuple[str, ...]]:
     """Make an invoice."""
     made = world._replace(invoices=(*world.invoices, form.asks))
@@ -771,11 +590,6 @@ def _made(world: World, form: Form, *, void: bool) -> tuple[World, str, tuple[st
 
 def _again(result: str) -> str:
     return f"{result} again" if result in {"declined", "500", "foreign words"} else result
-
-
-def _ended(world: World, number: int, state: str) -> World:
-    ended = world.approvals[number]._replace(state=state)
-    return world._replace(approvals=(*world.approvals[:number], ended, *world.approvals[number + 1 :]))
 
 
 def _look(world: World, url: str) -> str:
@@ -804,22 +618,10 @@ def tell_nothing(world: World) -> tuple[World, tuple[str, ...]]:
     wire = (request._replace(void=True) for request in world.wire)
     approvals = tuple(a._replace(void=True) if a.state == PENDING else a for a in world.approvals)
     wrong = world.invoices and not world.lost
-    return _sorted(world, wire)._replace(approvals=approvals), (LIE,) if wrong else ()
+    return in_order(world, wire)._replace(approvals=approvals), (LIE,) if wrong else ()
 
 
 # ---------------------------------------------------------------- what must hold
-
-
-def wrong_between(before: Entry | None, entry: Entry | None, what: str) -> Iterator[str]:
-    """What no event may do to a settled entry, or to an open one."""
-    if entry is not None and entry.state in {State.SENT, State.UNKNOWN} and entry.expires is not None:
-        yield EXPIRES
-    if before is None or before == entry or "the ledger is lost" in what or "an operator" in what:
-        return
-    if entry is not None and replace(before, told=entry.told, before=None) == entry:
-        return  # an operator's decision that a call has met is marked
-    if before.state in {State.SUCCEEDED, State.REJECTED}:
-        yield CHANGED
 
 
 def wrong_in_fair_weather(play: Play, world: World) -> Iterator[str]:
@@ -875,65 +677,6 @@ def _fair_call(play: Play, world: World, who: int, form: Form) -> tuple[World, s
     if reply.outcome is Outcome.REJECTED and REJECTED in states:
         return world, "person"
     return world, "invoice" if reply.outcome is Outcome.SUCCEEDED else "mute" if reply.mute else reply.outcome.value
-
-
-# ---------------------------------------------------------------- the search
-
-
-@dataclass
-class Search:
-    """Every world of a scene, the nearest first, up to the first that is wrong as ``until`` says."""
-
-    play: Any
-    until: str | None = None
-    came: dict[Any, tuple[Any, str, str] | None] = field(default_factory=dict, repr=False)
-    """Every world met, and the event by which it was met first."""
-    events: set[str] = field(default_factory=set, repr=False)
-    wrongs: dict[str, str] = field(default_factory=dict)
-    """What is wrong, and the shortest way there."""
-
-    def run(self) -> Search:
-        start = self.play.start()
-        self.came[start] = None
-        ahead = deque([start])
-        while ahead and (self.until is None or self.until not in self.wrongs):
-            world = ahead.popleft()
-            for who, what, after, found in self.play.events(world):
-                self.events.add(what)
-                wrongs = list(found)
-                if after.entry is not world.entry:
-                    wrongs += wrong_between(world.entry, after.entry, what)
-                following = self.play.restarted(after)
-                if following not in self.came:
-                    self.came[following] = (world, who, what)
-                    wrongs += self.play.at_rest(following)
-                    if TWICE not in wrongs:
-                        ahead.append(following)
-                for wrong in wrongs:
-                    if wrong not in self.wrongs:
-                        self.wrongs[wrong] = self._trace(wrong, world, who, what, following)
-        return self
-
-    def _trace(self, wrong: str, world: Any, who: str, what: str, following: Any) -> str:
-        steps = [(who, what, following)]
-        while came := self.came[world]:
-            steps.append((*came[1:], world))
-            world = came[0]
-        return "\n".join(
-            [f"{wrong}:"]
-            + [
-                f"{number:4}. {who:2}{what:60}{self.play.shown(after)}"
-                for number, (who, what, after) in enumerate(reversed(steps), 1)
-            ]
-        )
-
-
-def shown(entry: Entry | None) -> str:
-    """Say in a few words what an entry is like."""
-    if entry is None:
-        return "nothing held"
-    more = [f"generation {entry.generation}"] * bool(entry.generation) + ["in doubt"] * entry.doubt
-    return ", ".join([f"{entry.state} by {entry.owner}", *more])
 
 
 # ---------------------------------------------------------------- the scenes
@@ -1001,10 +744,6 @@ ALWAYS: Final = (
     "writes succeeded, and tells",
     "time passes",
 )
-
-
-def scene(menu: str, **more: Any) -> Scene:
-    return Scene(frozenset(menu.split(", ")), **more)
 
 
 #: Each with a number of worlds that it has at least.
