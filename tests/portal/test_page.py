@@ -750,18 +750,20 @@ def in_page(one: Tab, module: str, expression: str, *given: object) -> Any:
      ("-3", "usd", "-300"), ("5", "jpy", "5"), ("5.5", "jpy", None), ("0.001", "usd", None),
      ("1,5", "usd", None), ("1.234,56", "usd", None),
      ("1e3", "usd", None), ("1 000", "usd", None), ("0x10", "usd", None), ("", "usd", None), (".5", "usd", None),
-     ("1234567890123", "usd", None), ("\u0661", "usd", None), ("1", "kwd", None), (" 007.10 ", "usd", "710")],
+     ("1234567890123", "usd", None), ("\u0661", "usd", None), (" 007.10 ", "usd", "710"), ("1", "kwd", "1"),
+     ("1.000", "kwd", None), ("1.005", "xyz", "1005"), ("1.0005", "xyz", None), ("-0.5", "xyz", "-500")],
 )  # fmt: skip
 def test_amount_is_read_exactly_or_not_at_all(
     tab: Callable[..., Tab], typed: str, currency: str, minor: str | None
 ) -> None:
     one = tab().visit()
-    exponents = {"default": 2, "jpy": 0, "kwd": None}
+    exponents = {"default": 2, "jpy": 0, "kwd": None, "xyz": 3}
     assert in_page(one, "money.js", "(m, ...given) => m.minor(...given)", typed, currency, exponents) == minor
     if minor is not None:
         shown = in_page(one, "money.js", "(m, ...given) => m.shown(...given)", minor, currency, exponents)
-        digits = 0 if currency == "jpy" else 2
-        assert shown == f"{int(minor) / 10**digits:,.{digits}f} {currency.upper()}"
+        digits = {"usd": 2, "xyz": 3}.get(currency, 0)
+        unit = "minor units of KWD" if currency == "kwd" else currency.upper()
+        assert shown == f"{int(minor) / 10**digits:,.{digits}f} {unit}"
 
 
 def test_page_reads_a_checksum_as_the_policy_does(tab: Callable[..., Tab]) -> None:

@@ -172,8 +172,8 @@ function granted(grant, page) {
 
   function change(event) {
     if (event?.isComposing) return;
-    const asked = form.read(), same = latest.verdict && latest.bytes === bytesOf(asked.call);
-    if (event && same && !asked.problems.length && !latest.asked.problems.length) return; // a field was left, nothing was changed
+    const asked = form.read(), same = latest.verdict && latest.bytes === bytesOf(asked.call) && JSON.stringify(latest.asked.problems) === JSON.stringify(asked.problems);
+    if (event && same) return; // a field was left, nothing was changed
     if (!send.idle() && !send.busy()) send.close({ focus: false });
     paint();
     send.update();
