@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.portal.conftest import AXE
+from tests.clients.tools import RUNNERS, Copied
+from tests.portal.conftest import AXE, CUSTOMER, KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from playwright.sync_api import Locator, Route
 
@@ -259,6 +261,30 @@ def test_lines_are_kept_where_the_policy_changes(tab: Callable[..., Tab], world:
         assert sent(one) == before
     finally:
         world.rewrite()
+
+
+#: Those that one run carries out from one text. Stripe's SDKs have no such call.
+COPIED = [name for name in RUNNERS if name != "zapier" and not name.startswith("stripe-")]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, id=name, marks=RUNNERS[name][1]) for name in COPIED])
+def test_recipe_raises_the_lines_as_it_is_copied(
+    tab: Callable[..., Tab], world: World, tmp_path: Path, name: str
+) -> None:
+    order, before = f"copied-{name}", len(world.stripe.made)
+    one = write(begin(tab(permissions=["clipboard-read", "clipboard-write"]), order), [*LINES, CREDIT])
+    one.head("This would be raised")
+    one.page.locator(f"#tab-3-{name}").click()
+    one.page.locator("[role=tabpanel] pre", has_text="Consulting, October").wait_for()
+    one.page.get_by_role("button", name="Copy", exact=True).click()
+    one.page.get_by_text("Copied.", exact=True).wait_for()
+    text = one.page.evaluate("navigator.clipboard.readText()")
+    inputs = {"order_id": order, "currency": "usd", "customer": CUSTOMER, "days_until_due": "30"}
+    for _ in range(2):
+        went, told = RUNNERS[name][0](Copied(text, inputs, KEYS["whole"], tmp_path))
+        assert went, told
+    (made,) = world.stripe.made[before:]
+    assert (made["status"], made["total"], len(made["lines"]["data"])) == ("open", 38850, 4)
 
 
 @pytest.mark.parametrize(
