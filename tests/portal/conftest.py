@@ -215,6 +215,18 @@ class Tab:
         self.head("Raised")
         return self
 
+    def copied(self, name: str, words: str = "") -> str:
+        """Copy the recipe of a tool with the page's own button, once it has these words in it; return what was copied."""
+        self.page.locator(f"#tab-3-{name}").click()
+        self.page.locator("[role=tabpanel] pre", has_text=words).wait_for()
+        self.page.get_by_role("button", name="Copy", exact=True).click()
+        self.page.get_by_text("Copied.", exact=True).wait_for()
+        other = self.page.context.new_page()  # the page itself may not read the clipboard
+        other.goto(self.root.replace("127.0.0.1", "localhost") + "/-/health")
+        other.bring_to_front()
+        text: str = other.evaluate("navigator.clipboard.readText()")
+        return text
+
     def sent(self, *, trial: bool = False) -> list[Request]:
         """The calls that were made, real or tried."""
         return [
