@@ -216,7 +216,7 @@ class Tab:
         return self
 
     def copied(self, name: str, words: str = "") -> str:
-        """Copy the recipe of a tool with the page's own button, once it has these words in it; return what was copied."""
+        """Copy a tool's recipe with the page's own button, once it has these words in it. Return what was copied."""
         self.page.locator(f"#tab-3-{name}").click()
         self.page.locator("[role=tabpanel] pre", has_text=words).wait_for()
         self.page.get_by_role("button", name="Copy", exact=True).click()
