@@ -431,7 +431,12 @@ def test_nobody_is_granted_the_metadata_that_is_ours(
     text = written(stripe, tmp_path)
     if operation == "invoices.create":
         parts = ("        amount: {max: 50000, currency: [usd, eur]}\n", "        lines: {max: 50, credit: false}\n")
-        for part in (*parts, "          send:\n", '          "lines[{i}][price]":\n', ", sent"):
+        named = (
+            "          send:\n",
+            '          "lines[{i}][price]":\n',
+            '          "lines[{i}][metadata][sku]": {max_length: 3}\n',
+        )
+        for part in (*parts, *named, ", sent"):
             text = text.replace(part, "")
         text = text.replace("invoices.issue", operation)
     with pytest.raises(DocumentError, match="is written by Countersign itself"):
