@@ -3,7 +3,8 @@
 One tree is made of a grant's rules, and written twice: nested, as JSON is sent, and flat, as forms are. In both, what
 the schema takes passes ``parameters.approve``, and whatever passes that, once each value is in its one form, is taken.
 The rest is spelling, which JSON Schema has no words for: ``"30"`` for 30, ``True`` for true, blank values. Of a form
-it cannot say two things: how many names a caller may choose freely, and which parts each of those needs.
+it cannot say two things: how many names a caller may choose freely, and which parts each of those needs. Of a whole
+invoice it says how each line is written (of a form the first), not what all of them may come to together.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from console.describe import example
-from policies import keynames
+from policies import keynames, lines
 from policies.forms import MAX_FIELDS, split
 from policies.model import Kind, Risk
 from policies.operations import words
 from policies.parameters import MAX_ITEMS, fault, needed, template_of
+from policies.wording import money
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -129,8 +133,9 @@ def shown(schema: Schema) -> Any:
     """Return a value that ``nested`` takes: what every call needs, or else the first that it may have."""
     if isinstance(schema, bool):
         return None
-    if "anyOf" in schema:
-        return shown(schema["anyOf"][0])
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return shown(schema[several][0])
     if schema.get("type") == "array":
         entries = schema.get("prefixItems", [schema["items"]])
         return [shown(entry) for entry in entries[: max(1, schema["minItems"])]]
@@ -250,7 +255,8 @@ class _Tree:
         self.entitlement = entitlement
         self.operation = entitlement.operation
         self.key = entitlement.idempotency.parameter
-        self.asked = frozenset({*entitlement.required, *(() if self.key is None else (self.key,))})
+        whole = () if entitlement.lines is None else (_LINES,)
+        self.asked = frozenset({*entitlement.required, *whole, *(() if self.key is None else (self.key,))})
         self._words = words(self.operation.id)
         rules: dict[tuple[str, ...], Rule | None] = {split(path): rule for path, rule in entitlement.rules.items()}
         if self.key is not None and self.key not in entitlement.rules:
@@ -267,6 +273,8 @@ class _Tree:
                 below.setdefault(names[0], {})[names[1:]] = rule
         template = template_of(self.operation, path) if path else None
         parameter = None if template is None else self.operation.parameters[template]
+        if parameter is not None and path == _LINES and self.entitlement.lines is not None:
+            parameter = replace(parameter, max_items=self.entitlement.lines.max)
         each = below.pop("{i}", None) or below.pop("{key}", None) or {}
         parts = {name: self._node(_under(path, name), {**each, **inner}) for name, inner in sorted(below.items())}
         always = (own is not None and own.fixed is not None) or any(part.always for part in parts.values())
@@ -318,13 +326,38 @@ class _Tree:
             return False
         prefix = self.entitlement.idempotency.prefix
         schema = {**self.said(node), **of(node.rule, prefix if node.path == self.key else None)}
+        schema |= self._of_a_line(node, schema)
         read = None if node.parameter is None else self._words.get(node.parameter.path)
         shown = (
             f"{prefix}1001" if node.path == self.key and prefix else example(node.rule, read.example if read else "")
         )
         if shown is not None and fault(node.rule, shown) is None:
-            schema["examples"] = [_typed(node.rule.kind, shown)]
+            value = _typed(node.rule.kind, shown)
+            schema["examples"] = [min(value, schema["maximum"]) if "maximum" in schema else value]
         return schema
+
+    def ways(self, node: _Node) -> dict[str, tuple[str, ...]]:
+        """Return how a line says what it comes to, with what goes with each way; empty if ``node`` is no line."""
+        if self.entitlement.lines is None or node.parameter is None or node.parameter.path != f"{_LINES}[{{i}}]":
+            return {}
+        return lines.ways([name for name in lines.PARTS if self.part(node, name) is not None])
+
+    def _of_a_line(self, node: _Node, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the bounds that a number in a line has beside its own: no line may come to more than the invoice."""
+        bounds, amount = self.entitlement.lines, self.entitlement.amount
+        if bounds is None or node.parameter is None or "minimum" not in schema:
+            return {}
+        name = node.parameter.path.removeprefix(f"{_LINES}[{{i}}]")
+        if name not in {"[amount]", "[unit_amount]", "[quantity]"}:
+            return {}
+        most = max(map(lines.largest, amount.currencies)) if amount is not None and amount.currencies else _LARGEST
+        if amount is not None and amount.max is not None and not bounds.credit:
+            most = min(most, amount.max)
+        least = -most if bounds.credit and name == "[amount]" else 1
+        told: dict[str, Any] = {"minimum": max(schema["minimum"], least)}
+        if name != "[quantity]":
+            told["maximum"] = min(schema["maximum"], most)
+        return told | ({"not": {"const": 0}} if least < 0 else {})
 
     def said(self, node: _Node) -> dict[str, Any]:
         """Return what people read of a parameter, and its risk."""
@@ -333,6 +366,8 @@ class _Tree:
         told: dict[str, Any] = {}
         if (read := self._words.get(node.parameter.path)) is not None:
             told = {"title": read.label, "description": read.means}
+        if node.path == _LINES and self.entitlement.lines is not None:
+            told = {"title": "Lines", "description": _of_all_lines(self.entitlement)}
         if node.rule is not None and node.rule.fixed is not None:
             told["description"] = "Fixed by the policy, and sent for you: leave it out."
         if node.path == self.key:
@@ -398,6 +433,8 @@ class _Nested(_Tree):
             schema["propertyNames"] = {"minLength": 1, "not": {"pattern": rf"[\[\]{_CONTROL}]"}}
             if node.longest is not None:
                 schema["propertyNames"]["maxLength"] = node.longest
+        if ways := self.ways(node):
+            return {"oneOf": [_in_one_way(schema, way, ways) for way in ways]}
         return schema
 
 
@@ -426,7 +463,7 @@ class _Flat(_Tree):
     def _read(self, node: _Node) -> None:
         """Take in what has a name of its own."""
         path = node.path
-        if path in self.asked:
+        if path in self.asked and path != _LINES:  # of these the first is asked for
             self._ask(self._has(node))
         if node.plain:
             if node.rule is not None:
@@ -460,6 +497,9 @@ class _Flat(_Tree):
                 continue
             if place == 0 or str(place) in node.parts:
                 self._parts(row)
+                if ways := self.ways(row):
+                    one = {"oneOf": [_flat_way(row.path, way, ways) for way in ways]}
+                    self._ask(one) if place == 0 else self._if(row, one)
             else:
                 for name in self.needs(row):
                     part = self.part(row, name)
@@ -534,6 +574,48 @@ class _Flat(_Tree):
                 return None
             names += below
         return names
+
+
+#: Where the lines of a whole invoice are.
+_LINES: Final = "lines"
+_TITLES: Final = {
+    "amount": "A line of one amount", "unit_amount": "How many, and the amount of each",
+    "price": "How many, at a price that is kept upstream",
+}  # fmt: skip
+
+
+def _of_all_lines(entitlement: Entitlement) -> str:
+    bounds, amount = entitlement.lines, entitlement.amount
+    assert bounds is not None  # noqa: S101 - a whole invoice has them
+    told = f"What is invoiced, in {bounds.max} {'line' if bounds.max == 1 else 'lines'} at most, all in one currency."
+    if bounds.credit:
+        told += " An amount may be negative: it lowers the sum."
+    if amount is None or amount.max is None:
+        return told
+    most = amount.max
+    sums = " or ".join(money(most, currency) for currency in amount.currencies) or f"{most:,} minor units"
+    return f"{told} The invoice may come to {sums} at most, with tax and with what the customer owes from before."
+
+
+def _others(way: str, ways: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """Return the parts of a line that may not stand beside those of one way."""
+    return {*ways, "quantity"} - {way, *ways[way]}
+
+
+def _in_one_way(schema: Mapping[str, Any], way: str, ways: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the schema of a line that says in one way what it comes to."""
+    parts = {name: part for name, part in schema["properties"].items() if name not in _others(way, ways)}
+    required = sorted({*schema.get("required", ()), way, *ways[way]})
+    return {**schema, "title": _TITLES[way], "properties": parts, "required": required}
+
+
+def _flat_way(path: str, way: str, ways: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the schema of a form whose line at ``path`` says in one way what it comes to."""
+    return {
+        "title": _TITLES[way],
+        "required": [_under(path, name) for name in (way, *ways[way])],
+        "not": {"anyOf": [{"required": [_under(path, name)]} for name in sorted(_others(way, ways))]},
+    }
 
 
 _NAMES_THE_CALL: Final = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from policies import lines
 from policies.concealed import HIDDEN
 from policies.outcomes import awaiting
 from policies.refusals import AskedTooOften, Unforeseen
@@ -93,6 +94,9 @@ def foresee(grant: Grant, admission: Admission, left: Iterable[Left], now: float
         "would_answer": list(grant.entitlement.response_fields),
         "left": [_left(one, now) for one in left],
     }
+    if grant.entitlement.operation.whole:
+        asked = lines.asked(grant.parameters)
+        told["asks_for"] = {"lines": asked.count, "total": asked.total, "currency": asked.currency}
     return Would.SEND, told if entry is None else told | {"key": _key(entry)}
 
 

@@ -18,7 +18,7 @@ from policies.refusals import Fault, ParameterInvalid, ParameterMissing
 from policies.wording import amount_in_words, money
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from policies.model import Amount, Lines
 
@@ -32,6 +32,8 @@ _DIGITS_OF: Final = {"inr": 9, "idr": 12}
 LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
 
 _PART = re.compile(r"lines\[(\d+)\]\[(\w+)\](.*)")
+#: The parts of a line that say what it comes to.
+PARTS: Final = ("amount", "unit_amount", "price", "quantity")
 #: The ways to say what a line comes to, and what each needs beside it.
 _WAYS: Final = {"amount": (), "unit_amount": ("quantity",), "price": ("quantity",)}
 
@@ -125,6 +127,16 @@ def form(parameters: Mapping[str, str]) -> dict[str, str]:
     return sent
 
 
+def largest(currency: str) -> int:
+    """Return the largest sum that an invoice in a currency can come to, in minor units."""
+    return int("9" * _DIGITS_OF.get(currency, DIGITS))
+
+
+def ways(granted: Container[str]) -> dict[str, tuple[str, ...]]:
+    """Return how a line may say what it comes to, with what each way needs beside it. ``granted`` are its parts."""
+    return {way: needed for way, needed in _WAYS.items() if way in granted}
+
+
 def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> Iterator[Fault]:
     """Yield what is wrong with a whole invoice whose parameters have each been checked by themselves.
 
@@ -150,7 +162,7 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
 
 def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> Iterator[Fault]:
     """Yield what is wrong with what the lines come to. None is for the upstream to say."""
-    most = 10 ** _DIGITS_OF.get(currency, DIGITS) - 1
+    most = largest(currency)
     for number, total in enumerate(totals):
         if total is not None and abs(total) > most:
             said = f"comes to more than one invoice can: {money(most, currency)} at most."

@@ -91,7 +91,15 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
 def _rule_of_part(entitlement: Entitlement, path: str) -> Rule | None:
     """Return the rule that a path has as a part of a list or an object, by its path in the catalogue."""
     template = template_of(entitlement.operation, path) if "[" in path else None
-    return None if template is None else entitlement.rules.get(template)
+    if template is None:
+        return None
+    if "[{i}]" in template and "[{key}]" in template:  # a name that the policy chose, in an entry of a list
+        first, *parts = split(path)
+        chosen = [part if place == "{key}" else place for part, place in zip(parts, split(template)[1:], strict=True)]
+        named = entitlement.rules.get(f"{first}[{']['.join(chosen)}]")
+        if named is not None:
+            return named
+    return entitlement.rules.get(template)
 
 
 def _faults_of_all(

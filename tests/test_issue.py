@@ -47,6 +47,7 @@ callers:
           description:
           send:
           "lines[{{i}}][price]":
+          "lines[{{i}}][metadata][sku]": {{max_length: 3}}
           "metadata[{{key}}]":
 """
 #: Three lines of 408.50 USD in all.
@@ -386,6 +387,29 @@ def test_stamp_that_is_ours_is_an_error_of_the_document(stripe: Stripe, tmp_path
         document.read(stamped, "policy.yaml")
 
 
+def test_trial_says_how_many_lines_there_are_and_what_they_come_to(gate: Callable[..., Function]) -> None:
+    loaded = gate()
+    form = "&".join(f"{name}={value}" for name, value in CALL.items())
+    told = loaded.post(target=f"{TARGET}&validate_only=true", body=form, Idempotency_Key="order-1").json
+    assert told is not None
+    assert told["asks_for"] == {"lines": 3, "total": TOTAL, "currency": "usd"}
+    form += "&lines[3][price]=price_1&lines[3][quantity]=1"  # which only Stripe knows
+    told = loaded.post(target=f"{TARGET}&validate_only=true", body=form, Idempotency_Key="order-1").json
+    assert told is not None
+    assert told["asks_for"] == {"lines": 4, "total": None, "currency": "usd"}
+
+
+def test_name_that_the_policy_chose_in_a_line_is_held_to_its_rule(
+    gate: Callable[..., Function], stripe: Stripe
+) -> None:
+    loaded = gate()
+    assert issue(loaded, CALL | {"lines[1][metadata][sku]": "W-1"}).status_code == 200
+    (made,) = finalized(stripe)
+    assert [line["metadata"] for line in made["lines"]["data"]] == [{}, {"sku": "W-1"}, {}]
+    refused(issue(loaded, CALL | {"lines[1][metadata][sku]": "W-17"}, "order-2"), 400, "parameter-invalid")
+    refused(issue(loaded, CALL | {"lines[1][metadata][x]": "1"}, "order-3"), 400, "parameter-not-granted")
+
+
 @pytest.mark.parametrize("operation", ["invoices.issue", "invoices.create"])
 @pytest.mark.parametrize("name", ["countersign", "countersign_lines"])
 def test_nobody_is_granted_the_metadata_that_is_ours(
@@ -394,7 +418,12 @@ def test_nobody_is_granted_the_metadata_that_is_ours(
     text = written(stripe, tmp_path)
     if operation == "invoices.create":
         parts = ("        amount: {max: 50000, currency: [usd, eur]}\n", "        lines: {max: 50, credit: false}\n")
-        for part in (*parts, "          send:\n", '          "lines[{i}][price]":\n', ", sent"):
+        named = (
+            "          send:\n",
+            '          "lines[{i}][price]":\n',
+            '          "lines[{i}][metadata][sku]": {max_length: 3}\n',
+        )
+        for part in (*parts, *named, ", sent"):
             text = text.replace(part, "")
         text = text.replace("invoices.issue", operation)
     with pytest.raises(DocumentError, match="is written by Countersign itself"):

@@ -52,6 +52,14 @@ EXAMPLE: Final = "1001"
 #: Characters of an address that say where its parts end, and those that stand for themselves.
 _ADDRESS: Final = "/:@[]%"
 _NESTED: Final = (Kind.OBJECT, Kind.ARRAY)
+_THESE_LINES: Final = (
+    "The lines are those that you filled in. For another invoice, write others in their place. An amount is in the "
+    "currency's smallest unit: 12000 is 120.00."
+)
+#: The numbers of entries, which the catalogue writes as ``{i}``.
+_PLACES: Final = re.compile(r"(?<=\[)[0-9]+(?=\])")
+#: What a line costs in an example, in minor units, unless that is more than may be raised.
+_EXAMPLE_AMOUNT: Final = 12000
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9]+")
 
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_VALUE)]
@@ -105,7 +113,16 @@ class _Field(msgspec.Struct, frozen=True):
     kind: str = Kind.STRING
     required: bool = False
     fixed: str | None = None
+    one_of: tuple[str, ...] = ()
     example: str = ""
+
+
+class _Amount(msgspec.Struct, frozen=True):
+    max: int | None = None
+
+
+class _Lines(msgspec.Struct, frozen=True):
+    max: int
 
 
 class _Grant(msgspec.Struct, frozen=True):
@@ -116,6 +133,8 @@ class _Grant(msgspec.Struct, frozen=True):
     operation: _Operation
     idempotency: _Idempotency | None
     """None where nothing is created, so that there is no key."""
+    amount: _Amount | None = None
+    lines: _Lines | None = None
     fields: str | tuple[_Field, ...] | None = None
     """The fields, or under which name they stand beside the grants. None of a grant that was not asked about."""
 
@@ -168,7 +187,8 @@ def filled(recipe: Recipe, holes: Holes) -> dict[str, Any]:
         why = _NO_DELETE
     if why is not None:
         return {**shown, "steps": [why], "text": ""}
-    return {**shown, "steps": [*recipe.steps(holes), recipe.proven], "text": recipe.make(holes)}
+    told = [_THESE_LINES] if holes.whole and not recipe.maps_lines else []
+    return {**shown, "steps": [*recipe.steps(holes), *told, recipe.proven], "text": recipe.make(holes)}
 
 
 def holes_of(call: Asked, *, root: str, described: Mapping[str, Any]) -> Holes:
@@ -189,7 +209,10 @@ def holes_of(call: Asked, *, root: str, described: Mapping[str, Any]) -> Holes:
     kinds = {one.path: one.kind for one in fields}
     fixed = {one.path for one in fields if one.fixed is not None}
     in_address = [part[1:-1] for part in grant.operation.path.split("/") if part.startswith("{")]
+    only = {one.path for one in fields if len(one.one_of) == 1}  # nothing to choose, so no input
     typed = needed | {path: value for path, value in call.fields.items() if path not in fixed}
+    if grant.lines is not None and not any(path.startswith("lines[") for path in typed):
+        typed |= _example_line(grant, fields)
     order: Input | None = None
     whole: Value = ()
     named = None
@@ -205,11 +228,11 @@ def holes_of(call: Asked, *, root: str, described: Mapping[str, Any]) -> Holes:
     for path, value in forms.canonical(typed).items():
         if path == named:
             values[path] = whole
-        elif path in needed or path in in_address:
+        elif (path in needed and path not in only) or path in in_address:
             name = f"{path}_id" if path in in_address else _named(path, inputs)
             inputs.append(Input(name, value))
             values[path] = (inputs[-1],)
-        elif value in naming and kinds.get(path, Kind.STRING) == Kind.STRING:
+        elif value in naming and kinds.get(_PLACES.sub("{i}", path), Kind.STRING) == Kind.STRING:
             values[path] = naming[value]
         else:
             values[path] = (value,)
@@ -228,7 +251,16 @@ def holes_of(call: Asked, *, root: str, described: Mapping[str, Any]) -> Holes:
         order=order,
         inputs=tuple(inputs),
         tied=known.credential.tied is not None,
+        whole=grant.lines is not None,
     )
+
+
+def _example_line(grant: _Grant, fields: tuple[_Field, ...]) -> dict[str, str]:
+    """Return one line, for a form that has none yet."""
+    most = _EXAMPLE_AMOUNT if grant.amount is None or grant.amount.max is None else grant.amount.max
+    text = next((one.example for one in fields if one.path == "lines[{i}][description]"), "")
+    amount = {"lines[0][amount]": str(min(most, _EXAMPLE_AMOUNT))}
+    return amount | ({"lines[0][description]": text} if text else {})
 
 
 #: Of the names of fields, those that programs of recipes have for something else.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 #: What a program reads the caller key from; a tool that keeps credentials names its own after it.
 KEY_NAME: Final = "COUNTERSIGN_KEY"
@@ -54,8 +55,22 @@ class Holes:
     """``order`` and every needed field, each once, the order first."""
     tied: bool
     """Whether the credential means this connection and no other, so that an address need not name it."""
+    whole: bool = False
+    """Whether it raises a whole invoice. Then ``fields`` have its lines, as they were filled in or as an example."""
     token: str | None = None
     """A command that prints an identity token, for a function behind Google's IAM."""
+
+    @property
+    def besides(self) -> Mapping[str, Value]:
+        """The fields without the lines, for a tool that takes those from the order."""
+        return {path: value for path, value in self.fields.items() if not (self.whole and path.startswith("lines["))}
+
+    def item(self) -> dict[str, Any]:
+        """Return an order as an example: every input, and the lines as JSON has them."""
+        order: dict[str, Any] = {one.name: one.example for one in self.inputs}
+        besides = self.besides
+        lines = tree_of({path: value for path, value in self.fields.items() if path not in besides})
+        return order | {name: _plain(tree) for name, tree in lines.items()}
 
     def headers(self, caller_key: str) -> dict[str, str | Value]:
         """Return the headers of the call; ``caller_key`` stands for the key, and is put in as it is."""
@@ -79,7 +94,25 @@ class Recipe:
     steps: Callable[[Holes], tuple[str, ...]]
     make: Callable[[Holes], str]
     lacking: Callable[[Holes], str | None] = lambda _: None
+    maps_lines: bool = False
+    """Whether it takes the lines of a whole invoice from the order. In all others they are as they were filled in."""
 
+
+#: Whole numbers in a line, as JSON has them.
+_NUMBERS: Final = ("amount", "quantity", "unit_amount")
+
+
+def _plain(tree: Tree, name: str = "") -> Any:
+    """Return a tree as JSON has it, with the examples of its inputs."""
+    if isinstance(tree, Mapping):
+        return {part: _plain(inner, part) for part, inner in tree.items()}
+    if isinstance(tree, list):
+        return [_plain(inner) for inner in tree]
+    text = "".join(part.example if isinstance(part, Input) else part for part in tree)
+    return int(text) if name in _NUMBERS and _WHOLE.fullmatch(text) else text
+
+
+_WHOLE: Final = re.compile("-?[0-9]{1,15}")
 
 RUN: Final = "A test runs this as it is copied."
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from console.recipes import quoting
-from console.recipes.model import KEY_NAME, Input, Recipe
+from console.recipes.model import KEY_NAME, Input, Recipe, tree_of
 
 if TYPE_CHECKING:
-    from console.recipes.model import Holes, Value
+    from console.recipes.model import Holes, Tree, Value
 
 RUN: Final = "A test imports this into Node-RED and runs it."
 #: Longer than any answer takes.
@@ -22,6 +22,15 @@ def _jsonata(value: Value, *, encoded: bool = False) -> str:
     return " & ".join(parts) or '""'
 
 
+def _object(tree: Tree) -> str:
+    """Return an expression that is an object, with its lists and texts."""
+    if isinstance(tree, tuple):
+        return _jsonata(tree)
+    if isinstance(tree, list):
+        return f"[{', '.join(map(_object, tree))}]"
+    return f"{{{', '.join(f'{quoting.javascript(name)}: {_object(part)}' for name, part in tree.items())}}}"
+
+
 def _call(holes: Holes, wires: str) -> list[dict[str, Any]]:
     """Return the change node that makes the call and the request node that sends it. ``msg.order`` holds the inputs."""
 
@@ -30,8 +39,9 @@ def _call(holes: Holes, wires: str) -> list[dict[str, Any]]:
 
     headers = {"accept": "application/json"}
     if holes.method == "POST":
-        headers["content-type"] = "application/x-www-form-urlencoded"
-    fields = ", ".join(f"{quoting.javascript(path)}: {_jsonata(value)}" for path, value in holes.fields.items())
+        headers["content-type"] = "application/json" if holes.whole else "application/x-www-form-urlencoded"
+    # A form takes flat names. The lines are a list of the order, and so go as JSON.
+    fields = _object(tree_of(holes.besides) if holes.whole else holes.fields)
     rules = [
         put("order", "jsonata", "$exists(order) ? order : payload"),  # kept, for when the call is repeated
         put("headers", "json", quoting.dumped(headers)),
@@ -41,7 +51,8 @@ def _call(holes: Holes, wires: str) -> list[dict[str, Any]]:
         rules.append(put('headers["idempotency-key"]', "jsonata", _jsonata(holes.key)))
     rules += [
         put("url", "jsonata", _jsonata(holes.url, encoded=True)),
-        put("payload", "jsonata", f"{{{fields}}}"),
+        put("payload", "jsonata", fields),
+        *([put("payload.lines", "msg", "order.lines")] if holes.whole else []),
         put("requestTimeout", "num", str(TIMEOUT)),
         put("followRedirects", "bool", "false"),
     ]
@@ -55,7 +66,7 @@ def _call(holes: Holes, wires: str) -> list[dict[str, Any]]:
 
 
 def _short(holes: Holes) -> str:
-    item = quoting.dumped({one.name: one.example for one in holes.inputs})
+    item = quoting.dumped(holes.item())
     nodes: list[dict[str, Any]] = [
         {"id": "invoices", "type": "tab", "label": "Invoices"},
         {"id": "try", "type": "inject", "z": "invoices", "name": "an order", "props": [{"p": "payload"}],
@@ -106,16 +117,23 @@ def _written(nodes: list[dict[str, Any]]) -> str:
 _KEY: Final = f"Start Node-RED with your caller key in the environment variable {KEY_NAME}."
 
 
-def _short_steps(_: Holes) -> tuple[str, ...]:
+_LINES: Final = (
+    "Each line of the order is an amount in the currency's smallest unit (12000 is 120.00 USD), or a quantity and a "
+    "unit_amount, with a description."
+)
+
+
+def _short_steps(holes: Holes) -> tuple[str, ...]:
     return (
         _KEY,
         "Import this: menu, Import.",
         "Press the button of the first node to try it, then put your own source of orders in its place.",
+        *([_LINES] if holes.whole else []),
     )
 
 
 def _repeating_steps(holes: Holes) -> tuple[str, ...]:
-    item = quoting.dumped({one.name: one.example for one in holes.inputs})
+    item = quoting.dumped(holes.item())
     return (
         _KEY,
         (
@@ -123,6 +141,7 @@ def _repeating_steps(holes: Holes) -> tuple[str, ...]:
             "where that may succeed."
         ),
         f"Send it an order as JSON, such as {item}.",
+        *([_LINES] if holes.whole else []),
     )
 
 
@@ -131,9 +150,9 @@ def _raises(holes: Holes) -> str | None:
 
 
 RECIPES: Final = (
-    Recipe("node-red", "Node-RED", "flow", "application/json", RUN, _short_steps, _short),
+    Recipe("node-red", "Node-RED", "flow", "application/json", RUN, _short_steps, _short, maps_lines=True),
     Recipe(
         "node-red-repeating", "Node-RED, with retries", "flow", "application/json", RUN,
-        _repeating_steps, _repeating, _raises,
+        _repeating_steps, _repeating, _raises, maps_lines=True,
     ),
 )  # fmt: skip

@@ -47,6 +47,7 @@ def _taken(parameter: Parameter) -> bool:
 
 WORDS: Final = {
     **{path: words for path, words in WORDS_OF_AN_INVOICE.items() if path.partition("[")[0] not in _NOT_HERE},
+    "currency": Words("Currency", "The currency of the invoice and of all its lines.", "usd"),
     "lines[{i}][amount]": Words(
         "Amount of the line", "What the line comes to, in the currency's smallest unit: 12000 is 120.00.", "12000"
     ),

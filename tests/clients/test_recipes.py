@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from sandbox.__main__ import CALLER_KEY, POLICY, ROOT
+from sandbox.__main__ import CALLER_KEY, POLICY, ROOT, UPSTREAM_KEY
 from sandbox.document import against
 from tests.clients.conftest import Lossy, stripe_policy
 from tests.clients.sdks import SDKS
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.appgregator import Appgregator
+    from sandbox.secret_manager import SecretManager
     from sandbox.stripe import Stripe
     from tests.conftest import Server
 
@@ -172,33 +173,43 @@ def test_call_of_a_no_code_tool_is_taken_as_shown(served: Server, upstream: Appg
     assert yaml.safe_load(body)["metadata"]["order_id"] in headers["Idempotency-Key"]
 
 
+def started_flow(port: int, flow: str, folder: Path) -> None:
+    """Import a flow, and wait until it runs: it starts a moment after it was imported."""
+    imported(port, flow)
+    while "Started flows" not in (folder / "said").read_text().partition("Stopped flows")[2]:
+        time.sleep(0.05)
+
+
+def given(order: str, port: int) -> dict[str, Any]:
+    """Give Node-RED an order with the page's own command; return what it answers."""
+    done = subprocess.run(
+        ["sh", "-c", order.replace("127.0.0.1:1880", f"127.0.0.1:{port}")],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+        check=True,
+        timeout=60,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 @HAS_NODE_RED
 @CURL
 def test_flow_repeats_a_call_whose_answer_was_lost_and_raises_one_invoice(
     tmp_path: Path, served: Server, upstream: Appgregator
 ) -> None:
-    order = blocks(PAGE, "sh")[-1]
+    order = blocks(PAGE, "sh")[-2]
     folder = tmp_path / "node-red"
     folder.mkdir()
     flow = recipe(PAGE, "node-red-repeating")
 
-    def ordered(number: int, port: int) -> dict[str, Any]:
-        done = subprocess.run(
-            ["sh", "-c", order.replace("127.0.0.1:1880", f"127.0.0.1:{port}").replace("1001", str(number))],
-            capture_output=True,
-            text=True,
-            env={"PATH": os.environ["PATH"]},
-            check=True,
-            timeout=60,
-        )
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
     with Lossy(served.port, lose=1) as network, node_red(folder, CALLER_KEY) as port:
-        imported(port, flow.replace(ADDRESS, f"127.0.0.1:{network.port}"))
-        # A flow starts a moment after it was imported.
-        while "Started flows" not in (folder / "said").read_text().partition("Stopped flows")[2]:
-            time.sleep(0.05)
+        started_flow(port, flow.replace(ADDRESS, f"127.0.0.1:{network.port}"), folder)
+
+        def ordered(number: int, port: int) -> dict[str, Any]:
+            return given(order.replace("1001", str(number)), port)
+
         invoice = ordered(1001, port)
         assert invoice["id"].startswith("in_")
         assert network.calls == 2
@@ -214,3 +225,41 @@ def test_flow_repeats_a_call_whose_answer_was_lost_and_raises_one_invoice(
         assert "may exist" in problem["detail"]
         assert network.calls == 4
         assert len(upstream.calls) == 2
+
+
+WHOLE = POLICY.with_name("whole.yaml")
+THREE = [("3 x 120.00 Consulting, October", 36000), ("Travel", 3000), ("Hotel", 1850)]
+
+
+def told(made: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(line["description"], line["amount"]) for line in made["lines"]["data"]]
+
+
+@HAS_NODE_RED
+@CURL
+def test_flow_raises_a_whole_invoice_of_three_lines_once_though_its_first_answer_was_lost(
+    tmp_path: Path, server: Callable[..., Server], stripe_upstream: Stripe, secret_manager: SecretManager
+) -> None:
+    secret_manager.add("projects/sandbox/secrets/stripe-key", UPSTREAM_KEY.encode())
+    running = server(against(WHOLE.read_text("utf-8"), {"stripe": stripe_upstream.origin}))
+    order, folder = blocks(PAGE, "sh")[-1], tmp_path / "node-red"
+    folder.mkdir()
+    with Lossy(running.port, lose=1) as network, node_red(folder, CALLER_KEY) as port:
+        flow = recipe(PAGE, "whole/node-red-repeating").replace(ADDRESS, f"127.0.0.1:{network.port}")
+        started_flow(port, flow, folder)
+        invoice = given(order, port)
+        assert (invoice.get("status"), invoice.get("total")) == ("open", 40850), invoice
+        assert network.calls == 2
+        (made,) = stripe_upstream.made
+        assert (made["id"], made["hosted_invoice_url"]) == (invoice["id"], invoice["hosted_invoice_url"])
+        assert told(made) == THREE
+        assert given(order, port)["id"] == invoice["id"]
+        assert [entry["step"] for entry in running.record.entries("step")].count("finalize") == 1
+
+        one_line = order.replace("1001", "1002").partition("[")[0] + '[{"description": "Travel", "amount": 3000}]}\''
+        assert given(one_line, port)["total"] == 3000
+        too_much = order.replace("1001", "1003").replace("3000", "3000000")
+        refusal = given(too_much, port)
+        assert (refusal["status"], refusal["reason"]) == (400, "parameter-invalid")
+        assert "You may raise 5,000.00 USD at most." in refusal["detail"]
+        assert len(stripe_upstream.made) == 2

@@ -13,9 +13,10 @@ import pytest
 from console.describe import describe
 from console.recipes.filling import RECIPES, fill, read
 from policies import document
+from sandbox.__main__ import SECRET
 from tests.clients.test_sdks import tied
 from tests.clients.tools import HAS_NODE_RED, RUNNERS, Copied, imported, node_red, pressed
-from tests.conftest import KEY, policy
+from tests.conftest import KEY, policy, sha256
 from tests.gateway.conftest import SIGNING
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.appgregator import Appgregator
+    from sandbox.stripe import Stripe
     from tests.conftest import Server
 
 #: What a language, a shell, a tool or a browser could take for something else than text.
@@ -198,3 +200,101 @@ def test_every_recipe_is_run_or_says_that_it_was_not(text: str) -> None:
         assert ("were read in" in said) is ("was not run in" in said) is read
         assert "A test" in said or "a test" in said
         assert KEY not in recipe["text"]
+
+
+# ---------------------------------------------------------------- whole invoices
+
+WHOLE: Final = """
+connections:
+  billing:
+    {{name: ft-4, connection_name: stripe-1, upstream: stripe, origin: {origin}, secret: {secret}/versions/latest}}
+callers:
+  app:
+    owner: tests
+    credentials: [key: {{id: k1, sha256: {key}}}{more}]
+    limits: [100000/minute]
+    grants:
+      - connection: billing
+        operation: invoices.issue
+        idempotency: {{prefix: order-}}
+        amount: {{max: 50000, currency: [usd]}}
+        lines: {{max: 20}}
+        parameters:
+          customer:
+          description:
+        response: [id, status, total]
+"""
+LINES: Final = {
+    "lines[0][description]": "=Consulting {{x}} @x $(id)", "lines[0][quantity]": "3", "lines[0][unit_amount]": "8000",
+    "lines[1][description]": "'Travel' \"&a=b", "lines[1][amount]": "1001", "lines[2][amount]": "1850",
+}  # fmt: skip
+TOLD: Final = [("3 x 80.00 =Consulting {{x}} @x $(id)", 24000), ("'Travel' \"&a=b", 1001), (None, 1850)]
+#: Stripe's SDKs have no such call.
+ISSUING: Final = [name for name in RUNNERS if not name.startswith("stripe-")]
+
+
+def raised(stripe: Stripe) -> list[list[tuple[str | None, int]]]:
+    assert all(made["status"] == "open" for made in stripe.made)
+    return [[(line["description"], line["amount"]) for line in made["lines"]["data"]] for made in stripe.made]
+
+
+def whole(stripe: Stripe, more: str = "") -> str:
+    return WHOLE.format(origin=stripe.origin, secret=SECRET, key=sha256(KEY), more=more)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, id=name, marks=RUNNERS[name][1]) for name in ISSUING])
+@pytest.mark.parametrize("typed", [LINES, {}], ids=["lines that were typed", "none yet"])
+def test_recipe_raises_a_whole_invoice_with_its_lines(
+    name: str, typed: dict[str, str], server: Callable[..., Server], stripe: Stripe, tmp_path: Path
+) -> None:
+    text = whole(stripe)
+    running = server(text)
+    # The amount of a line is no order, though the order has the same digits.
+    recipe = copied(text, running.port, {"customer": "cus_1", **typed}, key="order-1001")[name]
+    for _ in range(2):
+        went, told = RUNNERS[name][0](Copied(recipe["text"], {"order_id": "1001", "customer": "cus_1"}, KEY, tmp_path))
+        assert went, told
+    assert raised(stripe) == [TOLD if typed else [("Workshop in May", 12000)]]
+    assert any("in their place" in step for step in recipe["steps"])
+    other = recipe["text"].replace("ORDER_ID=1001", "ORDER_ID=1002").replace('"value": "1001"', '"value": "1002"', 1)
+    went, told = RUNNERS[name][0](Copied(other, {"order_id": "1002", "customer": "cus_1"}, KEY, tmp_path))
+    assert went, told
+    assert len(raised(stripe)) == 2
+
+
+@pytest.mark.parametrize("name", ["signed-python", "signed-node"])
+def test_signed_call_raises_a_whole_invoice(
+    name: str, server: Callable[..., Server], stripe: Stripe, secret_manager: Any, tmp_path: Path
+) -> None:
+    secret_manager.add("projects/sandbox/secrets/signing", SIGNING.encode())
+    text = whole(stripe, ", webhook: projects/sandbox/secrets/signing/versions/latest")
+    running = server(text)
+    recipe = copied(text, running.port, {"customer": "cus_1", **LINES}, key="order-1001")[name]
+    run, _ = RUNNERS[name.removeprefix("signed-")]
+    went, told = run(Copied(recipe["text"], {"order_id": "1001", "customer": "cus_1"}, SIGNING, tmp_path))
+    assert went, told
+    assert raised(stripe) == [TOLD]
+
+
+@HAS_NODE_RED
+def test_flow_of_node_red_raises_the_lines_of_its_order(
+    server: Callable[..., Server], stripe: Stripe, tmp_path: Path
+) -> None:
+    text = whole(stripe)
+    running = server(text)
+    flow = copied(text, running.port, {"customer": "cus_1", "description": "=x", **LINES})["node-red"]["text"]
+    with node_red(tmp_path, KEY) as port:
+        imported(port, flow)
+        pressed(port, "try")
+        deadline = time.monotonic() + 60
+        while not [made for made in stripe.made if made["status"] == "open"]:
+            assert time.monotonic() < deadline, (tmp_path / "said").read_text() + running.record.text()
+            time.sleep(0.05)
+    assert raised(stripe) == [TOLD]
+
+
+def test_stripes_sdks_say_that_they_have_no_such_call(stripe: Stripe) -> None:
+    recipes = copied(whole(stripe), 8080, {})
+    for name in set(RUNNERS) - set(ISSUING):
+        assert recipes[name]["text"] == ""
+        assert "do not have this call" in recipes[name]["steps"][0]

@@ -310,3 +310,84 @@ def test_every_schema_is_a_schema_and_its_own_example_passes() -> None:
             checked = validator(schema)
             Draft202012Validator.check_schema(checked.schema)
             assert checked.is_valid(example), example
+
+
+# ---------------------------------------------------------------- whole invoices
+
+ISSUE = """
+connections:
+  one: {{name: ft-4, connection_name: stripe-1, upstream: stripe, secret: projects/p/secrets/s/versions/latest}}
+callers:
+  app:
+    owner: tests
+    limits: [1000/minute]
+    credentials: [key: {{id: k1, sha256: "{key}"}}]
+    grants:
+      - connection: one
+        operation: invoices.issue
+        response: [id]
+        amount: {{max: 50000, currency: [usd]}}
+        lines: {{max: 3, credit: {credit}}}
+        parameters:
+          customer:
+          "lines[{{i}}][quantity]": {{max: 9}}
+          "lines[{{i}}][price]":
+          "lines[{{i}}][metadata][sku]":
+"""
+
+
+def issuing(*, credit: bool = False) -> Entitlement:
+    text = ISSUE.format(key="0" * 64, credit=str(credit).lower())
+    (caller,) = document.read(text, "policy").callers.values()
+    (entitlement,) = caller.entitlements.values()
+    return entitlement
+
+
+PRICED = {"price": "price_1", "quantity": "1"}
+ONE_LINE = (
+    ({"amount": "100"}, True), ({"amount": "50000"}, True), ({"amount": "50001"}, False), ({"amount": "0"}, False),
+    ({"amount": "-100"}, False), ({"amount": "100", "quantity": "1"}, False), ({"amount": "100"} | PRICED, False),
+    ({"unit_amount": "100", "quantity": "3"}, True), ({"unit_amount": "100"}, False), ({"quantity": "3"}, False),
+    ({"unit_amount": "100", "quantity": "0"}, False), ({"unit_amount": "100", "quantity": "10"}, False),
+    ({"unit_amount": "-100", "quantity": "3"}, False), (PRICED, True), ({"price": "price_1"}, False),
+    ({"unit_amount": "100"} | PRICED, False), ({"description": "x"}, False), ({"amount": "1.5"}, False),
+    ({"amount": "100", "description": "x", "metadata][sku": "W"}, True), ({"amount": "100", "tax": "1"}, False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "passes"), ONE_LINE, ids=lambda one: "-".join(one) if isinstance(one, dict) else None)
+def test_line_passes_the_schemas_as_it_passes_the_judge(line: dict[str, str], passes: bool) -> None:  # noqa: FBT001
+    call = {"customer": "cus_1", "currency": "usd"} | {f"lines[0][{part}]": value for part, value in line.items()}
+    assert judged(issuing(), call) == Said(passes, passes, passes)
+
+
+def test_how_many_lines_there_are_is_said() -> None:
+    entitlement = issuing()
+    for count, passes in ((0, False), (1, True), (3, True), (4, False)):
+        call = {"customer": "cus_1", "currency": "usd"} | {f"lines[{n}][amount]": "100" for n in range(count)}
+        assert judged(entitlement, call) == Said(passes, passes, passes)
+    lines = schemas.nested(entitlement)["properties"]["lines"]
+    assert (lines["minItems"], lines["maxItems"]) == (1, 3)
+    assert "500.00 USD at most" in lines["description"]
+    assert [way["required"] for way in lines["items"]["oneOf"]] == [
+        ["amount"], ["quantity", "unit_amount"], ["price", "quantity"],
+    ]  # fmt: skip
+
+
+def test_amount_may_lower_the_sum_only_where_that_is_granted() -> None:
+    entitlement = issuing(credit=True)
+    call = {"customer": "cus_1", "currency": "usd", "lines[0][amount]": "-100", "lines[1][amount]": "60000"}
+    call["lines[2][amount]"] = "-20000"
+    assert judged(entitlement, call) == Said(approved=True, nested=True, flat=True)
+    for wrong in ({"lines[2][amount]": "0"}, {"lines[2][amount]": "-100000000"}):
+        said = judged(entitlement, call | wrong)
+        assert said == Said(approved=False, nested=False, flat=False)
+
+
+@pytest.mark.parametrize("credit", [True, False])
+def test_example_of_a_whole_invoice_passes(*, credit: bool) -> None:
+    entitlement = issuing(credit=credit)
+    shown = schemas.shown(schemas.nested(entitlement))
+    assert validator(schemas.nested(entitlement)).is_valid(shown)
+    assert validator(schemas.flat(entitlement)).is_valid(schemas.spread(shown))
+    parameters.approve(entitlement, forms.parse(json.dumps(shown).encode(), "json"))

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from sandbox.__main__ import ROOT
 from tests.conftest import KEY, policy
@@ -47,9 +48,19 @@ custom_fields:
 """
 
 
+WHOLE = {
+    "operation": "invoices.issue",
+    "idempotency": {"prefix": "order-"},
+    "amount": {"max": 50000, "currency": ["usd", "eur"]},
+    "lines": {"max": 3},
+    "parameters": {"customer": {"prefix": "cus_"}, "lines[{i}][price]": None, "description": None},
+    "response": ["id", "status", "total"],
+}
+
+
 @pytest.fixture
 def running(stripe: Stripe, secret_manager: SecretManager, server: Callable[..., Server], tmp_path: Path) -> Server:
-    """The function, with one caller that may raise invoices and look at them."""
+    """The function, with one caller that may raise invoices, whole ones too, and look at them."""
     written = policy(
         stripe.origin,
         upstream="stripe",
@@ -57,7 +68,10 @@ def running(stripe: Stripe, secret_manager: SecretManager, server: Callable[...,
         retrieve="{invoice: , expand: }",
         idempotency="{prefix: order-}",
     )
-    return server(written)
+    content = yaml.safe_load(written)
+    grants = content["callers"]["app"]["grants"]
+    grants.append(WHOLE | {"connection": grants[0]["connection"]})
+    return server(yaml.safe_dump(content, sort_keys=False))
 
 
 def described(server: Server, place: Path, *, key: str | None = KEY, query: str = "") -> Path:
@@ -125,7 +139,10 @@ def test_postman_imports_a_call_that_works(running: Server, tmp_path: Path) -> N
     imported: dict[str, Any] = json.loads(done.stdout)
     told = {pair["key"]: pair["value"] for pair in imported["auth"]["apikey"]}
     assert (imported["auth"]["type"], told["key"], told["in"]) == ("apikey", "x-api-key", "header")
-    (raising,) = (one for one in imported["requests"] if one["method"] == "POST")
+    raising, whole = (one for one in imported["requests"] if one["method"] == "POST")
+    filled = {pair["key"]: pair["value"] for pair in whole["body"]["urlencoded"] if not pair["disabled"]}
+    assert filled["currency"] in {"usd", "eur"}
+    assert filled["lines[0][amount]"] == "12000"
     query = "&".join(f"{pair['key']}={pair['value']}" for pair in raising["url"]["query"] if not pair.get("disabled"))
     body = raising["body"]
     assert body["mode"] == "urlencoded"

@@ -40,7 +40,7 @@ def key_of(name: str) -> str:
 
 
 #: By caller. It is looked for wherever it must not be.
-KEYS = {name: key_of(f"{name}CanaryKey") for name in ("shop", "paused", "expiring", "small", "stripe")}
+KEYS = {name: key_of(f"{name}CanaryKey") for name in ("shop", "paused", "expiring", "small", "stripe", "whole")}
 
 SOON = (datetime.now(UTC) + timedelta(days=10)).date().isoformat()
 
@@ -79,6 +79,22 @@ def document(origins: Mapping[str, str], change: Callable[[dict[str, Any]], None
              "response": ["id", "number", "status", "description", "hosted_invoice_url", "metadata", "audit_id"]},
             {"connection": "acme-stripe", "operation": "invoices.retrieve",
              "parameters": {"invoice": {"prefix": "in_"}}, "response": ["id", "status", "amount_due", "currency"]},
+        ],
+    }  # fmt: skip
+    content["callers"]["whole"] = {
+        "owner": "payments@acme.example",
+        "credentials": [{"key": {"id": "k1", "sha256": sha256(KEYS["whole"])}}],
+        "limits": ["1000/minute"],
+        "budget": {"currency": "usd", "amount": 10_000_000, "per": "day"},
+        "grants": [
+            {"connection": "acme-stripe", "operation": "invoices.issue",
+             "idempotency": {"prefix": "order-"},
+             "amount": {"max": 50000, "currency": ["jpy", "kwd", "usd"]}, "lines": {"max": 5, "credit": True},
+             "parameters": {"customer": {"prefix": "cus_"}, "days_until_due": {"required": True, "min": 1, "max": 60},
+                            "collection_method": {"fixed": "send_invoice"}, "send": None, "description": None,
+                            "lines[{i}][price]": None, "lines[{i}][metadata][sku]": None},
+             "response": ["id", "number", "status", "total", "currency", "due_date", "hosted_invoice_url", "sent",
+                          "audit_id"]},
         ],
     }  # fmt: skip
     if change:
@@ -198,6 +214,18 @@ class Tab:
         self.page.get_by_role("button", name="Yes, raise this invoice").click()
         self.head("Raised")
         return self
+
+    def copied(self, name: str, words: str = "") -> str:
+        """Copy a tool's recipe with the page's own button, once it has these words in it. Return what was copied."""
+        self.page.locator(f"#tab-3-{name}").click()
+        self.page.locator("[role=tabpanel] pre", has_text=words).wait_for()
+        self.page.get_by_role("button", name="Copy", exact=True).click()
+        self.page.get_by_text("Copied.", exact=True).wait_for()
+        other = self.page.context.new_page()  # the page itself may not read the clipboard
+        other.goto(self.root.replace("127.0.0.1", "localhost") + "/-/health")
+        other.bring_to_front()
+        text: str = other.evaluate("navigator.clipboard.readText()")
+        return text
 
     def sent(self, *, trial: bool = False) -> list[Request]:
         """The calls that were made, real or tried."""

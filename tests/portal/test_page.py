@@ -647,14 +647,7 @@ def test_recipe_runs_as_it_is_copied(tab: Callable[..., Tab], world: World, tmp_
     order = f"copied-{name}"
     one = tab(permissions=["clipboard-read", "clipboard-write"]).enter().fill(key=order)
     one.head("This would be raised")
-    page = one.page
-    page.locator(f"#tab-3-{name}").click()
-    page.get_by_role("button", name="Copy", exact=True).click()
-    page.get_by_text("Copied.", exact=True).wait_for()
-    other = page.context.new_page()
-    other.goto(world.root.replace("127.0.0.1", "localhost") + "/-/health")
-    other.bring_to_front()
-    text = other.evaluate("navigator.clipboard.readText()")
+    text = one.copied(name)
     assert SHOP not in text
     before = world.upstream.invoices
     inputs = {"order_id": order, "customer": CUSTOMER, "days_until_due": "30"}
@@ -750,18 +743,20 @@ def in_page(one: Tab, module: str, expression: str, *given: object) -> Any:
      ("-3", "usd", "-300"), ("5", "jpy", "5"), ("5.5", "jpy", None), ("0.001", "usd", None),
      ("1,5", "usd", None), ("1.234,56", "usd", None),
      ("1e3", "usd", None), ("1 000", "usd", None), ("0x10", "usd", None), ("", "usd", None), (".5", "usd", None),
-     ("1234567890123", "usd", None), ("\u0661", "usd", None), ("1", "kwd", None), (" 007.10 ", "usd", "710")],
+     ("1234567890123", "usd", None), ("\u0661", "usd", None), (" 007.10 ", "usd", "710"), ("1", "kwd", "1"),
+     ("1.000", "kwd", None), ("1.005", "xyz", "1005"), ("1.0005", "xyz", None), ("-0.5", "xyz", "-500")],
 )  # fmt: skip
 def test_amount_is_read_exactly_or_not_at_all(
     tab: Callable[..., Tab], typed: str, currency: str, minor: str | None
 ) -> None:
     one = tab().visit()
-    exponents = {"default": 2, "jpy": 0, "kwd": None}
+    exponents = {"default": 2, "jpy": 0, "kwd": None, "xyz": 3}
     assert in_page(one, "money.js", "(m, ...given) => m.minor(...given)", typed, currency, exponents) == minor
     if minor is not None:
         shown = in_page(one, "money.js", "(m, ...given) => m.shown(...given)", minor, currency, exponents)
-        digits = 0 if currency == "jpy" else 2
-        assert shown == f"{int(minor) / 10**digits:,.{digits}f} {currency.upper()}"
+        digits = {"usd": 2, "xyz": 3}.get(currency, 0)
+        unit = "minor units of KWD" if currency == "kwd" else currency.upper()
+        assert shown == f"{int(minor) / 10**digits:,.{digits}f} {unit}"
 
 
 def test_page_reads_a_checksum_as_the_policy_does(tab: Callable[..., Tab]) -> None:

@@ -123,6 +123,37 @@ def test_old_form_takes_nothing_while_the_next_one_is_coming(at: Callable[..., T
     assert field.input_value() == "cus_typed"
 
 
+def test_text_that_was_kept_outlasts_the_late_form_of_another_grant(at: Callable[..., Tab], tmp_path: Path) -> None:
+    def many(content: dict[str, Any]) -> None:
+        grants = content["callers"]["shop"]["grants"]
+        for number in range(GRANTS):
+            name = f"more-{number:02}"
+            content["connections"][name] = content["connections"]["acme-billing"] | {"name": name}
+            grants.append(grants[0] | {"connection": name, "parameters": grants[0]["parameters"] | {"currency": None}})
+
+    one = at(many, POLICY_SECONDS="0.2").enter()
+    one.page.get_by_label("What do you want to do?").select_option("more-31:invoices.create")
+    one.fill(key="late-1")
+    one.head("This would be raised")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(policy.read_text().replace("max: 60", "max: 50"))
+    one.page.get_by_label("Days until due").fill("29")
+    one.send()
+    again = one.page.get_by_role("button", name="Show what applies now")
+    again.wait_for()
+    held: list[Route] = []
+    # The page begins with its first grant, whose form comes late.
+    one.page.route("**/-/me?grant=acme-billing*", lambda route: held.append(route))  # noqa: PLW0108 - takes no builtin
+    again.click()
+    days = one.page.get_by_label("Days until due")
+    days.wait_for()
+    with one.page.expect_response("**/-/me?grant=acme-billing*"):
+        held.pop().continue_()
+    one.head("This would be raised")
+    assert one.page.get_by_label("What do you want to do?").input_value() == "more-31:invoices.create"
+    assert days.input_value() == "29"
+
+
 def test_portal_that_is_off_is_not_there(at: Callable[..., Tab]) -> None:
     one = at(PORTAL="off")
     answer = one.page.goto(one.root + "/portal")

@@ -47,7 +47,7 @@ function open(me) {
 function portal(first) {
   let state = Object.freeze({ me: first, grant: null });
   let island_ = null; // the parts of the grant that is shown
-  let idle = 0, asked = Date.now();
+  let idle = 0, asked = Date.now(), choices = 0;
   const set = (change) => { state = Object.freeze({ ...state, ...change }); };
   const ask = h("div"), top = h("div"), parts = h("div");
   place("who").replaceChildren(who(first, () => enter(W.forgotten)));
@@ -95,20 +95,24 @@ function portal(first) {
   }
   async function choose(id, typed = null) {
     const grant = state.me.grants.find((one) => one.id === id);
+    const mine = ++choices; // the newest choice counts, whichever answer comes last
     let { me } = state;
     if (!me.fields[grant.fields]) {
       let answer;
       parts.inert = true; // what is typed into the old form now would be lost
       try { answer = await api.fieldsOf(id); } catch { answer = null; }
-      parts.inert = false;
+      if (mine !== choices) return;
+      ({ me } = state); // it may have been asked anew meanwhile
       const told = answer?.json?.grants?.find((one) => one.id === id);
       if (answer?.status !== 200 || !told?.fields) {
+        parts.inert = false;
         parts.replaceChildren(h("div", { class: "banner" }, h("p", null, plain(answer?.json?.detail ?? `${W.offline}. ${W.offlineHow}`)), h("p", null, h("button", { type: "button", onclick: () => choose(id) }, W.again))));
         return;
       }
       me = { ...me, fields: { ...me.fields, ...answer.json.fields }, answers: { ...me.answers, ...answer.json.answers }, grants: me.grants.map((one) => one.id === id ? told : one) };
       set({ me });
     }
+    parts.inert = false;
     island_?.close();
     island_ = granted(state.me.grants.find((one) => one.id === id), { me: () => state.me, stale: () => Boolean(state.next), again, lost, choose });
     parts.replaceChildren(...island_.elements);
@@ -168,8 +172,8 @@ function granted(grant, page) {
 
   function change(event) {
     if (event?.isComposing) return;
-    const asked = form.read(), same = latest.verdict && latest.bytes === bytesOf(asked.call);
-    if (event && same && !asked.problems.length && !latest.asked.problems.length) return; // a field was left, nothing was changed
+    const asked = form.read(), same = latest.verdict && latest.bytes === bytesOf(asked.call) && JSON.stringify(latest.asked.problems) === JSON.stringify(asked.problems);
+    if (event && same) return; // a field was left, nothing was changed
     if (!send.idle() && !send.busy()) send.close({ focus: false });
     paint();
     send.update();

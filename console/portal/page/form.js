@@ -1,6 +1,7 @@
 // A form from a grant. It is built once and then stands; every rule is judged by the server, not here.
 
 import { fresh, h, plain } from "./h.js";
+import { lines } from "./lines.js";
 import * as money from "./money.js";
 import { W } from "./words.js";
 
@@ -12,17 +13,20 @@ const OPENED = 6;     // a group of so many parts needs no opening
 /**
  * The form of one grant. `changed` is called after each input.
  * `first` stands above its fields.
- * `{ element, read(), show(faults), reveal(path), freeze(on), save(), load(typed), nextKey() }`.
+ * `{ element, read(), show(faults), reveal(path), freeze(on), save(), load(typed), nextKey() }`. What is read of a whole invoice has its `sum`.
  */
 export function build(grant, fields, exponents, changed, first) {
   const handles = new Set();
   const from = grant.idempotency?.from ?? null;
-  const context = { handles, exponents, from, changed };
   const tops = [...tree(fields).values()];
   const fixed = tops.filter((node) => node.field?.fixed !== undefined && node.field.fixed !== null);
-  const free = tops.filter((node) => !fixed.includes(node));
+  const context = { handles, exponents, from, changed, currency, amount: (typed, of) => amountOf(typed, of, exponents) };
+  const lined = grant.lines ? tops.find(({ name }) => name === "lines") : null;
+  const free = tops.filter((node) => !fixed.includes(node) && node !== lined);
   const needed = free.filter(demands), others = free.filter((node) => !demands(node));
   const controls = needed.map((node) => control(node, () => node.name, context));
+  const table = lined ? lines(lined, grant, context, control) : null;
+  if (table) controls.push(table);
   const key = grant.idempotency && !from ? keyField(grant.idempotency, context) : null;
   const more = others.length ? rest(others, context) : null;
   const element = h("form", { class: "card", novalidate: true, autocomplete: "off", "aria-label": W.form,
@@ -33,6 +37,12 @@ export function build(grant, fields, exponents, changed, first) {
   function left(event) {
     const handle = holder(handles, event.target);
     if (handle && event.relatedTarget?.closest?.(".field") !== handle.element) { handle.left = true; render(handle); }
+  }
+  /** The currency of an amount: chosen beside it, or for the whole call, or fixed. Null if it is to be chosen yet. */
+  function currency(path) {
+    const around = path.replace(/(^|\[)[^[]*\]?$/, ""), chosen = [...handles].filter((one) => one.currency);
+    const of = chosen.find((one) => one.at() === `${around}[currency]`) ?? chosen.find((one) => one.at() === "currency");
+    return of ? of.currency() : fixed.find(({ name }) => name === "currency")?.field.fixed;
   }
   function read() {
     const pairs = [], problems = [];
@@ -51,7 +61,7 @@ export function build(grant, fields, exponents, changed, first) {
       problems, whole: !named.includes("{"),
       empty: !pairs.length && !named.includes("%") && named === grant.operation.path && !key?.value(),
       named: from ? pairs.find(([path]) => path === from)?.[1] ?? null : key?.value() ?? null,
-      fixed: fixed.map((node) => [node.name, node.field.fixed]),
+      fixed: fixed.map((node) => [node.name, node.field.fixed]), sum: table?.sum() ?? null,
     };
   }
   /** Put each fault at its field, or at the nearest thing around it; one that has neither stays in the list. */
@@ -222,21 +232,19 @@ function number() {
 
 function amount(field, at, context) {
   const input = h("input", { type: "text", inputmode: "decimal", autocomplete: "off" }), unit = h("span");
-  const currency = () => {
-    const around = at().replace(/(^|\[)[^[]*\]?$/, "");
-    const chosen = [...context.handles].filter((one) => one.currency);
-    return (chosen.find((one) => one.at() === `${around}[currency]`) ?? chosen.find((one) => one.at() === "currency"))?.currency();
-  };
+  const currency = () => context.currency(at());
   return {
     input, elements: [h("span", { class: "affix" }, input, unit)], raw: typing(input),
-    refresh: () => { unit.textContent = currency() === undefined ? W.smallest : (currency() ?? "").toUpperCase(); },
-    value: () => {
-      const typed = input.value.trim(), of = currency();
-      if (!typed || of === undefined) return typed || null;
-      if (!of) return { problem: W.currencyFirst };
-      return money.minor(typed, of, context.exponents) ?? { problem: W.amount(typed, of.toUpperCase(), money.digits(of, context.exponents)) };
-    },
+    refresh: () => { const of = currency(); unit.textContent = of === undefined ? W.smallest : of ? money.unit(of, context.exponents) : ""; },
+    value: () => input.value.trim() ? context.amount(input.value.trim(), currency()) : null,
   };
+}
+
+/** What was typed, in minor units of a currency, or what is wrong with it. Of no known currency it is sent as it is. */
+function amountOf(typed, of, exponents) {
+  if (of === undefined) return typed;
+  if (!of) return { problem: W.currencyFirst };
+  return money.minor(typed, of, exponents) ?? { problem: W.amount(typed, of.toUpperCase(), money.digits(of, exponents)) };
 }
 
 function radios(field) {

@@ -46,10 +46,10 @@ export function time(seconds, { day = false } = {}) {
 
 let said = "", waiting = 0;
 
-/** Tell a screen reader the head of what changed, once it has stood for a second. */
-export function tell(words) {
+/** Tell a screen reader the head of what changed, once it has stood for a second, or after `pause` milliseconds. */
+export function tell(words, pause = 1000) {
   clearTimeout(waiting);
   waiting = setTimeout(() => {
     if (words !== said) document.getElementById("status").textContent = said = words;
-  }, 1000);
+  }, pause);
 }

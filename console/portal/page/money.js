@@ -7,20 +7,23 @@ export const digits = (currency, exponents) => {
 };
 
 /** Minor units as people write them: `1,200.00 USD`. */
-export function shown(minor, currency, exponents) {
-  const places = digits(currency, exponents), name = currency.toUpperCase();
-  if (places === null) return `${grouped(minor)} minor units of ${name}`;
-  const sign = Number(minor) < 0 ? "-" : "";
-  const text = String(minor).replace("-", "").padStart(places + 1, "0");
-  const whole = places ? text.slice(0, -places) : text;
-  return `${sign}${grouped(whole)}${places ? `.${text.slice(-places)}` : ""} ${name}`;
+export const shown = (minor, currency, exponents) => `${figure(minor, currency, exponents)} ${unit(currency, exponents)}`;
+
+/** The same without what it is counted in: `1,200.00`. `minor` is a whole number of any kind, or its text. */
+export function figure(minor, currency, exponents) {
+  const places = digits(currency, exponents) ?? 0;
+  const [, sign, text] = /^(-?)(.*)$/.exec(String(minor)), padded = text.padStart(places + 1, "0");
+  return sign + grouped(places ? padded.slice(0, -places) : padded) + (places ? `.${padded.slice(-places)}` : "");
 }
+
+/** What amounts of a currency are counted in: itself, or its minor units where nobody can say how many digits it has. */
+export const unit = (currency, exponents) => (digits(currency, exponents) === null ? "minor units of " : "") + currency.toUpperCase();
 
 /** What was typed, as minor units in text. Null if it is no amount of that currency: nothing is rounded or guessed. */
 export function minor(typed, currency, exponents) {
-  const places = digits(currency, exponents);
+  const places = digits(currency, exponents) ?? 0;
   const found = /^(-?)(\d{1,12})(?:\.(\d+))?$/.exec(typed.trim());
-  if (!found || places === null) return null;
+  if (!found) return null;
   const [, sign, whole, part = ""] = found;
   if (part.length > places) return null;
   return sign + (whole + part.padEnd(places, "0")).replace(/^0+(?=\d)/, "");

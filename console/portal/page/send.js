@@ -3,7 +3,7 @@
 import { sumOf, table } from "./answer.js";
 import * as api from "./api.js";
 import { h, link, plain, time } from "./h.js";
-import { MARKS, bytesOf } from "./verdict.js";
+import { MARKS, bytesOf, most } from "./verdict.js";
 import { W } from "./words.js";
 
 /**
@@ -32,12 +32,14 @@ export function sending(grant, me, hooks) {
     if (state.why) { hooks.insist(); return; }
     if (looks) { go(state.asked.call); return; }
     open = { bytes: bytesOf(state.asked.call) };
-    const heading = h("h3", { tabindex: "-1" }, W.confirm), { call } = state.asked;
+    const heading = h("h3", { tabindex: "-1" }, W.confirm), { call, sum } = state.asked;
     const of = (path) => call.pairs.find(([name]) => name === path)?.[1];
-    const yes = h("button", { type: "button", class: "main", onclick: () => go(call, yes) }, W.confirmYes(noun));
+    const yes = h("button", { type: "button", class: "main", onclick: () => go(call, yes) }, W.confirmYes(noun, sum?.text));
     const panel = h("div", { class: "card panel", role: "group", "aria-label": W.confirm, onkeydown: (event) => { if (event.key === "Escape" && !busy) close({ focus: true }); } },
-      heading, h("p", null, W.confirmHow(noun, grant.connection.mode)), h("p", null, W.noSum),
-      h("dl", { class: "pairs" }, [[W.connection, grant.connection.id], [W.customer, of("customer")], [W.keyShort, call.key ?? state.asked.named]]
+      heading, h("p", null, W.confirmHow(noun, grant.connection.mode, sum?.text && h("b", null, sum.text))),
+      sum?.credit ? h("p", null, W.hasCredit(sum.credit)) : null, of("send") === "true" ? h("p", null, W.isMailed) : null,
+      sum?.text ? null : h("p", null, sum ? W.sumOfPrices(most(grant, sum.currency, me.exponents)) : W.noSum),
+      h("dl", { class: "pairs" }, [[W.connection, grant.connection.id], [W.customer, of("customer")], [W.lines, sum?.count], [W.keyShort, call.key ?? state.asked.named]]
         .filter(([, value]) => value).map(([name, value]) => [h("dt", null, name), h("dd", { class: "mono" }, plain(value))])),
       h("div", { class: "row" }, yes, h("button", { type: "button", onclick: () => { if (!busy) close({ focus: true }); } }, W.confirmNo)));
     place.replaceChildren(panel);

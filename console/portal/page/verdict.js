@@ -3,6 +3,7 @@
 import { sumOf } from "./answer.js";
 import * as api from "./api.js";
 import { h, plain, time } from "./h.js";
+import * as money from "./money.js";
 import { W } from "./words.js";
 
 const PAUSE_MS = 400;       // after the last key: short enough to feel live
@@ -42,6 +43,7 @@ export function trials(read, tell, slow) {
 /** What would be sent, byte for byte: a verdict is good for exactly this. */
 export const bytesOf = (call) => JSON.stringify(api.request(call, { trial: false }));
 
+const MONEY = /(^|[_[])(amount\]?|lines)$/;
 const LIMITS = new Set(["limit-reached", "ceiling-reached", "budget-spent"]);
 const HEADS = { "idempotency-key-in-use": W.running, "awaiting-approval": W.approval, "outcome-unknown": W.notKnown, "outcome-pending": W.notKnown, "outcome-still-unknown": W.notKnown };
 
@@ -53,23 +55,31 @@ export function judge(answer, asked, grant, exponents, form) {
   const told = answer.json;
   if (!told) return { would: "none", tone: "wait", head: W.broken, body: h("p", null, W.brokenHow), faults: [] };
   const would = told.would ?? (answer.status === 200 ? "send" : "refuse");
-  if (would === "send") return { would, tone: "yes", head: W.wouldRaise(grant.operation.effect), body: sends(asked.call, grant, told), faults: [] };
+  if (would === "send" && asked.sum && told.asks_for?.total != asked.sum.total) return { would: "none", tone: "wait", head: W.sumDiffers, body: h("p", null, W.sumDiffersHow), faults: [] };
+  if (would === "send") return { would, tone: "yes", head: W.wouldRaise(grant.operation.effect), body: sends(asked, grant, told, exponents), faults: [] };
   if (would === "replay") return { would, tone: "wait", head: W.used, body: h("p", null, replays(told, grant, exponents)), faults: [] };
   const waits = would === "wait" || LIMITS.has(told.reason);
   return { would, ...refusal(HEADS[told.reason] ?? (waits ? W.notNow : W.wouldRefuse), told, form, waits) };
 }
 
-function sends({ pairs }, grant, told) {
-  const of = (path) => pairs.find(([name]) => name === path)?.[1];
-  const customer = of("customer");
+function sends({ call, sum }, grant, told, exponents) {
+  const of = (path) => call.pairs.find(([name]) => name === path)?.[1];
+  const customer = of("customer"), asks = told.asks_for ?? null;
   const limits = (told.left ?? []).filter(({ kind, left }) => kind === "limit" && left > 0);
+  const budgets = (told.left ?? []).filter(({ kind, currency }) => kind === "budget" && asks?.total != null && currency === asks.currency);
   return [
-    grant.operation.effect === "looks" ? null : h("p", null, W.one(grant.operation.noun, customer && h("b", { class: "mono" }, plain(customer)), of("days_until_due"), of("currency"))),
+    grant.operation.effect === "looks" ? null : h("p", null, W.one(grant.operation.noun, customer && h("b", { class: "mono" }, plain(customer)), of("days_until_due"), of("currency"), asks && { text: asks.total === null ? null : h("b", null, sumOf(asks, exponents)), lines: asks.lines })),
+    sum?.credit ? h("p", null, W.hasCredit(sum.credit)) : null,
+    asks?.total === null ? h("p", null, W.sumOfPrices(most(grant, asks.currency, exponents))) : null,
     told.key && told.key.state !== "new" ? h("p", null, plain(told.key.detail)) : null,
     limits.length ? h("p", null, W.afterIt(limits)) : null,
+    ...budgets.map((one) => h("p", null, W.afterMoney(money.shown(Math.max(one.left - asks.total, 0), one.currency, exponents), money.shown(one.limit, one.currency, exponents), one.window, one.each))),
     h("p", { class: "soft" }, h("small", null, W.notForeseen)),
   ];
 }
+
+/** What an invoice may come to, as money; null if the policy does not say. */
+export const most = ({ amount }, currency, exponents) => amount?.max ? money.shown(amount.max, currency, exponents) : null;
 
 function replays(told, grant, exponents) {
   const name = told.number ?? told.id;
@@ -91,7 +101,7 @@ function refusal(head, told, form, waits = false) {
 function faultLine(fault, form) {
   const label = form.label(fault.parameter), detail = plain(fault.detail);
   const at = label ? h("a", { href: "#try", onclick: (event) => { event.preventDefault(); form.reveal(fault.parameter); } }, label) : null;
-  const passes = W.accepts(fault.accepts);
+  const passes = MONEY.test(fault.parameter) ? "" : W.accepts(fault.accepts); // a sum is in the sentence, as money
   return [at, at ? ": " : "", detail, passes && !detail.includes(passes) ? [" ", h("b", null, passes)] : null];
 }
 
@@ -105,7 +115,7 @@ export function island(verdict, { stale = false, level = "h3" } = {}) {
 export function wire(asked, answer, faults) {
   const { call, fixed } = asked, body = answer?.json?.would_send?.body;
   const [path, query] = api.request(call, { trial: false }).path.split("?");
-  const pairs = body ? [...new URLSearchParams(body)] : [...call.pairs, ...(fixed ?? [])];
+  const pairs = body && !asked.sum ? [...new URLSearchParams(body)] : [...call.pairs, ...(fixed ?? [])];
   const wrong = new Set(faults.map((fault) => fault.parameter));
   return h("pre", { class: "sent", tabindex: "0", role: "region", "aria-label": W.wouldSend },
     `${call.method} /${path}\n     ?${query}\n`, call.key ? `Idempotency-Key: ${plain(call.key)}\n` : "", call.method === "GET" ? "" : "\n",

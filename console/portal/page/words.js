@@ -6,6 +6,8 @@ const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one
 
 const grouped = (number) => number.toLocaleString("en-US");
 
+const EACH = { 1: "a second", 60: "a minute", 3600: "an hour", 86400: "a day" };
+
 export const W = Object.freeze({
   // The way in
   gate: "See what your key may do",
@@ -74,7 +76,7 @@ export const W = Object.freeze({
   form: "The call",
   tryIt: "Try it",
   what: "What do you want to do?",
-  does: (operation) => operation.effect === "looks" ? `Look at ${aOf(operation.noun)}`
+  does: (operation) => operation.id === "invoices.issue" ? "Raise a whole invoice" : operation.effect === "looks" ? `Look at ${aOf(operation.noun)}`
     : operation.id.endsWith(".create") ? `Raise ${aOf(operation.noun)}` : `${operation.id.split(".").pop().replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase())} ${aOf(operation.noun)}`,
   needed: "needed",
   neededHere: "needed to raise it from this page",
@@ -90,7 +92,7 @@ export const W = Object.freeze({
   dayFirst: "Choose the day, too.",
   smallest: "in the currency's smallest unit",
   currencyFirst: "Choose the currency first: it says how many digits stand behind the point.",
-  amount: (typed, currency, places) => places === null ? `Nobody can say how many digits ${currency} has behind the point. Ask whoever runs Countersign.`
+  amount: (typed, currency, places) => places === null ? `${typed} cannot be read as an amount of ${currency}. Write it in the smallest unit of ${currency}, as a whole number: this page does not know how many digits it has behind the point.`
     : `${typed} cannot be read as an amount of ${currency}. Write it as ${places ? `1234.${"5".padEnd(places, "0")}` : "1234"}, with ${places ? `a point, at most ${count(places, "digit")} behind it` : "no point"} and nothing between the digits.`,
   count: (length, most) => `${length} of ${most} characters`,
   entry: "Entry", addEntry: "Add an entry", name: "Name", value: "Value",
@@ -98,6 +100,19 @@ export const W = Object.freeze({
   add: (title) => `Add to ${title}`,
   row: (title, number) => `${title} ${number}`,
   remove: (title, number) => `Remove ${title} ${number}`,
+  lines: "Lines", oneLine: "one", upToLines: (most) => `1 to ${most}`,
+  linesHint: "Leave How many empty for a line that is one amount.",
+  creditHint: "With a minus it is a credit, which lowers the sum.",
+  mostOf: (sum) => `All of them together: ${sum} at most, tax included.`,
+  way: "What each line says", amounts: "An amount", stored: "A price kept at Stripe",
+  lineText: "Text on the invoice", lineMany: "How many", linePrice: "Price id", lineTotal: "Comes to",
+  lineEach: (unit) => unit ? `Each, in ${unit.replace(/^in /, "")}` : "Each",
+  line: (number) => `Line ${number}`, lineNumber: (number) => ` of line ${number}`, ofLine: (words, number) => `${words} of line ${number}`,
+  addLine: "Add a line", removeLine: (number) => `Remove line ${number}`, up: (number) => `Move line ${number} up`, down: (number) => `Move line ${number} down`,
+  moved: (from, to) => `Line ${from} is line ${to} now`,
+  moreOfLine: "More on this line",
+  noAmount: (number) => `Write what line ${number} costs.`, noPrice: (number) => `Write the price id of line ${number}.`,
+  sum: "Sum before tax", sumLater: "worked out at Stripe", sumUnknown: "not known yet", credit: "Credit",
   moreFields: (number) => `${number} more ${number === 1 ? "field" : "fields"} you may send`,
   find: "Find a field",
   named: (name) => name.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase()),
@@ -141,11 +156,15 @@ export const W = Object.freeze({
   notNow: "Not now",
   used: "This key was used before",
   running: "It is still running", approval: "It waits for a person's approval", notKnown: "It is not known yet whether it exists",
-  one: (noun, customer, due, currency) => [`One ${noun}${currency ? ` in ${currency.toUpperCase()}` : ""}`, customer ? [", to ", customer] : "", due ? `, due in ${count(Number(due), "day")}` : "", "."],
+  one: (noun, customer, due, currency, asks) => [`One ${noun}`, asks?.text ? [" of ", asks.text, " before tax"] : currency ? ` in ${currency.toUpperCase()}` : "", asks ? `, with ${count(asks.lines, "line")}` : "", customer ? [", to ", customer] : "", due ? `, due in ${count(Number(due), "day")}` : "", "."],
   afterIt(limits) {
-    const each = { 1: "a second", 60: "a minute", 3600: "an hour", 86400: "a day" };
-    return `After it, ${list(limits.map(({ left, limit, window }) => `${grouped(left - 1)} of ${grouped(limit)} calls ${each[window] ?? `in ${window} seconds`}`))} are left.`;
+    return `After it, ${list(limits.map(({ left, limit, window }) => `${grouped(left - 1)} of ${grouped(limit)} calls ${EACH[window] ?? `in ${window} seconds`}`))} are left.`;
   },
+  afterMoney: (left, of, window, each) => `After it, ${left} of ${of} ${EACH[window] ?? `in ${window} seconds`}${each ? ` for this ${each}` : ""} are left.`,
+  hasCredit: (sum) => `It has a credit of ${sum} in it.`,
+  isMailed: "It is mailed to the customer.",
+  sumOfPrices: (most) => `Its sum is worked out from the prices kept at Stripe${most ? `. If that is more than ${most}, nothing is raised` : ""}.`,
+  sumDiffers: "The sums differ", sumDiffersHow: "This page and Countersign do not come to the same sum, so nothing can be raised from here. Load the page again.",
   notForeseen: "Only sending it shows what the billing service itself says.",
   wouldReplay: (noun) => `It brings back the ${noun} of its first call. A new ${noun} needs a key of its own.`,
   wouldReplayOf: (noun, number, sum) => [`It brings back ${noun} `, number, sum ? ` of ${sum}` : "", `. A new ${noun} needs a key of its own.`],
@@ -179,10 +198,11 @@ export const W = Object.freeze({
   pausedFirst: "Your access is paused.",
   changedFirst: "What you may do has changed. Show what applies now first.",
   confirm: "Raise it now?",
-  confirmHow: (noun, mode) => mode === "test" ? `The account is a test account: no customer gets anything. It counts against your limits.` : `This is not a test. The customer gets ${aOf(noun)}, and it counts against your limits.`,
+  confirmHow: (noun, mode, sum) => mode === "test" ? ["The account is a test account: no customer gets anything. ", sum ? [`The ${noun} of `, sum] : "It", " counts against your limits."]
+    : [`This is not a test. The customer gets ${aOf(noun)}`, sum ? [" of ", sum] : "", ", and it counts against your limits."],
   noSum: "The call names no sum: the billing service works it out from what is pending for this customer.",
   connection: "Connection", customer: "Customer", keyShort: "Key",
-  confirmYes: (noun) => `Yes, raise this ${noun}`, confirmNo: "Not yet",
+  confirmYes: (noun, sum) => `Yes, raise ${sum ?? `this ${noun}`}`, confirmNo: "Not yet",
   raising: "Raising…", lookingUp: "Looking…",
   raised: (sum) => sum ? `Raised: ${sum}` : "Raised",
   found: "Here it is",
