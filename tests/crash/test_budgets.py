@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -40,7 +41,12 @@ class Call:
     heard: float = 0.0
     spent: int = 0
     at: float = 0.0
-    settled: float = float("inf")
+    settled: float = math.inf
+
+    @property
+    def lasted(self) -> float:
+        """How long it held what it reserved, if it was not killed: then a window."""
+        return self.settled - self.asked if self.settled != math.inf else 0.0
 
 
 def read(lines: Iterable[str]) -> list[Call]:
@@ -73,6 +79,17 @@ def most_in_any_window(calls: list[Call]) -> int:
     )
 
 
+def wrongly_refused(calls: list[Call]) -> int:
+    """How many of the calls of one budget were refused although they would have fitted."""
+    calls = sorted(calls, key=lambda call: call.asked)
+    asked, longest = [call.asked for call in calls], max(call.lasted for call in calls)
+    return sum(
+        would_have_fitted(call, calls[bisect.bisect_left(asked, call.asked - SECONDS - longest) :])
+        for call in calls
+        if call.came == "refused"
+    )
+
+
 def would_have_fitted(refused: Call, calls: list[Call]) -> bool:
     """Whether all that may have counted while a call was refused left room for it.
 
@@ -80,7 +97,9 @@ def would_have_fitted(refused: Call, calls: list[Call]) -> bool:
     """
     counted = 0
     for call in calls:
-        if call is refused or call.came in {"refused", "busy"} or call.asked > refused.heard:
+        if call.asked > refused.heard:
+            break
+        if call is refused or call.came in {"refused", "busy"}:
             continue
         if call.settled > refused.asked:  # it holds what it reserved, if not for longer than a window
             counted += call.amount if call.heard == 0.0 or call.heard > refused.asked - SECONDS else 0
@@ -95,11 +114,9 @@ def figure_of(lines: Iterable[str], where: str) -> str:
         by_budget[call.budget].append(call)
     every = [call for calls in by_budget.values() for call in calls]
     came = Counter(call.came for call in every)
-    killed = sum(call.came == "admitted" and call.settled == float("inf") for call in every)
+    killed = sum(call.came == "admitted" and call.settled == math.inf for call in every)
     most = max(map(most_in_any_window, by_budget.values()))
-    wrong = sum(
-        would_have_fitted(call, calls) for calls in by_budget.values() for call in calls if call.came == "refused"
-    )
+    wrong = sum(map(wrongly_refused, by_budget.values()))
     figure = (
         f"{len(every)} admissions over {BUDGETS} budgets in {where}: {came['admitted']} admitted, {came['refused']} "
         f"refused, {wrong} of them ({wrong / len(every):.2%} of all) although they would have fitted, {came['busy']} "
