@@ -166,7 +166,7 @@ export function lines(node, grant, context, control) {
     const shown = (sum) => money.shown(sum, of, context.exponents);
     sums.replaceChildren(...[
       known?.credit ? [h("span", null, W.credit), h("span", null, shown(known.credit))] : null,
-      [h("span", null, W.sum), h("b", null, known?.total != null ? shown(known.total) : priced() && count ? W.sumLater : W.sumUnknown)],
+      [h("span", null, W.sum), known?.total != null ? h("b", null, shown(known.total)) : h("span", null, priced() && count ? W.sumLater : W.sumUnknown)],
     ].filter(Boolean).map((row) => h("p", null, row)));
   }
   grow(false);
