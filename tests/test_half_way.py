@@ -17,9 +17,9 @@ from policies.idempotency import LEASE
 from policies.refusals import RecordUnavailable, StoreUnavailable
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
-from tests.conftest import KEY, sha256
+from tests.conftest import KEY
 from tests.test_docs import blocks
-from tests.test_issue import DOCUMENT, SENT, TARGET, issue
+from tests.test_issue import SENT, TARGET, issue, written
 from tests.tools import CURL
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def judge(world: World, answer: TestResponse | None, told: str, lies: str | None
 
 def document_for(stripe: Stripe, folder: Path) -> str:
     (folder / "key").write_text(UPSTREAM_KEY)
-    return DOCUMENT.format(origin=stripe.origin, secret=folder / "key", key=sha256(KEY), credit="false", lines=50)
+    return written(stripe, folder)
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ import pytest
 
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Stripe
-from tests.conftest import KEY, sha256
 from tests.crash.forms import SEED, form
 from tests.crash.test_kills import CLIENTS, FASTER, LEASE, Answered, Instance, Pair, customer_of
-from tests.test_issue import DOCUMENT, LINES, SENT, TARGET, TOTAL
+from tests.test_issue import LINES, SENT, TARGET, TOTAL, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -98,9 +97,7 @@ class World:
         self._stripe, self._ahead, number = stripe, folder / "ahead", count()
         self._ahead.write_text("0")
         document = folder / "policy.yaml"
-        document.write_text(
-            DOCUMENT.format(origin=stripe.origin, secret=folder / "key", key=sha256(KEY), credit="false", lines=50)
-        )
+        document.write_text(written(stripe, folder))
         altered = json.dumps({"policies.idempotency.LEASE": LEASE})
         settings = {"POLICY": str(document), "ALTERED": altered, "AHEAD": str(self._ahead), **settings}
         self.pair = Pair(lambda: Issuing(folder / f"instance{next(number)}", settings))
