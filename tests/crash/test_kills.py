@@ -217,7 +217,7 @@ class Pair:
 
     def call(self, which: int, key: str) -> Answered | None:
         """Make a call to one of them, once it takes calls: it may have to be replaced first."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not (instance := self.pair[which]).ready:
             assert time.monotonic() < deadline, instance.errors.read_text()
             time.sleep(0.02)
