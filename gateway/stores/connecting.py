@@ -15,6 +15,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -37,6 +38,11 @@ CHUNK: Final = 16 * 1024
 #: What ``CLIENT LIST`` shows of our connections.
 NAME: Final = "countersign"
 
+
+class _SilentError(TimeoutError):
+    """A connection was opened, and then nobody answered to TLS: the server may stand still, or have none."""
+
+
 #: What the libraries' exceptions mean, in a word for people. The nearest class counts.
 ERRORS: Final[dict[type[BaseException], str]] = {
     ssl.SSLCertVerificationError: "certificate",
@@ -47,6 +53,7 @@ ERRORS: Final[dict[type[BaseException], str]] = {
     socket.herror: "no such host",
     UnicodeError: "no such host",
     ConnectionRefusedError: "nobody listens",
+    _SilentError: "no answer to TLS",
     TimeoutError: "timeout",
     OSError: "connection lost",
     hiredis.HiredisError: "not Redis",
@@ -59,6 +66,8 @@ REPLIES: Final = {
     "ERR AUTH": "password",
     "ERR invalid password": "password",
     "NOPERM": "permissions",
+    "ERR ACL failure in script": "permissions",  # Redis from 7.2 on, and Valkey
+    "ERR The user executing the script": "permissions",  # before
     "DENIED": "protected mode",
     "ERR DB index": "database",
     "ERR SELECT": "database",
@@ -290,13 +299,14 @@ class _Node:
 class _Connection:
     """A connection, over a socket that never blocks."""
 
-    __slots__ = ("_arrives", "_reader", "_sock")
+    __slots__ = ("__weakref__", "_arrives", "_reader", "_sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._arrives = select.poll()
         self._arrives.register(sock, select.POLLIN)
+        weakref.finalize(self, sock.close).atexit = False  # at the end of the process, what is owed is still written
 
     def quiet(self) -> bool:
         """Whether nothing has come that was not asked for, its end included."""
@@ -356,7 +366,10 @@ def _connected(host: str, port: int, tls: ssl.SSLContext | None, deadline: float
             if tls is not None:
                 sock = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
                 sock.settimeout(_left(deadline))
-                sock.do_handshake()  # its time limit is for all of it
+                try:
+                    sock.do_handshake()  # its time limit is for all of it
+                except TimeoutError:
+                    raise _SilentError from None
             sock.settimeout(0)
         except (OSError, ValueError) as error:
             sock.close()
@@ -424,5 +437,10 @@ def _addresses(host: str, port: int, deadline: float) -> _Addresses:
 
 
 def _asked_for(host: str, port: int, flags: int = 0) -> _Addresses:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:  # nobody could say; that may pass
+            raise TimeoutError from None
+        raise
     return [(family, address) for family, _, _, _, address in found]

@@ -339,6 +339,10 @@ class Firestore:
         except _FailedError as error:
             raise StoreUnavailable(note=str(error)) from None
 
+    def flaw(self) -> str | None:
+        """See :class:`gateway.stores.Shared`. It is not looked at: gRPC's threads do not survive the fork."""
+        return None
+
     def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
         return self._decide(key, partial(idempotency.resolve, answer=answer, said=said))

@@ -55,6 +55,10 @@ BATCH: Final = 1000
 OPERATOR_SECONDS: Final = 5.0
 
 PREFIX: Final = "{countersign}:"
+#: What our time is, where that differs from the server's. The scripts use it, which carries the tag of their keys.
+CLOCK: Final = f"{PREFIX}clock"
+#: What our time is read from, in the order in which :meth:`Redis._read_clock` takes it.
+_TIME: Final = (("TIME",), ("HMGET", CLOCK, "latest", "ahead"))
 #: What an entry is read from, in the order in which :func:`_entry` takes it.
 _PARTS: Final = ("e", "sent", "lease")
 
@@ -66,11 +70,24 @@ local BUCKETS = {BUCKETS}
 
 local function exact(microseconds) return string.format('%.0f', microseconds) end
 
+-- Our time never goes back. If Redis's clock is set back, ours goes on from where it was, ``ahead`` of it. So nothing is
+-- refused for longer than it says, and no window counts less. A clock that is set forward is time that has passed.
+local ahead, turned = 0, false
+
 local function clock(given)
-  if given ~= '' then return tonumber(given) end
-  local t = redis.call('TIME')
-  return tonumber(t[1]) * 1000000 + tonumber(t[2])
+  local now = tonumber(given)
+  if not now then
+    local t = redis.call('TIME')
+    now = tonumber(t[1]) * 1000000 + tonumber(t[2])
+  end
+  local kept = redis.call('HMGET', '{CLOCK}', 'latest', 'ahead')
+  ahead = tonumber(kept[2] or 0)
+  turned = now + ahead < tonumber(kept[1] or 0)
+  if turned then ahead = tonumber(kept[1]) - now end
+  return now + ahead
 end
+
+local function ticked(now) redis.call('HSET', '{CLOCK}', 'latest', exact(now), 'ahead', exact(ahead)) end
 
 -- A window is a hash: t calls in all, f and l the first and last bucket in use, and the calls of each bucket. ``tried``
 -- is the bucket of a call that is only tried, and is not written.
@@ -138,6 +155,7 @@ end
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local keyed, takes = ARGV[2] == '1', ARGV[8] == '1'
+if takes and turned then ticked(now) end
 local windows = {{}}
 for i = 3, #KEYS do
   windows[i - 2] = read(KEYS[i], tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), now)
@@ -168,6 +186,7 @@ for _, w in ipairs(windows) do
     if takes then take(w, now, 1) else try(w, now) end
   end
 end
+if takes then ticked(now) end
 local sent, lease = ARGV[6], exact(now + tonumber(ARGV[7]))
 if sent == '' then sent = exact(now) end
 if keyed and takes then
@@ -291,10 +310,10 @@ class Redis:
         bounds = bounds_of(caller, connections)
         try:
             windows = [("HGETALL", f"{PREFIX}{bound.name}") for bound in bounds]
-            *_, (time, *found) = self._client.batch(("MULTI",), ("TIME",), *windows, ("EXEC",))  # all at one moment
+            *_, (time, kept, *found) = self._client.batch(("MULTI",), *_TIME, *windows, ("EXEC",))  # all at one moment
         except RedisError as error:
             raise _unavailable(error) from None
-        now = self._read_clock(time)
+        now = self._read_clock(time, kept)
         return tuple(left_of(bound, _window(bound.limit, one), now) for bound, one in zip(bounds, found, strict=True))
 
     def state_of(self, key: str) -> Seen | None:
@@ -443,13 +462,14 @@ class Redis:
         return "" if self._clock is None else _micro(self._clock())
 
     def _seconds(self) -> float:
-        return self._read_clock(self._client.ask("TIME"))
+        return self._read_clock(*self._client.batch(*_TIME))
 
-    def _read_clock(self, said: Any) -> float:
-        if self._clock is not None:
-            return self._clock()
-        seconds, microseconds = said
-        return int(seconds) + int(microseconds) / 1_000_000
+    def _read_clock(self, time: list[bytes], kept: list[bytes | None]) -> float:
+        """Return what the scripts' clock says."""
+        seconds, microseconds = time
+        latest, ahead = (int(part or 0) / 1_000_000 for part in kept)
+        now = int(seconds) + int(microseconds) / 1_000_000 if self._clock is None else self._clock()
+        return max(now + ahead, latest)
 
     def _end(self, debt: Debt) -> bool:
         grant, admission, reply, answer = debt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from gateway.signing import new_key, text_of
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
+from sandbox.ports import free_port
 from sandbox.redis_server import RedisServer
 from tests.conftest import policy, running
 
@@ -450,12 +452,12 @@ def test_redis_address_that_is_wrong_is_one_line_without_the_password(document: 
 
 
 def test_redis_password_with_odd_characters_is_taken_percent_encoded(document: Path) -> None:
-    store = load({"POLICY": str(document), "STORE": "rediss://default:a%23b%3Fc%2Fd%40e%25@host:6379/0"}).store
+    store = load({"POLICY": str(document), "STORE": "rediss://default:a%23b%3Fc%2Fd%40e%25@127.0.0.1:9/0"}).store
     assert isinstance(store, Redis)
-    assert store._client.get_connection_kwargs()["password"] == "a#b?c/d@e%"
+    assert ("AUTH", "default", "a#b?c/d@e%") in store._client._opening
 
 
-@pytest.mark.parametrize("store", ["redis://cache.example:6379/2", "rediss://default@cache.example"])
+@pytest.mark.parametrize("store", ["redis://127.0.0.1:9/2", "rediss://default@127.0.0.1:9"])
 @pytest.mark.parametrize("password", [PASSWORD, "a@b:c/d%41[]?&"])
 def test_redis_password_is_read_from_a_secret(
     document: Path, secret_manager: SecretManager, tmp_path: Path, store: str, password: str
@@ -466,12 +468,8 @@ def test_redis_password_is_read_from_a_secret(
         environ = {"STORE": store, "STORE_PASSWORD": where, "SECRET_MANAGER_ENDPOINT": secret_manager.address}
         for made in (load({"POLICY": str(document)} | environ).store, ledger_of(environ)):
             assert isinstance(made, Redis)
-            kwargs = made._client.get_connection_kwargs()
-            assert kwargs["password"] == password
-            assert (kwargs["host"], kwargs.get("username")) == (
-                "cache.example",
-                "default" if "default" in store else None,
-            )
+            user = ("default",) if "default" in store else ()
+            assert made._client._opening[0] == ("AUTH", *user, password)
 
 
 @pytest.mark.parametrize(
@@ -490,6 +488,34 @@ def test_password_that_cannot_be_used_is_one_line(document: Path, where: str, st
     text = error_of(POLICY=str(document), STORE=store, STORE_PASSWORD=where)
     assert says in text
     assert "hunter22" not in text
+
+
+@pytest.mark.parametrize(
+    ("where", "store", "says"),
+    [
+        ("-----BEGIN CERTIFICATE-----", "rediss://h", "STORE_CA must say where the CA of the certificate lies"),
+        ("file:/no/such", "rediss://h", "STORE_CA: file:/no/such cannot be read: the file does not exist."),
+        ("file:/no/such", "redis://h", "STORE_CA is for STORE=rediss://, which is Redis over TLS."),
+        ("file:/no/such", "memory", "STORE_CA is for STORE=rediss://"),
+        (f"file:{__file__}", "rediss://h", "holds no certificates in PEM. Put the CA's there"),
+        ("file:/bin/sh", "rediss://h", "holds no certificates in PEM. Put the CA's there"),
+    ],
+)
+def test_ca_that_cannot_be_used_is_one_line(document: Path, where: str, store: str, says: str) -> None:
+    assert says in error_of(POLICY=str(document), STORE=store, STORE_CA=where)
+    with pytest.raises(SettingError, match=re.escape(says)):
+        ledger_of({"STORE": store, "STORE_CA": where})
+
+
+def test_redis_that_does_not_answer_yet_stops_no_start(document: Path) -> None:
+    for scheme in ("redis", "rediss", "valkey", "valkeys"):
+        store = load({"POLICY": str(document), "STORE": f"{scheme}://127.0.0.1:{free_port()}/0"}).store
+        assert isinstance(store, Redis)
+
+
+def test_redis_that_no_waiting_brings_stops_the_start(document: Path) -> None:
+    text = error_of(POLICY=str(document), STORE="redis://a..b:6379/0")
+    assert text == "STORE: There is no such host. Correct HOST, which must be a name or an IP address."
 
 
 def test_password_that_secret_manager_does_not_have_is_named(document: Path, secret_manager: SecretManager) -> None:
