@@ -411,7 +411,7 @@ class Firestore:
 
         ``again``: the step may be repeated if the reply to its commit was lost, since ``judge`` sees that it was done.
         """
-        failed, lost = 0, False
+        failed, lost, overtaken = 0, False, False
         for attempt in range(ATTEMPTS):
             writes: Writes = {}
             try:
@@ -421,9 +421,12 @@ class Firestore:
                     self._commit(writes, times, deadline)
             except StoreUnavailable as unavailable:
                 unavailable.lost = lost
+                if overtaken:  # Firestore is well: the time went by on what others wrote
+                    unavailable.note = "Contention"
                 raise
             except _FailedError as error:
                 if writes and isinstance(error, _OvertakenError):
+                    overtaken = True
                     # Back off with jitter.
                     time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
                     continue

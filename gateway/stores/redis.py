@@ -70,8 +70,8 @@ local BUCKETS = {BUCKETS}
 
 local function exact(microseconds) return string.format('%.0f', microseconds) end
 
--- Our time never goes back. If Redis's clock is set back, ours goes on from where it was, ``ahead`` of it. So nothing is
--- refused for longer than it says, and no window counts less. A clock that is set forward is time that has passed.
+-- Our time never goes back. If Redis's clock is set back, ours goes on from where it was, ``ahead`` of it. So nothing
+-- is refused for longer than it says, and no window counts less. A clock set forward is time that has passed.
 local ahead, turned = 0, false
 
 local function clock(given)

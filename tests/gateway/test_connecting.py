@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import ipaddress
+import os
 import re
 import shutil
 import socket
@@ -17,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -40,9 +42,12 @@ from tests.gateway.conftest import admit, at_once, granted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sandbox.secret_manager import SecretManager
+
 pytestmark = pytest.mark.stores
 
-DOCS = Path(__file__).parents[2] / "docs" / "stores.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "stores.md"
 ANSWER = Answer(200, b'{"id":"in_1"}')
 SUCCEEDED = Reply(Outcome.SUCCEEDED, answer={"id": "in_1"})
 PASSWORD = "s3cret#of?the/store@"
@@ -300,6 +305,61 @@ def test_look_leaves_nothing_behind(tmp_path: Path, redis_server: RedisServer) -
         deadline = time.monotonic() + 10
         while "countersign" in [client["name"] for client in operator.client_list()]:
             assert time.monotonic() < deadline
+
+
+# ---------------------------------------------------------------- Memorystore, as docs/stores.md has it
+
+
+#: Answers as gcloud does, of one instance of Memorystore; a secret that it is to keep becomes a file.
+GCLOUD = """#!/bin/sh
+case "$*" in
+  *"redis instances create countersign "*) echo "$@" >"$HELD/created" ;;
+  *get-auth-string*"value(authString)"*) printf '%s\\n' "$AUTH" ;;
+  *"describe countersign"*"value(serverCaCerts[0].cert)"*) cat "$CA" ;;
+  *"describe countersign"*"value(host)"*) echo 127.0.0.1 ;;
+  *"describe countersign"*"value(port)"*) echo "$SERVED" ;;
+  *"secrets create "*--data-file=-*) cat >"$HELD/$3" ;;
+  *) echo "unknown: $*" >&2; exit 1 ;;
+esac
+"""
+
+
+def test_steps_for_memorystore_run_as_written(tmp_path: Path, how: str, secret_manager: SecretManager) -> None:
+    page = DOCS.read_text("utf-8").partition("\n## Memorystore\n")[2].partition("\n## ")[0]
+    *before, last = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(before) == 3
+    shown = certificates(tmp_path / "tls")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gcloud").write_text(GCLOUD)
+    (tmp_path / "bin" / "gcloud").chmod(0o755)
+    (held := tmp_path / "held").mkdir()
+    with guarded(tmp_path, how, shown) as server:
+        server.operator.config_set("requirepass", PASSWORD)  # of the one user that Memorystore has
+        environ = os.environ | {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PROJECT": "acme-prod", "REGION": "europe-west3",
+            "NETWORK": "default", "HELD": str(held), "AUTH": PASSWORD, "CA": str(shown.ca), "SERVED": str(server.port),
+            "SECRET_MANAGER_ENDPOINT": secret_manager.address,
+        }  # fmt: skip
+        found = ran("".join(before) + "echo STORE=$STORE\n", environ)
+        assert found.stdout == f"STORE=rediss://127.0.0.1:{server.port}/0\n"
+        assert "maxmemory-policy=noeviction" in (held / "created").read_text()
+        for name in ("redis-password", "redis-ca"):
+            secret_manager.add(f"projects/acme-prod/secrets/{name}", (held / name).read_bytes())
+        grant = granted(idempotency_key="k")
+        store = Redis(found.stdout.strip().removeprefix("STORE=").replace("//", f"//:{quote(PASSWORD, safe='')}@"),
+                      ca=shown.ca.read_text())  # fmt: skip
+        store.settle(grant, admit(store, grant), Reply(Outcome.UNKNOWN), ANSWER)
+        listed = ran(last, environ | {"STORE": found.stdout.strip().removeprefix("STORE=")})
+        assert str(grant.ledger_key)[:12] in listed.stdout
+        assert PASSWORD not in listed.stdout + listed.stderr + found.stderr
+
+
+def ran(script: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run(
+        ["bash", "-eu", "-c", script], env=environ, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run
 
 
 # ---------------------------------------------------------------- a network that does not answer
