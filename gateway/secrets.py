@@ -169,10 +169,14 @@ class Source(Protocol):
 class Mounted:
     """``file:PATH``: a secret mounted as a volume, which the platform reads afresh at every open."""
 
+    def __init__(self, most: int = MAX_LENGTH + 3) -> None:
+        """``most``: how many bytes are read of it."""
+        self._most = most
+
     def read(self, name: str) -> tuple[str, bytes]:
         """Read the file."""
         try:
-            return _MOUNTED, files.read(name.removeprefix("file:"), MAX_LENGTH + 3)
+            return _MOUNTED, files.read(name.removeprefix("file:"), self._most)
         except files.MissingError:
             raise GoneError("the file does not exist") from None
         except files.UnreadableError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets, reader_of
 from gateway.signing import RecordKey
 from gateway.sinks import standard_output, to_file
-from gateway.stores import SHARED, fault, shared, takes_password
+from gateway.stores import SHARED, fault, shared, takes_ca, takes_password
 from gateway.stores.memory import Memory
 from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.sinks import Sink
-    from gateway.stores import Ledger, Store
+    from gateway.stores import Ledger, Shared, Store
     from policies.model import PolicySet
 
 #: An https address without query or fragment; or an OAuth client of your own, the audience of people's tokens. Not
@@ -48,9 +49,16 @@ _ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 _SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
 #: How the place of a secret is written, in sentences.
 _PLACE = "Write projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
+#: What is said of another content where a CA should be.
+_NO_CA: Final = (
+    "holds no certificates in PEM. Put the CA's there, with the lines BEGIN CERTIFICATE and END CERTIFICATE: of "
+    "Memorystore, what gcloud redis instances describe shows as serverCaCerts."
+)
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
 
+#: Bytes of the store's CA: as many as Secret Manager takes, which is some thirty certificates.
+MAX_CA: Final = 64 * 1024
 #: An address, or a short sentence with one in it.
 MAX_OPERATOR: Final = 200
 
@@ -134,6 +142,8 @@ class Settings:
     store: str
     store_password: str
     """Where the password of the store lies, as secrets are named; empty for none."""
+    store_ca: str
+    """Where the CA of the store's certificate lies, likewise."""
     audit: str
     """The path of a file, or empty for standard output."""
     record_key: str
@@ -196,6 +206,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         policy=policy,
         store=store,
         store_password=_store_password(environ, store),
+        store_ca=_store_ca(environ, store),
         audit=_audit(environ),
         record_key=_record_key(environ),
         audiences=_audiences(environ),
@@ -220,17 +231,19 @@ def load(environ: Mapping[str, str]) -> Gate:
     source = source_of(settings.policy, manager)
     judged = partial(settings.judge, where=source.where)
 
-    def read() -> tuple[bytes, str, bytes | DownError]:
+    def read() -> tuple[bytes, str, str, bytes | DownError]:
         password = _password(settings.store_password, manager)
+        ca = _ca(settings.store_ca, manager)
         key = _signing_key(settings.record_key, manager) if settings.record_key else b""
-        return source.read(), password.reveal() if password is not None else "", key
+        return source.read(), password.reveal() if password is not None else "", ca, key
 
+    named = settings.policy, settings.store_password, settings.store_ca, settings.record_key
     try:
-        if any(map(VERSION.fullmatch, (settings.policy, settings.store_password, settings.record_key))):
+        if any(map(VERSION.fullmatch, named)):
             manager.prepare()
-            data, password, key = apart(read)
+            data, password, ca, key = apart(read)
         else:
-            data, password, key = read()
+            data, password, ca, key = read()
         first = judged(data)
     except SourceError as error:
         raise SettingError(f"POLICY: {source.where} {error}") from None
@@ -242,7 +255,11 @@ def load(environ: Mapping[str, str]) -> Gate:
         manager.close()
     if any(connection.secret.startswith("projects/") for connection in first.connections.values()):
         manager.prepare()
-    store = shared(settings.store, Concealed(password) if password else None) or Memory(time.monotonic)
+    store = _opened(settings.store, settings.store_ca, Concealed(password) if password else None, ca)
+    flaw = store.flaw() if store is not None else None
+    if flaw is not None:
+        raise SettingError(f"STORE: {flaw}")
+    kept: Store = store or Memory(time.monotonic)
     audit = Audit(
         _sink(settings.audit),
         policy=first.digest,
@@ -264,10 +281,10 @@ def load(environ: Mapping[str, str]) -> Gate:
         policies=policies,
         identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
         secrets=secrets,
-        store=store,
-        upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep, store),
+        store=kept,
+        upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep, kept),
         audit=audit,
-        readiness=Readiness(policies, secrets, store, audit),
+        readiness=Readiness(policies, secrets, kept, audit),
         allowance=Allowance(time.monotonic),
         docs=settings.docs,
         operator=settings.operator,
@@ -404,6 +421,31 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
         raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}. {_PLACE}.") from None
 
 
+def _store_ca(environ: Mapping[str, str], store: str) -> str:
+    where = _where("STORE_CA", environ.get("STORE_CA", ""), "the CA of the certificate")
+    if where and not takes_ca(store):
+        raise SettingError("STORE_CA is for STORE=rediss://, which is Redis over TLS. Write that, or remove STORE_CA.")
+    return where
+
+
+def _ca(where: str, manager: SecretManager) -> str:
+    if not where:
+        return ""
+    try:
+        return reader_of(where, manager, Mounted(MAX_CA)).read(where)[1].decode("ascii")
+    except DownError as error:
+        raise SettingError(f"STORE_CA: {where} cannot be read: {error}. {_PLACE}.") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"STORE_CA: {where} {_NO_CA}") from None
+
+
+def _opened(address: str, where: str, password: Concealed[str] | None, ca: str) -> Shared | None:
+    try:
+        return shared(address, password, ca)
+    except ssl.SSLError:
+        raise SettingError(f"STORE_CA: {where} {_NO_CA}") from None
+
+
 def _record_key(environ: Mapping[str, str]) -> str:
     return _where("RECORD_KEY", environ.get("RECORD_KEY", ""), "the key that signs the record")
 
@@ -431,7 +473,8 @@ def ledger_of(environ: Mapping[str, str]) -> Ledger:
     """Return the ledger that ``STORE`` names, for an operator. Raises :class:`SettingError`."""
     store = _store(environ, on_cloud=False)
     manager = SecretManager(_secret_manager(environ))
-    found = shared(store, _password(_store_password(environ, store), manager))
+    where = _store_ca(environ, store)
+    found = _opened(store, where, _password(_store_password(environ, store), manager), _ca(where, manager))
     if found is None:
         raise SettingError(
             f"Write STORE={_SHARED}, as the function has it. The ledger of the memory store lives inside its instance "

@@ -41,7 +41,7 @@ _PORT: Final = re.compile("[0-9]{1,5}")
 #: What the framework's own command reads from the environment. Its words on the command line say all of it.
 _OWN: Final = ("HOST", "DEBUG", "FUNCTION_TARGET", "FUNCTION_SOURCE", "FUNCTION_SIGNATURE_TYPE", "FUNCTION_USE_ASGI")
 #: Stores that cannot be anybody's but this machine's. A sandbox invoice in a real ledger would stand there as raised.
-_STORE: Final = re.compile(r"(memory|rediss?://([^/@]*@)?(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/.*)?)?")
+_STORE: Final = re.compile(r"(memory|(?:rediss?|valkeys?)://([^/@]*@)?(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/.*)?)?")
 
 WELCOME = """
 Countersign is running on http://127.0.0.1:{port}, with a sandbox for an upstream: nothing leaves this machine.

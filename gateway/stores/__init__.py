@@ -103,6 +103,12 @@ class Ledger(Protocol):
 class Shared(Store, Ledger, Protocol):
     """A store that all instances share, and that an operator can reach."""
 
+    def flaw(self) -> str | None:
+        """Look at the store before the first call. Return what is wrong that no waiting mends, and what to do.
+
+        None if nothing is, or if it cannot be told yet. Used by the process that is forked later: nothing stays open.
+        """
+
 
 class _Address(NamedTuple):
     """How the address of a shared store is written."""
@@ -118,16 +124,18 @@ class _Address(NamedTuple):
 _NAME: Final = "[a-z][a-z0-9-]"
 #: A name, an IPv4 address, or an IPv6 address in brackets.
 _HOST: Final = r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])"
+#: Valkey is Redis by another name.
+_SCHEME: Final = "(?:rediss?|valkeys?)"
 _PORT: Final = "(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 #: By module. A store's client is loaded only if the store is used.
 SHARED: Final = {
     "redis": _Address(
-        rf"rediss?://(?:[^\s/?#@]*@)?{_HOST}(?::{_PORT})?(?:/[0-9]{{0,3}})?",
+        rf"{_SCHEME}://(?:[^\s/?#@]*@)?{_HOST}(?::{_PORT})?(?:/[0-9]{{0,3}})?",
         "redis://HOST:PORT/DATABASE",
         "Redis",
         (
             (
-                r"rediss?://.*[\s/?#@].*@.*",
+                rf"{_SCHEME}://.*[\s/?#@].*@.*",
                 (
                     "In the user and the password, percent-encode what means something else in an address: write %23 "
                     "for #, %3F for ?, %2F for /, %40 for @, %25 for %. Or leave the password out, and set "
@@ -135,14 +143,14 @@ SHARED: Final = {
                 ),
             ),
             (
-                rf"rediss?://(?:.*@)?{_HOST}:(?!{_PORT}(?:/|$)).*",
+                rf"{_SCHEME}://(?:.*@)?{_HOST}:(?!{_PORT}(?:/|$)).*",
                 "PORT must be a number from 1 to 65535, such as 6379.",
             ),
             (
-                rf"rediss?://(?:.*@)?{_HOST}(?::[0-9]+)?/.*",
+                rf"{_SCHEME}://(?:.*@)?{_HOST}(?::[0-9]+)?/.*",
                 "DATABASE must be a number, such as 0, with nothing behind it.",
             ),
-            (r"rediss?://.*", "HOST must be a name or an IP address (IPv6 in brackets, [::1])."),
+            (rf"{_SCHEME}://.*", "HOST must be a name or an IP address (IPv6 in brackets, [::1])."),
         ),
     ),
     "firestore": _Address(
@@ -178,11 +186,19 @@ def fault(address: str) -> str | None:
 
 def takes_password(address: str) -> bool:
     """Whether this is the address of a store that has a password, and does not hold one."""
-    return re.fullmatch(r"rediss?://(?:[^:@]*@)?[^@]*", address) is not None
+    return re.fullmatch(rf"{_SCHEME}://(?:[^:@]*@)?[^@]*", address) is not None
 
 
-def shared(address: str, password: Concealed[str] | None = None) -> Shared | None:
-    """Return the shared store with this address, None if it is the address of none."""
+def takes_ca(address: str) -> bool:
+    """Whether this is the address of a store whose server shows a certificate that any CA may have signed."""
+    return address.startswith(("rediss://", "valkeys://"))
+
+
+def shared(address: str, password: Concealed[str] | None = None, ca: str = "") -> Shared | None:
+    """Return the shared store with this address, None if it is the address of none.
+
+    ``ca``: the CA that signed its server's certificate, in PEM. Raises ssl.SSLError if it is something else.
+    """
     found = _written(address)
     if found is None:
         return None
@@ -191,5 +207,6 @@ def shared(address: str, password: Concealed[str] | None = None) -> Shared | Non
         scheme, _, rest = address.partition("://")
         user, _, place = rest.rpartition("@")
         address = f"{scheme}://{user}:{quote(password.reveal(), safe='')}@{place}"
-    store: Shared = getattr(import_module(f"{__name__}.{name}"), written.kind)(address)
+    more = {"ca": ca} if ca else {}
+    store: Shared = getattr(import_module(f"{__name__}.{name}"), written.kind)(address, **more)
     return store

@@ -376,6 +376,10 @@ class Firestore:
         except _FailedError as error:
             raise StoreUnavailable(note=str(error)) from None
 
+    def flaw(self) -> str | None:
+        """See :class:`gateway.stores.Shared`. It is not looked at: gRPC's threads do not survive the fork."""
+        return None
+
     def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
         return self._decide(key, partial(idempotency.resolve, answer=answer, said=said))
@@ -466,7 +470,7 @@ class Firestore:
 
         ``again``: the step may be repeated if the reply to its commit was lost, since ``judge`` sees that it was done.
         """
-        failed, lost = 0, False
+        failed, lost, overtaken = 0, False, False
         for attempt in range(ATTEMPTS):
             writes: Writes = {}
             try:
@@ -476,9 +480,12 @@ class Firestore:
                     self._commit(writes, times, deadline)
             except StoreUnavailable as unavailable:
                 unavailable.lost = lost
+                if overtaken:  # Firestore is well: the time went by on what others wrote
+                    unavailable.note = "Contention"
                 raise
             except _FailedError as error:
                 if writes and isinstance(error, _OvertakenError):
+                    overtaken = True
                     # Back off with jitter.
                     time.sleep(_RANDOM.uniform(0, 0.002) * min(attempt + 1, 10))
                     continue

@@ -1,10 +1,9 @@
-"""Limits and the ledger in Redis, shared by every instance. ``redis://`` or ``rediss://``.
+"""Limits and the ledger in Redis or Valkey, shared by every instance. ``redis://``, or ``rediss://`` over TLS.
 
 An admission of a fresh key is one script, and so one atomic step and one round trip; a settlement is another. An
 entry that is there is judged by ``policies.idempotency``, here, and written over only if it has not changed since. All
-runs on the server's clock. The client never repeats a command by itself, since it would also repeat one whose reply
-was only slow.
-A script with an idempotency key is safe to repeat, since it knows the owner of the claim, and is repeated once.
+runs on the server's clock. A script with an idempotency key is safe to repeat, since it knows the owner of the claim,
+and is repeated once.
 
 Every key of one deployment carries the same hash tag, so that a cluster keeps them on one node and a script may use
 them together.
@@ -14,18 +13,13 @@ from __future__ import annotations
 
 import math
 import os
-from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import redis
 from msgspec.structs import replace
-from redis import exceptions
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from gateway.edges import meaning
 from gateway.stores import Settled
+from gateway.stores.connecting import MENDS, Client, LostError, RedisError, RefusedError, Script
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.idempotency import LEASE, Held, Verdict
@@ -49,15 +43,13 @@ from policies.quota import (
 from policies.refusals import LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from policies.issuing import Progress
     from policies.model import Caller, Connection, Grant, Left
     from policies.outcomes import Reply
     from policies.quota import Full
 
-#: Two attempts at most, so that a refusal takes less than a second.
-TIMEOUT_SECONDS: Final = 0.4
 #: Milliseconds that a key is kept beyond its use, so that it never expires early.
 SLACK: Final = 60_000
 #: Seconds that a released owner is remembered: longer than TCP tries to deliver a claim that somebody gave up on.
@@ -65,40 +57,17 @@ MARKED: Final = 1_800
 #: How often a claim is judged anew, at most, because the entry has changed meanwhile.
 ATTEMPTS: Final = 5
 
-#: How many keys an operator's list reads at a time.
+#: How many keys an operator's list reads at a time, and how many seconds that may take.
 BATCH: Final = 1000
+OPERATOR_SECONDS: Final = 5.0
 
 PREFIX: Final = "{countersign}:"
+#: What our time is, where that differs from the server's. The scripts use it, which carries the tag of their keys.
+CLOCK: Final = f"{PREFIX}clock"
+#: What our time is read from, in the order in which :meth:`Redis._read_clock` takes it.
+_TIME: Final = (("TIME",), ("HMGET", CLOCK, "latest", "ahead"))
 #: What an entry is read from, in the order in which :func:`_entry` takes it.
 _PARTS: Final = ("e", "sent", "lease", "at", "r")
-
-
-class Meaning(Enum):
-    """What an exception of the client says about the command."""
-
-    LOST = auto()
-    """No readable answer came, so the command may have run. With an idempotency key it is safe to repeat, once."""
-    DEMOTED = auto()
-    """The server is now a replica. The address may name another server, which only a new connection finds."""
-    REFUSED = auto()
-    """An immediate retry would get the same answer."""
-
-
-ERRORS: Final[dict[type[BaseException], Meaning]] = {
-    exceptions.ConnectionError: Meaning.LOST,
-    exceptions.TimeoutError: Meaning.LOST,
-    exceptions.InvalidResponse: Meaning.LOST,
-    exceptions.AuthenticationError: Meaning.REFUSED,
-    exceptions.AuthorizationError: Meaning.REFUSED,
-    exceptions.BusyLoadingError: Meaning.REFUSED,
-    exceptions.ReadOnlyError: Meaning.DEMOTED,
-    exceptions.MasterDownError: Meaning.DEMOTED,
-    exceptions.RedisError: Meaning.REFUSED,
-    exceptions.RedisClusterException: Meaning.REFUSED,
-    exceptions.ChildDeadlockedError: Meaning.REFUSED,
-    exceptions.IncorrectPolicyType: Meaning.REFUSED,
-    ValueError: Meaning.REFUSED,  # a malformed host name, or an error reply that the client cannot parse
-}
 
 
 # policies.quota again, in Lua, to run where the data is. The contract tests hold both to the same promises. Times are
@@ -108,11 +77,24 @@ local BUCKETS = {BUCKETS}
 
 local function exact(microseconds) return string.format('%.0f', microseconds) end
 
+-- Our time never goes back. If Redis's clock is set back, ours goes on from where it was, ``ahead`` of it. So nothing
+-- is refused for longer than it says, and no window counts less. A clock set forward is time that has passed.
+local ahead, turned = 0, false
+
 local function clock(given)
-  if given ~= '' then return tonumber(given) end
-  local t = redis.call('TIME')
-  return tonumber(t[1]) * 1000000 + tonumber(t[2])
+  local now = tonumber(given)
+  if not now then
+    local t = redis.call('TIME')
+    now = tonumber(t[1]) * 1000000 + tonumber(t[2])
+  end
+  local kept = redis.call('HMGET', '{CLOCK}', 'latest', 'ahead')
+  ahead = tonumber(kept[2] or 0)
+  turned = now + ahead < tonumber(kept[1] or 0)
+  if turned then ahead = tonumber(kept[1]) - now end
+  return now + ahead
 end
+
+local function ticked(now) redis.call('HSET', '{CLOCK}', 'latest', exact(now), 'ahead', exact(ahead)) end
 
 -- A window is a hash: t calls in all, f and l the first and last bucket in use, and the calls of each bucket; money
 -- likewise. ``tried`` is the bucket of what is only tried, ``given`` that of what is to be given back: not written.
@@ -209,6 +191,7 @@ end
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local keyed, takes, holds = ARGV[2] == '1', ARGV[8] == '1', tonumber(ARGV[10])
+if takes and turned then ticked(now) end
 local windows = {{}}
 for i = 3, #KEYS do
   local w = read(KEYS[i], tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1]), now)
@@ -239,6 +222,7 @@ for _, w in ipairs(windows) do
   end
   w.amount = 0
 end
+if takes then ticked(now) end
 local sent, lease = ARGV[6], exact(now + tonumber(ARGV[7]))
 if sent == '' then sent = exact(now) end
 if keyed and takes then
@@ -339,6 +323,23 @@ return 1
 """
 
 
+# Every command of the scripts above, and nothing left behind: may we do what calls will do?
+_LOOK: Final = """
+redis.call('TIME')
+redis.call('SET', KEYS[1], '1', 'EX', 1)
+redis.call('EXISTS', KEYS[1])
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'n', '1')
+redis.call('HINCRBY', KEYS[1], 'n', 1)
+redis.call('HGET', KEYS[1], 'n')
+redis.call('HMGET', KEYS[1], 'n')
+redis.call('PEXPIRE', KEYS[1], 1000)
+redis.call('PERSIST', KEYS[1])
+redis.call('HDEL', KEYS[1], 'n')
+return 1
+"""
+
+
 class _Window(NamedTuple):
     """A window that a call is counted in."""
 
@@ -359,29 +360,28 @@ class _Window(NamedTuple):
         ]
 
 
-class _NotOpenedError(exceptions.ConnectionError):
-    """No connection could be opened, so no command was sent. Its text is the client's class for that."""
-
-
 class Redis:
     """The ``redis://`` store. ``clock`` is for tests alone; without it the server's own time is used."""
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, url: str, clock: Callable[[], float] | None = None, ca: str | None = None) -> None:
+        """``ca``: see :class:`gateway.stores.connecting.Client`."""
         self._clock = clock
-        self._client = redis.Redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            client_name="countersign",
-        )
-        pool = self._client.connection_pool
-        pool.connection_class = _telling(pool.connection_class)
-        self._admit: Any = self._client.register_script(_ADMIT)
-        self._settle: Any = self._client.register_script(_SETTLE)
-        self._advance: Any = self._client.register_script(_ADVANCE)
-        self._replace: Any = self._client.register_script(_REPLACE)
+        self._client = Client(url, ca)
+        self._admit = Script(_ADMIT)
+        self._settle = Script(_SETTLE)
+        self._advance = Script(_ADVANCE)
+        self._replace = Script(_REPLACE)
         self._debts = Debts(self._end)
+
+    def flaw(self) -> str | None:
+        """See :class:`gateway.stores.Shared`."""
+        try:
+            self._client.run(Script(_LOOK), [f"{PREFIX}look"], [])
+        except RedisError as error:
+            return MENDS.get(str(error))
+        finally:
+            self._client.rest()
+        return None
 
     def admit(self, grant: Grant, place: str) -> Admission:
         """See :class:`gateway.stores.Store`."""
@@ -395,14 +395,11 @@ class Redis:
         """See :class:`gateway.stores.Store`."""
         bounds = bounds_of(caller, connections, customer)
         try:
-            with self._client.pipeline() as batch:  # a transaction: all at one moment
-                batch.time()
-                for bound in bounds:
-                    batch.hgetall(f"{PREFIX}{bound.name}")
-                (seconds, microseconds), *found = batch.execute()
-        except tuple(ERRORS) as error:
-            raise self._unavailable(error) from None
-        now = self._clock() if self._clock is not None else seconds + microseconds / 1_000_000
+            windows = [("HGETALL", f"{PREFIX}{bound.name}") for bound in bounds]
+            *_, (time, kept, *found) = self._client.batch(("MULTI",), *_TIME, *windows, ("EXEC",))  # all at one moment
+        except RedisError as error:
+            raise _unavailable(error) from None
+        now = self._read_clock(time, kept)
         return tuple(left_of(bound, _window(bound.limit, one), now) for bound, one in zip(bounds, found, strict=True))
 
     def state_of(self, key: str) -> Seen | None:
@@ -410,8 +407,8 @@ class Redis:
         try:
             held, now = self._read(f"{PREFIX}ledger:{key}"), self._seconds()
             return None if held is None or idempotency.over(held, now) else Seen(held, now)
-        except tuple(ERRORS) as error:
-            raise self._unavailable(error) from None
+        except RedisError as error:
+            raise _unavailable(error) from None
 
     def _judged(self, grant: Grant, place: str, *, takes: bool) -> Admission:
         """Admit a call, or with ``takes`` off say what would become of it: the script and the judge are the same."""
@@ -526,24 +523,20 @@ class Redis:
         start = f"{PREFIX}ledger:"
         try:
             now = self._seconds()
-            cursor = -1
-            while cursor:
-                scanned: Any = self._client.scan(max(cursor, 0), match=f"{start}{prefix}*", count=BATCH)
-                cursor, keys = scanned
-                with self._client.pipeline(transaction=False) as batch:
-                    for key in keys:
-                        batch.hmget(key, *_PARTS)
-                    contents = batch.execute()
+            cursor = b""
+            while cursor != b"0":
+                scan = ("SCAN", cursor or 0, "MATCH", f"{start}{prefix}*", "COUNT", BATCH)
+                cursor, keys = self._client.ask(*scan, seconds=OPERATOR_SECONDS)
+                contents = self._client.batch(*(("HMGET", key, *_PARTS) for key in keys), seconds=OPERATOR_SECONDS)
                 for key, content in zip(keys, contents, strict=True):
                     entry = _entry(*content)
                     if entry is not None and not idempotency.over(entry, now):
                         yield idempotency.held_of(key.decode().removeprefix(start), entry, now=now)
-        except tuple(ERRORS) as error:
-            raise self._unavailable(error) from None
+        except RedisError as error:
+            raise _unavailable(error) from None
 
     def _read(self, key: Any) -> Entry | None:
-        content: Any = self._client.hmget(key, *_PARTS)
-        return _entry(*content)
+        return _entry(*self._client.ask("HMGET", key, *_PARTS))
 
     def resolve(self, key: str, answer: Answer | None, said: str = "") -> Verdict:
         """See :class:`gateway.stores.Ledger`."""
@@ -560,8 +553,8 @@ class Redis:
             try:
                 now = self._seconds()
                 held = self._read(place)
-            except tuple(ERRORS) as error:
-                raise self._unavailable(error) from None
+            except RedisError as error:
+                raise _unavailable(error) from None
             verdict, decided = judge(held, now=now)
             if held is None or decided is None or decided is held:
                 return verdict
@@ -583,10 +576,14 @@ class Redis:
         return "" if self._clock is None else _micro(self._clock())
 
     def _seconds(self) -> float:
-        if self._clock is not None:
-            return self._clock()
-        seconds, microseconds = self._client.time()
-        return int(seconds) + int(microseconds) / 1_000_000
+        return self._read_clock(*self._client.batch(*_TIME))
+
+    def _read_clock(self, time: list[bytes], kept: list[bytes | None]) -> float:
+        """Return what the scripts' clock says."""
+        seconds, microseconds = time
+        latest, ahead = (int(part or 0) / 1_000_000 for part in kept)
+        now = int(seconds) + int(microseconds) / 1_000_000 if self._clock is None else self._clock()
+        return max(now + ahead, latest)
 
     def _end(self, debt: Debt) -> Settled:
         grant, admission, reply, answer = debt
@@ -617,37 +614,19 @@ class Redis:
         done = self._run(self._settle, _keys(grant, admission.owner, windows), arguments, again=claim is not None)
         return (Settled.OWED, Settled.WRITTEN, Settled.OVER)[done]
 
-    def _run(self, script: Any, keys: list[str], arguments: list[Any], *, again: bool, lost: bool = False) -> Any:
+    def _run(self, script: Script, keys: list[str], arguments: list[Any], *, again: bool, lost: bool = False) -> Any:
         """Run a script. ``again``: it is safe to repeat. Raises :class:`StoreUnavailable`."""
         try:
-            return script(keys=keys, args=arguments)
-        except tuple(ERRORS) as error:
-            meant = meaning(ERRORS, error)
-            lost = lost or (meant is Meaning.LOST and not isinstance(error, _NotOpenedError))
-            if not again or meant is not Meaning.LOST:
-                raise self._unavailable(error, lost=lost) from None
+            return self._client.run(script, keys, arguments)
+        except RedisError as error:
+            lost = lost or isinstance(error, LostError)
+            if not again or isinstance(error, RefusedError):
+                raise _unavailable(error, lost=lost) from None
         return self._run(script, keys, arguments, again=False, lost=lost)
 
-    def _unavailable(self, error: BaseException, *, lost: bool = False) -> StoreUnavailable:
-        if meaning(ERRORS, error) is Meaning.DEMOTED:
-            self._client.connection_pool.disconnect()
-        note = str(error) if isinstance(error, _NotOpenedError) else type(error).__name__
-        return StoreUnavailable(note=note, retry_after=1, lost=lost)
 
-
-def _telling(kind: Any) -> Any:
-    """Return a class of connections that tell when they could not be opened: then no command was sent."""
-
-    class Telling(kind):  # type: ignore[misc]  # whichever class the address asks for
-        def connect(self) -> None:
-            try:
-                super().connect()
-            except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
-                if type(error) not in {exceptions.ConnectionError, exceptions.TimeoutError}:
-                    raise  # an answer to what is said first, such as a password
-                raise _NotOpenedError(type(error).__name__) from None
-
-    return Telling
+def _unavailable(error: RedisError, *, lost: bool = False) -> StoreUnavailable:
+    return StoreUnavailable(note=str(error), retry_after=1, lost=lost)
 
 
 def _entry(
@@ -662,9 +641,10 @@ def _entry(
     return replace(entry, reserved=replace(entry.reserved, amount=int(holds), at=int(at) / 1_000_000))
 
 
-def _window(limit: Limit, found: Mapping[bytes, bytes]) -> Window:
-    """Return the window that a hash of the scripts holds."""
-    return Window(limit, sorted((int(name), int(calls)) for name, calls in found.items() if name.isdigit()))
+def _window(limit: Limit, found: list[bytes]) -> Window:
+    """Return the window that a hash of the scripts holds, here as its names and values in turn."""
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return Window(limit, sorted((int(name), int(calls)) for name, calls in pairs if name.isdigit()))
 
 
 def _version(entry: Entry | None) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from msgspec.structs import replace
-from redis.client import Pipeline
 
 from console.__main__ import main
 from console.audit import verify
 from gateway.lines import Entry
+from gateway.stores.connecting import Client
 from gateway.stores.firestore import Firestore
 from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION
@@ -365,14 +365,14 @@ def test_long_list_of_redis_is_read_in_batches(redis_url: str, monkeypatch: pyte
     for number in range(3000):
         admit(store, replace(grant, ledger_key=f"{number:064x}"))
     trips = 0
-    execute = Pipeline.execute
+    asked = Client._asked
 
     def counted(self: Any, *arguments: Any) -> Any:
         nonlocal trips
         trips += 1
-        return execute(self, *arguments)
+        return asked(self, *arguments)
 
-    monkeypatch.setattr(Pipeline, "execute", counted)
+    monkeypatch.setattr(Client, "_asked", counted)
     monkeypatch.setattr(Redis, "_read", None)
     assert len({held.key for held in store.held()}) == 3000
     assert trips < 30

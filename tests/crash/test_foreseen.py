@@ -301,7 +301,7 @@ def test_what_is_foreseen_with_redis_is_what_becomes_of_the_call(
 ) -> None:
     def empty(clock: Clock) -> Redis:
         store = Redis(redis_url, clock)
-        store._client.flushall()
+        store._client.ask("FLUSHALL")
         return store
 
     assert len(compared(function, tmp_path, empty, 400, seed=SEED + 1)) >= 10

@@ -124,6 +124,7 @@ OPTION_SETS = [
     ["--store=firestore://acme-data/limits", "--max-instances=20"],
     ["--store=firestore://acme-prod"],
     ["--store=rediss://10.0.0.3", "--vpc-connector=c1", "--redis-password-secret=projects/acme-prod/secrets/redis"],
+    ["--store=valkeys://app@10.0.0.3:6378/0", "--vpc-connector=c1", "--redis-ca-secret=projects/acme-prod/secrets/ca"],
     ["--policy-secret=projects/acme-prod/locations/europe-west3/secrets/countersign-policy/versions/latest"],
     ["--record-key-secret=projects/acme-prod/secrets/countersign-record"],
     ["--name=stripe", "--runtime=python314", "--concurrency=7", "--memory=1Gi", "--cpu=2", "--store=memory"],
@@ -223,6 +224,7 @@ def test_the_function_may_read_its_secret_and_nothing_else(house: Path, options:
     account = f"{words(commands, 'functions', 'deploy')[3]}@acme-prod.iam.gserviceaccount.com"
     held = ["countersign-policy"] if "--policy-secret" in str(options) else []
     held += ["redis"] if "--redis-password-secret" in str(options) else []
+    held += ["ca"] if "--redis-ca-secret" in str(options) else []
     held += ["countersign-record"] if "--record-key-secret" in str(options) else []
     assert [one[1:5] for one in granted] == [
         ["secrets", "add-iam-policy-binding", *secret]
@@ -339,12 +341,23 @@ def test_password_of_redis_is_named_in_the_settings_and_never_in_them(house: Pat
     assert "STORE_PASSWORD" not in "".join(dry_run(house, *redis))
 
 
+def test_ca_of_redis_is_named_in_the_settings(house: Path) -> None:
+    secret = "projects/acme-prod/secrets/redis-ca"
+    redis = usual("--store=rediss://10.0.0.3:6378/0", "--vpc-connector=my-connector")
+    for written in (secret, f"{secret}/versions/latest"):
+        command = words(dry_run(house, *redis, f"--redis-ca-secret={written}"), "functions", "deploy")
+        (settings,) = [word for word in command if word.startswith("--set-env-vars=")]
+        assert f",STORE_CA={secret}/versions/latest," in settings
+    plain = usual("--store=redis://10.0.0.3", "--vpc-connector=c", f"--redis-ca-secret={secret}", "--dry-run")
+    assert "is for --store rediss://" in deploy(house, *plain).stderr
+
+
 @pytest.mark.parametrize(
     "host",
     ["10.0.0.3", "192.168.1.1", "172.16.0.1", "172.31.255.1", "100.64.0.1", "169.254.1.1", "redis.internal"],
 )
 def test_redis_in_a_private_network_needs_a_way_into_it(house: Path, host: str) -> None:
-    for store in (f"redis://{host}", f"rediss://{host}:6380/0"):
+    for store in (f"redis://{host}", f"rediss://{host}:6380/0", f"valkey://app@{host}"):
         refused(deploy(house, *usual("--dry-run", "--store", store)), "--vpc-connector NAME")
         assert dry_run(house, *usual("--store", store, "--vpc-connector=my-connector"))
 
@@ -441,6 +454,8 @@ def refused(run: subprocess.CompletedProcess[str], says: str) -> None:
         ("--store", "redis://127.0.0.1:6379", "none runs"),
         ("--store", "rediss://localhost/0", "none runs"),
         ("--redis-password-secret", "hunter22", "is for --store redis://"),
+        ("--redis-ca-secret", "projects/acme-prod/secrets/ca", "is for --store rediss://"),
+        ("--store", "redis://app:hunter2@10.0.0.1", "without a password"),
         ("--record-key-secret", "MC4CAQAwBQ==", "projects/P/secrets/NAME"),
         ("--secret", "projects/acme/locations/x/secrets/y", "projects/P/secrets/NAME"),
         ("--vpc-connector", "x --quiet", "name of a connector"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import msgspec
 import pytest
+from google.api_core.exceptions import Aborted, ServiceUnavailable
 from google.cloud import firestore
 from hypothesis import HealthCheck, given, settings
 from msgspec.structs import replace
@@ -183,6 +184,38 @@ class Asked:
             return getattr(self._client, name)(*args, **members)
 
         return call
+
+
+class Overtaking:
+    """Stands for a client: it finds nothing, and every commit fails."""
+
+    def __init__(self, kind: type[Exception]) -> None:
+        self._kind = kind
+
+    def batch_get_documents(self, *_: Any, **__: Any) -> list[Any]:
+        return []
+
+    def commit(self, *_: Any, **__: Any) -> None:
+        raise self._kind("x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "note"),
+    [
+        (Aborted, 60.0, "Contention"),  # it has tried as often as it may
+        (Aborted, 0.02, "Contention"),  # or as long
+        (ServiceUnavailable, 60.0, "ServiceUnavailable"),
+        (Aborted, 0.0, "Timeout"),
+    ],
+)
+def test_refusal_tells_contention_from_a_firestore_that_does_not_serve(
+    kind: type[Exception], seconds: float, note: str
+) -> None:
+    store = Firestore("firestore://acme-prod", Clock(), seconds)
+    store._client = PerProcess(lambda: Overtaking(kind))
+    with pytest.raises(StoreUnavailable) as caught:
+        admit(store, limited("9/minute"))
+    assert (caught.value.note, caught.value.retry_after) == (note, 1)
 
 
 def test_store_that_is_down_refuses_within_a_second_and_the_next_call_works_when_it_is_back(

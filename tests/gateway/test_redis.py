@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from redis.crc import key_slot
 
+from gateway.stores.connecting import LostError, RedisError, RefusedError, Script, UnreachedError
 from gateway.stores.memory import Memory
 from gateway.stores.redis import Redis
 from policies.idempotency import RETENTION, wanted
@@ -26,7 +27,15 @@ from policies.issuing import Progress, Stage
 from policies.model import Admission, Answer, Entry, Outcome
 from policies.outcomes import InvoiceSeen, Reply
 from policies.quota import parse_limit
-from policies.refusals import BudgetSpent, KeyInUse, LimitReached, OutcomeUnknown, Refusal, StoreUnavailable
+from policies.refusals import (
+    BudgetSpent,
+    KeyInUse,
+    LimitReached,
+    OutcomeStillUnknown,
+    OutcomeUnknown,
+    Refusal,
+    StoreUnavailable,
+)
 from sandbox.ports import free_port
 from sandbox.redis_server import RedisServer
 from tests.conftest import Clock, policy, running
@@ -172,41 +181,26 @@ def refused(store: Store, grant: Grant) -> tuple[str | None, int | None]:
 # ---------------------------------------------------------------- Redis is not there, or slow, or back
 
 
-def test_store_that_is_down_refuses_within_a_second_and_the_next_call_works_when_it_is_back(
-    redis_server: RedisServer,
-) -> None:
+def test_store_that_is_down_refuses_and_the_next_call_works_when_it_is_back(redis_server: RedisServer) -> None:
     store = Redis(redis_server.url)
     admit(store, limited("9/minute", key="before"))
     redis_server.kill()
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailable) as caught:
-        admit(store, limited("9/minute", key="meanwhile"))
-    assert time.monotonic() - began < 1
-    assert caught.value.retry_after == 1
+    assert refused(store, limited("9/minute", key="meanwhile")) == ("nobody listens", 1)
     redis_server.start()
     admission = admit(store, limited("9/minute", key="after"))
     assert admission.standings[0].remaining == 7
-
-
-def test_store_that_hangs_refuses_within_a_second() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = Redis(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        began = time.monotonic()
-        with pytest.raises(StoreUnavailable):
-            admit(store, limited("9/minute", key="k"))
-        assert time.monotonic() - began < 1.5  # two attempts of 0.4 s, on a machine that is busy
 
 
 def test_nobody_listening_is_a_refusal_that_names_no_address() -> None:
     port = free_port()
     with pytest.raises(StoreUnavailable) as caught:
         admit(Redis(f"redis://:hunter2@127.0.0.1:{port}/0"), limited("9/minute"))
-    assert caught.value.note == "ConnectionError"
+    assert caught.value.note == "nobody listens"
     assert "hunter2" not in str(caught.value.problem("id"))
 
 
 def test_address_that_cannot_be_looked_up_is_a_refusal() -> None:
-    assert refused(Redis("redis://a..b:6379/0"), limited("9/minute", key="k")) == ("UnicodeError", 1)
+    assert refused(Redis("redis://a..b:6379/0"), limited("9/minute", key="k")) == ("no such host", 1)
 
 
 def test_demoted_primary_refuses_and_its_connections_are_left_behind(redis_server: RedisServer) -> None:
@@ -278,15 +272,15 @@ def disk_gone(operator: redis.Redis) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("state", "note"),
     [
-        pytest.param(lambda operator: configured(operator, requirepass="p"), "AuthenticationError", id="NOAUTH"),
-        pytest.param(lambda operator: configured(operator, maxmemory="1"), "OutOfMemoryError", id="OOM"),
-        pytest.param(lambda operator: configured(operator, maxclients="1"), "ConnectionError", id="too many clients"),
+        pytest.param(lambda operator: configured(operator, requirepass="p"), "password", id="NOAUTH"),
+        pytest.param(lambda operator: configured(operator, maxmemory="1"), "out of memory", id="OOM"),
+        pytest.param(lambda operator: configured(operator, maxclients="1"), "too many clients", id="too many clients"),
         pytest.param(
-            lambda operator: configured(operator, min_replicas_to_write="1"), "ResponseError", id="NOREPLICAS"
+            lambda operator: configured(operator, min_replicas_to_write="1"), "too few replicas", id="NOREPLICAS"
         ),
-        pytest.param(disk_gone, "ResponseError", id="MISCONF"),
-        pytest.param(cut_off, "MasterDownError", id="MASTERDOWN"),
-        pytest.param(busy, "ResponseError", id="BUSY"),
+        pytest.param(disk_gone, "cannot write to its disk", id="MISCONF"),
+        pytest.param(cut_off, "replica without its primary", id="MASTERDOWN"),
+        pytest.param(busy, "busy with a script", id="BUSY"),
     ],
 )
 def test_redis_that_will_not_serve_is_a_refusal_and_claims_nothing(
@@ -306,39 +300,34 @@ def test_replica_without_its_primary_is_left_behind_as_a_demoted_primary_is(redi
     store, grant = Redis(redis_server.url), limited("9/minute", key="k")
     admit(store, grant)
     with redis.Redis(port=redis_server.port) as operator, cut_off(operator):
-        assert refused(store, grant) == ("MasterDownError", 1)
+        assert refused(store, grant) == ("replica without its primary", 1)
         assert [client["name"] for client in operator.client_list()].count("countersign") == 0
 
 
 @pytest.mark.parametrize(
-    ("error", "attempts"),
-    [
-        (redis.ConnectionError, 2), (redis.TimeoutError, 2), (redis.InvalidResponse, 2),
-        (redis.AuthenticationError, 1), (redis.exceptions.AuthorizationError, 1), (redis.BusyLoadingError, 1),
-        (redis.ReadOnlyError, 1), (redis.ResponseError, 1),
-    ],
-)  # fmt: skip
+    ("error", "attempts"), [(UnreachedError("w"), 2), (LostError("w"), 2), (RefusedError("w", "ERR"), 1)], ids=repr
+)
 def test_only_a_call_whose_answer_was_lost_is_repeated_and_only_one_with_a_key(
-    monkeypatch: pytest.MonkeyPatch, error: type[redis.RedisError], attempts: int
+    monkeypatch: pytest.MonkeyPatch, error: RedisError, attempts: int
 ) -> None:
-    made: list[str] = []
+    made: list[Script] = []
 
-    def fail(command: str, script: str, *_: object, **__: object) -> None:
-        if script == store._admit.sha:  # and not the release that follows
-            made.append(command)
+    def fail(script: Script, *_: object) -> None:
+        if script is store._admit:  # and not the release that follows
+            made.append(script)
         raise error
 
     monkeypatch.setattr("gateway.stores.debts.PATIENCE", 0.1)
     for key, expected in (("k", attempts), (None, 1)):
         made.clear()
         store = Redis("redis://127.0.0.1:9/0")
-        store._client.execute_command = fail  # type: ignore[method-assign]
-        assert refused(store, limited("9/minute", key=key)) == (error.__name__, 1)
-        assert made == ["EVALSHA"] * expected
+        store._client.run = fail  # type: ignore[assignment, method-assign]
+        assert refused(store, limited("9/minute", key=key)) == ("w", 1)
+        assert len(made) == expected
 
 
 @pytest.mark.parametrize(
-    ("who", "note"), [(":wrong", "AuthenticationError"), ("clerk:p", "NoPermissionError")], ids=["WRONGPASS", "NOPERM"]
+    ("who", "note"), [(":wrong", "password"), ("clerk:p", "permissions")], ids=["WRONGPASS", "NOPERM"]
 )
 def test_redis_that_does_not_know_us_or_allows_us_too_little_is_a_refusal(
     redis_server: RedisServer, who: str, note: str
@@ -355,39 +344,22 @@ def test_redis_that_is_still_loading_is_a_refusal(redis_server: RedisServer) -> 
     store, grant = Redis(redis_server.url), limited("9/minute", key="k")
     store.settle(grant, admit(store, grant), SUCCEEDED, ANSWER)
     with redis.Redis(port=redis_server.port) as operator, operator.pipeline(transaction=False) as many:
-        for number in range(8 * 1024):  # it looks for clients between two times 1,024 commands
+        for number in range(64 * 1024):  # it looks for clients between two times 1,024 commands
             many.set("other", number)
         many.execute()
     redis_server.kill()
     redis_server.options = {"key-load-delay": "100"}  # microseconds, for each of them
-    results: set[str | None] = set()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(redis_server.start)
-        while not starting.done():
+        results: list[str | None] = []
+        while "still loading" not in results:
+            assert not starting.done(), results
             result = attempt(store, grant)
-            results.add(result.note if isinstance(result, Refusal) else None)
+            results.append(result.note if isinstance(result, Refusal) else None)
+        with redis.Redis(port=redis_server.port) as operator:
+            operator.config_set("key-load-delay", 0)  # the rest of it at once
         starting.result()
-    assert "BusyLoadingError" in results, results
     assert admit(store, grant).replay == ANSWER
-
-
-def test_node_of_a_cluster_that_has_not_our_keys_is_a_refusal(tmp_path: Path) -> None:
-    with contextlib.ExitStack() as both:
-        servers = []
-        for name in ("ours", "theirs"):
-            (tmp_path / name).mkdir()
-            options = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
-            servers.append(both.enter_context(running(RedisServer(tmp_path / name, options=options))))
-        ours, theirs = (both.enter_context(redis.Redis(port=server.port)) for server in servers)
-        store, grant = Redis(servers[0].url), limited("9/minute", key="k")
-        assert refused(store, grant) == ("ClusterDownError", 1)
-        theirs.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        ours.execute_command("CLUSTER MEET", "127.0.0.1", servers[1].port, servers[1].options["cluster-port"])
-        deadline = time.monotonic() + 10
-        while refused(store, grant) != ("MovedError", 1):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert ours.keys() == theirs.keys() == []
 
 
 def test_scripts_that_redis_has_forgotten_are_given_to_it_again(redis_url: str) -> None:
@@ -556,6 +528,7 @@ def test_every_key_of_a_deployment_lies_on_one_node_of_a_cluster(redis_url: str)
     admit(store, grant)
     with redis.Redis.from_url(redis_url) as client:
         keys = client.keys()
+        assert keys.pop(keys.index(b"{countersign}:clock"))
         assert len(keys) == 3
         assert len({key_slot(key) for key in keys}) == 1
         (entry,) = [key for key in keys if b"ledger" in key]
@@ -589,6 +562,85 @@ def test_window_in_redis_stays_small_however_many_calls_it_counts(redis_url: str
         clock.tick(0.11)
     with redis.Redis.from_url(redis_url) as client:
         assert client.hlen("{countersign}:caller:app:60") <= 129 + 3
+
+
+# ---------------------------------------------------------------- a clock that somebody sets
+
+
+BACK = [0.5, 59.0, 3600.0, 30 * 86400.0]
+
+
+@pytest.mark.parametrize("seconds", BACK)
+def test_clock_set_back_refuses_nobody_for_longer_than_the_window(redis_url: str, seconds: float) -> None:
+    clock = Clock()
+    store, grant = Redis(redis_url, clock), limited("3/minute")
+    for _ in range(3):
+        admit(store, grant)
+    clock.tick(-seconds)
+    for _ in range(5):
+        result = attempt(store, grant)
+        assert isinstance(result, LimitReached)
+        assert 0 < (result.retry_after or 0) <= 61
+        assert store.left(grant.caller, [])[0].remaining == 0
+    clock.tick(61)
+    assert store.left(grant.caller, [])[0].remaining == 3
+    assert admit(store, grant).standings[0].remaining == 2
+
+
+@pytest.mark.parametrize("seconds", BACK)
+def test_clock_set_back_leaves_a_key_in_use_for_no_longer_than_its_lease(redis_url: str, seconds: float) -> None:
+    clock = Clock()
+    store, grant = Redis(redis_url, clock), limited("9/minute", key="k")
+    admit(store, grant)
+    clock.tick(-seconds)
+    assert isinstance(attempt(store, grant), KeyInUse)
+    clock.tick(31)
+    assert isinstance(attempt(store, grant), OutcomeStillUnknown)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 1.0, 7.5, 30.0]), st.sampled_from([0.0, 0.0, 0.5, 5.0, 4000.0]))))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_clock_that_is_set_back_again_and_again_never_admits_more_than_the_limit(
+    shared_redis: RedisServer, steps: list[tuple[float, float]]
+) -> None:
+    with redis.Redis(port=shared_redis.port) as client:
+        client.flushall()
+    clock, real, admitted = Clock(), 0.0, list[float]()
+    store, grant = Redis(shared_redis.url, clock), limited("3/minute")
+    for passes, back in steps:
+        real += passes
+        clock.tick(passes - back)
+        if isinstance(attempt(store, grant), Admission):
+            admitted.append(real)
+        assert len([moment for moment in admitted if moment > real - 60]) <= 3
+    clock.tick(61)
+    assert admit(store, grant).standings[0].remaining == 2
+
+
+def test_clock_set_forward_is_time_that_has_passed(redis_url: str) -> None:
+    clock = Clock()
+    store, grant = Redis(redis_url, clock), limited("1/minute", key="k")
+    assert store.settle(grant, admit(store, grant), SUCCEEDED, ANSWER)
+    clock.tick(3600)
+    assert admit(store, limited("1/minute", key="other"))
+    assert admit(store, grant).replay == ANSWER
+    clock.tick(RETENTION)
+    assert admit(store, grant).replay is None
+    clock.tick(-3600 - RETENTION)  # set right: our time goes on from there
+    assert isinstance(attempt(store, limited("1/minute", key="third")), LimitReached)
+    clock.tick(61)
+    assert admit(store, limited("1/minute", key="third"))
+
+
+def test_refused_call_writes_nothing_while_the_clock_is_right(redis_url: str) -> None:
+    clock = Clock()
+    store, grant = Redis(redis_url, clock), limited("1/minute")
+    admit(store, grant)
+    with redis.Redis.from_url(redis_url) as client:
+        before = client.hgetall("{countersign}:clock")
+        clock.tick(1)
+        assert isinstance(attempt(store, grant), LimitReached)
+        assert client.hgetall("{countersign}:clock") == before
 
 
 # ---------------------------------------------------------------- several processes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -399,14 +400,16 @@ def test_store_that_there_is_not_is_refused(document: Path, store: str) -> None:
 @pytest.mark.parametrize(
     "store",
     [
-        "redis://127.0.0.1",
-        "redis://127.0.0.1:6379/3",
-        "redis://:hunter2@cache.example:6379",
-        "rediss://user:hunter2@[::1]:6380/0",
+        "redis://127.0.0.1:9",
+        "redis://127.0.0.1:9/3",
+        "redis://:hunter2@127.0.0.1:9",
+        "rediss://user:hunter2@[::1]:9/0",
+        "valkey://127.0.0.1:9/0",
+        "valkeys://user:hunter2@127.0.0.1:9/0",
     ],
 )
 def test_redis_is_a_store_on_the_cloud_and_off_it(document: Path, store: str) -> None:
-    """It is connected to with the first call: a Redis that is down must not keep instances from starting."""
+    """One that is down must not keep instances from starting; here nobody listens."""
     assert isinstance(load({"POLICY": str(document), "STORE": store}).store, Redis)
     assert isinstance(load({"POLICY": str(document), "STORE": store} | CLOUD).store, Redis)
 
@@ -450,12 +453,12 @@ def test_redis_address_that_is_wrong_is_one_line_without_the_password(document: 
 
 
 def test_redis_password_with_odd_characters_is_taken_percent_encoded(document: Path) -> None:
-    store = load({"POLICY": str(document), "STORE": "rediss://default:a%23b%3Fc%2Fd%40e%25@host:6379/0"}).store
+    store = load({"POLICY": str(document), "STORE": "rediss://default:a%23b%3Fc%2Fd%40e%25@127.0.0.1:9/0"}).store
     assert isinstance(store, Redis)
-    assert store._client.get_connection_kwargs()["password"] == "a#b?c/d@e%"
+    assert ("AUTH", "default", "a#b?c/d@e%") in store._client._opening
 
 
-@pytest.mark.parametrize("store", ["redis://cache.example:6379/2", "rediss://default@cache.example"])
+@pytest.mark.parametrize("store", ["redis://127.0.0.1:9/2", "rediss://default@127.0.0.1:9"])
 @pytest.mark.parametrize("password", [PASSWORD, "a@b:c/d%41[]?&"])
 def test_redis_password_is_read_from_a_secret(
     document: Path, secret_manager: SecretManager, tmp_path: Path, store: str, password: str
@@ -466,12 +469,8 @@ def test_redis_password_is_read_from_a_secret(
         environ = {"STORE": store, "STORE_PASSWORD": where, "SECRET_MANAGER_ENDPOINT": secret_manager.address}
         for made in (load({"POLICY": str(document)} | environ).store, ledger_of(environ)):
             assert isinstance(made, Redis)
-            kwargs = made._client.get_connection_kwargs()
-            assert kwargs["password"] == password
-            assert (kwargs["host"], kwargs.get("username")) == (
-                "cache.example",
-                "default" if "default" in store else None,
-            )
+            user = ("default",) if "default" in store else ()
+            assert made._client._opening[0] == ("AUTH", *user, password)
 
 
 @pytest.mark.parametrize(
@@ -490,6 +489,28 @@ def test_password_that_cannot_be_used_is_one_line(document: Path, where: str, st
     text = error_of(POLICY=str(document), STORE=store, STORE_PASSWORD=where)
     assert says in text
     assert "hunter22" not in text
+
+
+@pytest.mark.parametrize(
+    ("where", "store", "says"),
+    [
+        ("-----BEGIN CERTIFICATE-----", "rediss://h", "STORE_CA must say where the CA of the certificate lies"),
+        ("file:/no/such", "rediss://h", "STORE_CA: file:/no/such cannot be read: the file does not exist."),
+        ("file:/no/such", "redis://h", "STORE_CA is for STORE=rediss://, which is Redis over TLS."),
+        ("file:/no/such", "memory", "STORE_CA is for STORE=rediss://"),
+        (f"file:{__file__}", "rediss://h", "holds no certificates in PEM. Put the CA's there"),
+        ("file:/bin/sh", "rediss://h", "holds no certificates in PEM. Put the CA's there"),
+    ],
+)
+def test_ca_that_cannot_be_used_is_one_line(document: Path, where: str, store: str, says: str) -> None:
+    assert says in error_of(POLICY=str(document), STORE=store, STORE_CA=where)
+    with pytest.raises(SettingError, match=re.escape(says)):
+        ledger_of({"STORE": store, "STORE_CA": where})
+
+
+def test_redis_that_no_waiting_brings_stops_the_start(document: Path) -> None:
+    text = error_of(POLICY=str(document), STORE="redis://a..b:6379/0")
+    assert text == "STORE: There is no such host. Correct HOST, which must be a name or an IP address."
 
 
 def test_password_that_secret_manager_does_not_have_is_named(document: Path, secret_manager: SecretManager) -> None:
@@ -796,8 +817,9 @@ def test_function_works_with_a_redis_whose_password_lies_in_a_secret(
         ]
         assert upstream.invoices == 1
         assert PASSWORD not in started.errors.read_text() + started.record.text()
-        without = server(STORE=redis_server.url)
-        assert without.call()[0] == 503
+        without = server(STORE=redis_server.url, wait=False)
+        assert without.process.wait(timeout=30) == 1
+        assert "countersign cannot start: STORE: It asks for a password" in without.errors.read_text()
 
 
 @pytest.mark.parametrize("where", ["MC4CAQAwBQYDK2Vw", "record.pem", "projects/acme/secrets/record"])

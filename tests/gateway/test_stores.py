@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -1106,8 +1107,8 @@ def written_in(store: Store) -> object:
         case Memory():
             return {name: window.buckets for name, window in store._windows.items()}, {**store._ledger}
         case Redis():
-            client: Any = store._client
-            return {key: (client.dump(key), client.pexpiretime(key)) for key in client.scan_iter()}
+            ask = partial(store._client.ask, seconds=10.0)
+            return {key: (ask("DUMP", key), ask("PEXPIRETIME", key)) for key in ask("KEYS", "*")}
         case Firestore():
             parent, client = f"{store._database}/documents", store._connected()
             found = (
