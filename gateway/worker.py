@@ -39,6 +39,7 @@ from gunicorn.http import get_parser, wsgi
 from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException
 from gunicorn.workers.base import Worker as Base
 
+from gateway.answering import AUDIT_ID
 from gateway.arriving import MAX_HEAD, MAX_LINE, Arriving
 from gateway.chain import alert
 from gateway.reading import BODY_SECONDS, LATE
@@ -114,6 +115,7 @@ class Connection:
         "parser",
         "server",
         "shelf",
+        "since",
         "sock",
         "unsent",
     )
@@ -127,13 +129,15 @@ class Connection:
         self.began = time.monotonic()
         """When the server learned of the next call."""
         self.keeps, self.answered, self.late, self.ended = True, False, False, False
-        """Whether it is kept; whether a call on it succeeded; whether the call is overdue; whether the peer's side is
-        closed."""
+        """Whether it is kept; whether a caller's call on it succeeded, so that it is no stranger's; whether the call is
+        overdue; whether the peer's side is closed."""
         self.unsent: memoryview = memoryview(b"")
         self.left = MAX_LEFT
         """Bytes that are still read of it once it is being closed."""
         self.shelf: dict[Connection, float] | None = None
         """Where the poller has it; None while a thread does."""
+        self.since = self.began
+        """Since when it is there."""
         self.held = 0
         """Bytes of it that count for :data:`MAX_HELD`."""
 
@@ -271,30 +275,27 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         return sum(map(len, (self._arriving, self._kept, self._sending, self._leaving, self._out)))
 
     def _close_one(self) -> None:
-        """Close the connection that matters least: of those that are over, of strangers, of others; the oldest each."""
-        waiting = (self._arriving, self._kept, self._sending)
-        for shelf in (self._leaving, *waiting):
-            if self._close_oldest(shelf, lambda conn: not conn.answered):
-                return
-        for shelf in (self._leaving, *waiting):
-            if self._close_oldest(shelf, lambda _: True):
-                return
+        """Close the connection that has stood still for longest: of those that are over, of strangers, of all.
 
-    def _close_oldest(self, shelf: dict[Connection, float], which: Callable[[Connection], bool]) -> bool:
-        """Close one, unless its call is there by now. Return whether there was one."""
-        while (conn := next(filter(which, shelf), None)) is not None:
-            if shelf is self._kept:
-                self._read(conn)
-            if conn.shelf is shelf:
-                self._drop(conn)
-                return True
-        return False
+        None whose call is there by now.
+        """
+        waiting = (self._arriving, self._kept, self._sending)
+        for shelves, of_all in (((self._leaving,), True), (waiting, False), (waiting, True)):
+            while oldest := [one for shelf in shelves if (one := _oldest(shelf, of_all=of_all)) is not None]:
+                conn = min(oldest, key=lambda one: one.since)
+                shelf = conn.shelf
+                if shelf is self._kept:
+                    self._read(conn)
+                if conn.shelf is shelf:
+                    self._drop(conn)
+                    return
 
     # ------------------------------------------------------------ where the poller has a connection
 
     def _put(self, conn: Connection, shelf: dict[Connection, float], seconds: float) -> None:
         """Keep a connection until something happens on it, or its time is over."""
-        shelf[conn] = time.monotonic() + seconds
+        conn.since = time.monotonic()
+        shelf[conn] = conn.since + seconds
         conn.shelf = shelf
         act = self._send if shelf is self._sending else self._drain if shelf is self._leaving else self._read
         event = selectors.EVENT_WRITE if shelf is self._sending else selectors.EVENT_READ
@@ -382,6 +383,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
             if first and conn.shelf is not None:  # from here on the call has its time
                 del conn.shelf[conn]
                 conn.shelf = self._arriving
+                conn.since = conn.began
                 self._arriving[conn] = conn.began + ARRIVING_SECONDS
             self._go_ahead(conn)
             self._hold(conn)
@@ -498,7 +500,8 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         for part in parts:
             answer.write(part)
         answer.close()
-        conn.answered = conn.answered or answer.status_code < 300
+        if not conn.answered and answer.status_code < 300:  # pages for everybody have no audit id
+            conn.answered = any(name == AUDIT_ID for name, _ in answer.headers)
         conn.send(b"".join(pieces))
         return not answer.should_close()
 
@@ -517,6 +520,11 @@ def _on(act: Callable[[Connection], None], conn: Connection, _sock: socket.socke
     """Do what an event asks for, unless the connection was closed by another of the same turn."""
     if conn.shelf is not None:
         act(conn)
+
+
+def _oldest(shelf: dict[Connection, float], *, of_all: bool) -> Connection | None:
+    """Return the connection that stands there for longest, of strangers or of all."""
+    return next((conn for conn in shelf if of_all or not conn.answered), None)
 
 
 def _parsed(conn: Connection) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from gunicorn.config import Config
 from gunicorn.http import get_parser
@@ -31,7 +33,7 @@ WHOLE = [
 
 def cut(data: bytes, *places: int) -> list[bytes]:
     places = (0, *sorted(places), len(data))
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
 def fed(pieces: list[bytes]) -> tuple[Arriving, list[bool]]:
