@@ -14,8 +14,8 @@ from gateway.doors import OURS, ours
 from gateway.reading import read
 from gateway.record import Record
 from gateway.secrets import place_of
+from gateway.serving import configure
 from gateway.settings import SettingError, load
-from gateway.worker import configure
 from policies.access import decide
 
 try:

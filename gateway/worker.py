@@ -12,14 +12,13 @@ unless another connection waits for a thread.
 Every system call releases the GIL, and taking it back is the largest cost under load. So a response is one write, and
 waiting for a call and reading it are one read.
 
-It stands on gunicorn's internals, and so on the versions that it is tested with. With any other, :func:`configure`
-leaves the stock worker in place, and the function works all the same; docs/security.md says what that one lacks.
+It stands on gunicorn's internals, and so on the versions that it is tested with; :mod:`gateway.serving` takes it only
+for those.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import resource
 import selectors
@@ -33,15 +32,12 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-import gunicorn
-import gunicorn.config
 from gunicorn.http import get_parser, wsgi
 from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException
 from gunicorn.workers.base import Worker as Base
 
 from gateway.answering import AUDIT_ID
 from gateway.arriving import MAX_HEAD, MAX_LINE, Arriving
-from gateway.chain import alert
 from gateway.reading import BODY_SECONDS, LATE
 from gateway.record import BEGAN
 from gateway.stopping import SEND_SECONDS, STOPPING
@@ -49,12 +45,6 @@ from gateway.stopping import SEND_SECONDS, STOPPING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The versions of gunicorn that this worker is tested with, by their first number; requirements.in has the same.
-TESTED: Final = "27."
-#: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
-DEFAULT_THREADS: Final = "80"
-#: An instance has ten seconds between SIGTERM and SIGKILL; gunicorn's master kills its worker after these.
-GRACE_SECONDS: Final = 9
 #: Our own end comes before that, and its last line is on record, whatever peers do.
 STOP_SECONDS: Final = SEND_SECONDS + 1.5
 #: A client of a kept connection may be sending its next call as we stop: it is answered, and the last.
@@ -82,21 +72,6 @@ _READ: Final = 8192
 _MOMENT: Final = struct.pack("@ll", 0, MOMENT_MILLISECONDS * 1000)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NOW: Final = socket.MSG_DONTWAIT
-
-
-def configure() -> None:
-    """Make this the worker of the framework's server, which is configured after ``main.py`` is loaded."""
-    os.environ.setdefault("THREADS", DEFAULT_THREADS)
-    # The server of --debug logs the first line of every call; of one that it cannot read, that may be a key.
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
-    if gunicorn.__version__.startswith(TESTED):
-        gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
-    else:
-        alert(
-            f"gunicorn {gunicorn.__version__} is not a version that gateway/worker.py is tested with ({TESTED}x). "
-            "gunicorn's own worker serves instead: slower, and open to strangers who keep connections busy."
-        )
 
 
 class Connection:

@@ -44,7 +44,7 @@ def test_strangers_hold_up_nobody(server: Callable[..., Server], upstream: Appgr
 
 #: Loaded by the framework in place of ``main.py``: a server of ten connections.
 FEW = """
-from gateway import worker
+from gateway import serving
 worker._capacity = lambda cfg: 10
 from main import countersign
 """
@@ -119,7 +119,7 @@ def worker_keepalive() -> float:
 # ---------------------------------------------------------------- what a peer is waited for, and by whom
 
 LARGE = """
-from gateway.worker import configure
+from gateway.serving import configure
 configure()
 def countersign(request):
     return "x" * 5_000_000

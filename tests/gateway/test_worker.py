@@ -15,8 +15,9 @@ import pytest
 from gunicorn.config import Config
 
 from gateway.arriving import Arriving
+from gateway.serving import configure
 from gateway.stopping import SEND_SECONDS
-from gateway.worker import MOMENT_MILLISECONDS, Connection, configure
+from gateway.worker import MOMENT_MILLISECONDS, Connection
 from sandbox.__main__ import ROOT
 from tests.conftest import CUSTOMER, FORM, KEY, TARGET
 
@@ -184,7 +185,7 @@ def test_server_that_was_told_nothing_has_as_many_threads_as_deploy_sends_it_cal
 
 SERVER = """
 from gateway.stopping import SEND_SECONDS
-from gateway.worker import configure
+from gateway.serving import configure
 configure()
 def countersign(request):
     return str(request.environ["wsgi.multithread"])
