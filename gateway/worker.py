@@ -62,6 +62,8 @@ LEAVING_SECONDS: Final = 2.0
 MAX_LEFT: Final = 1024 * 1024
 #: Bytes of unfinished calls and unread answers, of all connections: beyond it the largest is closed.
 MAX_HELD: Final = 32 * 1024 * 1024
+#: What the kernel keeps of unread answers for each connection, of which it would otherwise take megabytes.
+SEND_BUFFER: Final = 64 * 1024
 #: How often deadlines are looked at, and how often while the instance stops.
 TURN_SECONDS: Final = 0.5
 LAST_TURNS_SECONDS: Final = 0.1
@@ -98,6 +100,7 @@ class Connection:
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)  # for a thread; the poller never waits
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.sock, self.client, self.server = sock, client, server
         self.parser = get_parser(cfg, sock, client)
         self.arriving = Arriving()
