@@ -83,6 +83,7 @@ _STATUS: Final[Mapping[int, str]] = {
     404: "There is nothing here, or not at the upstream.",
     405: "Another method is needed.",
     408: "The body took too long.",
+    409: "The invoice of this key was voided since. A new key raises another.",
     413: "The body is too large.",
     414: "The address is too long.",
     415: "The body is neither a form nor JSON.",
@@ -112,19 +113,26 @@ _PREVIEW: Final[Mapping[str, Any]] = {
 }
 
 
+class NothingThereError(Exception):
+    """The caller has no grant at this connection."""
+
+
 def document(
     caller: Caller | None, *, root: str, connection: str | None = None, samples: Samples | None = None
 ) -> dict[str, Any]:
     """Describe what ``caller`` may do at the connection with this id; None for all of them, as alternatives.
 
     ``root`` is the address below which everything lies, absolute or relative to the document's own. ``samples`` returns
-    the filled recipes of a grant, by its id. Raises ``KeyError`` if the caller has nothing at ``connection``.
+    the filled recipes of a grant, by its id. Raises :class:`NothingThereError` if the caller has nothing at
+    ``connection``.
     """
     if caller is None:
         return _public(root)
     reachable = entitlements(caller)
     places = {one.connection.id: one.connection for one in reachable}
     if connection is not None:
+        if connection not in places:
+            raise NothingThereError
         places = {connection: places[connection]}
     granted = [one for one in reachable if one.connection.id in places]
     kind = credential_kind(caller.credential)

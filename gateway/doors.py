@@ -118,7 +118,7 @@ def _recipes(gate: Gate, record: Record) -> Response:
 
 def _openapi(gate: Gate, record: Record) -> Response:
     """Describe the API of this caller, of one of its connections; without a credential what all of them have."""
-    from console.openapi import document  # noqa: PLC0415 - see above
+    from console.openapi import NothingThereError, document  # noqa: PLC0415 - see above
     from console.recipes.filling import Asked, fill  # noqa: PLC0415 - see above
 
     asked = _identified(gate, record, READ, ("connection",), needed=False)
@@ -131,7 +131,7 @@ def _openapi(gate: Gate, record: Record) -> Response:
             connection=asked.get("connection"),
             samples=lambda grant: fill(Asked(grant=grant), root=address, described=described),
         )
-    except KeyError:
+    except NothingThereError:
         raise QueryMalformed("You have no connection of this name.", parameter="connection") from None
     if record.caller is not None:
         record.look()

@@ -217,7 +217,7 @@ class Record:
             severity, content["warning"] = "WARNING", reply.warning
         if not settled or reply.alarm is not None:
             content["alarm"] = reply.alarm or "the outcome could not be kept in the store"
-        if "alarm" in content or reply.outcome is Outcome.UNKNOWN:
+        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless):
             severity = "ALERT"
         try:
             self._audit.write("outcome", content, severity, message, labels)

@@ -818,6 +818,8 @@ def _bounds(value: _Value) -> dict[str, _Value]:
 def _rules(path: str, value: _Value, operation: Operation) -> Iterator[Rule]:
     """Yield the rules that one entry under ``parameters`` makes: one, or one for each part of an object."""
     _check_path(value, path)
+    if path in lines.OURS:
+        raise value.fail(f"{path} is written by Countersign itself, to find its invoices again. Remove it")
     template = parameters.template_of(operation, path)
     if template is None:
         raise value.fail(f"{operation.id} has no such parameter. {_suggest(path, operation.parameters)}")

@@ -29,6 +29,7 @@ from policies.outcomes import LATE_SECONDS, Decision, InvoiceSeen, Reply, lost
 from policies.refusals import (
     ApprovalRejected,
     EmailMissing,
+    InvoiceVoided,
     OutcomePending,
     OutcomeUnknown,
     Refusal,
@@ -48,6 +49,12 @@ HALF_WAY: Final = (
     "The invoice was begun and is not finished: nobody has been invoiced yet, or it was not mailed. Send the same call "
     "again with the same idempotency key, and it goes on from there. Do not use another key, which might raise a "
     "second invoice."
+)
+#: What a caller is told of an invoice that somebody finalized as something else: no call of ours can mend that.
+ANOTHER: Final = (
+    "There is an invoice under this idempotency key that is not what you asked for: somebody has changed it. Do not "
+    "use another key, which might raise a second invoice. The operator of Countersign has been told, and can find the "
+    "call by its audit id. Once that invoice is voided, the same call says so."
 )
 #: So many drafts are begun in one call. Each that was given up is seen deleted first.
 DRAFTS: Final = 5
@@ -87,6 +94,8 @@ class Progress(msgspec.Struct, frozen=True):
     """The invoice as it was last seen by this call."""
     told: Reply | None = None
     """The answer that goes with it."""
+    alarmed: bool = False
+    """Whether an operator was told that the invoice is not as it was asked for."""
     why: Refusal | None = None
     """Why the draft is deleted: what the caller is told once it is gone. None if another is begun then."""
 
@@ -115,6 +124,7 @@ def begin(grant: Grant, admission: Admission) -> Progress:
         lines_sent=reached is Stage.LINES,
         remembered=remembered,
         doubt=entry.doubt,
+        alarmed=entry.mute,
     )
 
 
@@ -270,10 +280,13 @@ def _judged(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
 def _finalized(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     """Tell of an invoice that is finalized, or mail it first. One that is not as asked is nobody's to tell."""
     seen = reply.seen
-    if seen is None or not _as_asked(lines.asked(grant.parameters), seen) or seen.status not in {"open", "paid"}:
+    if seen is not None and seen.status == "void":  # for good, so that nobody owes it
+        return Reply(Outcome.REJECTED, refusal=InvoiceVoided(), generation=at.generation + 1)
+    if seen is None or not _as_asked(lines.asked(grant.parameters), seen):
         status = seen.status if seen is not None else "unreadable"
-        alarm = f"the invoice {at.id} is {status} and not as it was asked for: somebody must look at it"
-        return _kept(at, replace(reply, alarm=alarm, outcome=Outcome.UNKNOWN, refusal=lost(grant, alarm)))
+        note = f"the invoice {at.id} is {status} and not as it was asked for: somebody must look at it"
+        told = replace(reply, outcome=Outcome.UNKNOWN, refusal=OutcomeUnknown(ANOTHER, note=note), harmless=True)
+        return _kept(replace(at, alarmed=True), told if at.alarmed else replace(told, alarm=note))
     at = replace(at, seen=seen, told=reply)
     if grant.parameters.get("send") != "true":
         return _told(at, reply, sent=None)
@@ -332,10 +345,10 @@ def _kept(at: Progress, reply: Reply) -> Reply:
         answer=None,
         refusal=refusal,
         generation=at.generation,
-        mute=False,  # a look will say more
+        mute=at.alarmed,  # else a look will say more
         id=at.id,
         step=reached.value,
-        harmless=harmless and at.id is not None,
+        harmless=(harmless and at.id is not None) or reply.harmless,
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from policies.refusals import Fault, ParameterInvalid, ParameterMissing, ParameterNotGranted
+from policies.refusals import Fault, ParameterInvalid, ParameterMissing
 from policies.wording import amount_in_words, money
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _PART = re.compile(r"lines\[(\d+)\]\[(\w+)\](.*)")
 #: The ways to say what a line comes to, and what each needs beside it.
 _WAYS: Final = {"amount": (), "unit_amount": ("quantity",), "price": ("quantity",)}
 
-#: The metadata of a whole invoice that are ours: whose it is, and that its lines are complete.
+#: The metadata of a whole invoice that are ours: whose it is, and that its lines are complete. No call of any operation
+#: may write them: another's invoice would be found by them.
 STAMP: Final = "countersign"
 COMPLETE: Final = "countersign_lines"
 OURS: Final = frozenset({f"metadata[{STAMP}]", f"metadata[{COMPLETE}]"})
@@ -121,9 +122,6 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
 
     ``given`` has the values that the policy fixes, too.
     """
-    for path in given:
-        if path in OURS:
-            yield Fault(ParameterNotGranted, path, f"{path} is written by Countersign itself. Leave it out.", {})
     if given.get("send") == "true" and given.get("collection_method") != "send_invoice":
         said = "mails the invoice, so it needs collection_method=send_invoice, and days_until_due or due_date."
         yield _invalid("send", said)

@@ -448,7 +448,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     until: float = 0.0
     """When the lease of the last such send ends: none of them arrives later."""
     mute: bool = False
-    """The upstream repeats an answer that proves nothing, so sending the call again would prove nothing either."""
+    """The upstream repeats an answer that proves nothing, so sending the call again would prove nothing either. With an
+    ``id``: an operator was told that the invoice is not as it was asked for."""
     approval: str | None = None
     """The approval that it waits for, by the upstream's name."""
     answer: Answer | None = None

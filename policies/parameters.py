@@ -101,6 +101,7 @@ def _faults_of_all(
     faults: list[Fault] = []
     if nested(approved):
         faults += _misshapen(entitlement.operation, approved)
+        faults += (_ours(path) for path in asked if path in lines.OURS)
     for path in entitlement.required:
         if path not in asked and not any(name.startswith(path + "[") for name in asked):
             faults.append(_missing(entitlement.rules, path, blank=path in given))
@@ -109,6 +110,11 @@ def _faults_of_all(
     if entitlement.idempotency.parameter is not None:
         faults += _keyless(entitlement.idempotency.parameter, entitlement, asked)
     return faults
+
+
+def _ours(path: str) -> Fault:
+    """Return the fault of a call that writes what we find our invoices by."""
+    return Fault(ParameterNotGranted, path, f"{path} is written by Countersign itself. Leave it out.", {})
 
 
 def refusal_of(faults: Iterable[Fault]) -> PolicyRefusal:

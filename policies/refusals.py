@@ -59,6 +59,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── ApprovalLapsed           503  nobody did in time
     │   ├── ApprovalRejected         403  a person did not
     │   ├── TotalDiffers             422  the draft was not what was asked for, and is deleted
+    │   ├── InvoiceVoided            409  the invoice of this key was raised, and somebody voided it
     │   ├── EmailMissing             422  the customer has no address to mail the invoice to; the draft is deleted
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
@@ -807,6 +808,18 @@ class TotalDiffers(UpstreamRefusal):
             f"You asked for {money(asked, currency)}, and the invoice would come to {would}. It was not raised, and "
             "nothing is left of it. The operator of Countersign can say what was added to it."
         )
+
+
+class InvoiceVoided(UpstreamRefusal):
+    """The invoice of this key was raised, and somebody voided it. A key never raises another by itself."""
+
+    status = 409
+    reason = "invoice-voided"
+    title = "The invoice was voided"
+    sentence = (
+        "The invoice of this idempotency key was raised, and somebody has voided it since, so nobody owes it. This key "
+        "raises no other. If the invoice is wanted after all, send the call with a new key."
+    )
 
 
 class EmailMissing(UpstreamRefusal):

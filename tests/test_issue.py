@@ -10,7 +10,7 @@ import pytest
 from console.__main__ import main
 from gateway.stores.memory import Memory
 from policies import document
-from policies.idempotency import LEASE
+from policies.idempotency import LEASE, resolve
 from policies.model import DocumentError
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
@@ -39,7 +39,7 @@ callers:
       - connection: billing
         operation: invoices.issue
         response: [id, number, status, total, hosted_invoice_url, sent]
-        amount: {{max: 50000, currency: [usd, eur]}}
+        amount: {{max: {most}, currency: [{currency}]}}
         lines: {{max: {lines}, credit: {credit}}}
         parameters:
           customer: {{prefix: cus_}}
@@ -81,6 +81,11 @@ def memory(clock: Clock) -> Memory:
     return Memory(clock)
 
 
+def written(stripe: Stripe, tmp_path: Path, **said: object) -> str:
+    usual = {"credit": "false", "lines": 50, "most": 50000, "currency": "usd, eur"}
+    return DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), **{**usual, **said})
+
+
 @pytest.fixture
 def gate(
     function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -90,11 +95,8 @@ def gate(
     monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
     monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
 
-    def load(*, credit: str = "false", lines: int = 50) -> Function:
-        document = DOCUMENT.format(
-            origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), credit=credit, lines=lines
-        )
-        return function(document)
+    def load(**said: object) -> Function:
+        return function(written(stripe, tmp_path, **said))
 
     return load
 
@@ -236,11 +238,36 @@ def test_draft_that_somebody_touched_meanwhile(
         assert stripe.made == []
         assert issue(loaded).status_code == 200
     elif change == "finalized":
-        assert second.status_code == 504
-        assert loaded.record.lines()[-1]["severity"] == "ALERT"
+        for again in (second, issue(loaded)):  # nobody is alarmed twice
+            assert "is not what you asked for" in refused(again, 424, "outcome-unknown")["detail"]
+        assert [line["severity"] for line in loaded.record.lines()].count("ALERT") == 1
+        assert list(stripe._books.invoices) == [(at, name)]
     else:
         assert second.status_code == 200, second.text
         assert [made["total"] for made in finalized(stripe)] == [TOTAL]
+
+
+def test_invoice_that_was_voided_meanwhile_is_not_raised_again_by_its_key(
+    gate: Callable[..., Function], stripe: Stripe, memory: Memory, clock: Clock
+) -> None:
+    loaded = gate()
+    stripe.fail_at("finalize", "close_after")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.upstreams.sending.PAUSES", ())
+        assert issue(loaded).status_code == 504
+    ((at, name), body), *_ = stripe._books.invoices.items()
+    stripe._books.invoices[at, name] = json.dumps(json.loads(body) | {"status": "void"}).encode()
+    refused(issue(loaded), 409, "invoice-voided")
+    repeated = issue(loaded)
+    assert (repeated.status_code, (repeated.json or {})["replayed"]) == (409, True)
+    assert [made["status"] for made in stripe.made] == ["void"]
+    ((key, held),) = memory._ledger.items()
+    verdict, freed = resolve(held, None, now=clock.now + LEASE)  # an operator who frees the key
+    assert verdict == "resolved"
+    assert freed is not None
+    memory._ledger[key] = freed
+    assert issue(loaded).status_code == 200
+    assert [made["status"] for made in stripe.made] == ["void", "open"]
 
 
 def test_comes_back_after_the_upstream_forgot_its_keys(
@@ -365,8 +392,180 @@ def test_why_tells_of_a_whole_invoice_and_of_one_that_was_cut_off(
 
 
 def test_stamp_that_is_ours_is_an_error_of_the_document(stripe: Stripe, tmp_path: Path) -> None:
-    text = DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), credit="false", lines=50)
+    text = written(stripe, tmp_path)
     stamp = '"stamp": "metadata[countersign]"\n        lines: {max'
     stamped = text.replace('"metadata[{key}]":\n', "\n").replace("lines: {max", stamp)
     with pytest.raises(DocumentError, match=r"stamp: invoices\.issue writes metadata\[countersign\] itself"):
         document.read(stamped, "policy.yaml")
+
+
+@pytest.mark.parametrize("operation", ["invoices.issue", "invoices.create"])
+@pytest.mark.parametrize("name", ["countersign", "countersign_lines"])
+def test_nobody_is_granted_the_metadata_that_is_ours(
+    stripe: Stripe, tmp_path: Path, function: Callable[..., Function], operation: str, name: str
+) -> None:
+    text = written(stripe, tmp_path)
+    if operation == "invoices.create":
+        parts = ("        amount: {max: 50000, currency: [usd, eur]}\n", "        lines: {max: 50, credit: false}\n")
+        for part in (*parts, "          send:\n", '          "lines[{i}][price]":\n', ", sent"):
+            text = text.replace(part, "")
+        text = text.replace("invoices.issue", operation)
+    with pytest.raises(DocumentError, match="is written by Countersign itself"):
+        document.read(text.replace("          description:\n", f'          "metadata[{name}]":\n'), "policy.yaml")
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    target = TARGET if operation == "invoices.issue" else TARGET.replace("/issue", "/")
+    form = "&".join(
+        f"{path}={value}" for path, value in (CALL if operation == "invoices.issue" else {"customer": "cus_1"}).items()
+    )
+    response = function(text).post(
+        target=target, body=f"{form}&metadata[{name}]=0123456789abcdef.0", Idempotency_Key="order-1"
+    )
+    assert refused(response, 400, "parameter-not-granted")["parameter"] == f"metadata[{name}]"
+    assert stripe.calls == ()
+
+
+# ---------------------------------------------------------------- bad input: refused before, or nothing is left of it
+
+
+@pytest.mark.parametrize("media", ["form", "json"])
+@pytest.mark.parametrize(
+    ("currency", "amount", "parameter"),
+    [
+        ("usd", "49", "lines"),
+        ("usd", "50", None),
+        ("usd", "99999999", None),
+        ("usd", "100000000", "lines[0]"),
+        ("inr", "999999999", None),
+        ("inr", "1000000000", "lines[0]"),
+        ("idr", "999999999999", None),
+        ("idr", "1000000000000", "lines[0]"),
+        ("jpy", "49", "lines"),
+        ("usd", "10.50", "lines[0][amount]"),
+        ("usd", "1e3", "lines[0][amount]"),
+        ("usd", "-100", "lines[0][amount]"),
+        ("usd", "0", "lines[0][amount]"),
+    ],
+)
+def test_sum_must_be_one_that_can_be_invoiced(  # noqa: PLR0917 - fixtures and one case
+    gate: Callable[..., Function], stripe: Stripe, media: str, currency: str, amount: str, parameter: str | None
+) -> None:
+    loaded = gate(most=10**12, currency=currency)
+    call = {"customer": "cus_1", "currency": currency}
+    if media == "form":
+        response = issue(loaded, {**call, "lines[0][amount]": amount})
+    else:
+        response = issue_json(loaded, {**call, "lines": [{"amount": amount}]})
+    if parameter is None:
+        assert response.status_code == 200, response.text
+        assert [made["total"] for made in finalized(stripe)] == [int(amount)]
+    else:
+        assert refused(response, 400, "parameter-invalid")["parameter"] == parameter
+        assert stripe.calls == ()
+
+
+def issue_json(loaded: Function, call: dict[str, Any]) -> TestResponse:
+    return loaded.post(target=TARGET, body=json.dumps(call), media="application/json", Idempotency_Key="order-1")
+
+
+def test_sum_may_be_what_is_granted_and_not_one_more(gate: Callable[..., Function], stripe: Stripe) -> None:
+    loaded = gate()
+    most = {"customer": "cus_1", "currency": "usd", "lines[0][amount]": "50000"}
+    over = refused(issue(loaded, {**most, "lines[1][amount]": "1"}), 400, "parameter-invalid")
+    assert over["parameter"] == "lines"
+    assert "come to 500.01 USD. You may raise 500.00 USD at most." in over["detail"]
+    assert stripe.calls == ()
+    assert issue(loaded, most).status_code == 200
+
+
+@pytest.mark.parametrize("body", ["currency=usd&currency=eur", "currency=usd&lines[0][currency]=eur"])
+def test_two_currencies_are_refused(gate: Callable[..., Function], stripe: Stripe, body: str) -> None:
+    response = gate().post(target=TARGET, body=f"customer=cus_1&{body}&lines[0][amount]=100", Idempotency_Key="order-1")
+    assert response.status_code == 400, response.text
+    assert stripe.calls == ()
+
+
+@pytest.mark.parametrize("way", ["price", "customer"])
+def test_another_currency_at_the_upstream_leaves_nothing(
+    gate: Callable[..., Function], stripe: Stripe, way: str
+) -> None:
+    """A price has one currency, and some customers only take one (docs.stripe.com, multi-currency customers)."""
+    loaded = gate()
+    call = {"customer": "cus_1", "currency": "usd", "lines[0][price]": "price_1", "lines[0][quantity]": "1"}
+    stripe.prices["price_1"] = (1000, "eur" if way == "price" else "usd")
+    if way == "customer":
+        stripe.fail_at("add_lines", "error_400")
+    response = issue(loaded, call)
+    assert response.status_code == 400, response.text
+    assert "othing was created" in (response.json or {})["detail"]
+    assert stripe.made == []
+    stripe.prices["price_1"] = (1000, "usd")
+    assert issue(loaded, call).status_code == 200
+
+
+def test_tax_that_lies_in_the_lines_leaves_the_sum_as_it_is(gate: Callable[..., Function], stripe: Stripe) -> None:
+    stripe.customers["cus_1"] = Customer(tax=19, inclusive=True)
+    assert issue(gate()).status_code == 200
+    assert [made["total"] for made in finalized(stripe)] == [TOTAL]
+
+
+def test_what_the_customer_has_in_credit_may_bring_it_under_the_least_charge(
+    gate: Callable[..., Function], stripe: Stripe
+) -> None:
+    loaded = gate()
+    stripe.customers["cus_1"] = Customer(owes=30 - TOTAL)
+    response = issue(loaded)
+    assert (response.status_code, (response.json or {})["status"]) == (200, "paid")
+    assert "its sum is below what can be charged" in loaded.record.entries("outcome")[-1]["warning"]
+    assert loaded.record.lines()[-1]["severity"] == "WARNING"
+
+
+def test_sum_that_credit_lowers_too_far_is_refused(gate: Callable[..., Function], stripe: Stripe) -> None:
+    lines = {"lines[0][amount]": "100", "lines[1][amount]": "-60"}
+    response = issue(gate(credit="true"), {"customer": "cus_1", "currency": "usd", **lines})
+    assert "come to 0.40 USD" in refused(response, 400, "parameter-invalid")["detail"]
+    assert stripe.calls == ()
+
+
+def test_time_that_ends_between_two_steps_is_told_and_the_same_key_goes_on(
+    gate: Callable[..., Function], stripe: Stripe
+) -> None:
+    loaded = gate()
+    for reached in (["create"], ["create", "look"]):  # each call comes one step further, until there is time
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gateway.upstreams.sending.LEAST_SECONDS", 1000.0)
+            stopped = issue(loaded, SENT)
+        assert "begun and is not finished" in refused(stopped, 504, "outcome-unknown")["detail"]
+        assert stopped.headers["Retry-After"]
+        assert steps(loaded) == reached
+        assert finalized(stripe) == []
+    assert "ALERT" not in [line["severity"] for line in loaded.record.lines()]
+    assert issue(loaded, SENT).status_code == 200
+    assert [(made["total"], made["mailed"]) for made in stripe.made] == [(TOTAL, 1)]
+
+
+@pytest.mark.parametrize("step", ["create", "add_lines", "finalize", "send"])
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("fault", ["lock_429", "retry_409"])
+def test_object_that_is_held_by_another_call_is_tried_again(
+    gate: Callable[..., Function], stripe: Stripe, step: str, times: int, fault: str
+) -> None:
+    loaded = gate()
+    if step == "create":
+        stripe.fail_next(fault, times=times)
+    else:
+        stripe.fail_at(step, fault, times=times)
+    first = issue(loaded, SENT)
+    if first.status_code != 200:
+        assert times == 3, first.text  # there are three tries in one call
+        assert first.status_code in {503, 504}
+        assert first.headers["Retry-After"]
+        assert issue(loaded, SENT).status_code == 200
+    assert [(made["status"], made["total"], made["mailed"]) for made in stripe.made] == [("open", TOTAL, 1)]
+
+
+def test_create_that_a_rule_blocks_leaves_nothing(gate: Callable[..., Function], stripe: Stripe) -> None:
+    loaded = gate()
+    stripe.fail_next("action_blocked")
+    assert issue(loaded).status_code == 400
+    assert stripe.made == []
+    assert issue(loaded).status_code == 200

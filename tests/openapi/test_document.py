@@ -83,7 +83,7 @@ def test_several_connections_are_alternatives_and_each_has_a_document_of_its_own
     assert set(
         at(one, "paths", RAISE, "post", "requestBody", "content", "application/json", "schema", "properties")
     ) == {"customer"}
-    with pytest.raises(KeyError):
+    with pytest.raises(openapi.NothingThereError):
         openapi.document(app, root=ROOT, connection="nobodys")
 
 

@@ -835,7 +835,8 @@ def _fair_call(play: Play, world: World, who: int, form: Form, wrongs: list[str]
         return world, "person" if PENDING in states else "awaits"
     if reply.outcome is Outcome.REJECTED and REJECTED in states:
         return world, "person"
-    if end.alarm and any(one.theirs or one.touched for one in world.invoices):
+    edited = any(one.theirs or one.touched for one in world.invoices)
+    if edited and (end.alarm or (reply.mute and reply.id is not None)):  # told by this call, or by one before
         return world, "alarm"
     return world, "invoice" if reply.outcome is Outcome.SUCCEEDED else "mute" if reply.mute else reply.outcome.value
 
