@@ -6,7 +6,7 @@ BIN := .venv/bin
 # More processes than the 2 cores that this is meant for: some tests wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
-.PHONY: run portal test test-stores test-clients test-n8n test-openapi test-portal test-all figures check bench bench-peers floor lock clean
+.PHONY: run portal test test-stores test-clients test-n8n test-openapi test-portal test-all figures figures-server check bench bench-peers floor lock clean
 
 # Takes PORT, and from whoever calls make: POLICY, STORE, RAW and NO_COLOR (docs/cli.md).
 run: .venv/run
@@ -47,6 +47,10 @@ test-all: test test-stores test-clients test-openapi test-portal
 # minutes. Prints each figure. LONG=1 makes them larger; SEED=N draws other lots.
 figures: .venv/dev
 	@$(BIN)/python -m pytest -s -m figures tests/crash tests/bench
+
+# Those of the server alone: hostile connections, the end of an instance, what a call costs with our worker.
+figures-server: .venv/dev
+	@$(BIN)/python -m pytest -s -m figures tests/crash/test_strangers.py tests/crash/test_stopping.py tests/bench/test_worker.py
 
 check: .venv/dev
 	@$(BIN)/ruff check .

@@ -14,8 +14,8 @@ from gateway.doors import OURS, ours
 from gateway.reading import read
 from gateway.record import Record
 from gateway.secrets import place_of
+from gateway.serving import configure
 from gateway.settings import SettingError, load
-from gateway.worker import configure
 from policies.access import decide
 
 try:
@@ -60,6 +60,7 @@ def countersign(request: Request) -> Response:
 
 # Skip Flask's dispatch: it costs as much as the whole policy check, reads the rest of a refused call without bound, and
 # answers some paths by itself (/robots.txt, //x), which get our refusal instead.
-current_app.wsgi_app = lambda environ, start: (  # type: ignore[method-assign, assignment]
-    ((environ["RAW_URI"].startswith(OURS) and ours(gate, environ)) or countersign(Request(environ)))(environ, start)
-)
+if current_app:
+    current_app.wsgi_app = lambda environ, start: (  # type: ignore[method-assign, assignment]
+        ((environ["RAW_URI"].startswith(OURS) and ours(gate, environ)) or countersign(Request(environ)))(environ, start)
+    )

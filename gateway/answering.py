@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
+#: The header of every answer that is on record.
+AUDIT_ID: Final = "Countersign-Audit-Id"
 _NOTHING = re.compile(r"q=0(?:\.0*)?")
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _JSON: Final = msgspec.json.Encoder()
@@ -136,7 +138,7 @@ def respond(record: Record, docs: Docs = NO_DOCS) -> Response:
         "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
-        "Countersign-Audit-Id": record.audit_id,
+        AUDIT_ID: record.audit_id,
         **told,
     }
     if standings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -48,6 +49,8 @@ MAX_BODY: Final = 256 * 1024
 MAX_TARGET: Final = 2048
 #: A server on the other side of a cloud sends 256 KB in well under a second.
 BODY_SECONDS: Final = 10.0
+#: Where our worker says that it has read what there will be of a call's body: True if the rest did not come in time.
+LATE: Final = "countersign.late"
 #: Longer than any key of ours or Google's; bounds what is hashed.
 MAX_HEADER: Final = 4096
 
@@ -368,13 +371,15 @@ def _body(environ: Mapping[str, Any]) -> bytes:
     if not announced and not environ.get("wsgi.input_terminated"):
         return b""
     length = int(announced) if announced else None
-    sock = environ.get("gunicorn.socket")
+    late: bool | None = environ.get(LATE)
+    sock = environ.get("gunicorn.socket") if late is None else None
     watched = _WATCH.over(sock) if sock is not None else None
     try:
         body: bytes = environ["wsgi.input"].read(MAX_BODY + 1 if length is None else length)
     except (OSError, ParseException):
         body, length = b"", -1
-    late = watched is not None and _WATCH.done(watched)
+    if watched is not None:
+        late = _WATCH.done(watched)
     if late or (length is not None and len(body) != length):
         # The rest of this body may still arrive, and is not a call; with this, gunicorn closes the connection.
         with suppress(AttributeError):
@@ -389,7 +394,7 @@ def _body(environ: Mapping[str, Any]) -> bytes:
 
 
 class _Watch:
-    """Ends the wait for an overdue body.
+    """Ends the wait for an overdue body under the stock worker. Ours gives no call to a thread before it is there.
 
     gunicorn's threads read a body for as long as it trickles, so a few callers who send nothing could starve the pool.
     Shutting down the reading side of the socket makes that read return, and the answer can still be sent. One thread,
@@ -399,11 +404,12 @@ class _Watch:
     def __init__(self, seconds: float, tick: float) -> None:
         self._seconds, self._tick = seconds, tick
         self._waiting: dict[int, tuple[float, socket.socket]] = {}
+        self._tokens = itertools.count()
         self._thread = PerProcess(self._start)
 
     def over(self, sock: socket.socket) -> int:
         """Watch the body that arrives on ``sock``; return a token for :meth:`done`."""
-        token = threading.get_ident()
+        token = next(self._tokens)  # of this body: a thread's next one must not be taken for it
         self._waiting[token] = (time.monotonic() + self._seconds, sock)
         self._thread.get()
         return token
@@ -420,10 +426,12 @@ class _Watch:
     def _run(self) -> None:
         while True:
             time.sleep(self._tick)
-            now = time.monotonic()
-            for token, waiting in list(self._waiting.items()):
-                if waiting[0] < now and self._waiting.pop(token, None) is waiting:
-                    _close_ears(waiting[1])
+            self._end(time.monotonic())
+
+    def _end(self, now: float) -> None:
+        for token, (deadline, sock) in list(self._waiting.items()):
+            if deadline < now and not self.done(token):
+                _close_ears(sock)
 
 
 def _close_ears(sock: socket.socket) -> None:

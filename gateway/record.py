@@ -8,6 +8,7 @@ connection, and its message is a sentence. :mod:`gateway.lines` has all members.
 from __future__ import annotations
 
 import re
+import socket
 from functools import lru_cache
 from itertools import islice
 from traceback import walk_tb
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from gateway.chain import HASH_DIGITS, alert, labels_of, without_keys
 from gateway.presented import presented
+from gateway.stopping import STOPPING
 from gateway.stores import Settled
 from policies import wording
 from policies.access import given
@@ -34,6 +36,7 @@ from policies.refusals import (
     Unauthenticated,
     Unforeseen,
     UpstreamRejected,
+    WaitedTooLong,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +51,13 @@ if TYPE_CHECKING:
 
 #: The whole call, from the first byte read to the last written: below every no-code tool's own limit of 30 s.
 CALL_SECONDS: Final = 25.0
+#: Where our worker says when it learned of a call, by the monotonic clock.
+BEGAN: Final = "countersign.began"
+#: After this time its caller may have given up: it is asked whether it is still there. No call waits so long unless
+#: something is slow.
+PATIENCE_SECONDS: Final = 1.0
+#: No call is sent with less time left than this: its outcome would be unknown.
+LEAST_SECONDS: Final = 1.0
 #: A recorded value is truncated to this length. It only serves to find a call, and Cloud Logging takes 256 KB a line.
 MAX_VALUE: Final = 200
 #: The same in a message, which is read in a list.
@@ -95,7 +105,7 @@ class Record:
     def __init__(self, audit: Audit, environ: Mapping[str, Any]) -> None:
         """``environ`` is the call's WSGI environment."""
         self._audit = audit
-        self._began = audit.monotonic()
+        self._began: float = environ.get(BEGAN) or audit.monotonic()
         self.now = audit.clock()
         self.deadline = self._began + CALL_SECONDS
         self.environ = environ
@@ -150,7 +160,17 @@ class Record:
         self.audit_id = counted
 
     def intent(self, admission: Admission) -> None:
-        """Record a call before it is sent. Raises :class:`RecordUnavailable`; then the call must not be sent."""
+        """Record a call before it is sent.
+
+        Raises :class:`RecordUnavailable`, or :class:`WaitedTooLong` where it is of no use any more; then the call must
+        not be sent.
+        """
+        now = self._audit.monotonic()
+        if now - self._began > PATIENCE_SECONDS:
+            if min(self.deadline, STOPPING.ends) - now < LEAST_SECONDS:
+                raise WaitedTooLong(retry_after=1)
+            if _gone(self.environ.get("gunicorn.socket")):
+                raise WaitedTooLong(note="the caller has hung up", retry_after=1)
         self._decide()
         self.audit_id = self._audit.write(
             "intent",
@@ -340,6 +360,18 @@ class Record:
             content = {**self._decision, **more}
             counted = self._audit.write(kind, content, "INFO", message, f"{self._trace}{self._labels}}}")
         self.audit_id = counted
+
+
+def _gone(sock: socket.socket | None) -> bool:
+    """Whether a caller has closed its side of the connection. What it has sent ahead is left there."""
+    if sock is None:
+        return False
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _said(refusal: Refusal) -> dict[str, Any]:

@@ -1,87 +1,486 @@
-"""The server's worker: a gthread worker that keeps reading from the same connection for 5 ms after a response.
+"""The server's worker: no thread of it waits for a peer, except for the next call of a busy one, and that for 5 ms.
 
-A busy client sends its next call right after the last. gunicorn's own worker returns the connection to its poller each
-time, which costs more than the whole call does here: under load, more than half of the process's time. Here the thread
-that wrote the response waits for the next call itself, unless another connection waits for a thread.
+The main thread is the poller. It reads each connection until a whole call is there, and then gives it to a thread;
+it sends what a socket did not take at once, and waits for the peer's end of a connection that is closed. Each of these
+has a deadline. So strangers who send nothing, send slowly, do not read or do not hang up hold a socket, and no thread.
+If connections run out, they are the first to lose theirs.
+
+A busy client sends its next call right after the last. To return the connection to the poller each time would cost more
+than the whole call does here. So the thread that wrote the response waits for the next call itself, for a moment,
+unless another connection waits for a thread.
 
 Every system call releases the GIL, and taking it back is the largest cost under load. So a response is one write, and
 waiting for a call and reading it are one read.
+
+It stands on gunicorn's internals, and so on the versions that it is tested with; :mod:`gateway.serving` takes it only
+for those.
 """
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
+import resource
+import selectors
 import socket
 import struct
+import threading
+import time
 from collections import deque
-from typing import Any, Final
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
 
-import gunicorn.config
-from gunicorn.http import wsgi
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.http import get_parser, wsgi
+from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException
+from gunicorn.workers.base import Worker as Base
 
-#: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
-DEFAULT_THREADS: Final = "80"
-#: An instance has ten seconds between SIGTERM and SIGKILL: calls that end by then are still recorded.
-GRACE_SECONDS: Final = 9
+from gateway.answering import AUDIT_ID
+from gateway.arriving import MAX_HEAD, MAX_LINE, Arriving
+from gateway.reading import BODY_SECONDS, LATE
+from gateway.record import BEGAN
+from gateway.stopping import SEND_SECONDS, STOPPING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Our own end comes before that, and its last line is on record, whatever peers do.
+STOP_SECONDS: Final = SEND_SECONDS + 1.5
+#: A client of a kept connection may be sending its next call as we stop: it is answered, and the last.
+LAST_CALL_SECONDS: Final = 2.0
 #: Long enough for a busy client's next call, short enough not to starve the pool.
 MOMENT_MILLISECONDS: Final = 5
-_MOMENT: Final = struct.pack("@ll", 0, MOMENT_MILLISECONDS * 1000)
-_FOREVER: Final = struct.pack("@ll", 0, 0)
+#: From the first byte of a call to its last, and from a connection to its first byte.
+ARRIVING_SECONDS: Final = BODY_SECONDS
+#: A caller takes its answer in this time, of which most is sent at once.
+SENDING_SECONDS: Final = 10.0
+#: A peer that is told of the end hangs up in this time. Closed at once, what it is still sending would reset the
+#: connection, and take our last answer with it.
+LEAVING_SECONDS: Final = 2.0
+#: So much is read of what such a peer goes on sending.
+MAX_LEFT: Final = 1024 * 1024
+#: Bytes of unfinished calls and unread answers, of all connections: beyond it the largest is closed.
+MAX_HELD: Final = 32 * 1024 * 1024
+#: What the kernel keeps of unread answers for each connection, of which it would otherwise take megabytes.
+SEND_BUFFER: Final = 64 * 1024
+#: How often deadlines are looked at, and how often while the instance stops.
+TURN_SECONDS: Final = 0.5
+LAST_TURNS_SECONDS: Final = 0.1
+#: File descriptors that are no connections of ours: one or two a thread to upstreams, a store's, files.
+OTHER_FILES: Final = 100
 #: As many bytes as gunicorn reads at once.
 _READ: Final = 8192
+_MOMENT: Final = struct.pack("@ll", 0, MOMENT_MILLISECONDS * 1000)
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NOW: Final = socket.MSG_DONTWAIT
 
 
-def configure() -> None:
-    """Make this the worker of the framework's server, which is configured after ``main.py`` is loaded."""
-    os.environ.setdefault("THREADS", DEFAULT_THREADS)
-    # The server of --debug logs the first line of every call; of one that it cannot read, that may be a key.
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
-    gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
+class Connection:
+    """A client's connection, and what has come on it."""
+
+    __slots__ = (
+        "answered",
+        "arriving",
+        "began",
+        "client",
+        "ended",
+        "held",
+        "keeps",
+        "late",
+        "left",
+        "parser",
+        "server",
+        "shelf",
+        "since",
+        "sock",
+        "unsent",
+    )
+
+    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)  # for a thread; the poller never waits
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self.sock, self.client, self.server = sock, client, server
+        self.parser = get_parser(cfg, sock, client)
+        self.arriving = Arriving()
+        self.began = time.monotonic()
+        """When the server learned of the next call."""
+        self.keeps, self.answered, self.late, self.ended = True, False, False, False
+        """Whether it is kept; whether a caller's call on it succeeded, so that it is no stranger's; whether the call is
+        overdue; whether the peer's side is closed."""
+        self.unsent: memoryview = memoryview(b"")
+        self.left = MAX_LEFT
+        """Bytes that are still read of it once it is being closed."""
+        self.shelf: dict[Connection, float] | None = None
+        """Where the poller has it; None while a thread does."""
+        self.since = self.began
+        """Since when it is there."""
+        self.held = 0
+        """Bytes of it that count for :data:`MAX_HELD`."""
+
+    def take(self, flags: int = 0) -> bool:
+        """Read some of the next call. Return whether a thread can take it.
+
+        Raises :class:`BlockingIOError` if nothing came; any other :class:`OSError` if the connection broke.
+        """
+        data = self.sock.recv(_READ, flags)
+        arriving = self.arriving
+        if not arriving.data:
+            self.began = time.monotonic()
+        if not data:
+            self.ended = True
+            return arriving.head
+        arriving.data += data
+        return arriving.ready()
+
+    def more(self) -> bool:
+        """Whether the next call comes within a moment."""
+        if self.arriving.ready():
+            return True
+        with suppress(BlockingIOError):
+            return self.take() or (not self.ended and self.take())  # clients send head and body apart
+        return False
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send what the socket takes at once; the rest is the poller's. Raises :class:`OSError`."""
+        try:
+            sent = self.sock.send(data, _NOW)
+        except BlockingIOError:
+            sent = 0
+        self.unsent = memoryview(data)[sent:]
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
     """Answers calls in threads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiting: deque[Any] = deque()
+        self.cfg.set("limit_request_line", MAX_LINE)
+        self._poller = selectors.DefaultSelector()
+        self._capacity = _capacity(self.cfg)
+        #: What the poller has, each in the order of their deadlines.
+        self._arriving: dict[Connection, float] = {}
+        self._kept: dict[Connection, float] = {}
+        self._sending: dict[Connection, float] = {}
+        self._leaving: dict[Connection, float] = {}
+        self._held = 0
+        #: What threads have, or wait for one; what they are done with; how many threads there are.
+        self._out: set[Connection] = set()
+        self._queue: SimpleQueue[Connection] = SimpleQueue()
+        self._back: deque[Connection] = deque()
+        self._threads = 0
+        self._listening = False
+        self._full_until = 0.0
+        self._looked = 0.0
 
-    def enqueue_req(self, conn: Any) -> None:
+    # ------------------------------------------------------------ in the main thread
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Begin to stop, at SIGTERM. The poller wakes up by the signal."""
+        STOPPING.begin(time.monotonic())
+        super().handle_exit(sig, frame)
+
+    def run(self) -> None:
+        """Serve until SIGTERM, and then what is under way."""
+        self._poller.register(self.PIPE[0], selectors.EVENT_READ, self._woken)
+        for listener in self.sockets:
+            listener.settimeout(0)
+        while self.alive:
+            self._listen(on=self._room() > 0 and time.monotonic() >= self._full_until)
+            self._turn(TURN_SECONDS)
+        self._stop()
+
+    def _stop(self) -> None:
+        began = time.monotonic()
+        STOPPING.begin(began)  # also if gunicorn's master is gone
+        for listener in self.sockets:  # who waits there gets an answer, too
+            self._accept(listener)
+        self._listen(on=False)
+        for listener in self.sockets:
+            listener.close()
+        while time.monotonic() < began + STOP_SECONDS:
+            self._turn(LAST_TURNS_SECONDS)
+            if time.monotonic() > began + LAST_CALL_SECONDS:
+                for conn in [*self._arriving, *self._kept]:
+                    self._part(conn)
+            if not (self._out or self._sending or self._arriving or self._kept or self._leaving):
+                break
+
+    def _turn(self, most: float) -> None:
+        for key, _ in self._poller.select(most):
+            key.data(key.fileobj)
+        while self._back:
+            self._take_back(self._back.popleft())
+        now = time.monotonic()
+        if now - self._looked >= most:
+            self._looked = now
+            self.notify()
+            self._expire(now)
+            if self.ppid != os.getppid():  # the master is gone
+                self.alive = False
+
+    def _woken(self, pipe: int) -> None:
+        with suppress(BlockingIOError):
+            os.read(pipe, _READ)
+
+    def _listen(self, *, on: bool) -> None:
+        if on is not self._listening:
+            self._listening = on
+            for listener in self.sockets:
+                if on:
+                    self._poller.register(listener, selectors.EVENT_READ, self._accept)
+                else:
+                    self._poller.unregister(listener)
+
+    def _room(self) -> int:
+        """Return how many more connections there may be, those included that can be closed for it."""
+        return self._capacity - len(self._out)
+
+    def _accept(self, listener: Any) -> None:
+        try:
+            for _ in range(max(0, min(self._room(), self.cfg.backlog))):
+                sock, client = listener.accept()
+                if self._count() >= self._capacity:
+                    self._close_one()
+                self._put(Connection(self.cfg, sock, client, listener.getsockname()), self._arriving, ARRIVING_SECONDS)
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                self._full_until = time.monotonic() + TURN_SECONDS
+                self._close_one()
+
+    def _count(self) -> int:
+        return sum(map(len, (self._arriving, self._kept, self._sending, self._leaving, self._out)))
+
+    def _close_one(self) -> None:
+        """Close the connection that has stood still for longest: of those that are over, of strangers, of all.
+
+        None whose call is there by now.
+        """
+        waiting = (self._arriving, self._kept, self._sending)
+        for shelves, of_all in (((self._leaving,), True), (waiting, False), (waiting, True)):
+            while oldest := [one for shelf in shelves if (one := _oldest(shelf, of_all=of_all)) is not None]:
+                conn = min(oldest, key=lambda one: one.since)
+                shelf = conn.shelf
+                if shelf is self._kept:
+                    self._read(conn)
+                if conn.shelf is shelf:
+                    self._drop(conn)
+                    return
+
+    # ------------------------------------------------------------ where the poller has a connection
+
+    def _put(self, conn: Connection, shelf: dict[Connection, float], seconds: float) -> None:
+        """Keep a connection until something happens on it, or its time is over."""
+        conn.since = time.monotonic()
+        shelf[conn] = conn.since + seconds
+        conn.shelf = shelf
+        act = self._send if shelf is self._sending else self._drain if shelf is self._leaving else self._read
+        event = selectors.EVENT_WRITE if shelf is self._sending else selectors.EVENT_READ
+        self._poller.register(conn.sock, event, partial(_on, act, conn))
+        self._hold(conn)
+
+    def _take(self, conn: Connection) -> None:
+        """Take a connection away from the poller."""
+        assert conn.shelf is not None  # noqa: S101 - the poller has it
+        del conn.shelf[conn]
+        conn.shelf = None
+        self._held -= conn.held
+        conn.held = 0
+        self._poller.unregister(conn.sock)
+
+    def _hold(self, conn: Connection) -> None:
+        """Count the bytes that are held of a connection. If that is too much, close the one with the most."""
+        held = len(conn.arriving.data) + len(conn.unsent)
+        self._held += held - conn.held
+        conn.held = held
+        if self._held > MAX_HELD:
+            self._drop(max((*self._arriving, *self._sending), key=lambda one: one.held))
+
+    def _drop(self, conn: Connection) -> None:
+        """Close a connection at once."""
+        if conn.shelf is not None:
+            self._take(conn)
+        conn.sock.close()
+
+    def _part(self, conn: Connection) -> None:
+        """Close a connection once its peer has done so too, or its time is over (RFC 9112, 9.6)."""
+        if conn.shelf is not None:
+            self._take(conn)
+        conn.arriving = Arriving()
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the peer is gone
+            conn.ended = True
+        if conn.ended:
+            conn.sock.close()
+        else:
+            self._put(conn, self._leaving, LEAVING_SECONDS)
+
+    def _expire(self, now: float) -> None:
+        """End what is overdue."""
+        for shelf, end in (
+            (self._arriving, self._overdue),
+            (self._kept, self._overdue),
+            (self._sending, self._drop),
+            (self._leaving, self._drop),
+        ):
+            while (conn := next(iter(shelf), None)) is not None and shelf[conn] <= now:
+                end(conn)
+
+    def _overdue(self, conn: Connection) -> None:
+        """End the wait for a call. One that is there by now is answered; one that began is answered that it is late."""
+        shelf, until = conn.shelf, time.monotonic()
+        self._read(conn)
+        if conn.shelf is None or conn.shelf is not shelf or conn.shelf[conn] > until:
+            return
+        if conn.arriving.head:
+            conn.late = True
+            self._take(conn)
+            self._give(conn)
+        else:
+            self._part(conn)
+
+    # ------------------------------------------------------------ what happens on a connection
+
+    def _read(self, conn: Connection) -> None:
+        first = not conn.arriving.data
+        try:
+            ready = conn.take(_NOW)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(conn)
+            return
+        if ready:
+            self._take(conn)
+            self._give(conn)
+        elif conn.ended:
+            self._drop(conn)
+        else:
+            if first and conn.shelf is not None:  # from here on the call has its time
+                del conn.shelf[conn]
+                conn.shelf = self._arriving
+                conn.since = conn.began
+                self._arriving[conn] = conn.began + ARRIVING_SECONDS
+            self._go_ahead(conn)
+            self._hold(conn)
+
+    def _go_ahead(self, conn: Connection) -> None:
+        """Tell a client that holds its body back to send it."""
+        if conn.arriving.awaits_continue:
+            conn.arriving.awaits_continue = False
+            with suppress(OSError):  # who takes nothing is overdue before long
+                conn.sock.send(_CONTINUE, _NOW)
+
+    def _send(self, conn: Connection) -> None:
+        try:
+            conn.send(conn.unsent)
+        except OSError:
+            self._drop(conn)
+            return
+        if conn.unsent:
+            self._hold(conn)
+        else:
+            self._take(conn)
+            self._go_on(conn)
+
+    def _drain(self, conn: Connection) -> None:
+        try:
+            data = conn.sock.recv(_READ, _NOW)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        conn.left -= len(data)
+        if not data or conn.left < 0:
+            self._drop(conn)
+
+    def _give(self, conn: Connection) -> None:
         """Queue a connection for a thread."""
-        self._waiting.append(conn)
-        super().enqueue_req(conn)
+        self._out.add(conn)
+        self._queue.put(conn)
+        if self._threads < min(self.cfg.threads, len(self._out)):
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"call-{self._threads}", daemon=True).start()
 
-    def handle(self, conn: Any) -> Any:
-        """Serve a connection, in a thread. Return what gunicorn's own worker does."""
-        self._waiting.popleft()  # only the count matters, so pop any
-        return super().handle(conn)
+    def _take_back(self, conn: Connection) -> None:
+        """Take a connection back from its thread."""
+        self._out.discard(conn)
+        if conn.unsent:
+            self._put(conn, self._sending, SENDING_SECONDS)
+        else:
+            self._go_on(conn)
 
-    def handle_request(self, req: Any, conn: Any) -> bool:
-        """Answer a call and those that follow within a moment. Return whether the connection is kept alive."""
+    def _go_on(self, conn: Connection) -> None:
+        """Do what follows an answer that was sent."""
+        if not conn.keeps:
+            self._part(conn)
+        elif conn.arriving.ready():
+            self._give(conn)
+        elif conn.ended:
+            self._drop(conn)
+        elif conn.arriving.data:
+            self._put(conn, self._arriving, ARRIVING_SECONDS)
+            self._go_ahead(conn)
+        else:
+            self._put(conn, self._kept, self.cfg.keepalive)
+
+    # ------------------------------------------------------------ in a thread
+
+    def _work(self) -> None:
         while True:
-            if not self._answer(req, conn):
-                return False
-            if self._waiting or not _read_to_its_end(req) or not _more(conn):
-                return True
-            conn.parser.mesg = None  # its body is read; the parser would check that with three more system calls
-            req = next(conn.parser)
+            conn = self._queue.get()
+            try:
+                self._serve(conn)
+            finally:
+                self._back.append(conn)
+                with suppress(BlockingIOError):  # then it wakes up anyway
+                    os.write(self.PIPE[1], b"\0")
 
-    def _answer(self, req: Any, conn: Any) -> bool:
-        """Do what gunicorn's own worker does, without its hooks and its access log, which nothing here sets."""
+    def _serve(self, conn: Connection) -> None:
+        """Answer a call and those that follow within a moment."""
+        req = None
+        try:
+            while True:
+                arriving = conn.arriving
+                req = _parsed(conn)
+                conn.keeps = self._answer(req, conn, whole=arriving.whole)
+                if not conn.keeps:
+                    return
+                _pass(req, conn)
+                if conn.unsent or not self._queue.empty() or not conn.more():
+                    return
+        except (NoMoreData, StopIteration, OSError):
+            conn.keeps = False
+        except Exception as error:  # noqa: BLE001 - gunicorn's own way: what is not HTTP is 400, all else 500
+            conn.keeps = False
+            pieces = _Pieces()
+            self.handle_error(req, pieces, conn.client, error)
+            with suppress(OSError):
+                conn.send(b"".join(pieces))
+
+    def _answer(self, req: Any, conn: Connection, *, whole: bool) -> bool:
+        """Answer one call, without gunicorn's hooks and its access log, which nothing here sets.
+
+        Return whether the connection is kept.
+        """
+        req._expected_100_continue = False  # noqa: SLF001 - the poller has said so
         answer, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg)
         environ["wsgi.multithread"] = True
+        environ[BEGAN] = conn.began
+        environ[LATE] = conn.late
         answer.sock = pieces = _Pieces()
         parts = self.wsgi(environ, answer.start_response)
-        # After a body that could not be read, the start of the next call is unknown.
-        if req.body.failed or not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
+        # After a body that is not whole or could not be read, the start of the next call is unknown.
+        if not whole or req.body.failed or not self.alive:
             answer.force_close()
         for part in parts:
             answer.write(part)
         answer.close()
-        conn.sock.sendall(b"".join(pieces))
+        if not conn.answered and answer.status_code < 300:  # pages for everybody have no audit id
+            conn.answered = any(name == AUDIT_ID for name, _ in answer.headers)
+        conn.send(b"".join(pieces))
         return not answer.should_close()
 
 
@@ -90,21 +489,54 @@ class _Pieces(list[bytes]):
 
     sendall = list.append
 
+    def gettimeout(self) -> float:
+        """Return what a non-blocking socket does."""
+        return 0.0
 
-def _read_to_its_end(req: Any) -> bool:
-    """Whether a call's body was read to the end of its Content-Length; gunicorn drains any other."""
-    return getattr(req.body.reader, "length", None) == 0
+
+def _on(act: Callable[[Connection], None], conn: Connection, _sock: socket.socket) -> None:
+    """Do what an event asks for, unless the connection was closed by another of the same turn."""
+    if conn.shelf is not None:
+        act(conn)
 
 
-def _more(conn: Any) -> bool:
-    """Whether the connection is readable within a moment. A closed one is, too; the parser then notices."""
-    if conn.parser.unreader.buf.getvalue():
-        return True
-    conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)
+def _oldest(shelf: dict[Connection, float], *, of_all: bool) -> Connection | None:
+    """Return the connection that stands there for longest, of strangers or of all."""
+    return next((conn for conn in shelf if of_all or not conn.answered), None)
+
+
+def _parsed(conn: Connection) -> Any:
+    """Return the call that has arrived. Raises what gunicorn's parser does."""
+    arriving = conn.arriving
+    if not arriving.head and len(arriving.data) > MAX_HEAD:
+        raise LimitRequestHeaders("the head has no end")
+    conn.parser.unreader.unread(bytes(arriving.data))
+    return next(conn.parser)
+
+
+def _pass(req: Any, conn: Connection) -> None:
+    """Go on behind a call's body, read or not: it is all there."""
+    parser = conn.parser
+    if getattr(req.body.reader, "length", None) != 0 and not _finished(parser):
+        conn.keeps = False
+    parser.mesg = None  # the parser would look again for what is left of it
+    conn.arriving = Arriving(parser.unreader.take_buffered())
+
+
+def _finished(parser: Any) -> bool:
     try:
-        conn.parser.unreader.unread(conn.sock.recv(_READ))
-    except BlockingIOError:
+        return bool(parser.finish_body())
+    except (ParseException, OSError):
         return False
-    finally:
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FOREVER)
-    return True
+
+
+def _capacity(cfg: Any) -> int:
+    """Return how many connections there may be, as far as there are file descriptors for them."""
+    others = 2 * cfg.threads + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in {soft, hard}:
+        return int(cfg.worker_connections)
+    if soft < cfg.worker_connections + others:
+        soft = min(hard, cfg.worker_connections + others)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return int(max(cfg.threads, min(cfg.worker_connections, soft - others)))

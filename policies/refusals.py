@@ -47,6 +47,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── SecretUnavailable        503
     │   ├── StoreUnavailable         503
     │   ├── RecordUnavailable        503
+    │   ├── WaitedTooLong            503
     │   └── AskedTooOften            429  too many previews and questions; says nothing of the call
     ├── UpstreamRefusal              the upstream said no, or gave no answer that can be trusted
     │   ├── UpstreamRejected         400, 402 or 404, as the upstream answered
@@ -631,6 +632,17 @@ class RecordUnavailable(Unavailable):
     reason = "record-unavailable"
     title = "The call cannot be recorded"
     sentence = "The call cannot be recorded just now. Nothing was sent; try again in a moment."
+
+
+class WaitedTooLong(Unavailable):
+    """No time is left to send it, or nobody waits for its answer any more."""
+
+    reason = "waited-too-long"
+    title = "The call waited too long"
+    sentence = (
+        "The call waited too long here, or the instance that had it is being stopped. Nothing was sent; try again in a "
+        "moment."
+    )
 
 
 class AskedTooOften(Unavailable):

@@ -304,10 +304,14 @@ def test_raw_bytes_in_the_query_are_refused(world: World) -> None:
     assert not world.upstream.calls
 
 
-@pytest.mark.parametrize("target", [f"{TARGET}&{'x' * 2000}=1", f"/{'a' * 60_000}"], ids=["query", "path"])
+@pytest.mark.parametrize("target", [f"{TARGET}&{'x' * 2000}=1", f"/{'a' * 4000}"], ids=["query", "path"])
 def test_overlong_target_is_refused(world: World, target: str) -> None:
     refused(world.server.call(target), 414, "target-too-long")
     assert not world.upstream.calls
+
+
+def test_endless_target_is_refused_by_the_server(world: World) -> None:
+    assert world.send(f"GET /{'a' * 60_000} HTTP/1.1", *head())[:12] == b"HTTP/1.1 414"
 
 
 # ---------------------------------------------------------------- the key

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from msgspec.structs import replace
 
 from gateway.secrets import place_of
+from gateway.stopping import STOPPING
 from gateway.upstreams.transport import LostError, NotSentError
 from policies import finalizing, issuing
 from policies.issuing import Stage
@@ -101,6 +102,10 @@ class Upstreams:
             return self._ask(dialect, grant, step, entry.approval, secret, deadline)
         return self._tries(dialect, grant, step, secret, deadline)
 
+    def _left(self, deadline: float) -> float:
+        """Return the seconds until ``deadline``, or until all sends end because the instance stops."""
+        return min(deadline, STOPPING.ends) - self._clock()
+
     def _walk(  # noqa: PLR0913, PLR0917 - a call, and what each step is written to
         self,
         dialect: Dialect,
@@ -125,7 +130,7 @@ class Upstreams:
             try:
                 record.step(at, reply)
                 if not isinstance(ahead, Reply):
-                    if deadline - self._clock() < LEAST_SECONDS:
+                    if self._left(deadline) < LEAST_SECONDS:
                         ahead = plan.stopped(ahead, "no time is left for the next step")
                     elif ahead.written:
                         advanced = store.advance(grant, admission, ahead)
@@ -150,7 +155,7 @@ class Upstreams:
             return at
         step = _step_of(grant, admission, at, dialect)
         try:
-            asked = self._transport.send(approvals.asked(grant, entry.approval), secret.value, deadline - self._clock())
+            asked = self._transport.send(approvals.asked(grant, entry.approval), secret.value, self._left(deadline))
         except (NotSentError, LostError):
             return plan.approved(at, Decision.WAITS, None, awaiting(step, entry.approval))
         decision, created = approvals.decided(asked.status, asked.body)
@@ -173,7 +178,7 @@ class Upstreams:
             step = _after(begun, step, reply)
             closed += reply.closed
             pause = _pause(grant, step, reply, paused, closed)
-            if pause is None or deadline - self._clock() < pause + LEAST_SECONDS:
+            if pause is None or self._left(deadline) < pause + LEAST_SECONDS:
                 break
             paused += not reply.closed
             self._sleep(pause)
@@ -216,18 +221,18 @@ class Upstreams:
         if approvals is None:
             return awaiting(step, approval)
         try:
-            asked = self._transport.send(approvals.asked(grant, approval), secret.value, deadline - self._clock())
+            asked = self._transport.send(approvals.asked(grant, approval), secret.value, self._left(deadline))
             decision, created = approvals.decided(asked.status, asked.body)
             if created is None:
                 return decided(grant, step, approval, decision)
-            looked = self._transport.send(approvals.found(grant, created), secret.value, deadline - self._clock())
+            looked = self._transport.send(approvals.found(grant, created), secret.value, self._left(deadline))
         except (NotSentError, LostError):
             return awaiting(step, approval)
         return _without(secret, found(grant, step, approval, looked.status, looked.body))
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:
-            received = self._transport.send(dialect.request(grant, step), secret.value, deadline - self._clock())
+            received = self._transport.send(dialect.request(grant, step), secret.value, self._left(deadline))
         except NotSentError as error:
             return unsent(grant, step, str(error))
         except LostError as error:

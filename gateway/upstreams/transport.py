@@ -13,6 +13,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ import certifi
 import msgspec
 import pycurl
 
+from gateway.stopping import STOPPING
 from policies.egress import public
 
 if TYPE_CHECKING:
@@ -157,6 +159,8 @@ class Transport:
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(CONNECT_SECONDS * 1000))
         curl.setopt(pycurl.MAXAGE_CONN, self._idle_seconds)
         curl.setopt(pycurl.RESOLVE, self._resolve)
+        curl.setopt(pycurl.NOPROGRESS, 0)
+        curl.setopt(pycurl.XFERINFOFUNCTION, _over)  # at least once a second
         curl.kept = {}  # the socket of the one connection that is kept to each origin
         return curl
 
@@ -198,6 +202,11 @@ def _perform(curl: Any, refused: list[str]) -> None:
             raise LostError(f"libcurl error {code}") from None
         private = refused and code == pycurl.E_COULDNT_CONNECT
         raise NotSentError(PRIVATE if private else f"libcurl error {code}") from None
+
+
+def _over(*_progress: int) -> bool:
+    """Whether a send must end since the instance stops; libcurl then aborts it."""
+    return time.monotonic() >= STOPPING.ends
 
 
 def careful_handle(ca_file: str) -> Any:

@@ -1,0 +1,37 @@
+"""How the framework's server is configured: with our worker where gunicorn is a version that it is tested with.
+
+With any other the stock worker serves, and the function works all the same; docs/security.md says what that one lacks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Final
+
+import gunicorn
+import gunicorn.config
+
+from gateway.chain import alert
+
+#: The versions of gunicorn that our worker is tested with, by their first number; requirements.in has the same.
+TESTED: Final = "27."
+#: Cloud Run's own default for the calls that one instance gets at once; deploy/ sets both to the same number.
+DEFAULT_THREADS: Final = "80"
+#: An instance has ten seconds between SIGTERM and SIGKILL; gunicorn's master kills its worker after these.
+GRACE_SECONDS: Final = 9
+
+
+def configure() -> None:
+    """Configure the framework's server, which reads this after ``main.py`` is loaded."""
+    os.environ.setdefault("THREADS", DEFAULT_THREADS)
+    # The server of --debug logs the first line of every call; of one that it cannot read, that may be a key.
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
+    if gunicorn.__version__.startswith(TESTED):
+        gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
+    else:
+        alert(
+            f"gunicorn {gunicorn.__version__} is not a version that gateway/worker.py is tested with ({TESTED}x). "
+            "gunicorn's own worker serves instead: slower, and open to strangers who keep connections busy."
+        )

@@ -1,0 +1,66 @@
+"""What a call costs with our worker, and with gunicorn's own beside it: ratios within one run, in pairs."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import load
+from sandbox.__main__ import ROOT
+from tests.bench.test_issued import cpu
+from tests.conftest import CUSTOMER, FORM, KEY, TARGET
+from tests.crash.forms import form
+from tests.gateway.test_stock_worker import STOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.conftest import Server
+
+CALL = (
+    f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
+    f"Content-Length: {len(CUSTOMER)}\r\n\r\n{CUSTOMER}"
+).encode()
+#: One busy client waits for each answer; eight are what the benchmark has.
+CONNECTIONS = (1, 8)
+SECONDS = 0.5
+#: What no noise of a busy machine reaches; a round through the poller for each call would.
+MOST = 1.1
+
+
+def pairs(one: Server, other: Server, connections: int, rounds: int) -> tuple[float, float]:
+    """Return how many calls a second, and how much CPU a call, ``one`` has for each of the other's."""
+    rates, costs = [], []
+    for number in range(rounds):
+        seen = {}
+        for running in (one, other) if number % 2 else (other, one):
+            before = cpu(running.process.pid)
+            took = load.run(running.port, CALL, connections=connections, seconds=SECONDS, warm=0)
+            seen[running.port] = len(took), cpu(running.process.pid) - before
+        (calls, spent), (others, theirs) = seen[one.port], seen[other.port]
+        if calls and others:  # a machine that stands still says nothing
+            rates.append(calls / others)
+            costs.append(spent / calls / (theirs / others))
+    return statistics.median(rates), statistics.median(costs)
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize("connections", CONNECTIONS)
+def test_our_worker_costs_no_more_than_the_stock_one(
+    server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str], connections: int
+) -> None:
+    source = tmp_path / "stock.py"
+    source.write_text(STOCK)
+    ours, stock = server(), server(source=source, PYTHONPATH=str(ROOT))
+    pairs(ours, stock, connections, 2)
+    rounds = form(11, long=41)
+    rate, cost = pairs(ours, stock, connections, rounds)
+    with capsys.disabled():
+        print(
+            f"\n{connections} connections: our worker serves {rate:.2f} times the calls of gunicorn's own, "
+            f"at {cost:.2f} times its CPU a call (medians of {rounds} pairs of {SECONDS} s)"
+        )
+    assert cost <= MOST

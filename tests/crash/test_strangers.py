@@ -1,0 +1,44 @@
+"""Hundreds of hostile connections of each kind, and an honest client beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.crash.forms import form
+from tests.strangers import KINDS, Honest, strangers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.appgregator import Appgregator
+    from tests.conftest import Server
+
+pytestmark = pytest.mark.figures
+
+STRANGERS: Final = form(100, long=300)
+SECONDS: Final = form(5, long=15)
+PATIENCE: Final = 2.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_honest_client_is_answered_beside_hostile_connections(
+    server: Callable[..., Server], upstream: Appgregator, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    running = server(THREADS="80")
+    assert running.call()[0] == 200  # whatever is loaded with the first call is loaded
+    honest = Honest(PATIENCE)
+    with strangers(running.port, kind, STRANGERS) as seen:
+        honest.calls(running.port, SECONDS)
+        opened = seen["opened"]
+    sent = honest.sent(upstream)
+    with capsys.disabled():
+        print(
+            f"\n{STRANGERS} strangers at once, {opened} in all, {kind}: {len(honest.names)} honest calls, "
+            f"{len(honest.problems)} not answered within {PATIENCE:.0f} s, the slowest {max(honest.waits):.2f} s, "
+            f"{sum(count for times, count in sent.items() if times > 1)} sent twice"
+        )
+    assert opened >= STRANGERS
+    assert not honest.problems
+    assert sent == {1: len(honest.names)}

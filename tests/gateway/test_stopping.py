@@ -1,0 +1,174 @@
+"""A call's time begins when the server learns of it, and ends when the instance does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.record import BEGAN, CALL_SECONDS, LEAST_SECONDS, PATIENCE_SECONDS
+from gateway.stopping import SEND_SECONDS, STOPPING, Stopping
+from tests.conftest import CUSTOMER, FORM, KEY, TARGET
+from tests.strangers import KINDS, strangers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sandbox.appgregator import Appgregator
+    from tests.conftest import Function, Server
+
+
+def asked(port: int, customer: str = CUSTOMER) -> socket.socket:
+    """Ask for an invoice and return the connection, on which the answer has yet to come."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+    sock.sendall(
+        f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
+        f"Content-Length: {len(customer)}\r\n\r\n{customer}".encode()
+    )
+    return sock
+
+
+def test_call_whose_caller_is_gone_is_not_sent(server: Callable[..., Server], upstream: Appgregator) -> None:
+    """One thread. The second call waits for the first; the others until their callers have hung up."""
+    running = server(THREADS="1")
+    upstream.delay = 2 * PATIENCE_SECONDS
+    socks = [asked(running.port, "customer=cus_fault_slow") for _ in range(5)]
+    time.sleep(1.5 * upstream.delay)
+    for sock in socks[1:]:
+        sock.close()
+    assert socks[0].recv(20).startswith(b"HTTP/1.1 200 OK")
+    socks[0].close()
+    assert running.call(timeout=10)[0] == 200  # behind all of them, and its caller is there
+    assert len(upstream.calls) == 3
+    refused = running.record.entries("refusal")
+    assert [entry["reason"] for entry in refused] == ["waited-too-long"] * 3
+    assert {entry["note"] for entry in refused} == {"the caller has hung up"}
+    assert [entry["kind"] for entry in running.record.entries()].count("intent") == 3
+
+
+@pytest.fixture
+def stopping() -> Iterator[Stopping]:
+    yield STOPPING
+    STOPPING.ends = math.inf
+
+
+@pytest.mark.parametrize(
+    ("waited", "status"),
+    [(0.0, 200), (CALL_SECONDS - LEAST_SECONDS - 1, 200), (CALL_SECONDS - LEAST_SECONDS, 503), (CALL_SECONDS + 1, 503)],
+)
+def test_time_of_a_call_began_when_the_server_learned_of_it(
+    function: Callable[..., Function], upstream: Appgregator, waited: float, status: int
+) -> None:
+    client = function().app.test_client()
+    answer = client.post(
+        TARGET,
+        data=CUSTOMER,
+        content_type=FORM,
+        headers={"x-api-key": KEY, "Idempotency-Key": "one-key-for-it"},
+        environ_overrides={BEGAN: time.monotonic() - waited},
+    )
+    assert answer.status_code == status
+    assert len(upstream.calls) == (status == 200)
+    if status == 503:
+        assert json.loads(answer.data)["reason"] == "waited-too-long"
+        again = client.post(
+            TARGET, data=CUSTOMER, content_type=FORM, headers={"x-api-key": KEY, "Idempotency-Key": "one-key-for-it"}
+        )
+        assert again.status_code == 200  # its key was released
+
+
+def test_call_that_waited_is_not_sent_by_an_instance_that_stops(
+    function: Callable[..., Function], upstream: Appgregator, stopping: Stopping
+) -> None:
+    client = function().app.test_client()
+    stopping.begin(time.monotonic() - SEND_SECONDS + LEAST_SECONDS)
+    answer = client.post(
+        TARGET,
+        data=CUSTOMER,
+        content_type=FORM,
+        headers={"x-api-key": KEY},
+        environ_overrides={BEGAN: time.monotonic() - PATIENCE_SECONDS - 1},
+    )
+    assert (answer.status_code, json.loads(answer.data)["reason"]) == (503, "waited-too-long")
+    assert not upstream.calls
+
+
+def test_call_that_comes_in_the_last_second_is_not_sent(
+    function: Callable[..., Function], upstream: Appgregator, stopping: Stopping
+) -> None:
+    called = function()
+    stopping.begin(time.monotonic() - SEND_SECONDS)
+    answer = called.post()
+    assert (answer.status_code, json.loads(answer.data)["reason"]) == (503, "upstream-unreachable")
+    assert not upstream.calls
+
+
+def test_send_is_ended_when_the_instance_stops_and_its_outcome_is_unknown(
+    function: Callable[..., Function], upstream: Appgregator, stopping: Stopping
+) -> None:
+    called = function()
+    upstream.delay = 20
+    stopping.begin(time.monotonic() - SEND_SECONDS + 1.5)
+    began = time.monotonic()
+    answer = called.post(body="customer=cus_fault_slow")
+    assert (answer.status_code, json.loads(answer.data)["reason"]) == (424, "outcome-unknown")
+    assert time.monotonic() - began < 10  # of twenty
+    assert [line["kind"] for line in called.record.entries()] == ["intent", "outcome"]
+
+
+def test_only_the_first_sigterm_counts() -> None:
+    stopping = Stopping()
+    stopping.begin(100.0)
+    stopping.begin(105.0)
+    assert stopping.ends == 100.0 + SEND_SECONDS
+
+
+def test_record_ends_with_stop_whatever_peers_do(server: Callable[..., Server]) -> None:
+    running = server()
+    assert running.call()[0] == 200
+    with contextlib.ExitStack() as them:
+        for kind in KINDS:
+            them.enter_context(strangers(running.port, kind, 5))
+        running.process.terminate()
+        assert running.process.wait(timeout=9.5) == 0  # the platform kills after ten
+    kinds = [line["countersign"]["kind"] for line in running.record.lines()]
+    assert kinds[:3] == ["start", "intent", "outcome"]
+    assert kinds[-1] == "stop"
+    assert kinds.count("stop") == 1
+
+
+def test_call_on_its_way_as_the_instance_stops_is_answered(
+    server: Callable[..., Server], upstream: Appgregator
+) -> None:
+    """On a connection that was kept, one that was only opened, and one that holds half of a call."""
+    running = server()
+    kept = asked(running.port)
+    assert kept.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    opened = socket.create_connection(("127.0.0.1", running.port), timeout=20)
+    half = socket.create_connection(("127.0.0.1", running.port), timeout=20)
+    whole = (
+        f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
+        f"Content-Length: {len(CUSTOMER)}\r\n\r\n{CUSTOMER}"
+    ).encode()
+    half.sendall(whole[:-5])
+    time.sleep(0.2)
+    running.process.terminate()
+    time.sleep(0.3)
+    half.sendall(whole[-5:])
+    opened.sendall(whole)
+    kept.sendall(whole)
+    for sock in (kept, opened, half):
+        answer = b""
+        while came := sock.recv(65536):
+            answer += came
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"Connection: close\r\n" in answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["id"]
+        sock.close()
+    assert running.process.wait(timeout=9.5) == 0
+    assert upstream.invoices == 4
