@@ -18,7 +18,8 @@ from gateway.stores.redis import PREFIX, Redis
 from policies import idempotency
 from policies.idempotency import LEASE, RETENTION, Verdict
 from policies.issuing import Progress, Stage
-from policies.model import Admission, Answer, Entry, Lines, Outcome, State
+from policies.model import Admission, Answer, Entry, Outcome, State
+from policies.operations import OPERATIONS
 from policies.outcomes import Reply
 from policies.quota import parse_limit
 from policies.refusals import (
@@ -1072,7 +1073,7 @@ def test_call_that_stops_half_way_keeps_what_it_works_on_and_one_that_ends_does_
 
 def test_key_that_names_a_draft_goes_on_after_the_upstream_forgot_it(store: Store, clock: Clock) -> None:
     lone = stripes()
-    grant = replace(lone, entitlement=replace(lone.entitlement, lines=Lines(50)))
+    grant = replace(lone, entitlement=replace(lone.entitlement, operation=OPERATIONS["invoices.issue"]))
     store.settle(grant, halfway(store, grant), replace(UNKNOWN, id="in_1", step="lines"), ANSWER)
     clock.tick(10 * 86400)
     entry = admit(store, grant).entry
