@@ -149,4 +149,4 @@ def test_whatever_a_store_raises_the_call_is_refused_and_a_sent_one_is_still_ans
         with pytest.raises(StoreUnavailable):
             store.resolve("a" * 64, None)
         store.release(grant, admission)
-        assert store.settle(grant, admission, Reply(Outcome.SUCCEEDED), Answer(200, b"{}")) is (key is None)
+        assert bool(store.settle(grant, admission, Reply(Outcome.SUCCEEDED), Answer(200, b"{}"))) is (key is None)

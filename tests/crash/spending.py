@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 PROCESSES: Final = 8
 BUDGETS: Final = 20
-#: Minor units in any so many seconds: the store's own clock counts, and all of it goes by several times.
-LIMIT, SECONDS = 2_000, 1
+#: A budget's time: the store's own clock counts, and many of these go by.
+SECONDS = 1
 #: One call in so many is killed between the admission and its settlement; its money stays for a window.
 KILLED: Final = 400
 UNREAD: Final = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
@@ -42,10 +42,10 @@ FREED: Final = Reply(Outcome.FREED, refusal=UpstreamRejected(400, "No.", code=No
 ANSWER: Final = Answer(200, b"{}")
 
 
-def grants() -> list[Grant]:
-    """Return a call at Stripe of each of twenty callers, each with a budget."""
+def grants(limit: int) -> list[Grant]:
+    """Return a call at Stripe of each of twenty callers, each with a budget of ``limit`` minor units."""
     made = granted(policy("http://127.0.0.1:9", upstream="stripe"), idempotency_key="k")
-    budgets = (Budget("usd", Limit(LIMIT, SECONDS, "")),)
+    budgets = (Budget("usd", Limit(limit, SECONDS, "")),)
     callers = [replace(made.caller, id=f"c{one}", first=f"c{one}", budgets=budgets) for one in range(BUDGETS)]
     return [replace(made, caller=caller, budgets=budgets) for caller in callers]
 
@@ -53,9 +53,11 @@ def grants() -> list[Grant]:
 class Spender:
     """Spends, and says so. ``die`` ends a call between its admission and its settlement."""
 
-    def __init__(self, store: Store, say: Callable[..., None], seed: str, die: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, say: Callable[..., None], seed: str, die: Callable[[], None], *, limit: int
+    ) -> None:
         self._store, self._say, self._die = store, say, die
-        self._lots, self._grants, self._seed, self._number = random.Random(seed), grants(), seed, 0
+        self._lots, self._grants, self._seed, self._number = random.Random(seed), grants(limit), seed, 0
 
     def once(self) -> None:
         """Make one admission, or two of a key that comes back."""
@@ -102,7 +104,7 @@ class Spender:
             self._say("settled", name, reply.spent or 0)
 
 
-def _work(address: str, seed: str, count: int, file: Path) -> None:
+def _work(address: str, seed: str, count: int, file: Path, *, limit: int) -> None:
     store = shared(address)
     assert store is not None
     written = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -110,12 +112,12 @@ def _work(address: str, seed: str, count: int, file: Path) -> None:
     def say(*said: object) -> None:
         os.write(written, (json.dumps([time.time(), *said]) + "\n").encode())
 
-    spender = Spender(store, say, seed, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    spender = Spender(store, say, seed, lambda: os.kill(os.getpid(), signal.SIGKILL), limit=limit)
     for _ in range(count):
         spender.once()
 
 
-def main(address: str, count: int, seed: str, folder: Path) -> None:
+def main(address: str, count: int, seed: str, folder: Path, limit: int) -> None:
     """Have eight processes ask ``count`` times in all. Whoever is killed is followed by another."""
     share, running = count // PROCESSES, dict[int, int]()
 
@@ -124,7 +126,7 @@ def main(address: str, count: int, seed: str, folder: Path) -> None:
         if not process:
             failed = 1
             try:
-                _work(address, f"{seed}-{worker}-{life}", left, folder / f"{worker}")
+                _work(address, f"{seed}-{worker}-{life}", left, folder / f"{worker}", limit=limit)
                 failed = 0
             finally:
                 os._exit(failed)
@@ -143,4 +145,4 @@ def main(address: str, count: int, seed: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))
