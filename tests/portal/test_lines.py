@@ -163,6 +163,35 @@ def test_empty_line_is_left_out_and_a_line_without_a_price_is_asked_for_it(tab: 
     assert one.page.evaluate("document.activeElement.labels[0].textContent") == "Each, in USD of line 2"
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["as the field is left", "as the verdict comes"])
+def test_click_is_not_lost_because_a_fault_shows_above_it(tab: Callable[..., Tab], *, late: bool) -> None:
+    one = write(begin(tab(width=320, height=700), "pressed-1"), [("first", "", "1.00"), ("second", "", "2.00")])
+    one.head("This would be raised")
+    held: list[Route] = []
+    if late:  # the fault is of a field that was left, and is known while the button is down
+        one.page.route("**/invoices/issue/*validate_only=true*", lambda route: held.append(route))  # noqa: PLW0108 - takes no builtin
+    each(one, 2).fill("600.00" if late else "2.005")
+    if late:
+        text(one, 2).focus()
+    else:
+        one.page.locator(".island").get_by_text("2.005 cannot be read").wait_for()
+    button = one.page.get_by_role("button", name="Add a line")
+    button.scroll_into_view_if_needed()
+    button.hover()
+    while late and not held:
+        one.page.wait_for_timeout(50)
+    where = button.bounding_box()
+    one.page.mouse.down()
+    for route in held:
+        with one.page.expect_response("**/invoices/issue/*"):
+            route.continue_()
+    one.page.wait_for_timeout(300)
+    assert button.bounding_box() == where
+    one.page.mouse.up()
+    text(one, 3).wait_for()
+    one.page.locator(".lines .error", has_text="at most").first.wait_for()
+
+
 def test_faults_stand_at_their_line_in_words_of_money(tab: Callable[..., Tab]) -> None:
     one = write(begin(tab(), "faults-1"), [("first", "", "1.00"), ("second", "0", "2.00")])
     island = one.page.locator(".island").first

@@ -5,7 +5,7 @@ import { became } from "./became.js";
 import { allFields } from "./fields.js";
 import { build } from "./form.js";
 import { gate, keyForm } from "./gate.js";
-import { h, plain, tell } from "./h.js";
+import { h, plain, tell, unpressed } from "./h.js";
 import * as key from "./key.js";
 import { recipes } from "./recipes.js";
 import { sending } from "./send.js";
@@ -155,12 +155,12 @@ async function openapi() {
 function granted(grant, page) {
   const { exponents } = page.me();
   const fields = page.me().fields[grant.fields] ?? [], answers = page.me().answers[grant.answers] ?? [];
-  let latest = { bytes: "", verdict: null, answer: null, asked: null }, insisted = false;
+  let latest = { bytes: "", verdict: null, answer: null, asked: null }, insisted = false, written = null;
   const verdictPlace = h("div"), sentPlace = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", null, W.wouldSend));
   const ahead = h("div", { class: "ahead" }, verdictPlace, sentPlace);
   const chooser = page.me().grants.length > 1 ? operations(page.me(), grant, page.choose) : null;
   const form = build(grant, fields, exponents, change, chooser);
-  const trying = trials(() => form.read(), verdict, () => { if (!latest.verdict) paint({ tone: "none", head: W.looking, body: null, faults: [] }); });
+  const trying = trials(() => form.read(), (...told) => unpressed(() => verdict(...told)), () => { if (!latest.verdict) paint({ tone: "none", head: W.looking, body: null, faults: [] }); });
   const send = sending(grant, page.me(), { ready, freeze: form.freeze, insist, settled, confirm: () => { sentPlace.open = false; page.again(); }, next: form.nextKey, wire: (call) => wire({ call, fixed: form.read().fixed }, null, []) });
   const filled = recipes(() => { const { call } = form.read(); return JSON.stringify({ grant: grant.id, fields: Object.fromEntries(call.pairs), key: call.key ?? "" }); });
   const lookup = became(page.me(), grant);
@@ -172,7 +172,8 @@ function granted(grant, page) {
 
   function change(event) {
     if (event?.isComposing) return;
-    const asked = form.read(), same = latest.verdict && latest.bytes === bytesOf(asked.call) && JSON.stringify(latest.asked.problems) === JSON.stringify(asked.problems);
+    const asked = form.read(), now = bytesOf(asked.call) + JSON.stringify(asked.problems), same = now === written;
+    written = now;
     if (event && same) return; // a field was left, nothing was changed
     if (!send.idle() && !send.busy()) send.close({ focus: false });
     paint();

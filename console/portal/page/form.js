@@ -1,6 +1,6 @@
 // A form from a grant. It is built once and then stands; every rule is judged by the server, not here.
 
-import { fresh, h, plain } from "./h.js";
+import { fresh, h, plain, unpressed } from "./h.js";
 import { lines } from "./lines.js";
 import * as money from "./money.js";
 import { W } from "./words.js";
@@ -36,7 +36,7 @@ export function build(grant, fields, exponents, changed, first) {
 
   function left(event) {
     const handle = holder(handles, event.target);
-    if (handle && event.relatedTarget?.closest?.(".field") !== handle.element) { handle.left = true; render(handle); }
+    if (handle && event.relatedTarget?.closest?.(".field") !== handle.element) { handle.left = true; unpressed(() => render(handle)); }
   }
   /** The currency of an amount: chosen beside it, or for the whole call, or fixed. Null if it is to be chosen yet. */
   function currency(path) {

@@ -44,6 +44,14 @@ export function time(seconds, { day = false } = {}) {
   return h("time", { datetime: at.toISOString() }, day ? date : away(0) ? clock : away(1) ? `${clock} tomorrow` : away(-1) ? `${clock} yesterday` : `${clock} on ${date}`);
 }
 
+let pressed = false;
+const held = [];
+addEventListener("pointerdown", () => { pressed = true; }, true);
+for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(() => { pressed = false; for (const run of held.splice(0)) run(); }), true);
+
+/** Do something that moves the page, but not while a pointer is down: what moves away under it is not clicked. */
+export const unpressed = (run) => { if (pressed) held.push(run); else run(); };
+
 let said = "", waiting = 0;
 
 /** Tell a screen reader the head of what changed, once it has stood for a second, or after `pause` milliseconds. */
