@@ -394,3 +394,27 @@ def test_socket_that_is_gone_does_not_stop_the_watch(
     assert watch.done(token)
     with pytest.raises(BodyTimeout):
         read(from_socket(pair[0], 5))
+
+
+def test_next_body_of_a_thread_is_not_taken_for_its_overdue_one(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """The watch looks at a body just as that ends and the next one of the same thread begins."""
+    watch = reading._Watch(0.3, tick=600)  # it looks when it is told to
+    ours, theirs = pair
+    first = watch.over(ours)
+    tokens: list[int] = []
+
+    class Racing(dict[int, Any]):
+        def items(self) -> Any:  # what the watch has read is old by the time it acts
+            seen = list(super().items())
+            if not tokens:
+                watch.done(first)
+                tokens.append(watch.over(ours))
+            return seen
+
+    watch._waiting = Racing(watch._waiting)
+    watch._end(time.monotonic() + 60)
+    assert not watch.done(tokens[0])  # still watched, and in time
+    theirs.sendall(b"next")
+    assert ours.recv(4) == b"next"
