@@ -318,7 +318,7 @@ def test_what_is_foreseen_with_firestore_is_what_becomes_of_the_call(
 def test_no_call_in_a_hundred_thousand_comes_to_something_else_than_was_foreseen(
     function: Callable[..., Function], tmp_path: Path
 ) -> None:
-    calls = form(short=3_000, long=100_000)
+    calls = form(short=2_000, long=100_000)
     told = compared(function, tmp_path, Memory, calls, seed=SEED)
     print(f"\nforesight: {calls:,} calls tried and then made, 0 came to something else")
     print("  " + ", ".join(f"{count:,} {what}" for what, count in told.most_common()))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.figures
 
-CALLS: Final = form(10_000, long=100_000)
+CALLS: Final = form(5_000, long=100_000)
 CALLERS: Final = 8
 #: One call in so many is followed by one of another caller.
 OTHERS: Final = 200

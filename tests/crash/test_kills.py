@@ -46,10 +46,10 @@ pytestmark = pytest.mark.figures
 KILLABLE = Path(__file__).with_name("killable.py")
 #: Seconds that a dead call's key is held for; 30 in production.
 LEASE = 1
-KILLS_PER_POINT = form(8, long=30)
+KILLS_PER_POINT = form(5, long=30)
 KILLS_WITH_STRIPE = form(4, long=10)
 #: At each kind of upstream, of clients that repeat as they do.
-KILLS_OF_CLIENTS = form(40, long=250)
+KILLS_OF_CLIENTS = form(24, long=250)
 #: One kill in so many takes the whole instance, supervisor and all; the others take the process that answers.
 WHOLE = 3
 

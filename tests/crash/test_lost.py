@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.figures
 
-ORDERS: Final = form(1000, long=5000)
+ORDERS: Final = form(600, long=5000)
 CALLERS: Final = 8
 #: Calls for one order, at most.
 TRIES: Final = 7

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.figures
 
-KEYS, CALLERS, PROCESSES = form(200, long=1000), 100, 4
+KEYS, CALLERS, PROCESSES = form(100, long=1000), 100, 4
 RESTARTS = form(20, long=50)
 #: Seconds that a Redis stands still: a slow disk, a snapshot, a failover.
 STOPS = (0.3, 0.6, 1.0, 2.0) * form(1, long=10)
