@@ -262,7 +262,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
             while oldest := [one for shelf in shelves if (one := _oldest(shelf, of_all=of_all)) is not None]:
                 conn = min(oldest, key=lambda one: one.since)
                 shelf = conn.shelf
-                if shelf is self._kept:
+                if shelf is not self._sending and shelf is not self._leaving:
                     self._read(conn)
                 if conn.shelf is shelf:
                     self._drop(conn)

@@ -378,7 +378,7 @@ def test_every_dependency_is_justified() -> None:
     needed = [line for line in (ROOT / "requirements.in").read_text().splitlines() if not line.startswith("#")]
     assert needed
     for name in needed:
-        assert f"| {name} |" in page
+        assert f"| {re.split('[<>=]', name)[0]} |" in page
 
 
 def test_commands_that_make_the_record_key_and_verify_with_it_run_as_written(

@@ -44,7 +44,7 @@ def test_strangers_hold_up_nobody(server: Callable[..., Server], upstream: Appgr
 
 #: Loaded by the framework in place of ``main.py``: a server of ten connections.
 FEW = """
-from gateway import serving
+from gateway import worker
 worker._capacity = lambda cfg: 10
 from main import countersign
 """

