@@ -17,6 +17,7 @@ from sandbox.secret_manager import SecretManager
 from sandbox.stripe import Stripe
 from tests.conftest import launch
 from tests.portal.conftest import CHROMIUM, KEYS, Tab, document
+from tests.portal.test_lines import begin, write
 
 DOCS = ROOT / "docs"
 
@@ -41,10 +42,13 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
 
-            def tab(width: int, height: int, scheme: Any) -> Tab:
+            def closed(width: int, height: int, scheme: Any) -> Tab:
                 size: Any = {"width": width, "height": height}
                 context = browser.new_context(viewport=size, color_scheme=scheme, timezone_id="Europe/Berlin")
-                return Tab(context.new_page(), f"http://127.0.0.1:{server.port}").enter()
+                return Tab(context.new_page(), f"http://127.0.0.1:{server.port}")
+
+            def tab(width: int, height: int, scheme: Any) -> Tab:
+                return closed(width, height, scheme).enter()
 
             for number in range(7):
                 server.call(
@@ -76,6 +80,11 @@ def main() -> None:
             dark.page.mouse.move(0, 0)
             dark.page.evaluate("scrollTo(0, 0)")
             save(dark, "portal-dark.png")
+            whole = write(begin(closed(1280, 900, "light"), "1004"))
+            whole.head("This would be raised")
+            whole.page.mouse.move(0, 0)
+            whole.page.get_by_role("heading", name="Try it").evaluate("one => one.scrollIntoView()")
+            save(whole, "portal-whole.png")
         finally:
             browser.close()
             server.stop()
