@@ -664,7 +664,7 @@ def test_look_that_is_lost_is_failed_and_may_be_tried_again(
 @pytest.mark.parametrize(
     "path",
     [
-        "in_1/..", "..", ".", "%2e%2e", "in_1%2F..", "in_1%2fvoid", "in_1/void", "in_1/finalize", "in_1//", "//in_1",
+        "in_1/..", "..", ".", "%2e%2e", "in_1%2F..", "in_1%2fvoid", "in_1/pay", "in_1//", "//in_1",
         "in_1%00", "in_1%0a", "in_1%0d%0ax:y", "in_1%20", "in_1;x", "in_1%3Fx=y", "in_1%23", "in.1", "in_%C3%A9",
         "i" * 256, "i" * 300, "%69n_1", "in_1\\", "*", "{invoice}", "in_1@evil.example", ":80",
     ],
@@ -678,10 +678,10 @@ def test_hostile_id_is_no_path(world: World, path: str) -> None:
     assert world.stripe.connections == 0
 
 
-@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "OPTIONS"])
 def test_other_method_on_an_invoice_is_refused(world: World, method: str) -> None:
     status, headers, body = parsed(world.send(f"{method} /stripe/invoices/in_1?{QUERY} HTTP/1.1", "Content-Length: 0"))
-    assert (status, headers["allow"]) == (405, "GET")
+    assert (status, headers["allow"]) == (405, "DELETE, GET")
     assert (body == b"") == (method == "HEAD")
     assert world.stripe.connections == 0
 

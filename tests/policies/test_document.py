@@ -107,8 +107,8 @@ def test_shipped_document_is_read(path: Path) -> None:
     assert {caller.id for caller in by_kind(policy_set).values()} == policy_set.names
 
 
-def test_there_are_three_shipped_documents() -> None:
-    assert {path.name for path in DOCUMENTS.iterdir()} == {"example.yaml", "portal.yaml", "sandbox.yaml"}
+def test_there_are_four_shipped_documents() -> None:
+    assert {path.name for path in DOCUMENTS.iterdir()} == {"example.yaml", "portal.yaml", "sandbox.yaml", "whole.yaml"}
 
 
 def test_document_is_read_into_what_it_says() -> None:

@@ -66,7 +66,8 @@ def scalars(parameter: Parameter) -> st.SearchStrategy[Any]:
     """Values of a plain parameter, as JSON writes them."""
     match parameter.kind:
         case Kind.INTEGER:
-            whole = st.integers(-(10**15) + 1, 10**15 - 1)
+            least = -(10**15) + 1 if parameter.minimum is None else parameter.minimum
+            whole = st.integers(least, 10**15 - 1)
             return whole | whole.map(str)
         case Kind.TIMESTAMP:
             seconds = st.integers(0, 10**10 - 1)
