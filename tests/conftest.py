@@ -27,6 +27,7 @@ import msgspec
 import pytest
 
 from gateway.lines import Entry
+from gateway.stores.memory import Memory
 from sandbox.__main__ import ROOT, SECRET, UPSTREAM_KEY, command
 from sandbox.appgregator import Appgregator
 from sandbox.firestore import FirestoreEmulator
@@ -184,6 +185,15 @@ def clock() -> Clock:
 def stripe(clock: Clock) -> Iterator[Stripe]:
     with Stripe(keys=[UPSTREAM_KEY], clock=clock) as stripe:
         yield stripe
+
+
+@pytest.fixture
+def memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Memory:
+    """The store of each function that is loaded, on the test's time. Nothing waits between tries."""
+    memory = Memory(clock)
+    monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
+    return memory
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.stores.memory import Memory
 from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import Customer, Stripe
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
+    from gateway.stores.memory import Memory
     from sandbox.appgregator import Appgregator
     from tests.conftest import Clock, Function
 
@@ -46,18 +46,9 @@ WINDOW = DAY * 129 / 128
 
 
 @pytest.fixture
-def memory(clock: Clock) -> Memory:
-    return Memory(clock)
-
-
-@pytest.fixture
-def gate(
-    function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Function]:
-    """Load the function in front of Stripe; nothing waits between tries, and the ledger's time is the test's."""
+def gate(function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path) -> Callable[..., Function]:
+    """Load the function in front of Stripe."""
     (tmp_path / "key").write_text(UPSTREAM_KEY)
-    monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
-    monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
 
     def load(
         budget: str = "{currency: usd, amount: 10000, per: day}",

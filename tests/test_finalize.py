@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.stores.memory import Memory
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
 from tests.conftest import KEY, sha256
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
+    from gateway.stores.memory import Memory
     from tests.conftest import Clock, Function
 
 DOCUMENT = """\
@@ -69,18 +69,9 @@ callers:
 
 
 @pytest.fixture
-def memory(clock: Clock) -> Memory:
-    return Memory(clock)
-
-
-@pytest.fixture
-def gate(
-    function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Function]:
-    """The function in front of Stripe; nothing waits between tries, and the ledger's time is the test's."""
+def gate(function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path) -> Callable[..., Function]:
+    """Load the function in front of Stripe."""
     (tmp_path / "key").write_text(UPSTREAM_KEY)
-    monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
-    monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
 
     def load(budget: str = "", text: str = DOCUMENT) -> Function:
         return function(text.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), budget=budget))

@@ -12,7 +12,6 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from gateway.stores.memory import Memory
 from policies.idempotency import LEASE
 from policies.refusals import RecordUnavailable, StoreUnavailable
 from sandbox.__main__ import ROOT, UPSTREAM_KEY
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
+    from gateway.stores.memory import Memory
     from tests.conftest import Clock, Function, Server
 
     #: Something that happens to a call, and no longer to the next one.
@@ -227,12 +227,14 @@ def document_for(stripe: Stripe, folder: Path) -> str:
 
 
 @pytest.fixture
-def world(
-    function: Callable[..., Function], stripe: Stripe, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def world(  # noqa: PLR0917 - fixtures
+    function: Callable[..., Function],
+    stripe: Stripe,
+    clock: Clock,
+    memory: Memory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> World:
-    memory = Memory(clock)
-    monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
-    monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
     return World(function(document_for(stripe, tmp_path)), stripe, clock, monkeypatch)
 
 

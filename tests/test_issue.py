@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from console.__main__ import main
-from gateway.stores.memory import Memory
 from policies import document
 from policies.idempotency import LEASE, resolve
 from policies.model import DocumentError
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
+    from gateway.stores.memory import Memory
     from tests.conftest import Function
 
 TARGET = "/stripe/invoices/issue?name=ft-4&connection_name=stripe-1"
@@ -64,24 +64,15 @@ SENT = {**CALL, "send": "true", "collection_method": "send_invoice", "days_until
 TOTAL = 40850
 
 
-@pytest.fixture
-def memory(clock: Clock) -> Memory:
-    return Memory(clock)
-
-
 def written(stripe: Stripe, tmp_path: Path, **said: object) -> str:
     usual = {"credit": "false", "lines": 50, "most": 50000, "currency": "usd, eur"}
     return DOCUMENT.format(origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), **{**usual, **said})
 
 
 @pytest.fixture
-def gate(
-    function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Function]:
-    """Load the function in front of Stripe; nothing waits between tries, and the ledger's time is the test's."""
+def gate(function: Callable[..., Function], stripe: Stripe, memory: Memory, tmp_path: Path) -> Callable[..., Function]:
+    """Load the function in front of Stripe."""
     (tmp_path / "key").write_text(UPSTREAM_KEY)
-    monkeypatch.setattr("gateway.upstreams.sending.PAUSES", (0.0, 0.0))
-    monkeypatch.setattr("gateway.settings.Memory", lambda _: memory)
 
     def load(**said: object) -> Function:
         return function(written(stripe, tmp_path, **said))
