@@ -77,9 +77,7 @@ def at_redis(_kind: str, row: Row) -> set[Told]:
     """Return what may be told of a fault at the claim (nothing is skipped) or at the settlement."""
     if row.skip:
         return {DONE}  # what was raised is told, whatever the ledger says; it is owed
-    if row.fault == "trickle":
-        return {DONE}  # slow, and yet an answer
-    # One loss is repaired within the call.
+    # One loss is repaired within the call. An answer that trickles is as lost as one that never comes.
     return {DONE} if row.times == 1 and row.fault != "refused" else {("503 store-unavailable", 0)}
 
 
