@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import html
 import re
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from markdown_it import MarkdownIt
 
+from console.once import once
 from console.portal import sent
 from console.portal.files import File, file_of, site
 from policies.refusals import MethodNotAllowed, PathUnknown
@@ -44,7 +44,7 @@ def serve(path: str, environ: Mapping[str, Any]) -> Response:
     return sent(page, environ, "no-cache")
 
 
-@cache
+@once
 def _pages() -> Mapping[str, File]:
     """Render all pages, by their paths. Raises ``OSError`` if a file cannot be read."""
     titles = {name: _DOCS.joinpath(f"{name}.md").read_text("utf-8") for name in PAGES}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from console.once import once
 
 _PAGE: Final = Path(__file__).parent / "page"
 _INDEX: Final = "index.html"
@@ -41,7 +42,7 @@ class Site(msgspec.Struct, frozen=True):
     """The page by its path: the addresses in it are relative, so that any prefix may stand in front."""
 
 
-@cache
+@once
 def site() -> Site:
     """Read the files. Raises ``OSError`` if one cannot be read."""
     contents = {file.name: file.read_bytes() for file in sorted(_PAGE.iterdir()) if file.suffix in _MEDIA}
