@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from markdown_it import MarkdownIt
 
-from console.once import once
 from console.portal import sent
-from console.portal.files import File, file_of, site
+from console.portal.files import SITE, File, file_of
+from gateway.forks import PerProcess
 from policies.refusals import MethodNotAllowed, PathUnknown
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def serve(path: str, environ: Mapping[str, Any]) -> Response:
 
     Raises ``PathUnknown`` (404) and ``MethodNotAllowed`` (405).
     """
-    page = _pages().get(path)
+    page = _PAGES.get().get(path)
     if page is None:
         raise PathUnknown("There is no such page. All of them are listed at /portal/docs.")
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
@@ -44,7 +44,6 @@ def serve(path: str, environ: Mapping[str, Any]) -> Response:
     return sent(page, environ, "no-cache")
 
 
-@once
 def _pages() -> Mapping[str, File]:
     """Render all pages, by their paths. Raises ``OSError`` if a file cannot be read."""
     titles = {name: _DOCS.joinpath(f"{name}.md").read_text("utf-8") for name in PAGES}
@@ -63,9 +62,13 @@ def _pages() -> Mapping[str, File]:
     return pages
 
 
+#: Rendered by the first request alone: eighty strangers who ask for one at once would have it done eighty times.
+_PAGES: Final = PerProcess(_pages)
+
+
 def _file(title: str, body: str, root: str) -> File:
     """Return a whole page. ``root`` leads from it to where the function lies, whatever prefix is before that."""
-    assets = f"{root}portal/{site().digest}"
+    assets = f"{root}portal/{SITE.get().digest}"
     page = f"""<!doctype html>
 <html lang="en">
 <head>

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from console.portal.files import site
+from console.portal.files import SITE
 from gateway.answering import Response
 from policies.refusals import MethodNotAllowed, PathUnknown
 
@@ -42,7 +42,7 @@ def serve(path: str, environ: Mapping[str, Any]) -> Response:
 
     Raises ``PathUnknown`` (404) and ``MethodNotAllowed`` (405).
     """
-    found = site()
+    found = SITE.get()
     page, asset = found.pages.get(path), _ASSET.fullmatch(path)
     file = page or (found.assets.get(asset[2]) if asset else None)
     if file is None:

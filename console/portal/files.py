@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from console.once import once
+from gateway.forks import PerProcess
 
 _PAGE: Final = Path(__file__).parent / "page"
 _INDEX: Final = "index.html"
@@ -42,7 +42,6 @@ class Site(msgspec.Struct, frozen=True):
     """The page by its path: the addresses in it are relative, so that any prefix may stand in front."""
 
 
-@once
 def site() -> Site:
     """Read the files. Raises ``OSError`` if one cannot be read."""
     contents = {file.name: file.read_bytes() for file in sorted(_PAGE.iterdir()) if file.suffix in _MEDIA}
@@ -58,6 +57,10 @@ def site() -> Site:
         assets={name: file_of(name, content) for name, content in contents.items()},
         pages={path: file_of(_INDEX, content) for path, content in pages.items()},
     )
+
+
+#: Read by the first request alone.
+SITE: Final = PerProcess(site)
 
 
 def file_of(name: str, content: bytes) -> File:
