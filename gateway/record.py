@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from gateway.chain import HASH_DIGITS, alert, labels_of, without_keys
 from gateway.presented import presented
-from gateway.stopping import STOPPING
+from gateway.stopping import LEAST_SECONDS, STOPPING
 from gateway.stores import Settled
 from policies import wording
 from policies.access import given
@@ -56,8 +56,6 @@ BEGAN: Final = "countersign.began"
 #: After this time its caller may have given up: it is asked whether it is still there. No call waits so long unless
 #: something is slow.
 PATIENCE_SECONDS: Final = 1.0
-#: No call is sent with less time left than this: its outcome would be unknown.
-LEAST_SECONDS: Final = 1.0
 #: A recorded value is truncated to this length. It only serves to find a call, and Cloud Logging takes 256 KB a line.
 MAX_VALUE: Final = 200
 #: The same in a message, which is read in a list.
@@ -167,7 +165,7 @@ class Record:
         """
         now = self._audit.monotonic()
         if now - self._began > PATIENCE_SECONDS:
-            if min(self.deadline, STOPPING.ends) - now < LEAST_SECONDS:
+            if STOPPING.left(self.deadline, now) < LEAST_SECONDS:
                 raise WaitedTooLong(retry_after=1)
             if _gone(self.environ.get("gunicorn.socket")):
                 raise WaitedTooLong(note="the caller has hung up", retry_after=1)

@@ -13,6 +13,10 @@ from typing import Final
 SEND_SECONDS: Final = 7.0
 
 
+#: Nothing is sent with less time left than this: its outcome would be unknown.
+LEAST_SECONDS: Final = 1.0
+
+
 class Stopping:
     """When sends must have ended."""
 
@@ -23,6 +27,10 @@ class Stopping:
     def begin(self, now: float) -> None:
         """Note a SIGTERM at ``now``. Only the first counts."""
         self.ends = min(self.ends, now + SEND_SECONDS)
+
+    def left(self, deadline: float, now: float) -> float:
+        """Return how many seconds a call has from ``now`` until its deadline or the end of sends."""
+        return min(deadline, self.ends) - now
 
 
 #: This process's.

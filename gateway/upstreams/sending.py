@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from msgspec.structs import replace
 
 from gateway.secrets import place_of
-from gateway.stopping import STOPPING
+from gateway.stopping import LEAST_SECONDS, STOPPING
 from gateway.upstreams.transport import LostError, NotSentError
 from policies import finalizing, issuing
 from policies.issuing import Stage
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 #: Backoff in seconds before the second and the third try: long enough for a transient failure to pass, short enough for
 #: a caller whose timeout is 30 s.
 PAUSES: Final = (0.3, 1.2)
-#: No retry with less time left than this.
-LEAST_SECONDS: Final = 1.0
 #: So many keys that a kept refusal has closed are passed in one call, at once. Each stands for a mended call.
 FURTHER: Final = 5
 #: A wrong origin raises one alarm per connection in this time.
@@ -102,10 +100,6 @@ class Upstreams:
             return self._ask(dialect, grant, step, entry.approval, secret, deadline)
         return self._tries(dialect, grant, step, secret, deadline)
 
-    def _left(self, deadline: float) -> float:
-        """Return the seconds until ``deadline``, or until all sends end because the instance stops."""
-        return min(deadline, STOPPING.ends) - self._clock()
-
     def _walk(  # noqa: PLR0913, PLR0917 - a call, and what each step is written to
         self,
         dialect: Dialect,
@@ -130,7 +124,7 @@ class Upstreams:
             try:
                 record.step(at, reply)
                 if not isinstance(ahead, Reply):
-                    if self._left(deadline) < LEAST_SECONDS:
+                    if STOPPING.left(deadline, self._clock()) < LEAST_SECONDS:
                         ahead = plan.stopped(ahead, "no time is left for the next step")
                     elif ahead.written:
                         advanced = store.advance(grant, admission, ahead)
@@ -155,7 +149,9 @@ class Upstreams:
             return at
         step = _step_of(grant, admission, at, dialect)
         try:
-            asked = self._transport.send(approvals.asked(grant, entry.approval), secret.value, self._left(deadline))
+            asked = self._transport.send(
+                approvals.asked(grant, entry.approval), secret.value, STOPPING.left(deadline, self._clock())
+            )
         except (NotSentError, LostError):
             return plan.approved(at, Decision.WAITS, None, awaiting(step, entry.approval))
         decision, created = approvals.decided(asked.status, asked.body)
@@ -178,7 +174,7 @@ class Upstreams:
             step = _after(begun, step, reply)
             closed += reply.closed
             pause = _pause(grant, step, reply, paused, closed)
-            if pause is None or self._left(deadline) < pause + LEAST_SECONDS:
+            if pause is None or STOPPING.left(deadline, self._clock()) < pause + LEAST_SECONDS:
                 break
             paused += not reply.closed
             self._sleep(pause)
@@ -221,18 +217,24 @@ class Upstreams:
         if approvals is None:
             return awaiting(step, approval)
         try:
-            asked = self._transport.send(approvals.asked(grant, approval), secret.value, self._left(deadline))
+            asked = self._transport.send(
+                approvals.asked(grant, approval), secret.value, STOPPING.left(deadline, self._clock())
+            )
             decision, created = approvals.decided(asked.status, asked.body)
             if created is None:
                 return decided(grant, step, approval, decision)
-            looked = self._transport.send(approvals.found(grant, created), secret.value, self._left(deadline))
+            looked = self._transport.send(
+                approvals.found(grant, created), secret.value, STOPPING.left(deadline, self._clock())
+            )
         except (NotSentError, LostError):
             return awaiting(step, approval)
         return _without(secret, found(grant, step, approval, looked.status, looked.body))
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:
-            received = self._transport.send(dialect.request(grant, step), secret.value, self._left(deadline))
+            received = self._transport.send(
+                dialect.request(grant, step), secret.value, STOPPING.left(deadline, self._clock())
+            )
         except NotSentError as error:
             return unsent(grant, step, str(error))
         except LostError as error:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.record import BEGAN, CALL_SECONDS, LEAST_SECONDS, PATIENCE_SECONDS
-from gateway.stopping import SEND_SECONDS, STOPPING, Stopping
+from gateway.record import BEGAN, CALL_SECONDS, PATIENCE_SECONDS
+from gateway.stopping import LEAST_SECONDS, SEND_SECONDS, STOPPING, Stopping
 from tests.conftest import CUSTOMER, FORM, KEY, TARGET
 from tests.strangers import KINDS, strangers
 

@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.secrets import Mounted, SecretManager, Secrets
-from gateway.upstreams.sending import FURTHER, LEAST_SECONDS, PAUSES, Upstreams
+from gateway.stopping import LEAST_SECONDS
+from gateway.upstreams.sending import FURTHER, PAUSES, Upstreams
 from gateway.upstreams.transport import LostError, NotSentError, Received, Transport
 from policies.foresight import OF_THIS_CALL
 from policies.idempotency import LEASE, upstream_key, wanted

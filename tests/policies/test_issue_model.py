@@ -21,6 +21,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.answering import answer_to
+from gateway.stopping import LEAST_SECONDS
 from gateway.upstreams import sending
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import LostError, NotSentError, Received
@@ -198,7 +199,7 @@ class Script(storm.Script):
             raise NotSentError
         slow = name.startswith("late ")
         if slow or name == "no answer":
-            self._now += seconds - slow * sending.LEAST_SECONDS / 2
+            self._now += seconds - slow * LEAST_SECONDS / 2
         if name in {"no answer", "a reset"}:
             raise LostError
         return received(name.removeprefix("late "))
