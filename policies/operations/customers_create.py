@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from policies.model import Effect, Kind, Operation, Parameter, Risk, Shape, Verb, Words
+from policies.operations.invoices_create import EXPAND
 
 STRING, INTEGER, BOOLEAN, OBJECT, ARRAY = Kind.STRING, Kind.INTEGER, Kind.BOOLEAN, Kind.OBJECT, Kind.ARRAY
-PLAIN, CHANGES, REROUTES, WIDENS = Risk.PLAIN, Risk.CHANGES, Risk.REROUTES, Risk.WIDENS
+PLAIN, CHANGES, REROUTES = Risk.PLAIN, Risk.CHANGES, Risk.REROUTES
 
 _ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 
@@ -35,8 +36,7 @@ PARAMETERS: Final = (
     )),
     Parameter("description", STRING, PLAIN, max_length=5000, free=True),
     Parameter("email", STRING, PLAIN, max_length=512),
-    Parameter("expand", ARRAY, WIDENS),
-    Parameter("expand[{i}]", STRING, WIDENS, max_length=5000),
+    *EXPAND,
     Parameter("individual_name", STRING, PLAIN, max_length=150, unsets=True, free=True),
     Parameter("invoice_prefix", STRING, CHANGES, max_length=12),
     Parameter("invoice_settings", OBJECT, CHANGES),

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from policies.model import Effect, Kind, Operation, Parameter, Risk, Shape, Verb, Words
+from policies.operations.invoices_create import EXPAND
 
 STRING, INTEGER, BOOLEAN, TIMESTAMP = Kind.STRING, Kind.INTEGER, Kind.BOOLEAN, Kind.TIMESTAMP
 CURRENCY, OBJECT, ARRAY = Kind.CURRENCY, Kind.OBJECT, Kind.ARRAY
-PLAIN, CHANGES, REROUTES, WIDENS = Risk.PLAIN, Risk.CHANGES, Risk.REROUTES, Risk.WIDENS
+PLAIN, CHANGES, REROUTES = Risk.PLAIN, Risk.CHANGES, Risk.REROUTES
 _BEHAVIORS: Final = ("exclusive", "inclusive", "unspecified")
 
 # fmt: off
@@ -28,8 +29,7 @@ PARAMETERS: Final = (
     Parameter("discounts[{i}][coupon]", STRING, CHANGES, max_length=5000),
     Parameter("discounts[{i}][discount]", STRING, CHANGES, max_length=5000),
     Parameter("discounts[{i}][promotion_code]", STRING, CHANGES, max_length=5000),
-    Parameter("expand", ARRAY, WIDENS),
-    Parameter("expand[{i}]", STRING, WIDENS, max_length=5000),
+    *EXPAND,
     Parameter("invoice", STRING, PLAIN, max_length=5000, needed=True),
     Parameter("metadata", OBJECT, PLAIN, max_items=50, max_key=40, unsets=True),
     Parameter("metadata[{key}]", STRING, PLAIN, max_length=500, free=True),

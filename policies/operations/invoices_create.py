@@ -16,6 +16,9 @@ STRING, INTEGER, BOOLEAN, TIMESTAMP = Kind.STRING, Kind.INTEGER, Kind.BOOLEAN, K
 CURRENCY, OBJECT, ARRAY = Kind.CURRENCY, Kind.OBJECT, Kind.ARRAY
 PLAIN, CHANGES, REROUTES, COLLECTS, WIDENS = Risk.PLAIN, Risk.CHANGES, Risk.REROUTES, Risk.COLLECTS, Risk.WIDENS
 
+#: Of every operation that answers with an object: what it is to show of others.
+EXPAND: Final = (Parameter("expand", ARRAY, WIDENS), Parameter("expand[{i}]", STRING, WIDENS, max_length=5000))
+
 # fmt: off
 PARAMETERS: Final = (
     Parameter("account_tax_ids", ARRAY, CHANGES, unsets=True),
@@ -49,8 +52,7 @@ PARAMETERS: Final = (
     Parameter("discounts[{i}][promotion_code]", STRING, CHANGES, max_length=5000),
     Parameter("due_date", TIMESTAMP, PLAIN),
     Parameter("effective_at", TIMESTAMP, PLAIN),
-    Parameter("expand", ARRAY, WIDENS),
-    Parameter("expand[{i}]", STRING, WIDENS, max_length=5000),
+    *EXPAND,
     Parameter("footer", STRING, PLAIN, max_length=5000, free=True),
     Parameter("from_invoice", OBJECT, CHANGES),
     Parameter("from_invoice[action]", STRING, CHANGES, one_of=("revision",), needed=True),

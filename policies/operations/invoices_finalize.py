@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from policies.model import Effect, Kind, Operation, Parameter, Risk, Spending, Verb, Words
-from policies.operations.invoices_create import FIELDS, IDS, MEANINGS  # noqa: F401 - its fields are the same
+from policies.operations.invoices_create import EXPAND, FIELDS, IDS, MEANINGS  # noqa: F401 - its fields are the same
 
 WORDS: Final = {
     "invoice": Words("Invoice", "Which draft to finalize, by its id at Stripe.", "in_1MtHbELkdIwHu7ixl4OzzPMv"),
@@ -26,8 +26,7 @@ OPERATION: Final = Operation(
         for parameter in (
             Parameter("invoice", Kind.STRING, Risk.COLLECTS, max_length=255),
             Parameter("auto_advance", Kind.BOOLEAN, Risk.COLLECTS),
-            Parameter("expand", Kind.ARRAY, Risk.WIDENS),
-            Parameter("expand[{i}]", Kind.STRING, Risk.WIDENS, max_length=5000),
+            *EXPAND,
         )
     },
     fields=FIELDS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from policies.model import Effect, Kind, Operation, Parameter, Risk, Verb, Words
-from policies.operations.invoices_create import FIELDS, IDS, MEANINGS  # noqa: F401 - its fields are the same
+from policies.operations.invoices_create import EXPAND, FIELDS, IDS, MEANINGS  # noqa: F401 - its fields are the same
 
 WORDS: Final = {
     "invoice": Words("Invoice", "Which invoice to void, by its id at Stripe.", "in_1MtHbELkdIwHu7ixl4OzzPMv"),
@@ -24,8 +24,7 @@ OPERATION: Final = Operation(
         parameter.path: parameter
         for parameter in (
             Parameter("invoice", Kind.STRING, Risk.UNDOES, max_length=255),
-            Parameter("expand", Kind.ARRAY, Risk.WIDENS),
-            Parameter("expand[{i}]", Kind.STRING, Risk.WIDENS, max_length=5000),
+            *EXPAND,
         )
     },
     fields=FIELDS,
