@@ -129,7 +129,7 @@ def _looked(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
     if reply.outcome is not Outcome.SUCCEEDED or seen is None:
         return _open(at, reply)
     if at.sent and seen.status == "void":  # for good, so that nobody owes it
-        return Reply(Outcome.REJECTED, refusal=InvoiceVoided(), generation=at.generation)
+        return Reply(Outcome.REJECTED, refusal=InvoiceVoided(), generation=at.generation + 1)
     draft, mails = seen.status == "draft", _mails(grant)
     if at.carried:
         return _open(at, Reply(Outcome.UNKNOWN, refusal=OutcomePending(HALF_WAY))) if draft else _told(grant, at, reply)

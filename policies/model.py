@@ -548,8 +548,6 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of a call in several steps: the one that is or may be under way."""
     id: str | None = None
     """Of a call in several steps: what it works on."""
-    asked: str = ""
-    """Of a call in several steps: the lines, the currency and the sum that were asked for, as JSON."""
     said: str = ""
     """An operator's decision about it, and whose: the last one."""
     told: float = 0.0

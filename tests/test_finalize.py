@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from policies.idempotency import LEASE, resolve
+from policies.model import State
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Customer, Stripe
 from tests.conftest import KEY, sha256
@@ -345,6 +347,22 @@ def test_record_says_what_was_done_and_to_which_invoice(loaded: Function) -> Non
     assert f"app finalized invoice {name} of 408.50 USD on billing" in text
     assert f"app voided invoice {name} on billing" in text
     assert [entry["step"] for entry in loaded.record.entries("step")] == ["look", "finalize"]
+
+
+def test_invoice_that_was_voided_meanwhile_is_told_as_that_and_an_operator_can_free_the_key(
+    loaded: Function, stripe: Stripe, memory: Memory, clock: Clock
+) -> None:
+    name = draft(loaded)
+    stripe.fail_at("finalize", "close_after")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("policies.finalizing.DRAFTS", 0)  # nothing looks within the call
+        patch.setattr("gateway.upstreams.sending.PAUSES", ())
+        assert ask(loaded, f"invoices/{name}/finalize", key="order-1").status_code == 504
+    assert ask(loaded, f"invoices/{name}/void").status_code == 200
+    refused(ask(loaded, f"invoices/{name}/finalize", key="order-1"), 409, "invoice-voided")
+    (held,) = [one for one in memory._ledger.values() if one.state is State.REJECTED]
+    verdict, freed = resolve(held, None, now=clock.now + LEASE)
+    assert (verdict, freed and freed.state) == ("resolved", State.FREE)
 
 
 # ---------------------------------------------------------------- a budget

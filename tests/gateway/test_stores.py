@@ -548,7 +548,7 @@ def test_all_that_an_entry_says_is_kept(store: Store) -> None:
     grant = stripes()
     admission = admit(store, grant)
     assert admission.entry is not None
-    more = {"step": "lines", "id": "in_1", "asked": '{"sum":2000}'}
+    more = {"step": "lines", "id": "in_1"}
     claimed = replace(admission.entry, **more)
     if isinstance(store, Memory):
         store._ledger[str(grant.ledger_key)] = claimed
