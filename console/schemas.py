@@ -475,6 +475,8 @@ class _Flat(_Tree):
             self._together.append({"not": {"allOf": [{"required": [path]}, self._has(node, itself=False)]}})
         if self._scalars(node):
             self._properties[f"{path}[]"] = self.entries(node)
+            if any(map(self.must, node.parts.values())):
+                self._ask({"required": [f"{path}[]"]})
         elif node.listed:
             self._rows(node)
         else:

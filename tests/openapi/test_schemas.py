@@ -260,6 +260,8 @@ ORDER = {"customer": {"required": True, "prefix": "cus_"}, "metadata[order_id]":
         ({"parameters": {"custom_fields[0][name]": {"fixed": "PO"}, "custom_fields[0][value]": None}}, {}, False),
         ({"parameters": {"expand": None}}, {"expand[0]": "customer", "expand[1]": "charge"}, True),
         ({"parameters": {"expand": {"one_of": ["customer"]}}}, {"expand[0]": "charge"}, False),
+        ({"parameters": {"expand[0]": {"required": True}}}, {}, False),
+        ({"parameters": {"expand[0]": {"required": True}}}, {"expand[0]": "customer"}, True),
         ({"parameters": {"customer": None, "auto_advance": {"fixed": "true"}}}, {"auto_advance": "false"}, False),
         ({"parameters": {"footer": {"fixed": " a.b*c "}}}, {"footer": " a.b*c "}, True),
         (
