@@ -33,5 +33,6 @@ def configure() -> None:
     else:
         alert(
             f"gunicorn {gunicorn.__version__} is not a version that gateway/worker.py is tested with ({TESTED}x). "
-            "gunicorn's own worker serves instead: slower, and open to strangers who keep connections busy."
+            "gunicorn's own worker serves instead: slower, and open to strangers who keep connections busy. Install "
+            "the version that requirements.txt has."
         )
