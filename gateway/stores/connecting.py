@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import select
 import socket
 import ssl
@@ -59,7 +60,7 @@ ERRORS: Final[dict[type[BaseException], str]] = {
     hiredis.HiredisError: "not Redis",
     ValueError: "not Redis",  # an error that the parser cannot read
 }
-#: What the server's refusals mean, by how they begin. The first that fits counts; of others their first word is told.
+#: What the server's refusals mean, by how they begin. The first that fits counts; of others the code is told.
 REPLIES: Final = {
     "NOAUTH": "password",
     "WRONGPASS": "password",
@@ -84,6 +85,9 @@ REPLIES: Final = {
     "NOREPLICAS": "too few replicas",
     "BUSY": "busy with a script",
 }
+#: How an error of Redis begins. What begins otherwise may hold anything, a password included.
+_CODE = re.compile(r"[A-Z]{1,32}(?= |\Z)")
+_MOVED = re.compile(r"MOVED [0-9]{1,5} ([^ ]{0,255}):([0-9]{1,5})")
 #: What no waiting mends, and what to do about it: a function must not start with it.
 MENDS: Final = {
     "certificate": (
@@ -128,7 +132,7 @@ class LostError(RedisError):
 
 
 class RefusedError(RedisError):
-    """It answered with an error. ``code`` is the first word of that."""
+    """It answered with an error. ``code`` is how that begins; empty if it is no error of Redis."""
 
     def __init__(self, word: str, code: str) -> None:
         super().__init__(word)
@@ -138,8 +142,11 @@ class RefusedError(RedisError):
     def of(cls, reply: Exception) -> RefusedError:
         """Translate an error reply."""
         said = str(reply)
-        code = said.partition(" ")[0]
-        return cls(next((word for begins, word in REPLIES.items() if said.startswith(begins)), code), code)
+        found = _CODE.match(said)
+        code = found[0] if found is not None else ""
+        return cls(
+            next((word for begins, word in REPLIES.items() if said.startswith(begins)), code or "an error"), code
+        )
 
 
 class Script:
@@ -206,9 +213,10 @@ class Client:
             refused = RefusedError.of(errors[0])
             if refused.code in _DEMOTED:
                 self._go(node, self._first)
-            if refused.code != "MOVED":
+            place = _moved(errors[0], node.place)
+            if place is None:
                 break
-            self._go(node, _moved(errors[0], node.place))
+            self._go(node, place)
         raise refused
 
     def _exchanged(self, node: _Node, data: bytes, count: int, deadline: float) -> list[Any]:
@@ -266,10 +274,15 @@ def _opening(user: str, password: str, database: str) -> list[tuple[str, ...]]:
     return [*said, ("CLIENT", "SETNAME", NAME)]
 
 
-def _moved(reply: Exception, place: tuple[str, int]) -> tuple[str, int]:
-    """Return where the keys are, by ``MOVED SLOT HOST:PORT``. A node that does not know its own host leaves it out."""
-    host, _, port = str(reply).rpartition(" ")[2].rpartition(":")
-    return host if host not in {"", "?"} else place[0], int(port)
+def _moved(reply: Exception, place: tuple[str, int]) -> tuple[str, int] | None:
+    """Return where the keys are, by ``MOVED SLOT HOST:PORT``; None for any other error.
+
+    A node that does not know its own host leaves that out.
+    """
+    found = _MOVED.fullmatch(str(reply))
+    if found is None or not 0 < int(found[2]) < 1 << 16:
+        return None
+    return found[1] if found[1] not in {"", "?"} else place[0], int(found[2])
 
 
 class _Node:

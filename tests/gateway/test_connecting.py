@@ -576,6 +576,29 @@ def test_cluster_that_is_not_whole_is_a_refusal(tmp_path: Path) -> None:
         assert refused(Redis(server.url)) == "cluster down"
 
 
+@pytest.mark.parametrize(
+    ("said", "note"),
+    [
+        (f"{PASSWORD} is no password", "an error"),
+        (f"{'X' * 5000} long", "an error"),
+        ("NEWCODE that we do not know", "NEWCODE"),
+        ("MOVED 1 nowhere", "not this node"),
+        ("MOVED 1 host:99999", "not this node"),
+    ],
+    ids=["hostile", "endless", "new", "moved nowhere", "no port"],
+)
+def test_error_that_nobody_knows_is_a_refusal_of_which_nothing_but_a_code_is_told(said: str, note: str) -> None:
+    def serve(client: socket.socket) -> None:
+        with client:
+            client.recv(1 << 16)
+            client.sendall(b"+OK\r\n")
+            while client.recv(1 << 16):
+                client.sendall(f"-{said}\r\n".encode())
+
+    with trickling(serve) as port:
+        assert refused(Redis(f"redis://127.0.0.1:{port}/0")) == note
+
+
 def test_node_that_sends_us_round_in_circles_is_a_refusal(redis_server: RedisServer) -> None:
     def serve(client: socket.socket) -> None:
         with client:
