@@ -56,8 +56,8 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratio(ones: list[float], others: list[float]) -> Spread:
-    """Return the spread of the ratios within each round."""
-    return spread(one / other for one, other in zip(ones, others, strict=True) if other)
+    """Return the spread of the ratios within each round; zeros where nothing was measured, as CPU without /proc."""
+    return spread([one / other for one, other in zip(ones, others, strict=True) if other] or [0])
 
 
 # ---------------------------------------------------------------- throughput
@@ -123,12 +123,12 @@ class _Seen:
         self.rates: list[float] = []
         self._p50: list[float] = []
         self._p99: list[float] = []
-        self._cpu: list[float] = []
+        self.cpu: list[float] = []
 
     def add(self, server: Server, seconds: float) -> None:
         before = server.cpu_seconds
         took = load.run(server.port, server.call, connections=CONNECTIONS, seconds=seconds, warm=0)
-        self._cpu.append(1000 * (server.cpu_seconds - before) / len(took))
+        self.cpu.append(1000 * (server.cpu_seconds - before) / len(took))
         self.calls += len(took)
         self.memory.append((self.calls, round(server.megabytes, 1)))
         self.rates.append(len(took) / seconds)
@@ -140,9 +140,12 @@ class _Seen:
             "calls_per_second": spread(self.rates),
             "of_hand_written": ratio(self.rates, seen[HAND].rates),
             "of_bare": ratio(self.rates, seen[BARE].rates),
+            "of_empty": ratio(self.rates, seen[EMPTY].rates),
+            "of_memory": ratio(self.rates, seen[OURS].rates),
             "p50_milliseconds": spread(self._p50),
             "p99_milliseconds": spread(self._p99),
-            "cpu_milliseconds": spread(self._cpu),
+            "cpu_milliseconds": spread(self.cpu),
+            "cpu_of_empty": ratio(self.cpu, seen[EMPTY].cpu),
             "megabytes_after_calls": self.memory,
         }
 

@@ -54,7 +54,8 @@ def test_one_short_run_fills_every_row(
             assert name in printed
     markdown = (tmp_path / "results.md").read_text()
     assert markdown in printed
-    assert "times hand-written | at least 2.5 |" in markdown
+    assert "times hand-written | at least 3 |" in markdown
+    assert "Redis, times that with memory | at least 0.75 |" in markdown or rows.OURS_REDIS in results["left_out"]
     drawn = "".join(ET.fromstring((tmp_path / "results.svg").read_text()).itertext())
     assert rows.OURS in drawn
     assert rows.MANAGED in drawn
