@@ -1,11 +1,17 @@
 """The end of this instance: between SIGTERM and SIGKILL it has ten seconds.
 
 What is being sent ends early enough that each call is still settled, recorded and answered by its own thread. The
-server's worker notes the SIGTERM here; the stock worker does not, and a call that lasts longer is killed.
+server's worker notes the SIGTERM here, and ends the sends; the stock worker does not, and a call that lasts longer is
+killed.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
 from math import inf
 from typing import Final
 
@@ -18,11 +24,18 @@ LEAST_SECONDS: Final = 1.0
 
 
 class Stopping:
-    """When sends must have ended."""
+    """When sends must have ended, and the connections on which they are made."""
 
     def __init__(self) -> None:
         self.ends = inf
         """By the monotonic clock; infinite while the instance runs on."""
+        self._lock = threading.Lock()
+        self._connections: set[int] = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether sends must have ended by now."""
+        return time.monotonic() >= self.ends
 
     def begin(self, now: float) -> None:
         """Note a SIGTERM at ``now``. Only the first counts."""
@@ -31,6 +44,33 @@ class Stopping:
     def left(self, deadline: float, now: float) -> float:
         """Return how many seconds a call has from ``now`` until its deadline or the end of sends."""
         return min(deadline, self.ends) - now
+
+    def opened(self, number: int) -> None:
+        """Note a connection to an upstream, by its file descriptor."""
+        with self._lock:
+            self._connections.add(number)
+
+    def close(self, number: int) -> int:
+        """Close such a connection. Nobody else may, or :meth:`end_sends` could meet another with its number.
+
+        Return 0, which tells libcurl that it is closed.
+        """
+        with self._lock:
+            self._connections.discard(number)
+            os.close(number)
+        return 0
+
+    def end_sends(self) -> None:
+        """Shut all of them down, whatever is under way there. Whoever sends learns of it at once, in its own thread.
+
+        To have each send ask for the time itself would take the GIL ten times a call, which doubles what a call waits.
+        """
+        with self._lock:
+            for number in self._connections:
+                connection = socket.socket(fileno=number)
+                with suppress(OSError):  # it is not connected yet, or not any more
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.detach()
 
 
 #: This process's.

@@ -201,6 +201,8 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
             listener.close()
         while time.monotonic() < began + STOP_SECONDS:
             self._turn(LAST_TURNS_SECONDS)
+            if STOPPING.over:
+                STOPPING.end_sends()
             if time.monotonic() > began + LAST_CALL_SECONDS:
                 for conn in [*self._arriving, *self._kept]:
                     self._part(conn)

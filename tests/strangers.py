@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox.appgregator import Appgregator
 
 _POST: Final = f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nContent-Type: {FORM}\r\n".encode()
+_NO_KEY: Final = _POST + f"Content-Length: {len(CUSTOMER)}\r\n\r\n{CUSTOMER}".encode()
 _PAGES: Final = b"GET /portal/docs/refusals HTTP/1.1\r\nHost: a\r\n\r\n" * 100
 #: What each kind sends first, and what again and again.
 KINDS: Final = {
@@ -31,6 +32,7 @@ KINDS: Final = {
     "endless request line": (b"GET /", b"a" * 1000),
     "slow bodies": (_POST + b"Content-Length: 500\r\n\r\nc", b"u"),
     "slow chunks": (_POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\ncust", b"o"),
+    "whole calls": (_NO_KEY, _NO_KEY),  # each refused, and each takes its turn
 }
 TURN_SECONDS: Final = 0.2
 #: Who is hung up on stays that long, and comes again.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import select
 import socket
 import threading
-import time
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -93,7 +92,6 @@ class Transport:
         origin = "/".join(outgoing.url.split("/", 3)[:3])
         answer = BytesIO()
         headers: dict[str, str] = {}
-        refused: list[str] = []
 
         def hear(line: bytes) -> None:
             name, _, value = line.partition(b":")
@@ -107,13 +105,11 @@ class Transport:
         try:
             curl = self._handle(origin, guarded=guarded)
             curl.setopt(pycurl.WRITEFUNCTION, write)
-            if guarded:
-                curl.setopt(pycurl.OPENSOCKETFUNCTION, self._opener(refused))
             _set(curl, outgoing, key, hear, seconds)
         except _NOT_TAKEN:
             raise NotSentError("the request cannot be written as HTTP") from None
         try:
-            _perform(curl, refused)
+            _perform(curl)
         finally:
             curl.unsetopt(pycurl.HTTPHEADER)  # the key stays no longer than the call
             if outgoing.body:
@@ -127,20 +123,25 @@ class Transport:
         """Close the connections of this thread: one of them brought the answer to another call."""
         vars(self._local).clear()
 
-    def _opener(self, refused: list[str]) -> Callable[[int, Any], int]:
-        """Return a callback that opens a socket to a public address, and adds any other to ``refused``.
+    def _opener(self, refused: list[str], *, guarded: bool) -> Callable[[int, Any], int]:
+        """Return a callback that opens a socket; if ``guarded``, to a public address alone.
 
-        libcurl calls it for each address that it tries. A reused connection was checked when it was opened.
+        It adds any other to ``refused``. libcurl calls it for each address that it tries. A reused connection was
+        checked when it was opened.
         """
 
         def open_socket(_purpose: int, address: Any) -> int:
-            if not self._public(address.addr[0]):
+            if guarded and not self._public(address.addr[0]):
                 refused.append(address.addr[0])
                 return _NO_SOCKET
+            if STOPPING.over:
+                return _NO_SOCKET
             try:
-                return socket.socket(address.family, address.socktype, address.protocol).detach()
+                number = socket.socket(address.family, address.socktype, address.protocol).detach()
             except OSError:  # such as no file descriptors left; pycurl would print a traceback
                 return _NO_SOCKET
+            STOPPING.opened(number)
+            return number
 
         return open_socket
 
@@ -149,19 +150,20 @@ class Transport:
         name = "guarded" if guarded else "unguarded"
         curl = getattr(self._local, name, None)
         if curl is None or _stirs(curl.kept.get(origin, _NO_SOCKET)):
-            curl = self._new_handle()
+            curl = self._new_handle(guarded=guarded)
             setattr(self._local, name, curl)  # only when configured: before, it would use the environment's proxy
         return curl
 
-    def _new_handle(self) -> Any:
+    def _new_handle(self, *, guarded: bool) -> Any:
         curl = careful_handle(self._ca_file)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTPS | pycurl.PROTO_HTTP)  # the policy document decides which
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(CONNECT_SECONDS * 1000))
         curl.setopt(pycurl.MAXAGE_CONN, self._idle_seconds)
         curl.setopt(pycurl.RESOLVE, self._resolve)
-        curl.setopt(pycurl.NOPROGRESS, 0)
-        curl.setopt(pycurl.XFERINFOFUNCTION, _over)  # at least once a second
         curl.kept = {}  # the socket of the one connection that is kept to each origin
+        curl.refused = []  # the private addresses that were not connected to
+        curl.setopt(pycurl.OPENSOCKETFUNCTION, self._opener(curl.refused, guarded=guarded))
+        curl.setopt(pycurl.CLOSESOCKETFUNCTION, STOPPING.close)
         return curl
 
 
@@ -192,21 +194,17 @@ def _set(curl: Any, outgoing: Outgoing, key: Concealed[str], hear: Callable[[byt
     curl.setopt(pycurl.HTTPHEADER, [*lines, "Expect:"])
 
 
-def _perform(curl: Any, refused: list[str]) -> None:
-    """Send what was set. ``refused`` holds the private addresses that were not connected to."""
+def _perform(curl: Any) -> None:
+    """Send what was set."""
+    curl.refused.clear()
     try:
         curl.perform()
     except pycurl.error as error:
         code = error.args[0]
         if curl.getinfo(pycurl.REQUEST_SIZE) > 0:
             raise LostError(f"libcurl error {code}") from None
-        private = refused and code == pycurl.E_COULDNT_CONNECT
+        private = curl.refused and code == pycurl.E_COULDNT_CONNECT
         raise NotSentError(PRIVATE if private else f"libcurl error {code}") from None
-
-
-def _over(*_progress: int) -> bool:
-    """Whether a send must end since the instance stops; libcurl then aborts it."""
-    return time.monotonic() >= STOPPING.ends
 
 
 def careful_handle(ca_file: str) -> Any:

@@ -124,7 +124,7 @@ def _written(advance: Callable[..., Any]) -> Callable[..., Any]:
     return passed
 
 
-def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], Any]:
+def _watched(new_handle: Callable[..., Any]) -> Callable[..., Any]:
     """Have libcurl say when it has written a request's last byte, which is before it reads of the answer."""
 
     def heard(kind: int, _data: bytes) -> None:
@@ -134,8 +134,8 @@ def _watched(new_handle: Callable[[Transport], Any]) -> Callable[[Transport], An
             _pass(f"during-{_call.stage}")
 
     @wraps(new_handle)
-    def watched(transport: Transport) -> Any:
-        curl = new_handle(transport)
+    def watched(transport: Transport, **kwargs: Any) -> Any:
+        curl = new_handle(transport, **kwargs)
         curl.setopt(pycurl.VERBOSE, 1)
         curl.setopt(pycurl.DEBUGFUNCTION, heard)
         return curl

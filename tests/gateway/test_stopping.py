@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.record import BEGAN, CALL_SECONDS, PATIENCE_SECONDS
 from gateway.stopping import LEAST_SECONDS, SEND_SECONDS, STOPPING, Stopping
-from tests.conftest import CUSTOMER, FORM, KEY, TARGET
+from gateway.upstreams.transport import NotSentError, Transport
+from policies.concealed import Concealed
+from policies.dialect import FORM, KeyPlace, Outgoing
+from sandbox.__main__ import UPSTREAM_KEY
+from tests.conftest import CUSTOMER, KEY, TARGET
 from tests.strangers import KINDS, strangers
 
 if TYPE_CHECKING:
@@ -21,6 +28,10 @@ if TYPE_CHECKING:
 
     from sandbox.appgregator import Appgregator
     from tests.conftest import Function, Server
+
+
+def a_post(origin: str) -> Outgoing:
+    return Outgoing("POST", origin + TARGET, KeyPlace.X_API_KEY, {"Content-Type": FORM}, CUSTOMER.encode())
 
 
 def asked(port: int, customer: str = CUSTOMER) -> socket.socket:
@@ -119,6 +130,63 @@ def test_send_is_ended_when_the_instance_stops_and_its_outcome_is_unknown(
     assert (answer.status_code, json.loads(answer.data)["reason"]) == (424, "outcome-unknown")
     assert time.monotonic() - began < 10  # of twenty
     assert [line["kind"] for line in called.record.entries()] == ["intent", "outcome"]
+
+
+def test_send_that_began_before_is_ended_and_its_own_thread_says_what_became_of_it(
+    function: Callable[..., Function], upstream: Appgregator, stopping: Stopping
+) -> None:
+    called = function()
+    assert called.post().status_code == 200  # its connection is kept, and the next call waits on it
+    upstream.delay = 20
+    began = time.monotonic()
+    ending = threading.Timer(1, stopping.end_sends)
+    ending.start()
+    answer = called.post(body="customer=cus_fault_slow")
+    ending.join()
+    assert (answer.status_code, json.loads(answer.data)["reason"]) == (424, "outcome-unknown")
+    assert 1 <= time.monotonic() - began < 10  # of twenty
+    assert [line["kind"] for line in called.record.entries()] == ["intent", "outcome"] * 2
+
+
+def test_connection_that_is_opened_as_sends_end_is_refused(upstream: Appgregator, stopping: Stopping) -> None:
+    transport = Transport()
+    stopping.ends = time.monotonic()
+    with pytest.raises(NotSentError):
+        transport.send(a_post(upstream.origin), Concealed(UPSTREAM_KEY), 5)
+    assert not upstream.calls
+
+
+def test_no_connection_is_noted_that_is_closed(upstream: Appgregator, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its number may be another's by then, which :meth:`Stopping.end_sends` would shut down."""
+    before = set(STOPPING._connections)
+    transport = Transport()
+    transport.send(a_post(upstream.origin), Concealed(UPSTREAM_KEY), 5)
+    (kept,) = STOPPING._connections - before
+    assert os.fstat(kept)
+    transport.hang_up()
+    assert kept not in STOPPING._connections
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(kept)
+    post = a_post(upstream.origin)
+    transport.send(replace(post, method="GET", body=None), Concealed(UPSTREAM_KEY), 5)  # a connection of its own
+    assert set(STOPPING._connections) <= before
+    assert capfd.readouterr() == ("", "")  # where pycurl writes that a callback is wrong
+
+
+def test_ending_sends_twice_or_with_nothing_under_way_does_no_harm() -> None:
+    stopping = Stopping()
+    stopping.end_sends()
+    mine, other = socket.socketpair()
+    stopping.opened(mine.detach())
+    fresh = socket.socket().detach()  # connected to nobody yet
+    stopping.opened(fresh)
+    stopping.end_sends()
+    stopping.end_sends()
+    with other:
+        assert other.recv(1) == b""
+    for number in tuple(stopping._connections):
+        stopping.close(number)
+    assert not stopping._connections
 
 
 def test_only_the_first_sigterm_counts() -> None:
