@@ -6,6 +6,7 @@ import gc
 
 gc.disable()  # imports allocate objects that live forever; collecting during start-up costs 1/7 of it
 import os
+from types import SimpleNamespace
 
 from flask import Request, current_app
 
@@ -28,7 +29,7 @@ gc.freeze()
 configure()
 
 
-def countersign(request: Request) -> Response:
+def countersign(request: Request | SimpleNamespace) -> Response:
     """Answer one call. An exception inside the record is recorded and answered as a refusal."""
     with Record(gate.audit, request.environ) as record:
         call = record.call = read(request.environ)  # 400 404 405 408 413 414 415
@@ -58,9 +59,8 @@ def countersign(request: Request) -> Response:
     return respond(record, gate.docs)
 
 
-# Skip Flask's dispatch: it costs as much as the whole policy check, reads the rest of a refused call without bound, and
-# answers some paths by itself (/robots.txt, //x), which get our refusal instead.
+# Skip Flask's dispatch: it costs more than the policy check, reads refused calls without bound, and answers some paths.
 if current_app:
     current_app.wsgi_app = lambda environ, start: (  # type: ignore[method-assign, assignment]
-        ((environ["RAW_URI"].startswith(OURS) and ours(gate, environ)) or countersign(Request(environ)))(environ, start)
-    )
+        (environ["RAW_URI"].startswith(OURS) and ours(gate, environ)) or countersign(SimpleNamespace(environ=environ))
+    )(environ, start)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import selectors
 import socket
@@ -28,10 +29,11 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
+from gunicorn import util
 from gunicorn.http import get_parser, wsgi
 from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException
 from gunicorn.workers.base import Worker as Base
@@ -72,6 +74,8 @@ OTHER_FILES: Final = 100
 #: As many bytes as gunicorn reads at once.
 _READ: Final = 8192
 _MOMENT: Final = struct.pack("@ll", 0, MOMENT_MILLISECONDS * 1000)
+_TOKEN = re.compile(r"[A-Za-z0-9-]+")
+_WORDS = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NOW: Final = socket.MSG_DONTWAIT
 
@@ -157,6 +161,8 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cfg.set("limit_request_line", MAX_LINE)
+        # gunicorn looks a setting up in two tables whenever it is asked for, which is some twenty times a call.
+        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
         self._poller = selectors.DefaultSelector()
         self._capacity = _capacity(self.cfg)
         #: What the poller has, each in the order of their deadlines.
@@ -468,7 +474,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         Return whether the connection is kept.
         """
         req._expected_100_continue = False  # noqa: SLF001 - the poller has said so
-        answer, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg)
+        answer, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, response_class=_Response)
         environ["wsgi.multithread"] = True
         environ[BEGAN] = conn.began
         environ[LATE] = conn.late
@@ -484,6 +490,43 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
             conn.answered = any(name == AUDIT_ID for name, _ in answer.headers)
         conn.send(b"".join(pieces))
         return not answer.should_close()
+
+
+class _Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's own, quicker about what is the same in most responses: it takes a tenth of a call."""
+
+    def process_headers(self, headers: list[tuple[str, str]]) -> None:
+        """Take plain headers as they are, and leave all others to gunicorn, which knows what to do with them."""
+        others = []
+        for header in headers:
+            if _plain(header[0]) and _WORDS.fullmatch(header[1]):
+                self.headers.append(header)
+            else:
+                others.append(header)
+        super().process_headers(others)
+
+    def default_headers(self) -> list[str]:
+        """Return what every response begins with. None of ours changes the protocol."""
+        major, minor = self.req.version
+        headers = [
+            f"HTTP/{major}.{minor} {self.status}\r\n",
+            f"Date: {_date(int(time.time()))}\r\n",
+            f"Connection: {'close' if self.should_close() else 'keep-alive'}\r\n",
+        ]
+        if self.chunked:
+            headers.append("Transfer-Encoding: chunked\r\n")
+        return headers
+
+
+@lru_cache(256)  # of our own making, so few
+def _plain(name: str) -> bool:
+    """Whether a response header says nothing of the connection, or of where the response ends."""
+    return bool(_TOKEN.fullmatch(name)) and not util.is_hoppish(name) and name.lower() != "content-length"
+
+
+@lru_cache(1)
+def _date(second: int) -> str:
+    return str(util.http_date(second))
 
 
 class _Pieces(list[bytes]):

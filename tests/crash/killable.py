@@ -27,6 +27,7 @@ from tests.crash.altered import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import SimpleNamespace
 
     from flask import Request
 
@@ -44,9 +45,9 @@ _call = threading.local()
 _answer = main.countersign
 
 
-def countersign(request: Request) -> Response:
+def countersign(request: Request | SimpleNamespace) -> Response:
     """Answer one call, if it lives."""
-    _call.key = request.headers.get("Idempotency-Key", "")
+    _call.key = request.environ.get("HTTP_IDEMPOTENCY_KEY", "")
     return _answer(request)
 
 
