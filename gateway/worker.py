@@ -66,6 +66,14 @@ MAX_LEFT: Final = 1024 * 1024
 MAX_HELD: Final = 32 * 1024 * 1024
 #: What the kernel keeps of unread answers for each connection, of which it would otherwise take megabytes.
 SEND_BUFFER: Final = 64 * 1024
+#: In place of gunicorn's settings. Nobody's headers change how a call is read, whoever sends them; so it need not be
+#: looked at who does.
+_OURS: Final = {
+    "limit_request_line": MAX_LINE,
+    "forwarded_allow_ips": ["*"],
+    "forwarder_headers": [],
+    "secure_scheme_headers": {},
+}
 #: How often deadlines are looked at, and how often while the instance stops.
 TURN_SECONDS: Final = 0.5
 LAST_TURNS_SECONDS: Final = 0.1
@@ -160,9 +168,8 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cfg.set("limit_request_line", MAX_LINE)
         # gunicorn looks a setting up in two tables whenever it is asked for, which is some twenty times a call.
-        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()} | _OURS)
         self._poller = selectors.DefaultSelector()
         self._capacity = _capacity(self.cfg)
         #: What the poller has, each in the order of their deadlines.

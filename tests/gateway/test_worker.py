@@ -8,16 +8,18 @@ import socket
 import threading
 import time
 from contextlib import closing, suppress
+from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
 
 from gateway.arriving import Arriving
 from gateway.serving import configure
 from gateway.stopping import SEND_SECONDS
-from gateway.worker import MOMENT_MILLISECONDS, Connection
+from gateway.worker import MOMENT_MILLISECONDS, Connection, _parsed, _Response
 from sandbox.__main__ import ROOT
 from tests.conftest import CUSTOMER, FORM, KEY, TARGET
 
@@ -273,6 +275,64 @@ def test_end_of_a_connection_is_no_call(ends: tuple[socket.socket, Connection]) 
     client.close()
     assert not connection.more()
     assert connection.ended
+
+
+# ---------------------------------------------------------------- heads
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"SCRIPT_NAME": "/elsewhere"},
+        {"PATH_INFO": "/elsewhere"},
+        {"X-Forwarded-Proto": "https", "X-Forwarded-Ssl": "off"},
+    ],
+)
+def test_no_header_changes_how_a_call_is_read_not_even_of_a_neighbour(
+    server: Callable[..., Server], headers: dict[str, str]
+) -> None:
+    """gunicorn trusts whoever calls from the same machine, such as a container beside ours."""
+    assert server().call(headers=headers)[0] == 200
+
+
+@pytest.fixture
+def answer() -> _Response:
+    connection = Connection(Config(), socket.socket(), ("127.0.0.1", 1), ("127.0.0.1", 2))
+    connection.arriving = Arriving(CALL)
+    with connection.sock:
+        return _Response(_parsed(connection), connection.sock, Config())
+
+
+def test_head_of_an_answer_says_what_it_must(answer: _Response) -> None:
+    answer.start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2"), ("Odd", "a  b\t")])
+    now = time.time()
+    (line, date, connection) = answer.default_headers()
+    assert (line, connection) == ("HTTP/1.1 200 OK\r\n", "Connection: keep-alive\r\n")
+    assert abs(parsedate_to_datetime(date.removeprefix("Date: ").strip()).timestamp() - now) < 2
+    assert answer.response_length == 2
+    assert sorted(answer.headers) == [("Content-Length", "2"), ("Content-Type", "application/json"), ("Odd", "a  b")]
+    answer.force_close()
+    assert answer.default_headers()[2] == "Connection: close\r\n"
+
+
+def test_answer_without_a_length_comes_in_chunks(answer: _Response) -> None:
+    answer.start_response("200 OK", [("Content-Type", "text/plain")])
+    assert answer.default_headers()[-1] == "Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "\x7f", "a\u0141"])
+def test_no_header_of_an_answer_begins_another_one(answer: _Response, value: str) -> None:
+    for name in ("Countersign-Audit-Id", "Content-Type"):
+        with pytest.raises(InvalidResponseHeader):
+            answer.process_headers([(name, value)])
+    with pytest.raises(InvalidResponseHeaderName):
+        answer.process_headers([(f"A{value[1:] or value}", "b")])
+
+
+@pytest.mark.parametrize("name", ["Connection", "connection", "Transfer-Encoding", "Keep-Alive", "Date", "Server"])
+def test_what_the_server_says_itself_nobody_else_says(answer: _Response, name: str) -> None:
+    answer.process_headers([(name, "close")])
+    assert not answer.headers
 
 
 def test_answer_arrives_in_one_piece(server: Callable[..., Server]) -> None:
