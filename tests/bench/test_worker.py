@@ -30,8 +30,8 @@ CONNECTIONS = (1, 8)
 SECONDS = 0.5
 #: What no noise of a busy machine reaches; a round through the poller for each call would.
 MOST = 1.1
-#: How often the threads of our worker wait in a call, for the GIL too: 14 to 16 times with eight connections. Each system
-#: call and each callback from C may be one more, and under load costs more than it does: libcurl's progress made it 33.
+#: How often the threads of our worker wait in a call, for the GIL too: 14 to 16 times with eight connections. Each
+#: system call and each callback from C may be one more, which costs more than its work; libcurl's progress made it 33.
 MOST_WAITS = 20
 
 
