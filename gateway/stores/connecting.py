@@ -14,6 +14,7 @@ import re
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 import weakref
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 STEP_SECONDS: Final = 0.4
 #: How often one step goes on to another node: once is enough unless the keys move meanwhile.
 MOST_MOVES: Final = 3
+#: A connection that was used within these seconds is taken as it is; any other is looked at first.
+FRESH_SECONDS: Final = 0.05
 #: Bytes read at once: an answer of ours is mostly shorter.
 CHUNK: Final = 16 * 1024
 #: What ``CLIENT LIST`` shows of our connections.
@@ -115,6 +118,7 @@ MENDS: Final = {
 _DEMOTED: Final = frozenset({"READONLY", "MASTERDOWN"})
 
 T = TypeVar("T")
+_STEP: Final = struct.pack("@ll", 0, int(STEP_SECONDS * 1_000_000))
 #: What the parser returns when the answer has not come in full.
 _MORE: Final = object()
 
@@ -310,20 +314,29 @@ class _Node:
 
 
 class _Connection:
-    """A connection, over a socket that never blocks."""
+    """A connection. Over TLS its socket never blocks; in the clear the kernel ends what blocks, after a step.
 
-    __slots__ = ("__weakref__", "_arrives", "_reader", "_sock")
+    To ask first whether an answer has come would be one more system call, and each costs more than its work: it gives
+    the GIL away.
+    """
+
+    __slots__ = ("__weakref__", "_arrives", "_reader", "_sock", "_used")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        if not isinstance(sock, ssl.SSLSocket):
+            sock.settimeout(None)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, _STEP)
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._arrives = select.poll()
         self._arrives.register(sock, select.POLLIN)
+        self._used = 0.0
         weakref.finalize(self, sock.close).atexit = False  # at the end of the process, what is owed is still written
 
     def quiet(self) -> bool:
         """Whether nothing has come that was not asked for, its end included."""
-        return not self._arrives.poll(0)
+        return time.monotonic() - self._used < FRESH_SECONDS or not self._arrives.poll(0)
 
     def exchange(self, data: bytes, count: int, deadline: float) -> list[Any]:
         """Send, and return so many answers. Raises what :data:`ERRORS` names."""
@@ -335,16 +348,23 @@ class _Connection:
             if reply is not _MORE:
                 replies.append(reply)
                 continue
-            if not isinstance(self._sock, ssl.SSLSocket) or not self._sock.pending():
+            if not self._comes(deadline):
                 self._wait(select.POLLIN, deadline)
             received = self._done(self._sock.recv, CHUNK, select.POLLIN, deadline)
             if not received:
                 raise ConnectionResetError
             self._reader.feed(received)
+        self._used = time.monotonic()
         return replies
 
     def close(self) -> None:
         self._sock.close()
+
+    def _comes(self, deadline: float) -> bool:
+        """Whether to read at once: the kernel would end that in time, or TLS has read ahead."""
+        if isinstance(self._sock, ssl.SSLSocket):
+            return self._sock.pending() > 0
+        return deadline - time.monotonic() > STEP_SECONDS - FRESH_SECONDS
 
     def _done(self, work: Callable[[Any], T], what: Any, event: int, deadline: float) -> T:
         while True:
