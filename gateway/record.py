@@ -67,10 +67,10 @@ MAX_NAMES: Final = 50
 MAX_NAME: Final = 100
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
-_CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
+_CLOUD_TRACE: Final = r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?"
 #: What a path may hold beside names: an upstream's id, or anything long.
-_ID_IN_PATH = re.compile(r"\b[a-z]{2,12}_[A-Za-z0-9]{8,}|[^/]{65,}")
-_NAME_IN_QUERY = re.compile(r"(?:^|&)((?:connection_)?name=[A-Za-z0-9._-]{1,64})(?=&|$)")
+_ID_IN_PATH: Final = r"\b[a-z]{2,12}_[A-Za-z0-9]{8,}|[^/]{65,}"
+_NAME_IN_QUERY: Final = r"(?:^|&)((?:connection_)?name=[A-Za-z0-9._-]{1,64})(?=&|$)"
 #: What somebody must look at once an outcome was written down, or was not.
 _ALARMS: Final = {
     Settled.OWED: "the outcome could not be kept in the store",
@@ -409,9 +409,9 @@ def _asked(environ: Mapping[str, Any], call: Call | None) -> str:
     path, _, query = str(environ.get("RAW_URI", "")).partition("?")
     for value in call.path_parameters.values() if call is not None else ():
         path = path.replace(f"/{value}", "/...")
-    names = "&".join(_NAME_IN_QUERY.findall(query))
+    names = "&".join(re.findall(_NAME_IN_QUERY, query))
     method = environ.get("REQUEST_METHOD", "")
-    asked = f"{method} {_ID_IN_PATH.sub('...', path)}{f'?{names}' if names else ''}"
+    asked = f"{method} {re.sub(_ID_IN_PATH, '...', path)}{f'?{names}' if names else ''}"
     return shown(without_keys(asked))
 
 
@@ -457,7 +457,7 @@ def _trace(environ: Mapping[str, Any], prefix: str) -> str:
     ours, googles = environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_X_CLOUD_TRACE_CONTEXT")
     if ours and (match := _TRACEPARENT.fullmatch(ours)):
         trace, span = match[1], match[2]
-    elif googles and (match := _CLOUD_TRACE.fullmatch(googles)):
+    elif googles and (match := re.fullmatch(_CLOUD_TRACE, googles)):
         trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"
     else:
         return ""
