@@ -309,9 +309,19 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
                     yield Fault(ParameterMissing, part, said, {"kind": kind})
 
 
+def impossible(operation: Operation, paths: Iterable[str]) -> str | None:
+    """Say why no call could send these parameters together, whatever else it sends; None if one could.
+
+    Those whose path has a placeholder, such as ``metadata[{key}]``, may be sent under many a name.
+    """
+    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path})
+    return next((fault.detail for fault in faults if fault.accepts.keys() & {"max_items", "max_key"}), None)
+
+
 def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[Fault]:
     most = parameter.max_items or MAX_ITEMS
-    if len(parts) > most:
+    beyond = parameter.kind is Kind.ARRAY and any(part.isdecimal() and int(part) >= most for part in parts)
+    if beyond or len(parts) > most:
         said = f"{parent} has too many entries: {most} at most."
         yield Fault(ParameterInvalid, parent, said, {"max_items": most})
     elif parameter.kind is Kind.ARRAY and parts != {str(index) for index in range(len(parts))}:
