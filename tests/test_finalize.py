@@ -169,6 +169,23 @@ def test_empty_draft_is_not_finalized_and_the_key_is_free(loaded: Function, stri
     assert ask(loaded, f"invoices/{empty}/finalize", key="order-1").status_code == 200
 
 
+@pytest.mark.parametrize("operation", ["finalize", "send"])
+@pytest.mark.parametrize("amounts", [[-5000], [1000, -1000]], ids=["below nothing", "nothing"])
+def test_draft_that_asks_for_nothing_is_not_finalized(
+    loaded: Function, stripe: Stripe, operation: str, amounts: list[int]
+) -> None:
+    """It would be marked paid at once, and what is below 0 be given to the customer."""
+    first, *others = amounts
+    name = draft(loaded, first)
+    for amount in others:
+        ask(loaded, "invoiceitems/", customer="cus_1", invoice=name, amount=amount, currency="usd")
+    said = refused(ask(loaded, f"invoices/{name}/{operation}", key="order-1"), 422, "invoice-empty")["detail"]
+    assert "asks for nothing" in said
+    assert made(stripe, name)["status"] == "draft"
+    ask(loaded, "invoiceitems/", customer="cus_1", invoice=name, amount=6000, currency="usd")
+    assert ask(loaded, f"invoices/{name}/{operation}", key="order-1").status_code == 200
+
+
 def test_mail_to_nobody_is_refused_before_anything_is_finalized(loaded: Function, stripe: Stripe) -> None:
     stripe.customers["cus_1"] = Customer(email=None)
     name = draft(loaded)
