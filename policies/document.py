@@ -1147,7 +1147,9 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
     if "from" in entry:
         path = entry["from"].text()
         rule = _granted(entry["from"], path, rules, operation)
-        if rule.fixed is not None or rule.kind in {Kind.OBJECT, Kind.ARRAY}:
+        enumerated = operation.parameters[parameters.template_of(operation, path) or ""].one_of is not None
+        always_one = rule.fixed is not None or (rule.one_of is not None and len(rule.one_of) == 1)
+        if enumerated or always_one or rule.kind in {Kind.OBJECT, Kind.ARRAY, Kind.BOOLEAN, Kind.CURRENCY}:
             raise entry["from"].fail(
                 f"{path} cannot tell one call from another. Name a parameter that can, such as an order number"
             )

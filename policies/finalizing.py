@@ -233,7 +233,7 @@ def differs(grant: Grant, seen: InvoiceSeen) -> Refusal | None:
     if seen.status == "draft":
         if seen.lines == 0:
             return InvoiceEmpty()
-        if min(seen.total or 0, seen.due or 0) <= 0 and None not in {seen.total, seen.due}:
+        if seen.total is not None and seen.due is not None and min(seen.total, seen.due) <= 0:
             return InvoiceEmpty(
                 "The draft asks for nothing, by what its items come to, by a discount, or by what the customer has in "
                 "credit. The upstream would mark it paid at once, and give the customer credit for what is below 0. "

@@ -52,6 +52,12 @@ _LOOKS_LIKE_A_FORM: Final = (
 )
 
 
+class Truth(str):
+    """``true`` or ``false`` as JSON has it, and not as a text."""
+
+    __slots__ = ()
+
+
 class Fractional(str):
     """The text of a JSON number that is not whole.
 
@@ -224,7 +230,7 @@ def _scalar(path: str, value: object) -> str:
     if isinstance(value, _Number):
         return _number(path, value)
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return Truth("true" if value else "false")
     return _checked(path, str(value))
 
 

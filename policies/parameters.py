@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from policies import keynames, lines
-from policies.forms import Fractional, canonical, nested, shown, split
+from policies.forms import Fractional, Truth, canonical, nested, shown, split
 from policies.model import Kind, Rule
 from policies.operations import OPERATIONS
 from policies.refusals import (
@@ -275,6 +275,9 @@ def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> I
     if not value:
         said = f"Send {path}: it is what keeps a repeated call from raising a second invoice."
         yield Fault(IdempotencyKeyMissing, path, said, bounds)
+    elif isinstance(value, Truth):
+        said = f"{path} names this call, so it cannot be true or false. Send what tells your orders apart."
+        yield Fault(IdempotencyKeyInvalid, path, said, bounds)
     elif isinstance(value, Fractional):
         said = f"{path} names this call, so it cannot be a number with a fraction. Send it as text, in quotes."
         yield Fault(ParameterInvalid, path, said, bounds)

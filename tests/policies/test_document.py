@@ -1100,6 +1100,10 @@ def test_document_nested_without_end_is_refused(opening: str, closing: str) -> N
         ("customer: {fixed: cus_1}\ndescription:", "customer"),
         ("metadata:", "metadata"),
         ("custom_fields:", "custom_fields"),
+        ("currency:", "currency"),
+        ("auto_advance:", "auto_advance"),
+        ("collection_method:", "collection_method"),
+        ("description: {one_of: [order-1]}", "description"),
     ],
 )
 def test_idempotency_key_from_what_no_two_calls_differ_in_is_refused(parameters: str, source: str) -> None:
