@@ -207,8 +207,14 @@ def fault(rule: Rule, value: str) -> str | None:
         return _one_of(rule.one_of)
     if rule.max_length is not None and len(value) > rule.max_length:
         return f"is too long: {rule.max_length} characters at most."
+    if rule.path == "email" and " " in value:  # such a customer would never be found again
+        return "has a blank in it. A + stands for a blank in an address and in a form: write %2B there."
     if rule.prefix is not None and not value.startswith(rule.prefix):
         return f"must start with {shown(rule.prefix)}."
+    return _out_of_range(rule, value)
+
+
+def _out_of_range(rule: Rule, value: str) -> str | None:
     if rule.minimum is not None and int(value) < rule.minimum:
         return f"must be at least {rule.minimum}."
     if rule.maximum is not None and int(value) > rule.maximum:
@@ -273,7 +279,7 @@ def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> I
     if prefix:
         bounds["prefix"] = shown(prefix)
     if not value:
-        said = f"Send {path}: it is what keeps a repeated call from raising a second invoice."
+        said = f"Send {path}: it is what keeps a repeated call from doing twice what you want once."
         yield Fault(IdempotencyKeyMissing, path, said, bounds)
     elif isinstance(value, Truth):
         said = f"{path} names this call, so it cannot be true or false. Send what tells your orders apart."

@@ -463,8 +463,8 @@ class IdempotencyKeyMissing(PolicyRefusal):
     reason = "idempotency-key-missing"
     title = "An idempotency key is missing"
     sentence = (
-        "Send an Idempotency-Key header: your own name for this invoice, such as the order number. It keeps a "
-        "repeated call from raising a second invoice."
+        "Send an Idempotency-Key header: your own name for this call, such as the order number. It keeps a repeated "
+        "call from doing twice what you want once, such as raising an invoice."
     )
 
 

@@ -353,6 +353,25 @@ def test_customer_is_found_by_address_unless_two_have_it(loaded: Function, strip
     refused(ask(loaded, "customers/", email="nobody"), 400, "upstream-rejected")
 
 
+def test_plus_that_became_a_blank_is_no_address_of_anybody(loaded: Function, stripe: Stripe) -> None:
+    """Nobody would be found, and the shop make the customer again."""
+    ask(loaded, "customers/", email="ann%2Bshop@example.com", name="Ann")
+    said = refused(ask(loaded, "customers/", "GET", email="ann+shop@example.com"), 400, "parameter-invalid")["detail"]
+    assert "write %2B" in said
+    refused(ask(loaded, "customers/", email="ann+shop@example.com"), 400, "parameter-invalid")
+    assert len(stripe.customers) == 1
+    assert ask(loaded, "customers/", "GET", email="ann%2Bshop@example.com").json != {"data": []}
+
+
+def test_what_waits_for_a_person_rouses_nobody_at_night(loaded: Function, stripe: Stripe) -> None:
+    stripe.fail_next("approval")
+    for _ in range(2):
+        refused(ask(loaded, "invoices/", key="order-1", customer="cus_1", currency="usd"), 503, "awaiting-approval")
+    told = [line for line in loaded.record.lines() if line["countersign"]["kind"] == "outcome"]
+    assert [line["severity"] for line in told] == ["WARNING"] * 2
+    assert all(line["message"].startswith("a person has to approve invoices.create on ") for line in told)
+
+
 def test_record_says_what_was_done_and_to_which_invoice(loaded: Function) -> None:
     name = draft(loaded)
     ask(loaded, f"invoices/{name}/finalize")
