@@ -62,11 +62,15 @@ class Approvals(ABC):
 
     @abstractmethod
     def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
-        """Read the answer to that: the decision, and the id of what was created."""
+        """Read the answer to that: the decision, and the id of what was created or changed."""
 
     @abstractmethod
     def found(self, grant: Grant, name: str) -> Outgoing:
-        """Return the request for what was created, by its id."""
+        """Return the request for what was created or changed, by its id."""
+
+    @abstractmethod
+    def shown(self, grant: Grant, status: int, body: bytes) -> tuple[int, bytes]:
+        """Return the answer to that, as the call itself would have got it: of what was deleted nothing is found."""
 
 
 class Dialect(ABC):

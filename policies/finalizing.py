@@ -4,11 +4,13 @@
 
     look -> finalize -> told
     look -> send -> told
+    (a person decides) -> look -> told
 
 Stripe finalizes a draft that it is told to mail (docs.stripe.com, "Integrate with the Invoicing API"), so both are
 judged alike: by what the draft comes to, by its currency, and by whether there is anything on it. An invoice can be
 finalized once, so a finalize may be sent again under another key; a mail may not. Whoever comes back looks first: an
-invoice that is finalized by now is what was asked for.
+invoice that is finalized by now is what was asked for. What waits for a person is not sent again: whatever was decided,
+the invoice shows whether it came about.
 
 :func:`begin` and :func:`after` say what comes next; ``gateway.upstreams.sending`` sends it.
 """
@@ -23,6 +25,7 @@ from policies.issuing import DRAFTS, Progress, Stage, bound
 from policies.model import Outcome
 from policies.outcomes import LATE_SECONDS, Decision, Reply
 from policies.refusals import (
+    AwaitingApproval,
     EmailMissing,
     InvoiceEmpty,
     InvoiceVoided,
@@ -49,6 +52,8 @@ MAILED: Final = (
     "operator of Countersign, who can look at the upstream."
 )
 _NOTHING: Final = "Nothing was changed."
+#: An answer that settles nothing has one of these only if a person was asked, and the approval has no id.
+_ASKED: Final = frozenset({400, 402, 403})
 
 
 class Attempt(Progress, frozen=True):
@@ -61,9 +66,8 @@ class Attempt(Progress, frozen=True):
 
     quiet: bool = True
     """Whether nothing that was sent by an earlier call may still arrive."""
-    carried: bool = False
-    """Whether a person has approved it, so that the upstream carries it out by itself."""
-
+    decision: Decision | None = None
+    """What a person has decided, which a look is to bear out. ``told`` is what that leads to."""
     sent: bool = False
     """Whether an earlier call, or this one, may have sent the request that changes the invoice."""
 
@@ -86,17 +90,15 @@ def begin(grant: Grant, admission: Admission) -> Attempt:
         doubt=entry.doubt,
         quiet=admission.taken >= entry.until,
         sent=bool(entry.step),
+        approval=entry.approval,
     )
 
 
 def approved(at: Progress, decision: Decision, _: str | None, reply: Reply) -> Progress | Reply:
-    """Return what follows once a step that waited for a person was asked about. ``reply`` is for a lone call."""
-    match decision:
-        case Decision.DONE:
-            return replace(_attempt(at), stage=Stage.LOOK, carried=True)
-        case Decision.WAITS:
-            return _open(_attempt(at), reply)
-    return reply
+    """Return what follows once a step that waited for a person was asked about: a look, if it waits no longer."""
+    if decision is Decision.WAITS:
+        return _open(_attempt(at), reply)
+    return replace(_attempt(at), stage=Stage.LOOK, decision=decision, told=reply)
 
 
 def after(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
@@ -123,16 +125,16 @@ def spent(at: Progress, why: Refusal) -> Progress | Reply:
 
 
 def _looked(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
+    if at.decision is not None:
+        return _decided(grant, at, reply, at.decision)
     seen = reply.seen
     if reply.outcome is Outcome.FREED and reply.refusal is not None:
         return _refused(at, reply.refusal)  # there is no such invoice, or it may not be looked at
     if reply.outcome is not Outcome.SUCCEEDED or seen is None:
         return _open(at, reply)
-    if at.sent and seen.status == "void":  # for good, so that nobody owes it
-        return Reply(Outcome.REJECTED, refusal=InvoiceVoided(), generation=at.generation + 1)
+    if at.sent and seen.status == "void":
+        return _voided(at)
     draft, mails = seen.status == "draft", _mails(grant)
-    if at.carried:
-        return _open(at, Reply(Outcome.UNKNOWN, refusal=OutcomePending(HALF_WAY))) if draft else _told(grant, at, reply)
     if at.sent and not draft and not mails:
         return _told(grant, at, reply)
     if at.sent and not draft and (at.told is not None or not at.remembered):
@@ -154,6 +156,27 @@ def _looked(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
     )
 
 
+def _decided(grant: Grant, at: Attempt, reply: Reply, decision: Decision) -> Reply:
+    """Tell what a person's decision has led to, once the invoice shows that it has."""
+    gone = reply.outcome is Outcome.FREED and reply.upstream_status == 404  # a draft: no other can be deleted
+    seen, told = reply.seen, at.told
+    if not gone and (reply.outcome is not Outcome.SUCCEEDED or seen is None):
+        return _open(at, reply)
+    if seen is not None and seen.status == "void":
+        return _voided(at)
+    draft = seen is None or seen.status == "draft"
+    assert told is not None  # noqa: S101 - it comes with the decision
+    if decision is Decision.DONE:
+        return _open(at, told) if draft else _told(grant, at, reply)
+    if not draft and not _mails(grant):  # somebody else, or an earlier send, has finalized it
+        return _told(grant, at, reply)
+    if at.doubt and not draft:
+        return _open(replace(at, approval=None), Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown(MAILED), mute=True))
+    if at.doubt and not gone and not at.quiet:  # an earlier send may arrive yet
+        return _open(at, Reply(Outcome.RELEASED, refusal=OutcomePending(HALF_WAY, retry_after=LATE_SECONDS)))
+    return replace(told, generation=max(told.generation, at.generation))
+
+
 def _changed(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
     match reply.outcome:
         case Outcome.SUCCEEDED:
@@ -163,6 +186,8 @@ def _changed(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
             return replace(at, generation=at.generation + 1, drafts=at.drafts + 1)
         case Outcome.FREED if reply.refusal is not None:
             return _refused(at, reply.refusal, reply)
+        case Outcome.UNKNOWN if reply.mute and reply.upstream_status in _ASKED:
+            return _open(at, reply)
         case Outcome.UNKNOWN if at.reached is Stage.FINALIZE and at.drafts < DRAFTS:
             return replace(at, stage=Stage.LOOK, drafts=at.drafts + 1, told=reply)
     return _open(at, reply)
@@ -183,6 +208,11 @@ def _told(grant: Grant, at: Attempt, reply: Reply) -> Reply:
     return replace(reply, generation=at.generation, alarm=alarm, warning=warning, spent=spent)
 
 
+def _voided(at: Attempt) -> Reply:
+    """Return the result of a call whose invoice was voided: for good, so that nobody owes it."""
+    return Reply(Outcome.REJECTED, refusal=InvoiceVoided(), generation=at.generation + 1)
+
+
 def _refused(at: Attempt, why: Refusal, reply: Reply | None = None) -> Reply:
     """Return the result of a call that changed nothing: the key is free, unless an earlier send may still arrive."""
     told = reply or Reply(Outcome.FREED)
@@ -195,13 +225,13 @@ def _refused(at: Attempt, why: Refusal, reply: Reply | None = None) -> Reply:
 
 def _open(at: Attempt, reply: Reply) -> Reply:
     """Return the result of a call that stops. The ledger keeps what may have been sent."""
-    harmless = reply.outcome is Outcome.RELEASED or (at.stage is Stage.LOOK and at.told is None)
-    refusal = reply.refusal
+    looked = at.stage is Stage.LOOK and (at.told is None or at.decision is not None)
+    harmless, refusal = reply.outcome is Outcome.RELEASED or looked, reply.refusal
     if not at.sent:
         if reply.outcome is not Outcome.RELEASED:  # a look that got no answer
             refusal = UpstreamBusy(note=refusal.note if refusal is not None else None, retry_after=5)
         return replace(reply, outcome=Outcome.FREED, refusal=refusal, generation=at.generation, mute=False, fresh=True)
-    if harmless and not isinstance(refusal, OutcomeUnknown):
+    if harmless and not isinstance(refusal, OutcomeUnknown | AwaitingApproval):
         note = f"half way: {refusal.note or refusal.reason}" if refusal is not None else None
         refusal = OutcomePending(HALF_WAY, note=note, retry_after=refusal.retry_after if refusal is not None else 5)
     return replace(
@@ -213,6 +243,7 @@ def _open(at: Attempt, reply: Reply) -> Reply:
         id=at.id,
         step=at.reached.value,
         harmless=harmless,
+        approval=reply.approval or at.approval,
     )
 
 

@@ -297,11 +297,11 @@ def moves(claim: Entry | None) -> bool:
 def advance(held: Entry | None, progress: Progress, *, owner: str) -> Entry | None:
     """Return the entry of a call in several steps before its next one is sent; None if it is not this call's any more.
 
-    What was seen of an earlier generation goes with it.
+    What was seen of an earlier generation goes with it, and what a person was asked for is decided.
     """
     if held is None or held.state is not State.SENT or held.owner != owner:
         return None
-    return replace(_at(held, progress.generation), id=progress.id, step=progress.reached.value)
+    return replace(_at(held, progress.generation), id=progress.id, step=progress.reached.value, approval=None)
 
 
 def _at(held: Entry, generation: int) -> Entry:

@@ -96,6 +96,10 @@ class Progress(msgspec.Struct, frozen=True):
     """The answer that goes with it."""
     alarmed: bool = False
     """Whether an operator was told that the invoice is not as it was asked for."""
+    approval: str | None = None
+    """What a person was asked for. It is asked about again until what follows from the decision is seen."""
+    mailed: bool | None = None
+    """Whether the upstream has mailed it after a person was asked; None if nobody was, or has not decided yet."""
     why: Refusal | None = None
     """Why the draft is deleted: what the caller is told once it is gone. None if another is begun then."""
 
@@ -130,17 +134,21 @@ def begin(grant: Grant, admission: Admission) -> Progress:
         remembered=remembered,
         doubt=entry.doubt,
         alarmed=entry.mute,
+        approval=entry.approval,
     )
 
 
 def approved(at: Progress, decision: Decision, created: str | None, reply: Reply) -> Progress | Reply:
     """Return what follows once a step that waited for a person was asked about. ``reply`` is for a lone call.
 
-    An approved step goes on with the next; a draft whose step was not approved is deleted first.
+    An approved step goes on with the next; a draft whose step was not approved is deleted first. An invoice that is not
+    to be mailed is finalized all the same.
     """
     match decision:
+        case Decision.DONE | Decision.REFUSED | Decision.LAPSED if at.reached is Stage.SEND:
+            return replace(at, stage=Stage.LOOK, mailed=decision is Decision.DONE)
         case Decision.DONE:
-            return replace(at, stage=Stage.LOOK, id=at.id or created)
+            return replace(at, stage=Stage.LOOK, id=at.id or created, approval=None)
         case Decision.REFUSED | Decision.LAPSED if at.id is not None:
             return replace(at, stage=Stage.DELETE, why=reply.refusal)
     return _kept(at, reply) if at.id is not None else reply
@@ -295,9 +303,11 @@ def _finalized(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     at = replace(at, seen=seen, told=reply)
     if grant.parameters.get("send") != "true":
         return _told(at, reply, sent=None)
+    if at.mailed is not None:
+        return _told(at, reply, sent=at.mailed)
     if at.reached is Stage.SEND and not at.remembered:  # it may have been mailed, and would be again
         return _told(at, reply, sent=False)
-    return replace(at, stage=Stage.SEND, reached=Stage.SEND)
+    return replace(at, stage=Stage.SEND, reached=Stage.SEND, approval=None)
 
 
 # ---------------------------------------------------------------- how it ends
@@ -354,6 +364,7 @@ def _kept(at: Progress, reply: Reply) -> Reply:
         id=at.id,
         step=reached.value,
         harmless=(harmless and at.id is not None) or reply.harmless,
+        approval=reply.approval or at.approval,
     )
 
 

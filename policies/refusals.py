@@ -780,8 +780,8 @@ class ApprovalLapsed(UpstreamRefusal):
     reason = "approval-lapsed"
     title = "Nobody has approved this in time"
     sentence = (
-        "Nobody has approved this call at the upstream in time, or it could not be carried out. Nothing was created. "
-        "Send the same call again to have it approved anew."
+        "Nobody has approved this call at the upstream in time, or it could not be carried out. Nothing was created or "
+        "changed. Send the same call again to have it approved anew."
     )
 
 
@@ -792,8 +792,8 @@ class ApprovalRejected(UpstreamRefusal):
     reason = "approval-rejected"
     title = "A person has refused this"
     sentence = (
-        "A person has refused to approve this call at the upstream. Nothing was created, and this key is not sent "
-        "again. If the invoice is wanted after all, ask whoever refused it, and the operator of Countersign, who can "
+        "A person has refused to approve this call at the upstream. Nothing was created or changed, and this key is "
+        "not sent again. If it is wanted after all, ask whoever refused it, and the operator of Countersign, who can "
         "free this key."
     )
     doubtful: ClassVar[str] = (

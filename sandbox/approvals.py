@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["DECISIONS", "EXPIRES_SECONDS", "Approval"]
 
@@ -47,20 +47,22 @@ _EARLIER: Final = {
 _STAMPS: Final = ("approved", "succeeded", "failed", "rejected", "canceled", "expired")
 _FAILED: Final = {
     "error_code": "resource_missing",
-    "error_message": "There is no such customer any more.",
+    "error_message": "It cannot be carried out any more.",
     "error_type": "invalid_request_error",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A request to approve one create. Times are unix seconds."""
+    """A request to approve one action. Times are unix seconds."""
 
     id: str
-    result: str  # the id of the invoice that it makes
-    invoice: bytes
+    result: str  # the id of what it makes or changes
     created: float
     livemode: bool
+    action: str = "invoice.create"
+    of: str = "invoice"  # what that is
+    carry_out: Callable[[], None] | None = None  # None once Stripe has carried it out, or could not
     decision: str | None = None
     decided: float = 0
     due: float = 0  # when Stripe carries out what was approved
@@ -84,7 +86,7 @@ class Approval:
         return waiting if now < self.due else ended
 
     def error(self, *, earlier: bool) -> dict[str, Any]:
-        """The `approval_request` of the error that a create gets."""
+        """The `approval_request` of the error that the action gets."""
         shown = self.shown(self.created, earlier=earlier)
         return {name: shown[name] for name in ("id", "object", "action", "status", "dashboard_url", "expires_at")}
 
@@ -96,7 +98,7 @@ class Approval:
         if self.decision in {"approve", "fail"}:
             times["approved"] = _time(self.decided)
         details: dict[str, Any] = {
-            "succeeded": {"result": {"id": self.result, "object": "invoice"}},
+            "succeeded": {"result": {"id": self.result, "object": self.of}},
             "failed": _FAILED,
             "rejected": {"reason": "Not this month."},
         }
@@ -104,7 +106,7 @@ class Approval:
             "id": self.id,
             "object": "v2.core.approval_request",
             "created": _time(self.created),
-            "action": "invoice.create",
+            "action": self.action,
             "status": _EARLIER.get(status, status) if earlier else status,
             "reason": None,
             "dashboard_url": f"https://dashboard.stripe.com/approval_requests/{self.id}",

@@ -41,6 +41,7 @@ __all__ = [
     "draft",
     "finalized",
     "listed",
+    "missing",
     "refuse",
     "sent",
     "shown",
@@ -230,3 +231,8 @@ def refuse(message: str, parameter: str, code: str | None = None, *, executed: b
     """Refuse as Stripe does; ``executed``: see :class:`RefusedError`."""
     more = {"code": code} if code else {}
     raise RefusedError(error(400, message, param=parameter, **more), executed=executed)
+
+
+def missing(name: str) -> NoReturn:
+    """Refuse what is about an invoice that does not exist."""
+    raise RefusedError(error(404, f"There is no invoice {name!r}.", param="invoice", code="resource_missing"))

@@ -108,7 +108,7 @@ def approval_required(status: int, approval: Mapping[str, object]) -> Answer:
 
 def _approval() -> Mapping[str, object]:
     """An approval that nobody here can give."""
-    made = Approval(invoice.name("apreq_", 24), "", b"", time.time(), livemode=False)
+    made = Approval(invoice.name("apreq_", 24), "", time.time(), livemode=False)
     return made.error(earlier=False)
 
 

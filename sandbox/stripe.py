@@ -4,7 +4,7 @@
     GET  /v1/invoices         the invoices of a `customer`, the newest first, at most `limit` (10, up to 100) of them
     GET  /v1/invoices/{id}    an invoice made here; its lines at /v1/invoices/{id}/lines
     POST /v1/invoices/{id}/add_lines, /finalize, /send, /void, and DELETE /v1/invoices/{id}: see `sandbox.drafts`
-    POST /v1/invoiceitems, POST /v1/customers, GET /v1/customers: see `sandbox.items`
+    POST and GET /v1/invoiceitems, /v1/customers: see `sandbox.items`
     GET  /v2/core/approval_requests/{id}     what became of an action that waits for a person
     GET  /_sandbox            {"calls", "invoices", "connections", "replays", "approvals": {id: status}}
     POST /_sandbox            tests and people change what happens: see `Stripe.told`
@@ -57,7 +57,7 @@ whatever the client saw: the same key again gets that invoice. Where a repeat wo
 
 At a later step of an invoice the same faults come by `fail_at`, or for a customer `cus_fault_at_STEP_NAME`; a step
 is add_lines, finalize, send, void, delete, item (an invoice item) or customer (a create). One marked + has carried it
-out.
+out; of one that is held, that is done once it was approved.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ from sandbox.server import Answer, Head
 from sandbox.upstream import FORM, STATUS, Received, Upstream, form_of, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["DEFAULT_VERSION", "FAULTS", "KEPT_SECONDS", "STEPS", "Customer", "Received", "Rules", "Stripe"]
 
@@ -96,8 +96,15 @@ _ITEMS: Final = "/v1/invoiceitems"
 _CUSTOMERS: Final = "/v1/customers"
 _STEP: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)/(add_lines|finalize|send|void)")
 _LINES: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)/lines")
+_ONE: Final = re.compile(r"/v1/(invoiceitems|customers)/(\w+)")
 STEPS: Final = ("add_lines", "finalize", "send", "void", "delete", "item", "customer")
 """What can fail beside the create of an invoice."""
+_ACTIONS: Final = {
+    **{step: f"invoice.{step}" for step in ("add_lines", "finalize", "send", "void", "delete")},
+    "item": "invoiceitem.create",
+    "customer": "customer.create",
+}
+"""What an approval calls them: as it calls the create of an invoice, since no page names these."""
 _AT: Final = re.compile(rf"cus_fault_at_({'|'.join(STEPS)})_(.+)")
 _INVOICE: Final = re.compile(r"/v1/invoices/(in_[0-9A-Za-z]+)")
 _APPROVAL: Final = re.compile(r"/v2/core/approval_requests/(\w+)")
@@ -136,6 +143,7 @@ _EXECUTED: Final = frozenset(
 )
 # Faults of a rule of the account.
 _RULED: Final = frozenset(("approval", "action_blocked"))
+_CREATE: Final = "invoice.create"
 
 FAULTS: Final = frozenset(_FAULTS)
 """The names of all faults."""
@@ -180,6 +188,16 @@ class Rules:
     """Whether the states have the words of the earlier preview: `pending`, `approved`, `execution_succeeded`."""
 
 
+class _Act(NamedTuple):
+    """What a step does at Stripe, once it may."""
+
+    step: str
+    customer: str
+    result: tuple[str, str]  # the kind and the id of what it makes or changes
+    told: bytes
+    carry_out: Callable[[], None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Kept:
     """What an idempotency key keeps."""
@@ -200,19 +218,14 @@ class _Books:
     invoices: dict[tuple[_Place, str], bytes] = field(default_factory=dict)
     approvals: dict[tuple[_Place, str], Approval] = field(default_factory=dict)
     customers: dict[tuple[_Place, str], dict[str, Any]] = field(default_factory=dict)
+    items: dict[tuple[_Place, str], dict[str, Any]] = field(default_factory=dict)
     replays: int = 0
 
     def trim(self) -> None:
         entries: dict[Any, Any]
-        for entries in (self.answers, self.invoices, self.approvals, self.customers):
+        for entries in (self.answers, self.invoices, self.approvals, self.customers, self.items):
             while len(entries) > self.keep:
                 del entries[next(iter(entries))]
-
-    def invoice(self, place: _Place, name: str, now: float) -> bytes | None:
-        """The invoice that was made there, also by an action that was approved."""
-        return self.invoices.get((place, name)) or next(
-            (one.invoice for at, one in _made(self.approvals, now) if at == place and one.result == name), None
-        )
 
 
 class Stripe(Upstream):
@@ -267,7 +280,8 @@ class Stripe(Upstream):
     @property
     def invoices(self) -> int:
         """How many invoices were created, those of approved actions included."""
-        return super().invoices + sum(1 for _ in _made(self._books.approvals, self._now()))
+        done = [one.status(self._now()) for one in tuple(self._books.approvals.values()) if one.action == _CREATE]
+        return super().invoices + done.count("succeeded")
 
     @property
     def approvals(self) -> dict[str, str]:
@@ -282,6 +296,17 @@ class Stripe(Upstream):
     def forward(self, seconds: float) -> None:
         """Move the clock on."""
         self._ahead += seconds
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        """Do what was approved and is due. What cannot be done any more fails."""
+        for at, one in tuple(self._books.approvals.items()):
+            if one.carry_out is not None and one.decision == "approve" and one.due <= self._now():
+                try:
+                    one.carry_out()
+                except drafts.RefusedError:
+                    one = replace(one, decision="fail")  # noqa: PLW2901 - it failed
+                self._books.approvals[at] = replace(one, carry_out=None)
 
     def decide(self, approval: str, decision: str) -> None:
         """Have a person `approve`, `reject` or `cancel` a request, have it `expire`, or `fail` once it is carried out.
@@ -291,6 +316,7 @@ class Stripe(Upstream):
         for at, one in tuple(self._books.approvals.items()):
             if one.id == approval:
                 self._books.approvals[at] = one.decide(decision, self._now(), self.rules.seconds)
+                self._carry_out()
                 return
         raise ValueError(f"there is no approval request {approval!r}")
 
@@ -356,6 +382,7 @@ class Stripe(Upstream):
 
     def _decide(self, head: Head, body: bytes) -> Answer:
         request = _request()
+        self._carry_out()
         answer = self._reply(head, body, request)
         version = head.fields.get("stripe-version", "")
         lines = [
@@ -397,6 +424,9 @@ class Stripe(Upstream):
             return self._refused(head, "rak_invoice_read") or self._listed(head, found[1])
         if found := _INVOICE.fullmatch(head.path):
             return self._refused(head, "rak_invoice_read") or self._retrieve(head, found[1])
+        if found := _ONE.fullmatch(head.path):
+            right = "rak_customer_read" if found[1] == "customers" else "rak_invoice_read"
+            return self._refused(head, right) or self._one(head, found[1], found[2])
         if found := _APPROVAL.fullmatch(head.path):
             return self._refused(head, "approval_requests.read") or self._approval(head, found[1])
         return error(404, f"There is nothing at {head.method} {head.path}.")
@@ -431,13 +461,21 @@ class Stripe(Upstream):
     def _retrieve(self, head: Head, name: str) -> Answer:
         if found := parameters.look_up_problem(name for name, _ in _pairs(head.query.encode())):
             return error(400, **found)
-        place, now = self._place(head), self._now()
-        if made := self._books.invoice(place, name, now):
+        place = self._place(head)
+        if made := self._books.invoices.get((place, name)):
             return Answer(200, _shown(json.loads(made)))
         message = f"There is no invoice {name!r}."
-        if self._books.invoice(place._replace(live=not place.live), name, now):
+        if self._books.invoices.get((place._replace(live=not place.live), name)):
             message += f" One exists in {'test' if place.live else 'live'} mode, and this key is of the other."
         return error(404, message, param="invoice", code="resource_missing")
+
+    def _one(self, head: Head, kind: str, name: str) -> Answer:
+        """An invoice item or a customer."""
+        books = self._books.customers if kind == "customers" else self._books.items
+        found = books.get((self._place(head), name))
+        if found is None:
+            return error(404, f"There is nothing at {name!r}.", param="id", code="resource_missing")
+        return Answer(200, invoice.encode(found))
 
     def _approval(self, head: Head, name: str) -> Answer:
         version = head.fields.get("stripe-version")
@@ -492,39 +530,49 @@ class Stripe(Upstream):
         self, head: Head, name: str, step: str, form: Mapping[str, str], place: _Place
     ) -> tuple[Answer, Answer | None, float]:
         """Carry out one step of an invoice, or fail to."""
-        found = self._books.invoice(place, name, self._now())
-        if found is None:
-            missing = error(404, f"There is no invoice {name!r}.", param="invoice", code="resource_missing")
-            return missing, missing, 0
-        made = json.loads(found)
         try:
-            told = self._changed(made, step, form)
+            made, told = self._changed(place, name, step, form)
         except drafts.RefusedError as refused:
             return refused.answer, refused.answer if refused.executed else None, 0
-        answer, kept, busy, done = self._unless(step, made["customer"], told, head)
-        if done and step == "delete":
-            del self._books.invoices[place, name]
-        elif done:
-            self._books.invoices[place, name] = invoice.encode(made)
-        return answer, kept, busy
+
+        def carry_out() -> None:
+            """As things are by then."""
+            made, _ = self._changed(place, name, step, form)
+            if step == "delete":
+                del self._books.invoices[place, name]
+            else:
+                self._books.invoices[place, name] = invoice.encode(made)
+
+        return self._unless(_Act(step, made["customer"], ("invoice", name), told, carry_out), head)
 
     def _item(self, head: Head, form: Mapping[str, str], place: _Place) -> tuple[Answer, Answer | None, float]:
         """Create an invoice item, and put it on the invoice that it names."""
-        now, name = self._now(), form.get("invoice")
-        try:
-            new = items.item(form, self.prices, now, live=place.live)
-            found = self._books.invoice(place, name, now) if name else None
-            if name and found is None:
+        name = form.get("invoice")
+
+        def billed() -> dict[str, Any] | None:
+            """The invoice with the item on it."""
+            if not name:
+                return None
+            found = self._books.invoices.get((place, name))
+            if found is None:
                 drafts.refuse(f"There is no invoice {name!r}.", "invoice", "resource_missing")
-            made = json.loads(found) if found else None
+            made: dict[str, Any] = json.loads(found)
+            items.added(made, new, self.customers.get(made["customer"], Customer()))
+            return made
+
+        def carry_out() -> None:
+            made = billed()
             if made is not None:
-                items.added(made, new, self.customers.get(made["customer"], Customer()))
+                self._books.invoices[place, made["id"]] = invoice.encode(made)
+            self._books.items[place, new["id"]] = new
+
+        try:
+            new = items.item(form, self.prices, self._now(), live=place.live)
+            billed()
         except drafts.RefusedError as refused:
             return refused.answer, refused.answer if refused.executed else None, 0
-        answer, kept, busy, done = self._unless("item", form["customer"], invoice.encode(new), head)
-        if done and made is not None:
-            self._books.invoices[place, made["id"]] = invoice.encode(made)
-        return answer, kept, busy
+        result = ("invoiceitem", new["id"])
+        return self._unless(_Act("item", form["customer"], result, invoice.encode(new), carry_out), head)
 
     def _customer(self, head: Head, form: Mapping[str, str], place: _Place) -> tuple[Answer, Answer | None, float]:
         """Put a customer on file."""
@@ -532,11 +580,12 @@ class Stripe(Upstream):
             new = items.customer(form, self._now(), live=place.live)
         except drafts.RefusedError as refused:
             return refused.answer, refused.answer if refused.executed else None, 0
-        answer, kept, busy, done = self._unless("customer", "", invoice.encode(new), head)
-        if done:
+
+        def carry_out() -> None:
             self._books.customers[place, new["id"]] = new
             self.customers[new["id"]] = Customer(email=new["email"], owes=new["balance"])
-        return answer, kept, busy
+
+        return self._unless(_Act("customer", "", ("customer", new["id"]), invoice.encode(new), carry_out), head)
 
     def _customers(self, head: Head) -> Answer:
         place = self._place(head)
@@ -546,17 +595,25 @@ class Stripe(Upstream):
         except drafts.RefusedError as refused:
             return refused.answer
 
-    def _unless(self, step: str, customer: str, told: bytes, head: Head) -> tuple[Answer, Answer | None, float, bool]:
-        """Answer what was carried out, unless a fault is due: with what is kept, and whether it was carried out."""
-        true, fault = Answer(200, told, (_NO_RETRY,)), self._step_fault(step, customer)
-        answer = true if fault is None else self._fail(fault, told, _key(head))
+    def _unless(self, act: _Act, head: Head) -> tuple[Answer, Answer | None, float]:
+        """Carry an act out and answer so, unless a fault is due. See `_execute` for what that is."""
+        true, fault = Answer(200, act.told, (_NO_RETRY,)), self._step_fault(act.step, act.customer)
+        if fault in _RULED:
+            answer = self._rule(fault, self._place(head), _ACTIONS[act.step], act.result, act.carry_out)
+            return answer, answer if self.rules.kept else None, 0
+        answer = true if fault is None else self._fail(fault, act.told, _key(head))
         if fault is None or answer.creates:
+            act.carry_out()
             answer = replace(answer, creates=False)
-            return answer, answer if fault in _EXECUTED else true, self.delay if fault == "working" else 0, True
-        return answer, answer if fault in _EXECUTED else None, 0, False
+            return answer, answer if fault in _EXECUTED else true, self.delay if fault == "working" else 0
+        return answer, answer if fault in _EXECUTED else None, 0
 
-    def _changed(self, made: dict[str, Any], step: str, form: Mapping[str, str]) -> bytes:
-        """Change an invoice by one step, and return what that answers. Raises :class:`drafts.RefusedError`."""
+    def _changed(self, place: _Place, name: str, step: str, form: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
+        """Return an invoice as one step changes it, and what that answers. Raises :class:`drafts.RefusedError`."""
+        found = self._books.invoices.get((place, name))
+        if found is None:
+            drafts.missing(name)
+        made: dict[str, Any] = json.loads(found)
         customer, now = self.customers.get(made["customer"], Customer()), self._now()
         match step:
             case "add_lines":
@@ -568,8 +625,8 @@ class Stripe(Upstream):
             case "void":
                 drafts.voided(made, now)
             case _:
-                return invoice.encode(drafts.deleted(made))
-        return _shown(made)
+                return made, invoice.encode(drafts.deleted(made))
+        return made, _shown(made)
 
     def _step_fault(self, step: str, customer: str) -> str | None:
         if self._due[step]:
@@ -578,7 +635,7 @@ class Stripe(Upstream):
         return match[2] if match is not None and match[1] == step else None
 
     def _listed(self, head: Head, name: str) -> Answer:
-        found = self._books.invoice(self._place(head), name, self._now())
+        found = self._books.invoices.get((self._place(head), name))
         if found is None:
             return error(404, f"There is no invoice {name!r}.", param="invoice", code="resource_missing")
         limit = form_of(head.query.encode()).get("limit", "10")
@@ -592,8 +649,7 @@ class Stripe(Upstream):
         limit = query.get("limit", "10")
         if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_LISTED:
             return error(400, f"limit must be between 1 and {_MOST_LISTED}.", param="limit")
-        approved = {one.result: one.invoice for at, one in _made(self._books.approvals, self._now()) if at == place}
-        every = approved | {name: one for (at, name), one in tuple(self._books.invoices.items()) if at == place}
+        every = {name: one for (at, name), one in tuple(self._books.invoices.items()) if at == place}
         wanted = query.get("customer")
         # What does not hold the text is another customer's. To decode thousands takes a quarter of a second.
         likely = (one for one in every.values() if wanted is None or wanted.encode() in one)
@@ -618,19 +674,23 @@ class Stripe(Upstream):
         if fault is None:
             return replace(true, creates=True), true, 0
         if fault in _RULED:
-            answer = self._rule(fault, made, place)
+            name = json.loads(made)["id"]
+            make = partial(self._books.invoices.__setitem__, (place, name), made)
+            answer = self._rule(fault, place, _CREATE, ("invoice", name), make)
             return answer, answer if self.rules.kept else None, 0
         answer = self._fail(fault, made, _key(head))
         if fault in _EXECUTED:
             return answer, replace(answer, creates=False), 0
         return answer, true if answer.creates else None, self.delay if fault == "working" else 0
 
-    def _rule(self, fault: str, made: bytes, place: _Place) -> Answer:
-        """Hold or block the create of this invoice, by a rule of the account."""
+    def _rule(
+        self, fault: str, place: _Place, action: str, result: tuple[str, str], carry_out: Callable[[], None]
+    ) -> Answer:
+        """Hold or block an action by a rule of the account. ``result`` is the kind and the id of what comes of it."""
         if fault == "action_blocked":
             return error(self.rules.status, "A rule of this account blocks it.", code="action_blocked")
-        name = invoice.name("apreq_", 24)
-        held = Approval(name, json.loads(made)["id"], made, self._now(), livemode=place.live)
+        name, (of, made) = invoice.name("apreq_", 24), result
+        held = Approval(name, made, self._now(), livemode=place.live, action=action, of=of, carry_out=carry_out)
         self._books.approvals[place, name] = held
         return approval_required(self.rules.status, held.error(earlier=self.rules.earlier))
 
@@ -653,11 +713,6 @@ class Stripe(Upstream):
 
 def _shown(made: Mapping[str, Any]) -> bytes:
     return invoice.encode(drafts.shown(made))
-
-
-def _made(approvals: Mapping[tuple[_Place, str], Approval], now: float) -> Iterator[tuple[_Place, Approval]]:
-    """The approvals that Stripe has carried out, and where."""
-    return ((at, one) for (at, _), one in tuple(approvals.items()) if one.status(now) == "succeeded")
 
 
 def _takes_items(head: Head, form: Mapping[str, str]) -> bool:

@@ -228,7 +228,7 @@ class Upstreams:
             )
         except (NotSentError, LostError):
             return awaiting(step, approval)
-        return _without(secret, found(grant, step, approval, looked.status, looked.body))
+        return _without(secret, found(grant, step, approval, *approvals.shown(grant, looked.status, looked.body)))
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:

@@ -118,6 +118,12 @@ class _Approvals(Approvals):
         """See :class:`policies.dialect.Approvals`."""
         return _look(grant.entitlement.connection, f"/v1/{grant.entitlement.operation.path.partition('/')[0]}/{name}")
 
+    def shown(self, grant: Grant, status: int, body: bytes) -> tuple[int, bytes]:
+        """See :class:`policies.dialect.Approvals`. A draft that is there still was not deleted."""
+        if not grant.entitlement.operation.idempotent:
+            return status, body
+        return (200, _deleted(grant)) if status == 404 else (status, b"{}")
+
 
 class Stripe(Dialect):
     """See :class:`policies.dialect.Dialect`."""
@@ -176,8 +182,7 @@ class Stripe(Dialect):
         understood = said(status, headers, body)
         if understood is not None and step.doubt and status == 404 and grant.entitlement.operation.idempotent:
             # An earlier try of this call has deleted it.
-            gone = {"id": grant.parameters["invoice"], "object": "invoice", "deleted": True}
-            understood, body = None, msgspec.json.encode(gone)
+            understood, body = None, _deleted(grant)
         if headers.get("idempotency-key", sent) != sent:
             reply = outcomes.stray(grant, "Idempotency-Key", status)
         elif step.stage and understood is None:
@@ -191,6 +196,11 @@ class Stripe(Dialect):
             again=again and not reply.mute and reply.outcome not in _ENDED,
             upstream_request=named if re.fullmatch(_REQUEST_ID, named) else None,
         )
+
+
+def _deleted(grant: Grant) -> bytes:
+    """Return what Stripe answers once it has deleted the draft of a call."""
+    return msgspec.json.encode({"id": grant.parameters["invoice"], "object": "invoice", "deleted": True})
 
 
 # ---------------------------------------------------------------- the requests of a whole invoice
