@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.record import Record
     from gateway.stores import Store
-    from policies.model import Grant
+    from policies.model import Grant, Limit
     from policies.outcomes import Reply
     from policies.refusals import Refusal
 
@@ -143,10 +143,14 @@ def respond(record: Record, docs: Docs = NO_DOCS) -> Response:
     }
     if standings:
         # draft-ietf-httpapi-ratelimit-headers: q calls in w seconds; r are left, more in t seconds.
-        policies = [f'"{s.limit.text}";q={s.limit.calls};w={s.limit.seconds}' for s in standings]
-        headers["RateLimit-Policy"] = ", ".join(policies)
+        headers["RateLimit-Policy"] = ", ".join([_promised(s.limit) for s in standings])
         headers["RateLimit"] = ", ".join([f'"{s.limit.text}";r={s.remaining};t={s.reset}' for s in standings])
     return Response(status, headers, body)
+
+
+@lru_cache(1024)  # callers share a few
+def _promised(limit: Limit) -> str:
+    return f'"{limit.text}";q={limit.calls};w={limit.seconds}'
 
 
 def _problem(record: Record, refusal: Refusal) -> dict[str, Any]:

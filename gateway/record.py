@@ -221,8 +221,7 @@ class Record:
             severity, content["warning"] = "WARNING", reply.warning
         if settled is not Settled.WRITTEN or reply.alarm is not None:
             content["alarm"] = reply.alarm or _ALARMS[settled]
-        waits = isinstance(reply.refusal, AwaitingApproval)  # which is known, and for a person to end
-        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless and not waits):
+        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless and not _waits(reply)):
             severity = "ALERT"
         try:
             self._audit.write("outcome", content, severity, message, labels)
@@ -254,7 +253,7 @@ class Record:
             | _full(refusal, self.grant)
             | _present(upstream_status=reply.upstream_status, upstream_request=reply.upstream_request)
         )
-        if isinstance(refusal, AwaitingApproval):
+        if _waits(reply):
             return f"a person has to approve {self._what}, which {self._caller} asked for"
         if reply.outcome is Outcome.UNKNOWN:
             return f"nobody knows what became of {self._what}, which {self._caller} asked for: {_first(refusal)}"
@@ -374,6 +373,11 @@ def _gone(sock: socket.socket | None) -> bool:
         return False
     except OSError:
         return True
+
+
+def _waits(reply: Reply) -> bool:
+    """Whether a call waits for a person, which is known, and not for an operator to end."""
+    return isinstance(reply.refusal, AwaitingApproval)
 
 
 def _said(refusal: Refusal) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def fault(rule: Rule, value: str) -> str | None:
         return "has a blank in it. A + stands for a blank in an address and in a form: write %2B there."
     if rule.prefix is not None and not value.startswith(rule.prefix):
         return f"must start with {shown(rule.prefix)}."
-    return _out_of_range(rule, value)
+    return None if rule.minimum is rule.maximum is None else _out_of_range(rule, value)
 
 
 def _out_of_range(rule: Rule, value: str) -> str | None:
