@@ -22,6 +22,7 @@ from policies.model import Answer, Budget, Limit, Outcome
 from policies.outcomes import Reply
 from policies.refusals import BudgetSpent, OutcomeUnknown, StoreUnavailable, UpstreamRejected
 from tests.conftest import policy
+from tests.crash.forms import form
 from tests.gateway.conftest import admit, granted
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ PROCESSES: Final = 8
 BUDGETS: Final = 20
 #: A budget's time: the store's own clock counts, and many of these go by.
 SECONDS = 1
-#: One call in so many is killed between the admission and its settlement; its money stays for a window.
-KILLED: Final = 400
+#: One call in so many is killed between the admission and its settlement; its money stays for a window. In the short
+#: form there are some 1,200 that may be.
+KILLED: Final = form(80, long=400)
 UNREAD: Final = Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown())
 FREED: Final = Reply(Outcome.FREED, refusal=UpstreamRejected(400, "No.", code=None, parameter=None))
 
