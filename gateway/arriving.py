@@ -43,13 +43,13 @@ class Arriving:
         self.awaits_continue = False
         #: How much was searched for the end of the head; where the next chunk begins, 0 for a body without chunks.
         self._searched = self._chunk = 0
-        #: Whether the body is longer than is read.
+        #: Whether the body is longer than is read, or its end is unclear: then the connection ends with the call.
         self._too_long = False
 
     @property
     def whole(self) -> bool:
         """Whether all of the call is there."""
-        return 0 < self.need <= len(self.data)
+        return 0 < self.need <= len(self.data) and not self._too_long
 
     @property
     def head(self) -> bool:
@@ -82,7 +82,7 @@ class Arriving:
         for name, value in _FRAMING.findall(self.data, 0, end):
             name = name.lower()  # noqa: PLW2901 - the same
             if name in said:
-                self.need = end
+                self.need, self._too_long = end, True
                 return
             said[name] = value.strip()
         length, coding = said.get(b"content-length"), said.get(b"transfer-encoding")
@@ -96,7 +96,7 @@ class Arriving:
         elif length is None and coding is not None and coding.lower().endswith(b"chunked"):
             self._chunk = end
         else:
-            self.need = end
+            self.need, self._too_long = end, True
 
     def _chunks(self) -> bool:
         """Go on to the last chunk. Return whether the parser will refuse what is there."""

@@ -464,7 +464,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
                 if not conn.keeps:
                     return
                 _pass(req, conn)
-                if conn.unsent or not self._queue.empty() or not conn.more():
+                if not conn.keeps or conn.unsent or not self._queue.empty() or not conn.more():
                     return
         except (NoMoreData, StopIteration, OSError):
             conn.keeps = False
@@ -494,7 +494,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
             answer.write(part)
         answer.close()
         if not conn.answered and answer.status_code < 300:  # pages for everybody have no audit id
-            conn.answered = any(name == AUDIT_ID for name, _ in answer.headers)
+            conn.answered = any(name == AUDIT_ID and value for name, value in answer.headers)
         conn.send(b"".join(pieces))
         return not answer.should_close()
 

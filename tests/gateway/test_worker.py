@@ -456,3 +456,17 @@ def test_head_is_answered_without_a_body_and_without_a_word_in_the_log(server: C
             connection.request("HEAD", TARGET)
             assert connection.getresponse().read() == b""
     assert running.errors.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 300000", "Expect: 100-continue\r\nExpect: 100-continue\r\nContent-Length: 9"]
+)
+def test_bytes_of_a_body_are_never_answered_as_a_call(server: Callable[..., Server], framing: str) -> None:
+    """A body that is too long, or whose end is unclear, ends the connection with its answer."""
+    with socket.create_connection(("127.0.0.1", server().port), timeout=10) as sock:
+        sock.sendall(f"POST /nowhere HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode() + CALL)
+        answered = b""
+        with suppress(ConnectionResetError):
+            while came := sock.recv(65536):
+                answered += came
+    assert answered.count(b"HTTP/1.1 ") == 1
