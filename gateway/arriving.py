@@ -33,7 +33,7 @@ _SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
 class Arriving:
     """Bytes of a connection, from where its next call begins."""
 
-    __slots__ = ("_chunk", "_searched", "_too_long", "awaits_continue", "data", "need")
+    __slots__ = ("_chunk", "_searched", "_unclear", "awaits_continue", "data", "need")
 
     def __init__(self, data: bytes = b"") -> None:
         self.data = bytearray(data)
@@ -44,12 +44,12 @@ class Arriving:
         #: How much was searched for the end of the head; where the next chunk begins, 0 for a body without chunks.
         self._searched = self._chunk = 0
         #: Whether the body is longer than is read, or its end is unclear: then the connection ends with the call.
-        self._too_long = False
+        self._unclear = False
 
     @property
     def whole(self) -> bool:
         """Whether all of the call is there."""
-        return 0 < self.need <= len(self.data) and not self._too_long
+        return 0 < self.need <= len(self.data) and not self._unclear
 
     @property
     def head(self) -> bool:
@@ -59,7 +59,7 @@ class Arriving:
     def ready(self) -> bool:
         """Whether a thread can take the call: all of it is there, or enough to refuse it. To ask whenever more came."""
         if self.need:
-            return self.whole or self._too_long
+            return self.whole or self._unclear
         if not self._chunk:
             data, since = self.data, self._searched
             end = data.find(_END, max(0, since - 3))
@@ -77,12 +77,12 @@ class Arriving:
         return size > MAX_HEAD or (size > MAX_LINE + 2 and self.data.find(b"\r\n", 2, MAX_LINE + 4) < 0)
 
     def _frame(self, end: int) -> None:
-        """Find out how the body is delimited. What is ambiguous ends with the head, and is refused by the parser."""
+        """Find out how the body is delimited. Where that is unclear, the connection ends with the call."""
         said = {}
         for name, value in _FRAMING.findall(self.data, 0, end):
             name = name.lower()  # noqa: PLW2901 - the same
             if name in said:
-                self.need, self._too_long = end, True
+                self.need, self._unclear = end, True
                 return
             said[name] = value.strip()
         length, coding = said.get(b"content-length"), said.get(b"transfer-encoding")
@@ -91,12 +91,12 @@ class Arriving:
             return
         self.awaits_continue = said.get(b"expect", b"").lower() == b"100-continue"
         if coding is None and length is not None and length.isdigit():
-            self._too_long = len(length) > MAX_DIGITS or int(length) > MAX_BODY
-            self.need = end + (1 if self._too_long else int(length))
+            self._unclear = len(length) > MAX_DIGITS or int(length) > MAX_BODY
+            self.need = end + (1 if self._unclear else int(length))
         elif length is None and coding is not None and coding.lower().endswith(b"chunked"):
             self._chunk = end
         else:
-            self.need, self._too_long = end, True
+            self.need, self._unclear = end, True
 
     def _chunks(self) -> bool:
         """Go on to the last chunk. Return whether the parser will refuse what is there."""
