@@ -233,7 +233,7 @@ RULE = Example(
         ),
         "policies/parameters.py": (
             (
-                "    if rule.minimum is not None and",
+                "    return None if rule.minimum is rule.maximum is None",
                 """\
     if rule.suffix is not None and not value.endswith(rule.suffix):
         return f"must end with {shown(rule.suffix)}."
