@@ -103,7 +103,7 @@ def read(environ: Mapping[str, Any]) -> Call:
         raise PathUnknown(_meant(path))
     operation = route.operations.get(environ["REQUEST_METHOD"])
     if operation is None:
-        raise _wrong_method(environ, ", ".join(route.operations))
+        raise _wrong_method(environ, route.operations)
     bodyless = OPERATIONS[operation].bodyless
     names, validate_only, rest = _query(query, named_in_path=route.account is not None, bodyless=bodyless)
     name, connection_name = route.account or names
@@ -146,7 +146,7 @@ def read_own(
     if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HeaderMalformed("The Host header is not a host's name.")
     if environ["REQUEST_METHOD"] not in allowed:
-        raise _wrong_method(environ, ", ".join(allowed))
+        raise _wrong_method(environ, dict.fromkeys(allowed, ""))
     query = target.partition("?")[2]
     if mentioned_in(unquote_plus(query)):
         raise QueryMalformed(f"A caller key must not be written in the address. {_KEY_SEEN}")
@@ -215,12 +215,14 @@ def _meant(path: str) -> str | None:
     return None
 
 
-def _wrong_method(environ: Mapping[str, Any], allowed: str) -> MethodNotAllowed:
+def _wrong_method(environ: Mapping[str, Any], operations: Mapping[str, str]) -> MethodNotAllowed:
+    """``operations`` are those of the path by their methods; doors of our own have none."""
     method: str = environ["REQUEST_METHOD"]
+    allowed = ", ".join(operations)
     if method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         said = "A page of another site may not call this: it would hold the caller key. Call it from your own server."
     else:
-        what_for = " to create an invoice" if allowed == "POST" else ""
+        what_for = " to create an invoice" if operations == {"POST": "invoices.create"} else ""
         said = f"This method is not supported here: {shown(method)}. Use {allowed}{what_for}."
     return MethodNotAllowed(said, allowed=allowed)
 

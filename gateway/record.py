@@ -26,6 +26,7 @@ from policies.idempotency import SHORT
 from policies.model import Answer, Outcome
 from policies.outcomes import lost
 from policies.refusals import (
+    AwaitingApproval,
     BodyMalformed,
     BudgetSpent,
     CeilingReached,
@@ -220,7 +221,8 @@ class Record:
             severity, content["warning"] = "WARNING", reply.warning
         if settled is not Settled.WRITTEN or reply.alarm is not None:
             content["alarm"] = reply.alarm or _ALARMS[settled]
-        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless):
+        waits = isinstance(reply.refusal, AwaitingApproval)  # which is known, and for a person to end
+        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless and not waits):
             severity = "ALERT"
         try:
             self._audit.write("outcome", content, severity, message, labels)
@@ -252,6 +254,8 @@ class Record:
             | _full(refusal, self.grant)
             | _present(upstream_status=reply.upstream_status, upstream_request=reply.upstream_request)
         )
+        if isinstance(refusal, AwaitingApproval):
+            return f"a person has to approve {self._what}, which {self._caller} asked for"
         if reply.outcome is Outcome.UNKNOWN:
             return f"nobody knows what became of {self._what}, which {self._caller} asked for: {_first(refusal)}"
         return f"{self._caller} was refused {self._what}: {_first(refusal)}"

@@ -39,7 +39,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NUMBER: Final = r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?"
 #: How JSON begins, also where a library has sent it as the one name in a form, and no parameter's name does.
-_JSON: Final = r"\s*(?:\{|%7[Bb]|\[\s*[\[{\]]|\"\s*\{)"
+_JSON = re.compile(r"\s*(?:\{|%7[Bb]|\[\s*[\[{\]]|\"\s*\{)")
 #: How a form begins, and no JSON does.
 _FORM: Final = r"\s*[^\s\"'{}&=]+="
 #: .NET, PowerShell and SharePoint write it before UTF-8, where it has no meaning.
@@ -50,6 +50,12 @@ _LOOKS_LIKE_JSON: Final = "This looks like JSON, but was sent as a form: send Co
 _LOOKS_LIKE_A_FORM: Final = (
     "This looks like a form, but was sent as JSON: send Content-Type: application/x-www-form-urlencoded."
 )
+
+
+class Truth(str):
+    """``true`` or ``false`` as JSON has it, and not as a text."""
+
+    __slots__ = ()
 
 
 class Fractional(str):
@@ -122,7 +128,7 @@ def _place(item: tuple[str, str]) -> tuple[tuple[bool, int, str], ...]:
 
 
 def _from_form(text: str) -> dict[str, str]:
-    if re.match(_JSON, text):
+    if _JSON.match(text):
         raise BodyMalformed(_LOOKS_LIKE_JSON)
     if "%" in text and _BAD_ESCAPE.search(text):
         raise BodyMalformed(
@@ -186,7 +192,7 @@ def _from_json(text: str) -> dict[str, str]:
     if not isinstance(value, dict):
         again = (
             "the JSON as it is, not as a text in quotes"
-            if isinstance(value, str) and re.match(_JSON, value)
+            if isinstance(value, str) and _JSON.match(value)
             else "a JSON object"
         )
         raise BodyMalformed(f'Send {again}, such as {{"customer": "cus_123"}}.')
@@ -224,7 +230,7 @@ def _scalar(path: str, value: object) -> str:
     if isinstance(value, _Number):
         return _number(path, value)
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return Truth("true" if value else "false")
     return _checked(path, str(value))
 
 

@@ -31,6 +31,7 @@ APPROVALS: Final = "2026-08-26.preview"
 #: Stripe's error codes that a call can get, in words for the caller. Any other code is not passed on: an upstream's
 #: text may contain anything, the key included.
 CODES: Final = {
+    "action_blocked": "A rule of the upstream account blocks this, whatever is sent; who runs that account can lift it",
     "resource_missing": "The upstream has no such object",
     "parameter_missing": "The upstream says that a parameter is missing",
     "parameter_unknown": "The upstream does not know a parameter",
