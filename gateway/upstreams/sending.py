@@ -38,7 +38,7 @@ FURTHER: Final = 5
 #: A wrong origin raises one alarm per connection in this time.
 ALARM_SECONDS: Final = 600
 #: Steps that change nothing, so that one that was lost leaves no doubt.
-_LOOKS: Final = frozenset({Stage.FIND, Stage.LOOK, Stage.COUNT})
+_LOOKS: Final = frozenset({Stage.LOOK, Stage.COUNT})
 
 
 class Steps(Protocol):
@@ -179,7 +179,8 @@ class Upstreams:
             if pause is None or STOPPING.left(deadline, self._clock()) < pause + LEAST_SECONDS:
                 break
             paused += not reply.closed
-            lost = lost or (reply.outcome is Outcome.UNKNOWN and step.stage not in _LOOKS)
+            # Of what creates something its own step says so.
+            lost = lost or (reply.outcome is Outcome.UNKNOWN and step.id is not None and step.stage not in _LOOKS)
             self._sleep(pause)
         if reply.closed:
             reply = _stopped(grant, step, reply)

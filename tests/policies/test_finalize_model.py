@@ -106,8 +106,9 @@ class Invoice(NamedTuple):
 
     @property
     def allowed(self) -> bool:
-        """Whether the policy lets it be finalized and mailed."""
-        return self.total <= MOST and self.currency == "usd"
+        """Whether it may be finalized and mailed."""
+        asks = self.total > 0 or self.status != "draft"
+        return asks and self.total <= MOST and self.currency == "usd"
 
     @property
     def shown(self) -> str:
@@ -394,6 +395,7 @@ SCENES: Final[dict[str, tuple[int, Scene, Invoice]]] = {
         for asks, what in (("f", "finalized"), ("s", "mailed"))
         for name, invoice in {
             "above": LARGE,
+            "nothing": Invoice(total=0),
             "another currency": EURO,
             "tiny": TINY,
             "open": OPEN,
