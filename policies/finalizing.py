@@ -103,12 +103,14 @@ def approved(at: Progress, decision: Decision, _: str | None, reply: Reply) -> P
 
 def after(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     """Return what follows from the answer to ``at.stage``: the next stage, or what the caller is told."""
-    attempt = _attempt(at)
-    if reply.outcome is Outcome.UNKNOWN and reply.approval is not None:
-        return _open(replace(attempt, sent=True), reply)
     if at.stage is Stage.LOOK:
-        return _looked(grant, attempt, reply)
-    return _changed(grant, replace(attempt, sent=True), reply)
+        return _looked(grant, _attempt(at), reply)
+    # An earlier try of this call may still arrive.
+    lost = {"doubt": True, "quiet": False} if reply.doubt else {}
+    attempt = replace(_attempt(at), sent=True, **lost)
+    if reply.outcome is Outcome.UNKNOWN and reply.approval is not None:
+        return _open(attempt, reply)
+    return _changed(grant, attempt, reply)
 
 
 def stopped(at: Progress, note: str) -> Reply:
@@ -137,11 +139,11 @@ def _looked(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
     draft, mails = seen.status == "draft", _mails(grant)
     if at.sent and not draft and not mails:
         return _told(grant, at, reply)
-    if at.sent and not draft and (at.told is not None or not at.remembered):
-        return _open(at, at.told or Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown(MAILED), mute=True))
-    if at.told is not None and not at.told.mute:  # it may still arrive
+    if at.told is not None and not (draft and at.told.mute):  # it may still arrive, or was mailed
         return _open(at, at.told)
     why = differs(grant, seen)
+    if at.sent and at.doubt and not draft and (why is not None or not at.remembered):
+        return _open(at, Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown(MAILED), mute=True))
     if why is not None:
         return _refused(at, why)
     return replace(
@@ -174,7 +176,7 @@ def _decided(grant: Grant, at: Attempt, reply: Reply, decision: Decision) -> Rep
         return _open(replace(at, approval=None), Reply(Outcome.UNKNOWN, refusal=OutcomeUnknown(MAILED), mute=True))
     if at.doubt and not gone and not at.quiet:  # an earlier send may arrive yet
         return _open(at, Reply(Outcome.RELEASED, refusal=OutcomePending(HALF_WAY, retry_after=LATE_SECONDS)))
-    return replace(told, generation=max(told.generation, at.generation))
+    return told
 
 
 def _changed(grant: Grant, at: Attempt, reply: Reply) -> Progress | Reply:
@@ -225,13 +227,12 @@ def _refused(at: Attempt, why: Refusal, reply: Reply | None = None) -> Reply:
 
 def _open(at: Attempt, reply: Reply) -> Reply:
     """Return the result of a call that stops. The ledger keeps what may have been sent."""
-    looked = at.stage is Stage.LOOK and (at.told is None or at.decision is not None)
-    harmless, refusal = reply.outcome is Outcome.RELEASED or looked, reply.refusal
+    idle, refusal = reply.outcome is Outcome.RELEASED or at.stage is Stage.LOOK, reply.refusal
     if not at.sent:
         if reply.outcome is not Outcome.RELEASED:  # a look that got no answer
             refusal = UpstreamBusy(note=refusal.note if refusal is not None else None, retry_after=5)
         return replace(reply, outcome=Outcome.FREED, refusal=refusal, generation=at.generation, mute=False, fresh=True)
-    if harmless and not isinstance(refusal, OutcomeUnknown | AwaitingApproval):
+    if idle and not isinstance(refusal, OutcomeUnknown | AwaitingApproval):
         note = f"half way: {refusal.note or refusal.reason}" if refusal is not None else None
         refusal = OutcomePending(HALF_WAY, note=note, retry_after=refusal.retry_after if refusal is not None else 5)
     return replace(
@@ -242,7 +243,7 @@ def _open(at: Attempt, reply: Reply) -> Reply:
         generation=at.generation,
         id=at.id,
         step=at.reached.value,
-        harmless=harmless,
+        harmless=idle and (at.told is None or at.decision is not None),  # else what was sent before may yet arrive
         approval=reply.approval or at.approval,
     )
 
@@ -261,6 +262,8 @@ def _mails(grant: Grant) -> bool:
 
 def differs(grant: Grant, seen: InvoiceSeen) -> Refusal | None:
     """Say why an invoice must not be finalized or mailed; None if it may be."""
+    if seen.status == "void":
+        return InvoiceVoided(f"Somebody has voided the invoice, so it can be neither finalized nor mailed. {_NOTHING}")
     if seen.status == "draft":
         if seen.lines == 0:
             return InvoiceEmpty()

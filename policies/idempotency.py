@@ -369,6 +369,8 @@ def resolve(held: Entry | None, answer: Answer | None, *, now: float, said: str 
 
     Only an open entry is changed, or a refusal that does not prove that nothing was created. "Not created" is not
     taken while a send may still arrive, nor while a person may approve the call where the upstream can be asked of it.
+    What is reserved for what was created counts on from its admission: the upstream got the call then, and an operator
+    names no sum, so that to book it now would take what others may spend today.
     """
     if held is None or over(held, now):
         return Verdict.ABSENT, held

@@ -248,6 +248,31 @@ def test_refusal_is_told_and_the_mended_call_runs_under_the_same_key(
     assert made(stripe, name)["status"] == "open"
 
 
+@pytest.mark.parametrize("operation", ["finalize", "send"])
+def test_refusal_says_nothing_of_an_earlier_try_that_may_still_arrive(
+    loaded: Function, stripe: Stripe, clock: Clock, operation: str
+) -> None:
+    name = draft(loaded)
+    stripe.fail_at(operation, "close_before")
+    stripe.fail_at(operation, "error_400", 2)
+    problem = refused(ask(loaded, f"invoices/{name}/{operation}", key="order-1"), 504, "outcome-unknown")
+    assert "Nothing was changed" not in problem["detail"]
+    clock.tick(LEASE)
+    refused(ask(loaded, f"invoices/{name}/{operation}", key="order-1"), 400, "upstream-rejected")
+    assert ask(loaded, f"invoices/{name}/{operation}", key="order-1").status_code == 200
+
+
+@pytest.mark.parametrize("operation", ["finalize", "send"])
+def test_void_invoice_is_neither_finalized_nor_mailed(loaded: Function, stripe: Stripe, operation: str) -> None:
+    name = draft(loaded)
+    ask(loaded, f"invoices/{name}/finalize")
+    ask(loaded, f"invoices/{name}/void")
+    detail = refused(ask(loaded, f"invoices/{name}/{operation}", key="late"), 409, "invoice-voided")["detail"]
+    assert detail.startswith("Somebody has voided the invoice")
+    assert [entry["step"] for entry in loaded.record.entries("step")][-1] == "look"
+    assert made(stripe, name).get("mailed", 0) == 0
+
+
 @pytest.mark.parametrize("fault", ["error_500", "no_retry_500"])
 def test_failure_that_stripe_keeps_without_effect_is_passed_by(loaded: Function, stripe: Stripe, fault: str) -> None:
     for operation in ("finalize", "send"):

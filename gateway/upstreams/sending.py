@@ -37,6 +37,8 @@ PAUSES: Final = (0.3, 1.2)
 FURTHER: Final = 5
 #: A wrong origin raises one alarm per connection in this time.
 ALARM_SECONDS: Final = 600
+#: Steps that change nothing, so that one that was lost leaves no doubt.
+_LOOKS: Final = frozenset({Stage.LOOK, Stage.COUNT})
 
 
 class Steps(Protocol):
@@ -160,7 +162,7 @@ class Upstreams:
     def _tries(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         """Send one request, as often as it may be."""
         begun = step
-        reached, attempts, first, alarm, closed, paused = False, 0, secret, None, 0, 0
+        reached, attempts, first, alarm, closed, paused, lost = False, 0, secret, None, 0, 0, False
         while True:
             reply = self._attempt(dialect, grant, step, secret, deadline)
             attempts, reached, alarm = attempts + 1, reached or reply.reached, reply.alarm or alarm
@@ -177,6 +179,8 @@ class Upstreams:
             if pause is None or STOPPING.left(deadline, self._clock()) < pause + LEAST_SECONDS:
                 break
             paused += not reply.closed
+            # Of what creates something its own step says so.
+            lost = lost or (reply.outcome is Outcome.UNKNOWN and step.id is not None and step.stage not in _LOOKS)
             self._sleep(pause)
         if reply.closed:
             reply = _stopped(grant, step, reply)
@@ -190,7 +194,7 @@ class Upstreams:
                 reached=reached,
                 alarm=alarm,
                 generation=max(step.generation, reply.generation),
-                doubt=step.doubt,
+                doubt=step.doubt or lost,
             )
         return reply if reply.refusal is None else self._quietened(grant, reply)
 

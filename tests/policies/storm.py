@@ -91,7 +91,7 @@ def invoice_body(number: int, asks: str) -> bytes:
 
 
 #: What says, in any of our sentences, that nothing came of a key.
-NOTHING: Final = re.compile(r"(?<!Probably )[Nn]othing was (created|sent)|created nothing")
+NOTHING: Final = re.compile(r"(?<!Probably )[Nn]othing was (created|sent|changed)|created nothing")
 
 # ---------------------------------------------------------------- the code under test
 

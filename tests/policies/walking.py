@@ -385,7 +385,8 @@ class Walking(Storm[W]):
             failed = self._keep(world.unlucky(), request, "500")
             yield self._heard("fails, and is answered with", failed, request, "500")
         held = request.stage == Stage.CREATE or "a person anywhere" in self.scene.menu
-        if held and (self.has(world, "a person") or self.has(world, "a person anywhere")):
+        heard = request.awaited or "heard" not in self.scene.menu
+        if held and heard and (self.has(world, "a person") or self.has(world, "a person anywhere")):
             waits = f"waits {len(world.approvals)}"
             asked = world.unlucky()._replace(approvals=(*world.approvals, Approval(request._replace(awaited=False))))
             kept = asked if "not kept" in self.scene.menu else self._keep(asked, request, waits)
