@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import callers, report, rows, stages, stores
+from bench.floor import cpu_model
 from bench.rows import Effort
 from bench.servers import world
 
@@ -35,7 +36,7 @@ def main(effort: Effort) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {
             "cores": os.cpu_count(),
-            "model": _model(),
+            "model": cpu_model(),
             "system": f"{platform.system()} {platform.machine()}",
             "load_before": load_before,
         },
@@ -71,11 +72,6 @@ def main(effort: Effort) -> None:
 
 def _say(words: str) -> None:
     print(f"{words:<60}", flush=True)
-
-
-def _model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

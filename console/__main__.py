@@ -130,6 +130,9 @@ def from_shell(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _discard_output()
         return CLOSED
+    except UnicodeEncodeError:  # of the arguments: a file is decoded where it is read
+        print("What you wrote behind the command is not UTF-8 all through. Write it in UTF-8.", file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk
         _discard_output()
         print(f"It could not be written: {error.strerror}.", file=sys.stderr)

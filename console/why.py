@@ -252,6 +252,8 @@ def _next(line: Content, told: Told) -> Iterator[str]:
             yield "Next: look for it at the upstream. The call had no idempotency key, so no ledger knows of it."
         else:
             yield f"Next: ./countersign ledger show {told.ledger} says whether it is still open, and how to settle it."
+    elif _went_through(line) and "warning" in line:
+        yield "Next: see what the warning says. Only that is left to do."
     elif _went_through(line) or (line["kind"] in _NOTHING and "reason" not in line) or settled:
         yield "Nothing needs to be done."
     elif advice := _advice(line.get("reason")):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 #: RFC 9110, 7.2, in the forms that clients use. A proxy in front of Countersign may go by it.
 HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{1,5})?")
 #: The address that Cloud Functions gives a function takes its name off before the function sees the path.
-_STRIPPED: Final = re.compile(r"[a-z0-9-]+\.cloudfunctions\.net", re.IGNORECASE)
+_STRIPPED: Final = r"(?i)[a-z0-9-]+\.cloudfunctions\.net"
 
 
 def root(environ: Mapping[str, Any], service: str) -> str:
@@ -25,7 +25,7 @@ def root(environ: Mapping[str, Any], service: str) -> str:
     host = environ.get("HTTP_HOST") or f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
     if not scheme or host == ":" or not HOST.fullmatch(host):
         return ""
-    name = f"/{service}" if service and _STRIPPED.fullmatch(host) else ""
+    name = f"/{service}" if service and re.fullmatch(_STRIPPED, host) else ""
     return f"{scheme}://{host}{name}"
 
 

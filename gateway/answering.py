@@ -31,7 +31,7 @@ JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
 #: The header of every answer that is on record.
 AUDIT_ID: Final = "Countersign-Audit-Id"
-_NOTHING = re.compile(r"q=0(?:\.0*)?")
+_NOTHING: Final = r"q=0(?:\.0*)?"
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _JSON: Final = msgspec.json.Encoder()
 NO_DOCS: Final = Docs()
@@ -167,7 +167,7 @@ def _media(accept: str) -> str:
 def _weighed(item: str) -> tuple[str, bool]:
     """Read one media range of an Accept header (RFC 9110, 12.5.1) and whether its weight is more than 0."""
     kind, *parameters = (part.strip() for part in item.split(";"))
-    return kind, not any(_NOTHING.fullmatch(part) for part in parameters)
+    return kind, not any(re.fullmatch(_NOTHING, part) for part in parameters)
 
 
 def _typed(record: Record, body: bytes) -> bytes:

@@ -13,10 +13,10 @@ from policies.refusals import CredentialMissing, CredentialsConflict, Credential
 #: RFC 6750, 2.1: the scheme in any case, one space, the token.
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+)")
 #: RFC 7617, 2.
-_BASIC = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})")
-_NAME_AND_PASSWORD = re.compile(rb"([ -9;-~]*):([ -~]*)")
+_BASIC: Final = r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})"
+_NAME_AND_PASSWORD: Final = rb"([ -9;-~]*):([ -~]*)"
 #: How a header that was sent twice arrives.
-_TWO = re.compile(r"(?:Bearer|Basic) +[^, ]+(?: *, *(?:Bearer|Basic) +[^, ]+)+", re.IGNORECASE)
+_TWO: Final = r"(?i)(?:Bearer|Basic) +[^, ]+(?: *, *(?:Bearer|Basic) +[^, ]+)+"
 NO_KEY: Final = "Authorization holds no key. Send Authorization: Bearer, a space, and your caller key."
 #: A JWT, RFC 7519, 3: header, claims and signature, which may have been removed.
 TOKEN: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
@@ -35,15 +35,15 @@ def basic(authorization: str) -> str:
     """
     if not authorization or authorization.lower() in {"bearer", "basic"}:
         raise CredentialMissing(NO_KEY)
-    match = _BASIC.fullmatch(authorization)
+    match = re.fullmatch(_BASIC, authorization)
     if match is None:
-        if _TWO.fullmatch(authorization):
+        if re.fullmatch(_TWO, authorization):
             raise CredentialsConflict
         raise CredentialUnknown(
             advice_on_header(authorization), note="Authorization is neither of the Bearer nor of the Basic scheme"
         )
     try:
-        pair = _NAME_AND_PASSWORD.fullmatch(base64.b64decode(match[1], validate=True))
+        pair = re.fullmatch(_NAME_AND_PASSWORD, base64.b64decode(match[1], validate=True))
     except binascii.Error:
         pair = None
     if pair is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +16,7 @@ from gateway.upstreams.transport import careful_handle
 from policies.refusals import IdentityUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 #: Where Google publishes the certificates of its ID tokens, in PEM by key id.
 CERTIFICATES: Final = "https://www.googleapis.com/oauth2/v1/certs"
@@ -35,12 +35,11 @@ FETCH_SECONDS: Final = 3.0
 MAX_FETCHED: Final = 64 * 1024
 MAX_CERTIFICATES: Final = 32
 
-_MAX_AGE = re.compile(rb"(?i)cache-control:.*?\bmax-age=([0-9]{1,9})\b")
+_MAX_AGE: Final = rb"(?i)cache-control:.*?\bmax-age=([0-9]{1,9})\b"
 _CERTIFICATES = msgspec.json.Decoder(dict[str, str])
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetched:
+class _Fetched(msgspec.Struct, frozen=True):
     """Certificates in PEM by key id, when they were fetched, and for how many seconds Google says to keep them."""
 
     by_key_id: Mapping[str, str]
@@ -75,7 +74,7 @@ class Certificates:
             by_key_id = _usable(_CERTIFICATES.decode(body))
         except (ValueError, msgspec.MsgspecError, RecursionError):
             raise DownError("what Google's certificates should be is something else") from None
-        match = _MAX_AGE.search(head)
+        match = re.search(_MAX_AGE, head)
         return _Fetched(by_key_id, now, float(match[1]) if match else 0.0)
 
 

@@ -25,7 +25,6 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as _quoted
 from math import inf
@@ -60,7 +59,7 @@ UNWRITTEN: Final = "unwritten"
 GENESIS: Final = "0" * 64
 _HASHED_APART: Final = ("hash", "audit_id")
 #: Keys by their prefix: ours, a webhook's, Stripe's.
-_PASTED_KEY = re.compile(r"\b(?:csk|whsec|sk|rk)_[^\s,:]+")
+_PASTED_KEY: Final = r"\b(?:csk|whsec|sk|rk)_[^\s,:]+"
 
 _SORTED = msgspec.json.Encoder(order="sorted")
 
@@ -110,25 +109,23 @@ class _Kind(NamedTuple):
     """None for all who have not proved who they are."""
 
 
-@dataclass(slots=True)
-class _Batch:
+class _Batch(msgspec.Struct):
     """Calls that were counted and not yet reported, by the number of their ``counted`` line in this instance."""
 
     number: int
     count: int = 0
 
 
-@dataclass(slots=True)
-class _Chain:
+class _Chain(msgspec.Struct):
     """The state of one process's chain."""
 
-    instance: str = field(default_factory=lambda: os.urandom(6).hex())
+    instance: str = msgspec.field(default_factory=lambda: os.urandom(6).hex())
     sequence: int = 0
     head: str = GENESIS
     #: The second of ``written``, and how many lines of each kind were written in it.
     second: int = -1
-    written: Counter[_Kind] = field(default_factory=Counter)
-    counted: dict[_Kind, _Batch] = field(default_factory=dict)
+    written: Counter[_Kind] = msgspec.field(default_factory=Counter)
+    counted: dict[_Kind, _Batch] = msgspec.field(default_factory=dict)
     #: How many batches were counted, and how many lines could not be written.
     batches: int = 0
     unwritten: int = 0
@@ -364,7 +361,7 @@ class Audit:
 
 def without_keys(text: str) -> str:
     """Redact what looks like a key: callers and operators paste them where they do not belong."""
-    return _PASTED_KEY.sub("[redacted]", text)
+    return re.sub(_PASTED_KEY, "[redacted]", text)
 
 
 def labels_of(**labels: str | None) -> str:

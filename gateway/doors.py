@@ -20,8 +20,9 @@ from gateway.answering import JSON, Response, respond
 from gateway.reading import read_own, speaks_stripe
 from gateway.record import Record
 from policies.idempotency import identity
+from policies.keynames import unquoted
 from policies.model import Answer
-from policies.refusals import QueryMalformed, StoreUnavailable
+from policies.refusals import CallerPaused, QueryMalformed, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -194,20 +195,25 @@ def _described(
 
 
 def _became(gate: Gate, record: Record, grants: Mapping[str, Entitlement], key: str) -> list[dict[str, Any]]:
-    """Look a key up under each of these grants.
+    """Look a key up under each of these grants, as a header, a parameter or the id of a webhook brings it.
 
-    Its name in the ledger is made of the caller's own, so nobody can ask for another's.
+    Its name in the ledger is made of the caller's own, so nobody can ask for another's. Raises :class:`CallerPaused`:
+    a kept answer is told to nobody who may not call.
     """
     from console.describe import became_of  # noqa: PLC0415 - see above
 
     caller = record.caller
     assert caller is not None  # noqa: S101 - it was identified
+    if caller.paused:
+        raise CallerPaused
+    names = (unquoted(key) or key, f"webhook,{key}")
     keyed = [one for one in grants.values() if not one.operation.repeatable]
     if len(keyed) > MOST_ENTRIES:
         raise QueryMalformed("Say under which grant the key was used: &grant=ID, as /-/me lists it.", parameter="grant")
     told = []
     for one in keyed:
-        seen = gate.store.state_of(identity(caller.first, *one.connection.first, one.operation.id, key))
+        places = (identity(caller.first, *one.connection.first, one.operation.id, name) for name in names)
+        seen = next((found for place in places if (found := gate.store.state_of(place)) is not None), None)
         told.append(became_of(one, seen, now=record.clock()))
     return told
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import stat
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from gateway.forks import PerProcess
 
@@ -37,13 +38,12 @@ class MissingError(UnreadableError):
     """There is no such file."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
+class _Reading(msgspec.Struct, frozen=True):
     """A read in progress. ``found`` is filled just before it ends."""
 
     until: float
-    ended: threading.Event = field(default_factory=threading.Event)
-    found: list[bytes | UnreadableError] = field(default_factory=list)
+    ended: threading.Event = msgspec.field(default_factory=threading.Event)
+    found: list[bytes | UnreadableError] = msgspec.field(default_factory=list)
 
 
 #: By path. A forked process has none of its parent's threads.

@@ -11,13 +11,14 @@ Only that one header is trusted without a signature: the platform looks at ``Aut
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from msgspec.structs import replace
 
 from gateway.authorization import bearer
 from gateway.credentials import KINDS, environ_name, google
+from gateway.means import Means
 from gateway.tokens import Token, stripped
 from policies.concealed import Concealed
 from policies.refusals import CredentialMissing, CredentialsConflict, CredentialUnknown, TokenNotAccepted
@@ -25,7 +26,6 @@ from policies.refusals import CredentialMissing, CredentialsConflict, Credential
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from gateway.means import Means
     from policies.model import Call, Caller, PolicySet
 
 #: By the headers of a credential, the kinds that it may be of; and by each of these headers, all of them.
@@ -37,8 +37,7 @@ _HEADERS: Final = {name: headers for headers in _KINDS for name in headers}
 _NAMED: Final = tuple(kind for kind in KINDS if not kind.HEADERS)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Identifies callers."""
 
     means: Means

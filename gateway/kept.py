@@ -14,12 +14,13 @@ read for a pause: calls get the last good value or, if there is none, the same f
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+import msgspec
 from cachetools import TTLCache
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +42,7 @@ class GoneError(DownError):
 _Failure = tuple[type[DownError], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Lifetime:
+class Lifetime(msgspec.Struct, frozen=True):
     """The ages at which a value changes its state, in seconds: ``renew <= stale <= good``."""
 
     renew: float
@@ -50,8 +50,7 @@ class Lifetime:
     good: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Held(Generic[T]):
+class _Held(msgspec.Struct, Generic[T], frozen=True):
     value: T
     read_at: float
     renew_at: float

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import msgspec
 
-if TYPE_CHECKING:
-    from gateway.secrets import Secrets
-    from gateway.tokens import Google
+from gateway.secrets import Secrets
+from gateway.tokens import Google
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
+class Means(msgspec.Struct, frozen=True):
     """Secrets that sign, and what checks Google's tokens."""
 
     secrets: Secrets

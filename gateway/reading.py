@@ -6,12 +6,13 @@ import itertools
 import re
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote, unquote_plus
 
+import msgspec
 from gunicorn.http.errors import ParseException
 
 from gateway.address import HOST
@@ -41,7 +42,7 @@ from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator
 
 #: The largest real call, every parameter at its longest, is well below this.
 MAX_BODY: Final = 256 * 1024
@@ -62,7 +63,7 @@ _STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
 #: An id in a path: nothing that could be read as more than one segment.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
 #: An absolute-form target, as for a proxy: RFC 9112, 3.2.2.
-_ORIGIN = re.compile(r"[A-Za-z]+://[^/]*")
+_ORIGIN: Final = r"[A-Za-z]+://[^/]*"
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
 #: What other services call a key in an address, in small letters without dashes.
 _KEY_NAMES: Final = frozenset(
@@ -73,8 +74,8 @@ _KEY_SEEN: Final = (
     "new one."
 )
 _TRUE: Final = "|".join(text for text, value in BOOLEANS.items() if value == "true")
-_TRIES = re.compile(rf"[?&]validate_only=(?:{_TRUE})(?:&|$)")
-_ODD = re.compile(r"[^A-Za-z0-9._-]")
+_TRIES: Final = rf"[?&]validate_only=(?:{_TRUE})(?:&|$)"
+_ODD: Final = r"[^A-Za-z0-9._-]"
 _CHARACTERS: Final = {" ": "the space", "\n": "the line break", "\r": "the line break", "\t": "the tab"}
 _CREDENTIALS: Final = {
     environ_name(name): name
@@ -102,7 +103,7 @@ def read(environ: Mapping[str, Any]) -> Call:
         raise PathUnknown(_meant(path))
     operation = route.operations.get(environ["REQUEST_METHOD"])
     if operation is None:
-        raise _wrong_method(environ, ", ".join(route.operations))
+        raise _wrong_method(environ, route.operations)
     bodyless = OPERATIONS[operation].bodyless
     names, validate_only, rest = _query(query, named_in_path=route.account is not None, bodyless=bodyless)
     name, connection_name = route.account or names
@@ -145,7 +146,7 @@ def read_own(
     if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HeaderMalformed("The Host header is not a host's name.")
     if environ["REQUEST_METHOD"] not in allowed:
-        raise _wrong_method(environ, ", ".join(allowed))
+        raise _wrong_method(environ, dict.fromkeys(allowed, ""))
     query = target.partition("?")[2]
     if mentioned_in(unquote_plus(query)):
         raise QueryMalformed(f"A caller key must not be written in the address. {_KEY_SEEN}")
@@ -170,7 +171,7 @@ def read_own(
 
 def only_tries(environ: Mapping[str, Any]) -> bool:
     """Whether a request that could not be read asks for ``validate_only``."""
-    return _TRIES.search(environ["RAW_URI"][:MAX_TARGET]) is not None
+    return re.search(_TRIES, environ["RAW_URI"][:MAX_TARGET]) is not None
 
 
 def speaks_stripe(environ: Mapping[str, Any]) -> bool:
@@ -182,8 +183,7 @@ def speaks_stripe(environ: Mapping[str, Any]) -> bool:
     return "/v1/" in target[:MAX_TARGET].partition("?")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
+class _Route(msgspec.Struct, frozen=True):
     """What a path means: an operation for each method, whose account it names, and the parameters that it holds.
 
     ``account`` is None if the query names it, and two empty texts if it is the credential's own.
@@ -200,7 +200,7 @@ def _route(path: str) -> _Route | None:
     plain = None if sdk else _PLAIN.fullmatch(path)
     below = sdk[3] if sdk else plain[1] if plain else ""
     for pattern, operations in _PATTERNS:
-        match = pattern.fullmatch(below)
+        match = re.fullmatch(pattern, below)
         if match is not None:
             return _Route(operations, (sdk[1] or "", sdk[2] or "") if sdk else None, match.groupdict())
     return None
@@ -208,29 +208,31 @@ def _route(path: str) -> _Route | None:
 
 def _meant(path: str) -> str | None:
     """Return a sentence with the path that a sender may have meant; None if none is close."""
-    tidy = re.sub("/+", "/", unquote(_ORIGIN.sub("", path)))
+    tidy = re.sub("/+", "/", unquote(re.sub(_ORIGIN, "", path)))
     for meant in (tidy, tidy.lower(), tidy.rstrip("/"), tidy.lower().rstrip("/")):
         if not mentioned_in(meant) and _route(meant) is not None:
             return f"{PathUnknown.sentence} You may mean {meant}."
     return None
 
 
-def _wrong_method(environ: Mapping[str, Any], allowed: str) -> MethodNotAllowed:
+def _wrong_method(environ: Mapping[str, Any], operations: Mapping[str, str]) -> MethodNotAllowed:
+    """``operations`` are those of the path by their methods; doors of our own have none."""
     method: str = environ["REQUEST_METHOD"]
+    allowed = ", ".join(operations)
     if method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         said = "A page of another site may not call this: it would hold the caller key. Call it from your own server."
     else:
-        what_for = " to create an invoice" if allowed == "POST" else ""
+        what_for = " to create an invoice" if operations == {"POST": "invoices.create"} else ""
         said = f"This method is not supported here: {shown(method)}. Use {allowed}{what_for}."
     return MethodNotAllowed(said, allowed=allowed)
 
 
-def _patterns() -> Iterator[tuple[re.Pattern[str], dict[str, str]]]:
+def _patterns() -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each path of the operations' table, and its operations by method."""
     # ``invoices/issue`` before ``invoices/{invoice}``: a name of ours is no id.
     for path in sorted({operation.path: None for operation in OPERATIONS.values()}, key=lambda path: "{" in path):
         parts = (rf"(?P<{part[1:-1]}>{_ID})" if part.startswith("{") else part for part in path.split("/"))
-        yield re.compile("/".join(parts)), {o.method: o.id for o in OPERATIONS.values() if o.path == path}
+        yield "/".join(parts), {o.method: o.id for o in OPERATIONS.values() if o.path == path}
 
 
 _PATTERNS: Final = tuple(_patterns())
@@ -306,7 +308,7 @@ def _place(values: Mapping[str, str], name: str) -> str:
         )
     if not NAME.fullmatch(value):
         said = f"{name} must be a plain name, such as ft-4: letters, digits, dots, dashes, underscores."
-        odd = _ODD.search(value)
+        odd = re.search(_ODD, value)
         if odd is not None:
             said += f" Leave out {_CHARACTERS.get(odd[0], shown(odd[0]))}"
             said += " and what follows it." if odd[0] in "#&;?" else "."

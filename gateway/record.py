@@ -26,6 +26,7 @@ from policies.idempotency import SHORT
 from policies.model import Answer, Outcome
 from policies.outcomes import lost
 from policies.refusals import (
+    AwaitingApproval,
     BodyMalformed,
     BudgetSpent,
     CeilingReached,
@@ -67,10 +68,10 @@ MAX_NAMES: Final = 50
 MAX_NAME: Final = 100
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
-_CLOUD_TRACE = re.compile(r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?")
+_CLOUD_TRACE: Final = r"([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;.*)?"
 #: What a path may hold beside names: an upstream's id, or anything long.
-_ID_IN_PATH = re.compile(r"\b[a-z]{2,12}_[A-Za-z0-9]{8,}|[^/]{65,}")
-_NAME_IN_QUERY = re.compile(r"(?:^|&)((?:connection_)?name=[A-Za-z0-9._-]{1,64})(?=&|$)")
+_ID_IN_PATH: Final = r"\b[a-z]{2,12}_[A-Za-z0-9]{8,}|[^/]{65,}"
+_NAME_IN_QUERY: Final = r"(?:^|&)((?:connection_)?name=[A-Za-z0-9._-]{1,64})(?=&|$)"
 #: What somebody must look at once an outcome was written down, or was not.
 _ALARMS: Final = {
     Settled.OWED: "the outcome could not be kept in the store",
@@ -220,7 +221,8 @@ class Record:
             severity, content["warning"] = "WARNING", reply.warning
         if settled is not Settled.WRITTEN or reply.alarm is not None:
             content["alarm"] = reply.alarm or _ALARMS[settled]
-        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless):
+        waits = isinstance(reply.refusal, AwaitingApproval)  # which is known, and for a person to end
+        if "alarm" in content or (reply.outcome is Outcome.UNKNOWN and not reply.harmless and not waits):
             severity = "ALERT"
         try:
             self._audit.write("outcome", content, severity, message, labels)
@@ -252,6 +254,8 @@ class Record:
             | _full(refusal, self.grant)
             | _present(upstream_status=reply.upstream_status, upstream_request=reply.upstream_request)
         )
+        if isinstance(refusal, AwaitingApproval):
+            return f"a person has to approve {self._what}, which {self._caller} asked for"
         if reply.outcome is Outcome.UNKNOWN:
             return f"nobody knows what became of {self._what}, which {self._caller} asked for: {_first(refusal)}"
         return f"{self._caller} was refused {self._what}: {_first(refusal)}"
@@ -409,9 +413,9 @@ def _asked(environ: Mapping[str, Any], call: Call | None) -> str:
     path, _, query = str(environ.get("RAW_URI", "")).partition("?")
     for value in call.path_parameters.values() if call is not None else ():
         path = path.replace(f"/{value}", "/...")
-    names = "&".join(_NAME_IN_QUERY.findall(query))
+    names = "&".join(re.findall(_NAME_IN_QUERY, query))
     method = environ.get("REQUEST_METHOD", "")
-    asked = f"{method} {_ID_IN_PATH.sub('...', path)}{f'?{names}' if names else ''}"
+    asked = f"{method} {re.sub(_ID_IN_PATH, '...', path)}{f'?{names}' if names else ''}"
     return shown(without_keys(asked))
 
 
@@ -457,7 +461,7 @@ def _trace(environ: Mapping[str, Any], prefix: str) -> str:
     ours, googles = environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_X_CLOUD_TRACE_CONTEXT")
     if ours and (match := _TRACEPARENT.fullmatch(ours)):
         trace, span = match[1], match[2]
-    elif googles and (match := _CLOUD_TRACE.fullmatch(googles)):
+    elif googles and (match := re.fullmatch(_CLOUD_TRACE, googles)):
         trace, span = match[1], f"{int(match[2] or 0) % 2**64:016x}"
     else:
         return ""

@@ -48,7 +48,7 @@ REPORT_SECONDS: Final = 600.0
 #: A document of 10,000 callers is about 7 MB.
 MAX_DOCUMENT: Final = 16 * 1024 * 1024
 
-_PINNED = re.compile(r".*/versions/[0-9]+")
+_PINNED: Final = r".*/versions/[0-9]+"
 
 
 class SourceError(Exception):
@@ -90,7 +90,7 @@ class Version:
 
     def __init__(self, where: str, manager: SecretManager) -> None:
         self.where, self._manager = where, manager
-        self.changes = not _PINNED.fullmatch(where)
+        self.changes = not re.fullmatch(_PINNED, where)
 
     def read(self) -> bytes:
         """See :class:`Source`."""

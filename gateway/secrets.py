@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway import files
 from gateway.edges import meaning
@@ -65,8 +65,7 @@ class NotAKeyError(MistakenError):
     """The version that was read holds no key: a mistake in a rotation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(msgspec.Struct, frozen=True):
     """The upstream's key, and where it came from."""
 
     name: str

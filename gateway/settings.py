@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from gateway import files
 from gateway.address import Docs
@@ -23,7 +24,7 @@ from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of
 from gateway.secrets import Mounted, Secret, SecretManager, Secrets, reader_of
 from gateway.signing import RecordKey
 from gateway.sinks import standard_output, to_file
-from gateway.stores import SHARED, fault, shared, takes_ca, takes_password
+from gateway.stores import SHARED, Store, fault, shared, takes_ca, takes_password
 from gateway.stores.memory import Memory
 from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
@@ -35,18 +36,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.sinks import Sink
-    from gateway.stores import Ledger, Shared, Store
+    from gateway.stores import Ledger, Shared
     from policies.model import PolicySet
 
 #: An https address without query or fragment; or an OAuth client of your own, the audience of people's tokens. Not
 #: gcloud's own client, which is the audience of everybody's gcloud tokens, for whatever service.
-_AUDIENCE = re.compile(
-    r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
-)
+_AUDIENCE: Final = r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 #: Of a page: what follows it in ``help`` is # and a reason.
-_DOCS = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%@/-]*)?")
-_ENDPOINT = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
-_SECONDS = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?")
+_DOCS: Final = r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%@/-]*)?"
+_ENDPOINT: Final = r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}"
+_SECONDS: Final = r"[0-9]{1,2}(?:\.[0-9]{1,3})?"
 #: How the place of a secret is written, in sentences.
 _PLACE = "Write projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
 #: What is said of another content where a CA should be.
@@ -133,8 +132,7 @@ class SettingError(Exception):
     """A setting that the function must not start with. The text is one line: what is wrong, and what to write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """What the environment says. Nothing was opened or read."""
 
     on_cloud: bool
@@ -166,8 +164,7 @@ class Settings:
         return judge(data, where, on_cloud=self.on_cloud, google=bool(self.audiences or self.iam))
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(msgspec.Struct, frozen=True):
     """The parts that a call passes through."""
 
     policies: Policies
@@ -304,7 +301,7 @@ def _look_at_files(environ: Mapping[str, str]) -> None:
 
 
 def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
-    if endpoint and not _ENDPOINT.fullmatch(endpoint):
+    if endpoint and not re.fullmatch(_ENDPOINT, endpoint):
         raise SettingError(
             f"{name} is used without encryption, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
             f"use {otherwise}."
@@ -325,7 +322,7 @@ def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
             "POLICY_SECONDS has every call read the policy document again. Remove it from the function's environment: "
             f"a change takes over within {PROMISED_SECONDS:.0f} seconds."
         )
-    if not _SECONDS.fullmatch(seconds) or not 0 < float(seconds) <= PROMISED_SECONDS:
+    if not re.fullmatch(_SECONDS, seconds) or not 0 < float(seconds) <= PROMISED_SECONDS:
         raise SettingError(
             "POLICY_SECONDS must be the seconds within which a change of the policy document takes over: write a "
             f"number above 0, such as 0.5, and at most {PROMISED_SECONDS:.0f}."
@@ -335,7 +332,7 @@ def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
 
 def _docs(environ: Mapping[str, str]) -> str:
     docs = environ.get("DOCS", "")
-    if docs and not _DOCS.fullmatch(docs):
+    if docs and not re.fullmatch(_DOCS, docs):
         raise SettingError(
             "DOCS must be the https address of the page about refusals, without ? and #, such as "
             "https://github.com/acme/countersign/blob/main/docs/refusals.md."
@@ -373,7 +370,7 @@ def _audiences(environ: Mapping[str, str]) -> tuple[str, ...]:
     said = environ.get("AUDIENCE", "")
     audiences = tuple(audience.strip() for audience in said.split(",") if audience.strip())
     for audience in audiences or ((said,) if said else ()):
-        if not _AUDIENCE.fullmatch(audience):
+        if not re.fullmatch(_AUDIENCE, audience):
             raise SettingError(
                 "AUDIENCE must be the function's own address, such as https://countersign-abc.a.run.app, exactly as "
                 f"callers ask Google for it; several with commas between them. This is none: {audience!r}."

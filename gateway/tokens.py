@@ -11,7 +11,6 @@ Behind Cloud Run's IAM the platform has checked the token and removed its signat
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -46,8 +45,7 @@ class _Claims(msgspec.Struct, frozen=True):
     email_verified: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True):
     """A parsed token. Nothing in it is verified."""
 
     text: str

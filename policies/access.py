@@ -67,9 +67,9 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         parameters=approved,
         form=form,
         ledger_key=ledger_key,
-        # Of what was asked, not of what is sent: a change of the policy's fixed values must not break a repeated call,
-        # and what is in the path is asked too.
-        fingerprint=hashlib.sha256(forms.encode(asked)).hexdigest()
+        # Of what was asked, not of what is sent: neither a change of the policy's fixed values nor a caller who sends
+        # them, too, may break a repeated call; and what is in the path is asked too.
+        fingerprint=hashlib.sha256(forms.encode(_free(asked, entitlement))).hexdigest()
         if entitlement.fixed or entitlement.stamp is not None or call.path_parameters
         else sent,
         written=sent,
@@ -80,6 +80,12 @@ def decide(policy_set: PolicySet, caller: Caller, call: Call) -> Grant:
         currency=currency,
         budgets=budgets,
     )
+
+
+def _free(asked: Mapping[str, str], entitlement: Entitlement) -> Mapping[str, str]:
+    """Return what the caller decides of a call. What the policy fixes is the same, sent or not."""
+    fixed = entitlement.fixed
+    return {path: value for path, value in asked.items() if path not in fixed} if fixed else asked
 
 
 def _counted(

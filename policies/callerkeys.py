@@ -36,11 +36,9 @@ NOT_FILLED_IN: Final = (
     "there."
 )
 _QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019"
-_SCHEME = re.compile(r"((?:Bearer )?Bearer|Token|Key|Api-?Key|Basic|Digest)[ :]", re.IGNORECASE)
+_SCHEME: Final = r"(?i)((?:Bearer )?Bearer|Token|Key|Api-?Key|Basic|Digest)[ :]"
 #: What shells, cmd.exe, no-code tools and docs write for a value, and what languages write for none.
-_PLACEHOLDER = re.compile(
-    r"\$\{?\w+\}?|%\w+%|\{\{.*\}\}|\$\{.*\}|<.*>|undefined|null|None|YOUR[_-]\w+", re.IGNORECASE | re.ASCII
-)
+_PLACEHOLDER: Final = r"(?ai)\$\{?\w+\}?|%\w+%|\{\{.*\}\}|\$\{.*\}|<.*>|undefined|null|None|YOUR[_-]\w+"
 
 
 class Place(StrEnum):
@@ -86,7 +84,7 @@ def advice_on_header(authorization: str) -> str | None:
 def _wrapped(text: str, place: Place) -> str | None:
     if mentioned_in(text):
         return f"{_around(text)} {place.value}"
-    return NOT_FILLED_IN if _PLACEHOLDER.fullmatch(text) else None
+    return NOT_FILLED_IN if re.fullmatch(_PLACEHOLDER, text) else None
 
 
 def _around(text: str) -> str:
@@ -96,7 +94,7 @@ def _around(text: str) -> str:
         return "The caller key has quotation marks around it."
     if text.lower().startswith(PREFIX):
         return "Authorization has no Bearer in front of the caller key."
-    scheme = _SCHEME.match(text)
+    scheme = re.match(_SCHEME, text)
     if scheme is not None:
         return f"The caller key has {scheme[1]} in front of it."
     return "The caller key has something in it or around it that does not belong to it."

@@ -833,6 +833,8 @@ def _parameters(entry: Mapping[str, _Value], operation: Operation, upstream: str
                 rules[rule.path] = rule
             if _if_written(_bounds(bounds), "required", _Value.boolean):
                 required_paths.append(path)
+        always = [path for path, rule in rules.items() if rule.fixed is not None or rule.required]
+        _refuse_never(entry["parameters"], operation, always)
     return rules, required_paths
 
 
@@ -968,6 +970,7 @@ def _offered(path: str, value: _Value, operation: Operation, upstream: str) -> t
     template = parameters.template_of(operation, path)
     if template is None:
         raise value.fail(f"{operation.id} has no such parameter. {_suggest(path, operation.parameters)}")
+    _refuse_never(value, operation, {path})
     parameter = operation.parameters[template]
     if upstream not in (parameter.upstreams or {upstream}):
         where = " and ".join(UPSTREAMS[one].title for one in parameter.upstreams)
@@ -1121,6 +1124,7 @@ def _stamp(value: _Value, rules: Mapping[str, Rule], operation: Operation) -> st
     _check_path(value, path)
     if not path.startswith("metadata[") or "{" in path or parameters.template_of(operation, path) is None:
         raise value.fail('write the metadata entry that is to name the call, such as "metadata[countersign]"')
+    _refuse_never(value, operation, {path})
     if operation.whole and path in lines.OURS:
         raise value.fail(f"{operation.id} writes {path} itself, to find its invoice again. Name another entry")
     if path in rules:
@@ -1143,7 +1147,9 @@ def _idempotency(value: _Value | None, rules: Mapping[str, Rule], operation: Ope
     if "from" in entry:
         path = entry["from"].text()
         rule = _granted(entry["from"], path, rules, operation)
-        if rule.fixed is not None or rule.kind in {Kind.OBJECT, Kind.ARRAY}:
+        enumerated = operation.parameters[parameters.template_of(operation, path) or ""].one_of is not None
+        always_one = rule.fixed is not None or (rule.one_of is not None and len(rule.one_of) == 1)
+        if enumerated or always_one or rule.kind in {Kind.OBJECT, Kind.ARRAY, Kind.BOOLEAN, Kind.CURRENCY}:
             raise entry["from"].fail(
                 f"{path} cannot tell one call from another. Name a parameter that can, such as an order number"
             )
@@ -1186,4 +1192,12 @@ def _granted(value: _Value, path: str, rules: Mapping[str, Rule], operation: Ope
     rule = rules.get(path) or rules.get(parameters.template_of(operation, path) or "")
     if "{" in path or rule is None:
         raise value.fail(f"{forms.shown(path)} is not one of the parameters that this grant allows")
+    _refuse_never(value, operation, {path})
     return rule
+
+
+def _refuse_never(value: _Value, operation: Operation, paths: Iterable[str]) -> None:
+    """Refuse names that no call could send, such as metadata with a longer name than the upstream takes."""
+    problem = parameters.impossible(operation, paths)
+    if problem is not None:
+        raise value.fail(f"no call could pass: {problem}")

@@ -230,8 +230,15 @@ def _mails(grant: Grant) -> bool:
 
 def differs(grant: Grant, seen: InvoiceSeen) -> Refusal | None:
     """Say why an invoice must not be finalized or mailed; None if it may be."""
-    if seen.status == "draft" and seen.lines == 0:
-        return InvoiceEmpty()
+    if seen.status == "draft":
+        if seen.lines == 0:
+            return InvoiceEmpty()
+        if seen.total is not None and seen.due is not None and min(seen.total, seen.due) <= 0:
+            return InvoiceEmpty(
+                "The draft asks for nothing, by what its items come to, by a discount, or by what the customer has in "
+                "credit. The upstream would mark it paid at once, and give the customer credit for what is below 0. "
+                f"{_NOTHING} Mend its items, which name the invoice, and send the same call again."
+            )
     if _mails(grant) and not seen.email:
         return EmailMissing(
             f"The customer has no e-mail address, so the invoice cannot be mailed. {_NOTHING} Add the address at the "

@@ -37,11 +37,11 @@ _PATH = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 #: DEL, and C0 except tab, LF and CR: no invoice needs them, and terminals interpret them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+_NUMBER: Final = r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?"
 #: How JSON begins, also where a library has sent it as the one name in a form, and no parameter's name does.
 _JSON = re.compile(r"\s*(?:\{|%7[Bb]|\[\s*[\[{\]]|\"\s*\{)")
 #: How a form begins, and no JSON does.
-_FORM = re.compile(r"\s*[^\s\"'{}&=]+=")
+_FORM: Final = r"\s*[^\s\"'{}&=]+="
 #: .NET, PowerShell and SharePoint write it before UTF-8, where it has no meaning.
 _BYTE_ORDER_MARK: Final = "\ufeff"
 _TOO_MANY: Final = f"The call has too many parameters: {MAX_FIELDS} at most."
@@ -50,6 +50,12 @@ _LOOKS_LIKE_JSON: Final = "This looks like JSON, but was sent as a form: send Co
 _LOOKS_LIKE_A_FORM: Final = (
     "This looks like a form, but was sent as JSON: send Content-Type: application/x-www-form-urlencoded."
 )
+
+
+class Truth(str):
+    """``true`` or ``false`` as JSON has it, and not as a text."""
+
+    __slots__ = ()
 
 
 class Fractional(str):
@@ -199,7 +205,7 @@ def _from_json(text: str) -> dict[str, str]:
 def _not_json(text: str, error: json.JSONDecodeError) -> str:
     if not text.strip():
         return 'The body is empty. Send a JSON object, such as {"customer": "cus_123"}.'
-    if _FORM.match(text):
+    if re.match(_FORM, text):
         return _LOOKS_LIKE_A_FORM
     return f"The body is not valid JSON: see line {error.lineno}, column {error.colno}."
 
@@ -224,13 +230,13 @@ def _scalar(path: str, value: object) -> str:
     if isinstance(value, _Number):
         return _number(path, value)
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return Truth("true" if value else "false")
     return _checked(path, str(value))
 
 
 def _number(path: str, text: str) -> str:
     """Return a number without a fraction as its digits (``30.0`` and ``3e1`` are ``30``), any other as it is."""
-    match = _NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER else None
+    match = re.fullmatch(_NUMBER, text) if len(text) <= MAX_NUMBER else None
     if match is None:
         raise BodyMalformed(f"{shown(path)} is too long a number: {MAX_DIGITS} digits at most.")
     sign, whole, fraction, exponent = match.groups("")

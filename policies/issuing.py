@@ -410,7 +410,7 @@ def differs(grant: Grant, seen: InvoiceSeen) -> Refusal | None:
             f"The invoice would have {seen.lines} lines, not the {asked.count} that were asked for. Nothing is left "
             "of it."
         )
-    if not seen.total or not seen.due:
+    if seen.total is None or seen.due is None or min(seen.total, seen.due) <= 0:
         return TotalDiffers(
             "The invoice would come to nothing, by a discount or by what the customer has in credit. Nothing is left "
             "of it."

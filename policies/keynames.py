@@ -23,17 +23,15 @@ ANYWHERE: Final = ("[object ", "{{", "}}", "${", "<no value>")
 #: Stripe's own length; printable ASCII without a comma, since a header sent twice arrives joined by one.
 HEADER: Final = re.compile(r"[ -+\--~]{1,255}")
 #: RFC 9651, 3.3.3.
-_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
-_ESCAPED = re.compile(r'\\(["\\])')
+_QUOTED: Final = r'"((?:[ !#-\[\]-~]|\\["\\])*)"'
+_ESCAPED: Final = r'\\(["\\])'
 #: Each begins with a letter that re can skip to; a lookbehind there would cost five times as much.
-_PLACEHOLDER = re.compile(
-    "|".join(
-        [rf"{word[0]}(?<![^{SEPARATORS}]{word[0]}){word[1:]}(?![^{SEPARATORS}])" for word in WORDS]
-        + [re.escape(text) for text in ANYWHERE]
-    )
+_PLACEHOLDER: Final = "|".join(
+    [rf"{word[0]}(?<![^{SEPARATORS}]{word[0]}){word[1:]}(?![^{SEPARATORS}])" for word in WORDS]
+    + [re.escape(text) for text in ANYWHERE]
 )
 #: C0, DEL and C1, and what Unicode counts as a line break.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _NOT_FILLED_IN: Final = (
     "so the automation that sent it did not fill in its field. Put your own name for this invoice there, such as the "
     "order number, and send the call again."
@@ -49,9 +47,9 @@ def fault(key: str, prefix: str = "") -> str | None:
         for end, character in (("start", key[0]), ("end", key[-1])):
             if character == " " or not character.isprintable():
                 return f"has white space, a line break or an invisible character at its {end}. Remove it."
-        if _CONTROL.search(key):
+        if re.search(_CONTROL, key):
             return "contains a control character, such as a tab or a line break. Remove it."
-    placeholder = _PLACEHOLDER.search(key)
+    placeholder = re.search(_PLACEHOLDER, key)
     if prefix:
         begins = shown(prefix)
         if not key.startswith(prefix):
@@ -59,11 +57,11 @@ def fault(key: str, prefix: str = "") -> str | None:
         rest = key[len(prefix) :]
         if not rest.strip(SEPARATORS):
             return f"has nothing behind {begins}, {_NOT_FILLED_IN}"
-        placeholder = placeholder or _PLACEHOLDER.search(rest)
+        placeholder = placeholder or re.search(_PLACEHOLDER, rest)
     return placeholder and f"contains {placeholder[0].rstrip()}, {_NOT_FILLED_IN}"
 
 
 def unquoted(header: str) -> str | None:
     """Return the content of a header that is a string of RFC 9651, ``"order-1"``, and nothing else; else None."""
-    match = _QUOTED.fullmatch(header)
-    return _ESCAPED.sub(r"\1", match[1]) if match else None
+    match = re.fullmatch(_QUOTED, header)
+    return re.sub(_ESCAPED, r"\1", match[1]) if match else None

@@ -31,7 +31,7 @@ _DIGITS_OF: Final = {"inr": 9, "idr": 12}
 #: to less is marked as paid, and the customer owes the sum with the next invoice.
 LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
 
-_PART = re.compile(r"lines\[(\d+)\]\[(\w+)\](.*)")
+_PART: Final = r"lines\[(\d+)\]\[(\w+)\](.*)"
 #: The parts of a line that say what it comes to.
 PARTS: Final = ("amount", "unit_amount", "price", "quantity")
 #: The ways to say what a line comes to, and what each needs beside it.
@@ -94,7 +94,7 @@ def of(parameters: Mapping[str, str]) -> tuple[Line, ...]:
     said: defaultdict[int, dict[str, str]] = defaultdict(dict)
     more: defaultdict[int, dict[str, str]] = defaultdict(dict)
     for path, value in parameters.items():
-        match = _PART.fullmatch(path)
+        match = re.fullmatch(_PART, path)
         if match is not None:
             number, part, rest = int(match[1]), match[2], match[3]
             if rest or part in {"metadata", "tax_rates"}:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from policies import keynames, lines
-from policies.forms import Fractional, canonical, nested, shown, split
+from policies.forms import Fractional, Truth, canonical, nested, shown, split
 from policies.model import Kind, Rule
 from policies.operations import OPERATIONS
 from policies.refusals import (
@@ -207,8 +207,14 @@ def fault(rule: Rule, value: str) -> str | None:
         return _one_of(rule.one_of)
     if rule.max_length is not None and len(value) > rule.max_length:
         return f"is too long: {rule.max_length} characters at most."
+    if rule.path == "email" and " " in value:  # such a customer would never be found again
+        return "has a blank in it. A + stands for a blank in an address and in a form: write %2B there."
     if rule.prefix is not None and not value.startswith(rule.prefix):
         return f"must start with {shown(rule.prefix)}."
+    return _out_of_range(rule, value)
+
+
+def _out_of_range(rule: Rule, value: str) -> str | None:
     if rule.minimum is not None and int(value) < rule.minimum:
         return f"must be at least {rule.minimum}."
     if rule.maximum is not None and int(value) > rule.maximum:
@@ -273,8 +279,11 @@ def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> I
     if prefix:
         bounds["prefix"] = shown(prefix)
     if not value:
-        said = f"Send {path}: it is what keeps a repeated call from raising a second invoice."
+        said = f"Send {path}: it is what keeps a repeated call from doing twice what you want once."
         yield Fault(IdempotencyKeyMissing, path, said, bounds)
+    elif isinstance(value, Truth):
+        said = f"{path} names this call, so it cannot be true or false. Send what tells your orders apart."
+        yield Fault(IdempotencyKeyInvalid, path, said, bounds)
     elif isinstance(value, Fractional):
         said = f"{path} names this call, so it cannot be a number with a fraction. Send it as text, in quotes."
         yield Fault(ParameterInvalid, path, said, bounds)
@@ -309,9 +318,19 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
                     yield Fault(ParameterMissing, part, said, {"kind": kind})
 
 
+def impossible(operation: Operation, paths: Iterable[str]) -> str | None:
+    """Say why no call could send these parameters together, whatever else it sends; None if one could.
+
+    Those whose path has a placeholder, such as ``metadata[{key}]``, may be sent under many a name.
+    """
+    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path})
+    return next((fault.detail for fault in faults if fault.accepts.keys() & {"max_items", "max_key"}), None)
+
+
 def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[Fault]:
     most = parameter.max_items or MAX_ITEMS
-    if len(parts) > most:
+    beyond = parameter.kind is Kind.ARRAY and any(part.isdecimal() and int(part) >= most for part in parts)
+    if beyond or len(parts) > most:
         said = f"{parent} has too many entries: {most} at most."
         yield Fault(ParameterInvalid, parent, said, {"max_items": most})
     elif parameter.kind is Kind.ARRAY and parts != {str(index) for index in range(len(parts))}:

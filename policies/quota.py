@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 BUCKETS: Final = 128
 
 UNITS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-_LIMIT = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
+_LIMIT: Final = r"([1-9][0-9]{0,8})/(second|minute|hour|day)"
 
 
 def parse_limit(text: str) -> Limit:
     """Read ``30/minute``. Raises ValueError, whose text says what to write instead."""
-    match = _LIMIT.fullmatch(text)
+    match = re.fullmatch(_LIMIT, text)
     if match is None:
         raise ValueError(f"write a limit as a whole number of calls per {', '.join(UNITS)}, such as 30/minute")
     return Limit(int(match[1]), UNITS[match[2]], text)

@@ -62,7 +62,7 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
     │   ├── TotalDiffers             422  the draft was not what was asked for, and is deleted
     │   ├── InvoiceVoided            409  the invoice of this key was raised, and somebody voided it
     │   ├── EmailMissing             422  the customer has no address to mail the invoice to
-    │   ├── InvoiceEmpty             422  a draft without lines is to be finalized
+    │   ├── InvoiceEmpty             422  a draft that asks for nothing is to be finalized
     │   ├── CustomerAmbiguous        422  several customers have the address that one is looked for by
     │   └── OutcomeUnknown           424  a retry would not help
     │       └── OutcomePending       504  a retry with the same key is safe, and settles it
@@ -463,8 +463,8 @@ class IdempotencyKeyMissing(PolicyRefusal):
     reason = "idempotency-key-missing"
     title = "An idempotency key is missing"
     sentence = (
-        "Send an Idempotency-Key header: your own name for this invoice, such as the order number. It keeps a "
-        "repeated call from raising a second invoice."
+        "Send an Idempotency-Key header: your own name for this call, such as the order number. It keeps a repeated "
+        "call from doing twice what you want once, such as raising an invoice."
     )
 
 
@@ -850,7 +850,7 @@ class EmailMissing(UpstreamRefusal):
 
 
 class InvoiceEmpty(UpstreamRefusal):
-    """A draft without lines: finalized, it asks nobody for anything, and cannot be changed any more."""
+    """A draft that asks nobody for anything, and cannot be changed any more once it is finalized."""
 
     status = 422
     reason = "invoice-empty"

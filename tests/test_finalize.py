@@ -169,6 +169,23 @@ def test_empty_draft_is_not_finalized_and_the_key_is_free(loaded: Function, stri
     assert ask(loaded, f"invoices/{empty}/finalize", key="order-1").status_code == 200
 
 
+@pytest.mark.parametrize("operation", ["finalize", "send"])
+@pytest.mark.parametrize("amounts", [[-5000], [1000, -1000]], ids=["below nothing", "nothing"])
+def test_draft_that_asks_for_nothing_is_not_finalized(
+    loaded: Function, stripe: Stripe, operation: str, amounts: list[int]
+) -> None:
+    """It would be marked paid at once, and what is below 0 be given to the customer."""
+    first, *others = amounts
+    name = draft(loaded, first)
+    for amount in others:
+        ask(loaded, "invoiceitems/", customer="cus_1", invoice=name, amount=amount, currency="usd")
+    said = refused(ask(loaded, f"invoices/{name}/{operation}", key="order-1"), 422, "invoice-empty")["detail"]
+    assert "asks for nothing" in said
+    assert made(stripe, name)["status"] == "draft"
+    ask(loaded, "invoiceitems/", customer="cus_1", invoice=name, amount=6000, currency="usd")
+    assert ask(loaded, f"invoices/{name}/{operation}", key="order-1").status_code == 200
+
+
 def test_mail_to_nobody_is_refused_before_anything_is_finalized(loaded: Function, stripe: Stripe) -> None:
     stripe.customers["cus_1"] = Customer(email=None)
     name = draft(loaded)
@@ -334,6 +351,25 @@ def test_customer_is_found_by_address_unless_two_have_it(loaded: Function, strip
         refused(ask(loaded, "customers/", "GET", email="jenny@example.com", **more), 422, "customer-ambiguous")
     refused(ask(loaded, "customers/", "GET"), 400, "parameter-missing")
     refused(ask(loaded, "customers/", email="nobody"), 400, "upstream-rejected")
+
+
+def test_plus_that_became_a_blank_is_no_address_of_anybody(loaded: Function, stripe: Stripe) -> None:
+    """Nobody would be found, and the shop make the customer again."""
+    ask(loaded, "customers/", email="ann%2Bshop@example.com", name="Ann")
+    said = refused(ask(loaded, "customers/", "GET", email="ann+shop@example.com"), 400, "parameter-invalid")["detail"]
+    assert "write %2B" in said
+    refused(ask(loaded, "customers/", email="ann+shop@example.com"), 400, "parameter-invalid")
+    assert len(stripe.customers) == 1
+    assert ask(loaded, "customers/", "GET", email="ann%2Bshop@example.com").json != {"data": []}
+
+
+def test_what_waits_for_a_person_rouses_nobody_at_night(loaded: Function, stripe: Stripe) -> None:
+    stripe.fail_next("approval")
+    for _ in range(2):
+        refused(ask(loaded, "invoices/", key="order-1", customer="cus_1", currency="usd"), 503, "awaiting-approval")
+    told = [line for line in loaded.record.lines() if line["countersign"]["kind"] == "outcome"]
+    assert [line["severity"] for line in told] == ["WARNING"] * 2
+    assert all(line["message"].startswith("a person has to approve invoices.create on ") for line in told)
 
 
 def test_record_says_what_was_done_and_to_which_invoice(loaded: Function) -> None:

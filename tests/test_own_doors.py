@@ -190,6 +190,15 @@ def test_paused_caller_may_look_and_may_not_call(function: Callable[..., Functio
     running = function(policy(upstream.origin).replace("    owner: tests\n", "    owner: tests\n    paused: true\n", 1))
     refused(running.post(), 403, "caller-paused")
     assert me(running)["paused"] is True
+    refused(get(running, "/-/me?key=order-1", key=KEY), 403, "caller-paused")  # what was kept is an answer, too
+
+
+def test_key_is_found_as_it_is_written_in_the_header(function: Callable[..., Function]) -> None:
+    running = function()
+    assert running.post(Idempotency_Key='"order-1"').status_code == 200
+    for written in ("order-1", "%22order-1%22"):
+        (became,) = me(running, f"?key={written}")["became"]
+        assert became["state"] == "raised"
 
 
 def test_tied_credential_sees_its_connection(function: Callable[..., Function], upstream: Appgregator) -> None:

@@ -32,12 +32,12 @@ MAX_SIGNATURES: Final = 8
 SECRET_BYTES: Final = range(24, 65)
 
 #: No comma, since a header sent twice arrives joined by one; no full stop, since what is signed is joined by those.
-_ID = re.compile(r"[!-+\-/-~]{1,255}")
-_TIMESTAMP = re.compile(r"[1-9][0-9]{0,11}")
-_SIGNATURE = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
+_ID: Final = r"[!-+\-/-~]{1,255}"
+_TIMESTAMP: Final = r"[1-9][0-9]{0,11}"
+_SIGNATURE: Final = r"v1,[A-Za-z0-9+/]{43}="
 #: Other schemes, such as v1a, which a sender may add; they are ignored.
-_OTHER = re.compile(r"v(?!1,)[a-z0-9]{1,8},[A-Za-z0-9+/]{1,128}={0,2}")
-_SECRET = re.compile(r"whsec_([A-Za-z0-9+/]+)={0,2}")
+_OTHER: Final = r"v(?!1,)[a-z0-9]{1,8},[A-Za-z0-9+/]{1,128}={0,2}"
+_WHSEC: Final = r"whsec_([A-Za-z0-9+/]+)={0,2}"
 
 
 def caller(means: Means, policy_set: PolicySet, call: Call, now: float, deadline: float) -> Caller | None:
@@ -62,12 +62,12 @@ def _checked(call: Call, names: tuple[str, ...], now: float) -> dict[str, str]:
     sent = [call.credentials[name].reveal() if name in call.credentials else "" for name in names]
     name, timestamp, signature = sent
     signatures = signature.split(" ")
-    ours = [signature for signature in signatures if _SIGNATURE.fullmatch(signature)]
+    ours = [signature for signature in signatures if re.fullmatch(_SIGNATURE, signature)]
     if (
-        not _ID.fullmatch(name)
-        or not _TIMESTAMP.fullmatch(timestamp)
+        not re.fullmatch(_ID, name)
+        or not re.fullmatch(_TIMESTAMP, timestamp)
         or not 0 < len(ours) <= len(signatures) <= MAX_SIGNATURES
-        or not all(_SIGNATURE.fullmatch(signature) or _OTHER.fullmatch(signature) for signature in signatures)
+        or not all(re.fullmatch(_SIGNATURE, signature) or re.fullmatch(_OTHER, signature) for signature in signatures)
     ):
         raise WebhookNotVerified(note="its headers are not as the specification has them")
     if abs(now - int(timestamp)) > TOLERANCE_SECONDS:
@@ -77,7 +77,7 @@ def _checked(call: Call, names: tuple[str, ...], now: float) -> dict[str, str]:
 
 def usable(secret: Concealed[str]) -> bool:
     """Whether ``secret`` is a signing secret as the specification has it."""
-    match = _SECRET.fullmatch(secret.reveal())
+    match = re.fullmatch(_WHSEC, secret.reveal())
     if match is None:
         return False
     try:

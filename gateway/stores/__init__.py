@@ -163,7 +163,7 @@ SHARED: Final = {
 
 def _written(address: str) -> tuple[str, _Address] | None:
     for name, written in SHARED.items():
-        if re.fullmatch(written.pattern, address):
+        if "://" in address and re.fullmatch(written.pattern, address):
             return (name, written) if _splits(address) else None
     return None
 

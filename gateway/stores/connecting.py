@@ -19,11 +19,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import hiredis
+import msgspec
 
 from gateway.edges import meaning
 from gateway.forks import PerProcess
@@ -428,12 +428,11 @@ def _left(deadline: float) -> float:
 _Addresses = list[tuple[int, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Lookup:
+class _Lookup(msgspec.Struct, frozen=True):
     """A name being looked up. ``found`` is filled just before it ends."""
 
-    ended: threading.Event = field(default_factory=threading.Event)
-    found: list[_Addresses | Exception] = field(default_factory=list)
+    ended: threading.Event = msgspec.field(default_factory=threading.Event)
+    found: list[_Addresses | Exception] = msgspec.field(default_factory=list)
 
 
 #: By host and port. A forked process has none of its parent's threads.

@@ -20,12 +20,13 @@ import os
 import random
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
+import msgspec
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
@@ -38,7 +39,7 @@ from gateway.forks import PerProcess
 from gateway.stores import Settled
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
-from policies.model import Admission, Answer, Entry, Outcome, Seen
+from policies.model import Admission, Answer, Entry, Limit, Outcome, Seen
 from policies.quota import (
     BUCKETS,
     Window,
@@ -63,11 +64,11 @@ from policies.quota import (
 from policies.refusals import CeilingReached, LedgerRefusal, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from policies.idempotency import Held, Verdict
     from policies.issuing import Progress
-    from policies.model import Budget, Caller, Connection, Grant, Left, Limit, Reserved
+    from policies.model import Budget, Caller, Connection, Grant, Left, Reserved
     from policies.outcomes import Reply
     from policies.quota import Full
 
@@ -146,8 +147,7 @@ _Moved = tuple["Reserved | None", "list[Full]", Writes]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Counter:
+class _Counter(msgspec.Struct, frozen=True):
     """A limit, ceiling or budget: its documents, and each one's share of its calls."""
 
     limit: Limit
@@ -165,8 +165,7 @@ class _Counter:
         return _Counter(replace(self.limit, calls=sum(part.calls for part in parts.values())), parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sight:
+class _Sight(msgspec.Struct, frozen=True):
     """A snapshot of documents at ``now``, in unix seconds."""
 
     now: float
@@ -583,8 +582,7 @@ def _connect() -> Any:
 # ---------------------------------------------------------------- an entry and its document
 
 
-@dataclass(slots=True)
-class _Claiming:
+class _Claiming(msgspec.Struct):
     """A claim that is being made, for whoever has to give it back."""
 
     place: str

@@ -31,6 +31,7 @@ APPROVALS: Final = "2026-08-26.preview"
 #: Stripe's error codes that a call can get, in words for the caller. Any other code is not passed on: an upstream's
 #: text may contain anything, the key included.
 CODES: Final = {
+    "action_blocked": "A rule of the upstream account blocks this, whatever is sent; who runs that account can lift it",
     "resource_missing": "The upstream has no such object",
     "parameter_missing": "The upstream says that a parameter is missing",
     "parameter_unknown": "The upstream does not know a parameter",
@@ -74,21 +75,21 @@ _BY_CODE: Final = {
 #: The outcomes after which nothing is tried again.
 _ENDED: Final = frozenset({Outcome.SUCCEEDED, Outcome.FREED, Outcome.REJECTED})
 #: docs.stripe.com, "The Approval Request object" (public preview).
-_APPROVAL = re.compile(r"(?:apreq|areq)_[A-Za-z0-9_]{1,64}")
+_APPROVAL: Final = r"(?:apreq|areq)_[A-Za-z0-9_]{1,64}"
 #: In a stamp, which somebody else may have written.
-_GENERATION = re.compile(r"[0-9]{1,6}")
-_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,64}")
+_GENERATION: Final = r"[0-9]{1,6}"
+_ID: Final = r"[a-z]{2,8}_[A-Za-z0-9]{1,64}"
 #: Its states that end it. Any other still waits; *approved* is not carried out yet.
 _DECISIONS: Final = {
     **dict.fromkeys(("succeeded", "execution_succeeded"), Decision.DONE),
     **dict.fromkeys(("rejected", "canceled"), Decision.REFUSED),
     **dict.fromkeys(("expired", "failed", "execution_failed"), Decision.LAPSED),
 }
-_LOOK = re.compile(r"https://dashboard\.stripe\.com/[A-Za-z0-9/_.?=&%-]{1,200}")
+_LOOK: Final = r"https://dashboard\.stripe\.com/[A-Za-z0-9/_.?=&%-]{1,200}"
 _WORDS: Final = {"true": True, "false": False}
 #: docs.stripe.com/keys: secret and restricted keys.
-_KEY = re.compile(r"(?:sk|rk)_(live|test)_.*")
-_REQUEST_ID = re.compile(r"req_[A-Za-z0-9_]{1,64}")
+_KEY: Final = r"(?:sk|rk)_(live|test)_.*"
+_REQUEST_ID: Final = r"req_[A-Za-z0-9_]{1,64}"
 
 
 class _Approvals(Approvals):
@@ -188,7 +189,7 @@ class Stripe(Dialect):
         return replace(
             reply,
             again=again and not reply.mute and reply.outcome not in _ENDED,
-            upstream_request=named if _REQUEST_ID.fullmatch(named) else None,
+            upstream_request=named if re.fullmatch(_REQUEST_ID, named) else None,
         )
 
 
@@ -288,7 +289,7 @@ def _stamped(step: Step, invoice: Any) -> tuple[int, str] | None:
     metadata = invoice.get("metadata") if isinstance(invoice, dict) else None
     stamp = metadata.get(lines.STAMP) if isinstance(metadata, dict) else None
     name, _, generation = stamp.partition(".") if isinstance(stamp, str) else ("", "", "")
-    if name != step.name[:SHORT] or _GENERATION.fullmatch(generation) is None or int(generation) < step.generation:
+    if name != step.name[:SHORT] or re.fullmatch(_GENERATION, generation) is None or int(generation) < step.generation:
         return None
     found = _text(_ID, invoice.get("id"))
     return (int(generation), found) if found is not None else None
@@ -331,7 +332,7 @@ def _look(connection: Connection, path: str, more: Mapping[str, str] | None = No
 
 def mode_of(key: str) -> str | None:
     """Return ``live`` or ``test`` as one of Stripe's keys says by its prefix, None for any other key."""
-    match = _KEY.fullmatch(key)
+    match = re.fullmatch(_KEY, key)
     return match[1] if match else None
 
 
@@ -363,8 +364,8 @@ def said(status: int, headers: Mapping[str, str], body: bytes) -> Said | None:
     )
 
 
-def _text(pattern: re.Pattern[str], value: object) -> str | None:
-    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+def _text(pattern: str, value: object) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(pattern, value) else None
 
 
 DIALECT: Final = Stripe()

@@ -16,7 +16,8 @@ import pytest
 
 from console.__main__ import main
 from console.keys import mint
-from console.why import _advice
+from console.lookup import Told
+from console.why import _advice, _next
 from gateway.chain import FLOOD
 from gateway.stores.redis import Redis
 from policies.idempotency import Verdict
@@ -64,6 +65,14 @@ def test_success_says_who_what_how_much_and_where_it_is(
     assert f"invoice {(answer.json or {})['id']} of 20.00 USD. It is in the Stripe account behind billing" in said
     assert said.endswith("Nothing needs to be done.")
     assert [line.split()[1] for line in lines] == ["intent", "outcome"]
+
+
+def test_success_with_a_warning_is_not_called_done() -> None:
+    line = {"kind": "outcome", "result": "succeeded", "warning": "the invoice was not mailed", "time": "2026-11-27"}
+    told = Told("", [line], [])
+    assert list(_next(line, told)) == ["Next: see what the warning says. Only that is left to do."]
+    del line["warning"]
+    assert list(_next(line, told)) == ["Nothing needs to be done."]
 
 
 def test_refused_parameter_says_the_sentence_the_rule_and_what_would_pass(

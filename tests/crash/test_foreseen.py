@@ -11,11 +11,11 @@ import io
 import json
 import random
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.allowance import Allowance
 from gateway.chain import Audit

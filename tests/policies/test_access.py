@@ -237,6 +237,14 @@ def test_fingerprint_survives_a_change_of_the_fixed_values() -> None:
     assert len(prints) == 1
 
 
+def test_what_the_policy_fixes_is_the_same_call_sent_or_left_out() -> None:
+    parameters = "customer:\ndays_until_due: {fixed: 14}"
+    sent, left_out = (
+        grant_of(body, parameters=parameters) for body in (b"customer=cus_1&days_until_due=14", b"customer=cus_1")
+    )
+    assert (sent.fingerprint, sent.form) == (left_out.fingerprint, left_out.form)
+
+
 def ledger_keys(*replacements: tuple[str, str], key: str | None = "k", account: str = "stripe-1") -> str | None:
     text = written()
     for old, new in replacements:
@@ -364,6 +372,16 @@ def test_number_with_a_fraction_is_never_a_key(written: bytes) -> None:
         "metadata[order_id] names this call, so it cannot be a number with a fraction. Send it as text, in quotes."
     )
     assert key_of(FROM, asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": "%b"}}' % written))
+
+
+@pytest.mark.parametrize("written", [b"true", b"false"])
+def test_truth_is_never_a_key(written: bytes) -> None:
+    """It is the same for every order. Without it, two orders were one invoice."""
+    refusal = refusal_of(asked_as_json(b'{"customer": "cus_1", "metadata": {"order_id": %b}}' % written), FROM)
+    assert type(refusal) is IdempotencyKeyInvalid
+    assert refusal.detail == (
+        "metadata[order_id] names this call, so it cannot be true or false. Send what tells your orders apart."
+    )
 
 
 def test_number_with_a_fraction_is_text_in_a_text_and_refused_by_name_elsewhere() -> None:

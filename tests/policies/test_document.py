@@ -478,6 +478,8 @@ BY_NAME = "so its parts must be granted by name, such as"
 LATE = "write hours or days, such as 72h or 7d; 72h at least"
 NO_VALUE = "so no value could pass"
 
+MANY = [f"metadata[a{number}]: {{fixed: a}}" for number in range(51)]
+
 GRANT = "callers.app.grants[0]"
 PARAMETERS = f"{GRANT}.parameters"
 
@@ -808,6 +810,15 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             ("collection_method", "max_length: 3", NO_VALUE),
         )
     ),
+    (20, MANY, 19, PARAMETERS, "no call could pass: metadata has too many entries: 50 at most."),
+    *(
+        (20, [f"{path}: {{{bound}}}"], 20, f"{PARAMETERS}.{path}", f"no call could pass: {words}")
+        for path, bound, words in (
+            (f"metadata[{'a' * 41}]", "fixed: a", "metadata has a name that is too long: 40 characters at most."),
+            (f"metadata[{'a' * 41}]", "max_length: 3", "metadata has a name that is too long"),
+            ("custom_fields[4][name]", "max_length: 3", "custom_fields has too many entries: 4 at most."),
+        )
+    ),
     *(
         (20, [f"{path}: {{{bound}}}"], 20, f"{PARAMETERS}.{path}", words)
         for path, bound, words in (
@@ -1089,6 +1100,10 @@ def test_document_nested_without_end_is_refused(opening: str, closing: str) -> N
         ("customer: {fixed: cus_1}\ndescription:", "customer"),
         ("metadata:", "metadata"),
         ("custom_fields:", "custom_fields"),
+        ("currency:", "currency"),
+        ("auto_advance:", "auto_advance"),
+        ("collection_method:", "collection_method"),
+        ("description: {one_of: [order-1]}", "description"),
     ],
 )
 def test_idempotency_key_from_what_no_two_calls_differ_in_is_refused(parameters: str, source: str) -> None:
