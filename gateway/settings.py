@@ -564,5 +564,9 @@ def _sink(path: str) -> Sink:
     try:
         return to_file(path) if path else standard_output()
     except OSError as error:
+        if not path:
+            raise SettingError(
+                "AUDIT: standard output is closed. Start it with one, or write AUDIT=file:PATH."
+            ) from None
         why = "nobody reads this pipe" if error.errno == errno.ENXIO else error.strerror
         raise SettingError(f"AUDIT: file:{path} cannot be written ({why}). Write another path.") from None
