@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from console.audit import Report, verify_files
-from console.exports import ExportError, Meter, size_of
+from console.exports import ExportError, Meter, plain, size_of
 from gateway.signing import key_id, new_key, public_key, text_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _verdict(report: Report, *, keyed: bool) -> str:
 def _public_key(text: str) -> Ed25519PublicKey:
     """Read a public key from a file, or from the text itself. Raises :class:`ExportError`."""
     try:
-        data = Path(text).read_bytes() if Path(text).is_file() else text.encode()
+        data = plain(Path(text).read_bytes()) if Path(text).is_file() else text.encode()
         return public_key(data)
     except OSError as error:
         raise ExportError(f"--key {text}: it cannot be read ({type(error).__name__})") from None

@@ -58,8 +58,8 @@ _PATH: Final = r"[~.]{0,2}/.*"
 _PLACE: Final = f"Write {_VERSION}, or file:PATH of a mounted one"
 #: What is said of another content where a CA should be.
 _NO_CA: Final = (
-    "holds no certificates in PEM. Put the CA's there, with the lines BEGIN CERTIFICATE and END CERTIFICATE: of "
-    "Memorystore, what gcloud redis instances describe shows as serverCaCerts."
+    "holds no certificates in PEM, in ASCII. Put the CA's there, with the lines BEGIN CERTIFICATE and END CERTIFICATE: "
+    "of Memorystore, what gcloud redis instances describe shows as serverCaCerts."
 )
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())

@@ -498,8 +498,8 @@ def test_password_that_cannot_be_used_is_one_line(document: Path, where: str, st
         ("file:/no/such", "rediss://h", "STORE_CA: file:/no/such cannot be read: the file does not exist."),
         ("file:/no/such", "redis://h", "STORE_CA is for STORE=rediss://, which is Redis over TLS."),
         ("file:/no/such", "memory", "STORE_CA is for STORE=rediss://"),
-        (f"file:{__file__}", "rediss://h", "holds no certificates in PEM. Put the CA's there"),
-        ("file:/bin/sh", "rediss://h", "holds no certificates in PEM. Put the CA's there"),
+        (f"file:{__file__}", "rediss://h", "holds no certificates in PEM, in ASCII. Put the CA's there"),
+        ("file:/bin/sh", "rediss://h", "holds no certificates in PEM, in ASCII. Put the CA's there"),
     ],
 )
 def test_ca_that_cannot_be_used_is_one_line(document: Path, where: str, store: str, says: str) -> None:
