@@ -263,7 +263,9 @@ def test_nobody_gets_in_unless_asked(house: Path) -> None:
     public = words(dry_run(house, *usual("--allow-unauthenticated")), "functions", "deploy")
     assert "--allow-unauthenticated" in public
     assert "--no-allow-unauthenticated" not in public
-    named = words(dry_run(house, *usual("--invoker=user:ann@acme.example")), "run", "services")
+    named = words(
+        dry_run(house, *usual("--invoker=user:ann@acme.example")), "run", "services", "add-iam-policy-binding"
+    )
     assert {"--member=user:ann@acme.example", "--role=roles/run.invoker"} <= set(named)
 
 
@@ -548,6 +550,8 @@ class Cloud:
             'case "$*" in\n'
             '  ${FAILS:-nothing}*) echo "denied" >&2; exit 1 ;;\n'
             '  "iam service-accounts list"*) echo "${ACCOUNTS:-}" ;;\n'
+            '  "run services list"*) echo "${EXISTS:-}" ;;\n'
+            '  "run services get-iam-policy"*members=${OPEN:-nobody}*) echo "$OPEN" ;;\n'
             '  "firestore fields ttls list"*) echo "${TTLS:-}" ;;\n'
             '  "functions describe"*) echo "${URL:-https://countersign-abc.a.run.app}" ;;\n'
             '  "auth list"*) echo "${ME:-ann@acme.example}" ;;\n'
@@ -565,6 +569,7 @@ STEPS = [
     "iam service-accounts list",
     "iam service-accounts create",
     "secrets add-iam-policy-binding appgregator-x-api-key",
+    "run services list",
     "functions deploy countersign",
     "run services add-iam-policy-binding",
     "functions describe countersign",
@@ -576,6 +581,60 @@ FOR_ANN = "--invoker=user:ann@acme.example"
 @pytest.fixture
 def cloud(tmp_path: Path) -> Cloud:
     return Cloud(tmp_path)
+
+
+INVITED, CLOSED, DEPLOYED = (
+    "run services add-iam-policy-binding",
+    "run services remove-iam-policy-binding",
+    "functions deploy countersign",
+)
+
+
+@pytest.mark.parametrize("everybody", ["allUsers", "allAuthenticatedUsers"])
+def test_function_that_everybody_may_reach_is_closed_before_tokens_are_trusted(
+    house: Path, cloud: Cloud, everybody: str
+) -> None:
+    """And those who are to get in are let in before that. gcloud itself would close it once the new revision serves."""
+    run = deploy(house, *usual(FOR_ANN), PATH=cloud.path, EXISTS="countersign", OPEN=everybody)
+    assert run.returncode == 0, run.stderr
+    assert [one for one in cloud.asked() if one in {INVITED, CLOSED, DEPLOYED}] == [INVITED, CLOSED, DEPLOYED]
+    noted = cloud.notes.read_text().splitlines()
+    (closed,) = [line for line in noted if CLOSED in line]
+    assert f"--member={everybody} --role=roles/run.invoker --all" in closed
+    (deployed,) = [line for line in noted if DEPLOYED in line]
+    assert "IAM=guards" in deployed
+
+
+def test_function_that_cannot_be_closed_is_not_deployed(house: Path, cloud: Cloud) -> None:
+    fails = {"EXISTS": "countersign", "OPEN": "allUsers", "FAILS": CLOSED}
+    assert deploy(house, *usual(FOR_ANN), PATH=cloud.path, **fails).returncode == 1
+    assert DEPLOYED not in cloud.asked()
+    fails["FAILS"] = "run services get-iam-policy"
+    assert deploy(house, *usual(FOR_ANN), PATH=cloud.path, **fails).returncode == 1
+    assert DEPLOYED not in cloud.asked()
+
+
+def test_function_that_is_guarded_already_is_deployed_with_its_new_invokers_let_in(house: Path, cloud: Cloud) -> None:
+    assert deploy(house, *usual(FOR_ANN), PATH=cloud.path, EXISTS="countersign").returncode == 0
+    assert [one for one in cloud.asked() if one in {INVITED, CLOSED, DEPLOYED}] == [INVITED, DEPLOYED]
+
+
+def test_function_is_opened_by_gcloud_once_it_trusts_no_token(house: Path, cloud: Cloud) -> None:
+    run = deploy(house, *usual("--allow-unauthenticated"), PATH=cloud.path, EXISTS="countersign")
+    assert run.returncode == 0, run.stderr
+    assert [one for one in cloud.asked() if one.startswith("run services")] == []
+    (deployed,) = [line for line in cloud.notes.read_text().splitlines() if DEPLOYED in line]
+    assert "--allow-unauthenticated" in deployed
+    assert "IAM=" not in deployed
+
+
+def test_gcloud_accepts_what_closes_a_function(
+    house: Path, cloud: Cloud, isolated: dict[str, str], tmp_path: Path
+) -> None:
+    run = deploy(house, *usual(FOR_ANN), PATH=cloud.path, EXISTS="countersign", OPEN="allUsers")
+    printed = [line for line in run.stderr.splitlines() if line.startswith("gcloud run services ")]
+    assert len(printed) == 5
+    assert lint(printed, isolated, tmp_path) == []
 
 
 def test_compiled_policy_is_made_by_the_check_and_is_what_the_function_goes_by(house: Path, cloud: Cloud) -> None:
