@@ -44,7 +44,7 @@ else:
 ECHOED: Final = "EchoedKey51NAbcd9"
 _PERCENT: Final = "".join(f"%{byte:02X}" for byte in ECHOED.encode())
 #: Members that we act on: with the key in one of them, no later step may be reached. All others are spoilt together.
-ACTED_ON: Final = frozenset({"object", "id", "status", "currency", "customer", "code", "type", "param"})
+ACTED_ON: Final = frozenset({"object", "id", "status", "currency", "customer", "code"})
 
 
 class Echo(_Base):
