@@ -15,8 +15,9 @@ from gateway.secrets import Secret
 from gateway.upstreams.sending import _without
 from policies.model import Outcome, Shape, Step
 from policies.operations.invoices_create import FIELDS
-from policies.outcomes import Reply, awaiting
+from policies.outcomes import InvoiceSeen, Reply, awaiting
 from policies.refusals import AwaitingApproval, OutcomeUnknown
+from policies.upstreams import stripe
 from sandbox.appgregator import FAULTS, Appgregator
 from sandbox.stripe import Stripe
 from tests.conftest import KEY, policy, sha256
@@ -266,3 +267,21 @@ def test_approval_that_is_named_by_the_key_is_for_the_operator() -> None:
     assert (clean.approval, clean.mute) == (None, True)
     assert isinstance(clean.refusal, OutcomeUnknown)
     assert "https://dashboard.stripe.com/a" in clean.refusal.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "currency", "total", "seen"),
+    [
+        ("open", "usd", 1200, InvoiceSeen("open", currency="usd", total=1200)),
+        ("draft", "eur", -1200, InvoiceSeen("draft", currency="eur", total=-1200)),  # a credit
+        (ECHOED, ECHOED, ECHOED, InvoiceSeen("")),
+        ("Open", "USD", "1200", InvoiceSeen("")),
+        (["open"], {"usd": 1}, True, InvoiceSeen("")),
+        ("deleted", "usdollar", 10**12 + 1, InvoiceSeen("")),  # what is deleted says so in another member
+        ("open\n", "usd\n", 1200.5, InvoiceSeen("")),
+    ],
+)
+def test_what_is_told_of_an_invoice_is_never_the_upstreams_own_text(
+    status: object, currency: object, total: object, seen: InvoiceSeen
+) -> None:
+    assert stripe._of({"status": status, "currency": currency, "total": total}) == seen
