@@ -302,7 +302,7 @@ class BodyIncomplete(BadCall):
 
     reason = "body-incomplete"
     title = "The body is not complete"
-    sentence = "The body is shorter than its Content-Length says. Send the call again."
+    sentence = "The body ended before it was complete. Send the call again."
 
 
 class BodyTimeout(BadCall):
