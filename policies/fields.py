@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _OWN: Final = ("object", "id", "customer", "livemode", "metadata")
 #: Entries of one list or one object of any names. A page of Stripe's has at most 100, and metadata 50.
 MAX_ENTRIES: Final = 250
-#: Entries and members of a whole answer: each takes 16 bytes of the largest at least, where names alone take as many.
-#: A decoder needs up to some hundred bytes for each.
+#: Entries, members, objects and lists of a whole answer: 16 bytes each in the largest answer, less than any real one
+#: has. A decoder needs up to some hundred bytes for each.
 MAX_PARTS: Final = 65_536
 #: A shorter body has no room for so many.
 _ROOM: Final = 2 * MAX_PARTS
@@ -226,8 +226,8 @@ def decoded(body: bytes) -> Any:
 
 
 def _crowded(body: bytes) -> bool:
-    """Whether JSON has more than ``MAX_PARTS``. All but the first of each object and list has a comma before it."""
-    return body.count(b",") > MAX_PARTS
+    """Whether JSON has more than ``MAX_PARTS``: what begins an object or a list, or follows a comma in one."""
+    return body.count(b",") + body.count(b"{") + body.count(b"[") > MAX_PARTS
 
 
 def _mended(value: Any) -> Any:

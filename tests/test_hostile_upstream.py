@@ -387,7 +387,7 @@ CROWDED = {
     "numbers for lines": {"lines": b'{"data":' + listed(b"1", 500_000) + b"}"},
     "lists for lines": {"lines": b'{"data":' + listed(b"[]", 340_000) + b"}"},
     "lines of taxes": {"lines": b'{"data":' + listed(b'{"taxes":' + listed(b"{}", 250) + b"}", 250 * 5) + b"}"},
-    "as many as may be": {"lines": b'{"data":' + listed(b"{}", 65_000) + b"}"},
+    "as many as may be": {"lines": b'{"data":' + listed(b"{}", 32_000) + b"}"},
     "discounts": {"discounts": listed(b"1", 500_000)},
     "members": {"metadata": b"{" + b",".join(b'"%x":1' % n for n in range(90_000)) + b"}"},
     "half a character beside them": {"lines": b'{"data":' + listed(b"{}", 340_000) + b"}", "footer": b'"\\ud83d"'},
