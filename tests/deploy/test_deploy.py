@@ -137,9 +137,12 @@ def test_gcloud_accepts_every_command_of_every_dry_run(house: Path, isolated: di
     assert lint(commands, isolated, tmp_path) == []
 
 
-def test_gcloud_accepts_every_command_of_the_page(isolated: dict[str, str], tmp_path: Path) -> None:
-    commands = page_commands()
-    assert len(commands) > 15
+@pytest.mark.parametrize(("page", "least"), [("deploy", 15), ("stores", 8)])
+def test_gcloud_accepts_every_command_of_the_page(
+    isolated: dict[str, str], tmp_path: Path, page: str, least: int
+) -> None:
+    commands = page_commands(page)
+    assert len(commands) > least
     assert lint(commands, isolated, tmp_path) == []
 
 
@@ -149,11 +152,13 @@ def test_the_lint_can_fail(house: Path, isolated: dict[str, str], tmp_path: Path
     assert len(lint(broken, isolated, tmp_path)) == len(broken)
 
 
-def page_lines() -> list[str]:
-    """The shell of the page, a command a line, its variables filled in."""
-    page = (REPOSITORY / "docs/deploy.md").read_text()
+def page_lines(page: str = "deploy") -> list[str]:
+    """The shell of a page, a command a line, its variables filled in."""
+    page = (REPOSITORY / f"docs/{page}.md").read_text()
     shell = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
-    values = dict(re.findall(r"^([A-Z]+)=([\w-]+)$", shell, re.MULTILINE)) | {
+    values = {"PROJECT": "acme-prod", "REGION": "us-central1", "HOST": "10.0.0.3", "PORT": "6378"}
+    values |= dict(re.findall(r"^([A-Z]+)=([\w-]+)$", shell, re.MULTILINE)) | {
+        "STORE": "rediss://10.0.0.3:6378/0",
         "URL": "https://countersign-abc.a.run.app",
         "ME": "ann@acme.example",
         "KEY": "sk_0",
@@ -166,19 +171,52 @@ def page_lines() -> list[str]:
     return re.sub(r"\$([A-Z_]+)", lambda name: values[name[1]], shell).splitlines()
 
 
-def page_commands() -> list[str]:
-    """A gcloud command ends where its line does, or the bracket that it stands in."""
+def page_commands(page: str = "deploy") -> list[str]:
+    """A gcloud command ends where its line does, or a pipe begins, or the bracket ends that it stands in."""
     commands = []
-    for line in page_lines():
+    for line in page_lines(page):
         for inner in re.findall(r"\$\((gcloud (?:[^()']|'[^']*')*)\)", line):
             commands.append(inner)
             line = line.replace(inner, "")  # noqa: PLW2901  what is left may hold another
-        commands += re.findall(r"(?:^|\| )(gcloud .*)", line)
+        commands += [part for part in line.split(" | ") if part.startswith("gcloud ")]
     return commands
 
 
-def test_the_page_mentions_no_command_that_is_not_checked() -> None:
-    assert sum(line.count("gcloud ") for line in page_lines()) == len(page_commands())
+@pytest.mark.parametrize("page", ["deploy", "stores"])
+def test_the_page_mentions_no_command_that_is_not_checked(page: str) -> None:
+    assert sum(line.count("gcloud ") for line in page_lines(page)) == len(page_commands(page))
+
+
+@pytest.mark.parametrize(
+    ("page", "options", "store"),
+    [
+        (
+            "stores",
+            [
+                '--store="$STORE"',
+                '--redis-password-secret="projects/$PROJECT/secrets/redis-password"',
+                '--redis-ca-secret="projects/$PROJECT/secrets/redis-ca"',
+                "--vpc-connector=countersign",
+            ],
+            "rediss://10.0.0.3:6378/0",
+        ),
+        ("deploy", ['--store="firestore://$PROJECT/$NAME"'], "firestore://acme-prod/countersign"),
+    ],
+)
+def test_options_that_a_page_adds_for_a_store_are_taken(house: Path, page: str, options: list[str], store: str) -> None:
+    text = (REPOSITORY / f"docs/{page}.md").read_text()
+    assert all(f"`{option}`" in text for option in options)
+    filled = [
+        option.replace("$STORE", store)
+        .replace("$PROJECT", "acme-prod")
+        .replace("$NAME", "countersign")
+        .replace('"', "")
+        for option in options
+    ]
+    (settings,) = [
+        word for word in words(dry_run(house, *usual(*filled)), "functions", "deploy") if word.startswith("--set-env")
+    ]
+    assert f",STORE={store}," in settings
 
 
 def test_the_dry_run_of_the_page_works(house: Path) -> None:
