@@ -83,7 +83,7 @@ def size_of(paths: Iterable[str]) -> int | None:
         try:
             file = Path(path).stat()
         except OSError as error:
-            raise ExportError(f"{path}: it cannot be read ({type(error).__name__})") from None
+            raise ExportError(f"{path}: it cannot be read ({error.strerror})") from None
         total = None if total is None or not Path(path).is_file() else total + file.st_size
     return total
 
@@ -100,7 +100,7 @@ def entries(path: str, meter: Meter) -> Iterator[tuple[int, bytes]]:
         with Path(path).open("rb") as file:
             yield from _split(_in_utf_8(_chunks(file, path, meter)))
     except OSError as error:
-        raise ExportError(f"{path}: it cannot be read ({type(error).__name__})") from None
+        raise ExportError(f"{path}: it cannot be read ({error.strerror})") from None
 
 
 class Found(NamedTuple):

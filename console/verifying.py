@@ -110,7 +110,7 @@ def _public_key(text: str) -> Ed25519PublicKey:
         data = plain(Path(text).read_bytes()) if Path(text).is_file() else text.encode()
         return public_key(data)
     except OSError as error:
-        raise ExportError(f"--key {text}: it cannot be read ({type(error).__name__})") from None
+        raise ExportError(f"--key {text}: it cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ExportError(
             f"--key {text}: {error}. `countersign audit keygen` shows it when it makes the pair"
@@ -126,7 +126,7 @@ def _keygen(asked: argparse.Namespace) -> int:
         print(f"{asked.file} exists already. Name another file: a key that signed is not to be lost.", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"{asked.file}: it cannot be written ({type(error).__name__})", file=sys.stderr)
+        print(f"{asked.file}: it cannot be written ({error.strerror})", file=sys.stderr)
         return 1
     public = private.public_key()
     print(text_of(public))
