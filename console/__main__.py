@@ -197,7 +197,7 @@ def _compile(file: Path, data: bytes, policy_set: PolicySet, out: Path) -> int:
             beside.replace(out)
             problem = None
     except OSError as error:
-        problem = f"{out}: it cannot be written ({type(error).__name__})"
+        problem = f"{out}: it cannot be written ({error.strerror})"
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1

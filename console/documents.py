@@ -15,4 +15,4 @@ def opened(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DocumentError(f"{path}: it cannot be read ({type(error).__name__})") from None
+        raise DocumentError(f"{path}: it cannot be read ({error.strerror})") from None

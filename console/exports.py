@@ -5,6 +5,7 @@ Memory is bounded whatever the size: a file is read in chunks, and handed on one
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import sys
@@ -31,7 +32,9 @@ LINE: Final = b'{"severity":"'
 LABELS: Final = "logging.googleapis.com/labels"
 
 _GZIP: Final = b"\x1f\x8b"
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+#: What Windows' shells begin a file with: in UTF-8, and in UTF-16, which PowerShell's > writes.
+_BYTE_ORDER_MARK: Final = codecs.BOM_UTF8
+_UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BETWEEN = re.compile(rb"[\s,\[\]]*")
 #: A string, a brace, or the beginning of a string whose end was not read yet.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}"]', re.DOTALL)
@@ -80,7 +83,7 @@ def size_of(paths: Iterable[str]) -> int | None:
         try:
             file = Path(path).stat()
         except OSError as error:
-            raise ExportError(f"{path}: it cannot be read ({type(error).__name__})") from None
+            raise ExportError(f"{path}: it cannot be read ({error.strerror})") from None
         total = None if total is None or not Path(path).is_file() else total + file.st_size
     return total
 
@@ -91,13 +94,13 @@ def entries(path: str, meter: Meter) -> Iterator[tuple[int, bytes]]:
     Raises :class:`ExportError`, after what could be read.
     """
     if path == "-":
-        yield from _split(_chunks(cast("BufferedIOBase", sys.stdin.buffer), path, meter))
+        yield from _split(_in_utf_8(_chunks(cast("BufferedIOBase", sys.stdin.buffer), path, meter)))
         return
     try:
         with Path(path).open("rb") as file:
-            yield from _split(_chunks(file, path, meter))
+            yield from _split(_in_utf_8(_chunks(file, path, meter)))
     except OSError as error:
-        raise ExportError(f"{path}: it cannot be read ({type(error).__name__})") from None
+        raise ExportError(f"{path}: it cannot be read ({error.strerror})") from None
 
 
 class Found(NamedTuple):
@@ -117,6 +120,8 @@ def content_of(raw: bytes) -> tuple[Found | None, bytes | None]:
     try:
         return _strictly(raw), None
     except BrokenError:
+        if raw.startswith(_BYTE_ORDER_MARK):  # of the second of two files that were put into one
+            return content_of(raw.removeprefix(_BYTE_ORDER_MARK))
         begins = raw.rfind(LINE)
         if begins <= 0:
             raise
@@ -234,14 +239,36 @@ def _metered(file: BufferedIOBase, meter: Meter) -> bytes:
     return chunk
 
 
+def plain(data: bytes) -> bytes:
+    """Return a text in UTF-8 and without a byte order mark, as Linux' shells would have written it."""
+    return b"".join(_in_utf_8(iter((data,)))).removeprefix(_BYTE_ORDER_MARK)
+
+
+def _in_utf_8(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the same text in UTF-8. What is damaged in it becomes a character that no line of the record has."""
+    first = b""
+    for chunk in chunks:
+        first += chunk
+        if len(first) >= len(_BYTE_ORDER_MARK):
+            break
+    if not first.startswith(_UTF_16):
+        yield first
+        yield from chunks
+        return
+    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    yield decoder.decode(first).encode()
+    for chunk in chunks:
+        yield decoder.decode(chunk).encode()
+    yield decoder.decode(b"", final=True).encode()
+
+
 def _split(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield entries: of an array, or of objects that take several lines, if the file begins like one; else lines."""
     first = b""
     for chunk in chunks:
-        first += chunk
+        first = (first + chunk).removeprefix(_BYTE_ORDER_MARK)
         if first.strip():
             break
-    first = first.removeprefix(_BYTE_ORDER_MARK)
     if first.lstrip()[:1] == b"[" or first.lstrip().partition(b"\n")[0].strip() == b"{":
         yield from _values(first, chunks)
     else:

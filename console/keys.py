@@ -301,8 +301,10 @@ class _Policy:
             return cls(file, data, text, document.read(text, str(file)))
         except DocumentError as error:
             raise NotDoneError(f"{error}. Correct this first; nothing was changed.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise NotDoneError(f"{file}: it cannot be read as UTF-8 text ({type(error).__name__}).") from None
+        except UnicodeDecodeError:
+            raise NotDoneError(f"{file}: it is not UTF-8 text. Save it as UTF-8.") from None
+        except OSError as error:
+            raise NotDoneError(f"{file}: it cannot be read ({error.strerror}).") from None
 
     def stranger(self, caller: str) -> str:
         close = get_close_matches(caller, self.read.names, 3)
@@ -380,9 +382,7 @@ class _Policy:
         try:
             _replace(self.file.resolve(), self.data, text.encode())
         except OSError as error:
-            raise NotDoneError(
-                f"{self.file} cannot be written ({type(error).__name__}). Nothing was changed."
-            ) from None
+            raise NotDoneError(f"{self.file} cannot be written ({error.strerror}). Nothing was changed.") from None
 
 
 def _is_key_of(proof: Proof, one: Caller, caller: str) -> bool:

@@ -47,6 +47,14 @@ _GONE = "The ledger has no such key any more."
 _OVER = f"{_GONE} A decision is kept for {RETENTION // 3600} hours, and cannot be taken back after that."
 _UNCHANGED = "Nothing was changed."
 
+#: What to do about what Google's client says of Firestore, by the name of its exception.
+_MENDING = {
+    "PermissionDenied": "Your own account needs roles/datastore.user on this database, as the function's does.",
+    "NotFound": "There is no such database: correct STORE, or create it.",
+    "DefaultCredentialsError": "Sign in: gcloud auth application-default login.",
+    "RefreshError": "Sign in again: gcloud auth application-default login.",
+}
+
 _NOT_RESOLVED = {
     Verdict.ABSENT: _GONE,
     Verdict.RUNNING: "The call may still be running. Wait half a minute and look again.",
@@ -305,7 +313,8 @@ def _with_ledger(work: Callable[[Ledger], int]) -> int:
     except (SettingError, NoAnswerError) as error:
         return _say(str(error))
     except StoreUnavailable as error:
-        return _say(f"The store does not answer ({error.note}). Is STORE right, and can this machine reach it?")
+        mending = _MENDING.get(error.note or "", "Is STORE right, and can this machine reach it?")
+        return _say(f"The store does not answer ({error.note}). {mending}")
 
 
 def _names(by: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from console.audit import Report, verify_files
-from console.exports import ExportError, Meter, size_of
+from console.exports import ExportError, Meter, plain, size_of
 from gateway.signing import key_id, new_key, public_key, text_of
 
 if TYPE_CHECKING:
@@ -107,10 +107,10 @@ def _verdict(report: Report, *, keyed: bool) -> str:
 def _public_key(text: str) -> Ed25519PublicKey:
     """Read a public key from a file, or from the text itself. Raises :class:`ExportError`."""
     try:
-        data = Path(text).read_bytes() if Path(text).is_file() else text.encode()
+        data = plain(Path(text).read_bytes()) if Path(text).is_file() else text.encode()
         return public_key(data)
     except OSError as error:
-        raise ExportError(f"--key {text}: it cannot be read ({type(error).__name__})") from None
+        raise ExportError(f"--key {text}: it cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ExportError(
             f"--key {text}: {error}. `countersign audit keygen` shows it when it makes the pair"
@@ -126,7 +126,7 @@ def _keygen(asked: argparse.Namespace) -> int:
         print(f"{asked.file} exists already. Name another file: a key that signed is not to be lost.", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"{asked.file}: it cannot be written ({type(error).__name__})", file=sys.stderr)
+        print(f"{asked.file}: it cannot be written ({error.strerror})", file=sys.stderr)
         return 1
     public = private.public_key()
     print(text_of(public))

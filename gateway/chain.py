@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import sys
 import threading
 import time
@@ -28,11 +29,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as _quoted
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 import msgspec
 
 from gateway.forks import PerProcess
+from gateway.sinks import WRITE_SECONDS, why
 from policies.idempotency import SHORT
 from policies.refusals import RecordUnavailable
 
@@ -353,7 +355,7 @@ class Audit:
             self._sink.write(line.encode("ascii"))
         except (OSError, ValueError) as error:
             chain.failed = chain.sequence
-            raise RecordUnavailable(note=type(error).__name__, retry_after=1) from None
+            raise RecordUnavailable(note=why(error), retry_after=1) from None
         chain.sequence += 1
         chain.head = digest
         return audit_id
@@ -371,8 +373,32 @@ def labels_of(**labels: str | None) -> str:
 
 
 def alert(message: str) -> None:
-    """Report on standard error, as a last resort, that the record could not be written."""
+    """Report on standard error, as a last resort, that the record could not be written.
+
+    It may lead where the record does, to a pipe that is full: so nobody waits for it.
+    """
     line = json.dumps({"severity": "ALERT", "message": f"countersign: {message}"})
-    with suppress(OSError, ValueError):
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+    if sys.stderr is None or not _ALERTING.acquire(timeout=WRITE_SECONDS):
+        return
+    try:
+        with suppress(OSError, ValueError):
+            if _takes(sys.stderr):
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+    finally:
+        _ALERTING.release()
+
+
+#: One thread at a time: of two that see room for a line, one would wait.
+_ALERTING: Final = threading.Lock()
+
+
+def _takes(stream: TextIO) -> bool:
+    """Whether a stream takes a line at once; one that is no file always does."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return True
+    ready = select.poll()
+    ready.register(descriptor, select.POLLOUT)
+    return bool(ready.poll(0))

@@ -96,7 +96,9 @@ def _read(path: str, most: int) -> bytes | UnreadableError:
             return UnreadableError(f"the path leads to {_KINDS.get(kind, 'no file')}")
         with Path(path).open("rb") as file:
             return file.read(most)
-    except FileNotFoundError as error:
-        return MissingError(type(error).__name__)
+    except FileNotFoundError:
+        return MissingError("there is no such file")
+    except PermissionError:
+        return UnreadableError("this process may not read it")
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         return UnreadableError(type(error).__name__)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from gateway import files
 from gateway.kept import DownError, Kept, Lifetime
 from gateway.presented import retired
+from gateway.secrets import mending
 from policies import compiled
 from policies.model import VERSION, DocumentError
 
@@ -97,7 +98,7 @@ class Version:
         try:
             return self._manager.read(self.where)[1]
         except DownError as error:
-            raise SourceError(f"cannot be read from Secret Manager: {error}.") from None
+            raise SourceError(f"cannot be read from Secret Manager: {error}. {mending(error)}".rstrip()) from None
 
 
 def source_of(where: str, manager: SecretManager) -> Source:

@@ -277,6 +277,26 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
     }
 
 
+#: What to do about what Google's client says of a version, by the name of its exception.
+_MENDING: Final[Mapping[str, str]] = {
+    "NotFound": "There is no such secret, or no such version of it: correct the name, or add a version.",
+    "PermissionDenied": "Give the account that reads it roles/secretmanager.secretAccessor on this secret.",
+    "FailedPrecondition": "This version is disabled or destroyed: enable it, or add another.",
+    "InvalidArgument": "Secret Manager takes no such name: correct it.",
+    "DefaultCredentialsError": "Sign in: gcloud auth application-default login.",
+    "RefreshError": "Sign in again: gcloud auth application-default login.",
+    **dict.fromkeys(
+        ("RetryError", "ServiceUnavailable", "DeadlineExceeded"),
+        "Secret Manager does not answer: try again, and see whether this machine can reach it.",
+    ),
+}
+
+
+def mending(error: DownError) -> str:
+    """Return what to do about a secret that cannot be read, as a sentence; empty if the error itself says all."""
+    return _MENDING.get(str(error), "")
+
+
 def reader_of(name: str, manager: Source, mounted: Source) -> Source:
     """Return where the secret ``name`` is read."""
     return mounted if name.startswith("file:") else manager

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Final
+import signal
+from typing import Any, Final
 
 import gunicorn
 import gunicorn.config
@@ -20,6 +21,9 @@ TESTED: Final = "27."
 DEFAULT_THREADS: Final = "80"
 #: An instance has ten seconds between SIGTERM and SIGKILL; gunicorn's master kills its worker after these.
 GRACE_SECONDS: Final = 9
+#: With these gunicorn starts a second worker, ends one, starts a second server, or puts a new worker in place of this
+#: one. Two processes do not share a ledger in memory, and what has to be restarted is a new instance.
+IGNORED: Final = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGHUP)
 
 
 def configure() -> None:
@@ -28,6 +32,8 @@ def configure() -> None:
     # The server of --debug logs the first line of every call; of one that it cannot read, that may be a key.
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
+    gunicorn.config.WhenReady.default = staticmethod(_ignore)
+    gunicorn.config.PostWorkerInit.default = staticmethod(_end_in_order)
     if gunicorn.__version__.startswith(TESTED):
         gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
     else:
@@ -36,3 +42,18 @@ def configure() -> None:
             "gunicorn's own worker serves instead: slower, and open to strangers who keep connections busy. Install "
             "the version that requirements.txt has."
         )
+
+
+def _ignore(_master: object) -> None:
+    for one in IGNORED:
+        signal.signal(one, signal.SIG_IGN)
+
+
+def _end_in_order(worker: Any) -> None:
+    """Have the worker end at SIGINT and SIGQUIT as at SIGTERM: gunicorn's own way drops the calls under way.
+
+    What the master ignores, gunicorn's worker has set back to its default, which ends it.
+    """
+    _ignore(worker)
+    for one in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(one, worker.handle_exit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 import time
@@ -21,10 +22,10 @@ from gateway.kept import DownError
 from gateway.means import Means
 from gateway.readiness import Readiness
 from gateway.reloading import PROMISED_SECONDS, Policies, SourceError, digest_of, judge, source_of
-from gateway.secrets import Mounted, Secret, SecretManager, Secrets, reader_of
+from gateway.secrets import Mounted, Secret, SecretManager, Secrets, mending, reader_of
 from gateway.signing import RecordKey
 from gateway.sinks import standard_output, to_file
-from gateway.stores import SHARED, Store, fault, shared, takes_ca, takes_password
+from gateway.stores import PORT, SHARED, Store, fault, shared, takes_ca, takes_password
 from gateway.stores.memory import Memory
 from gateway.tokens import Google
 from gateway.upstreams.sending import Upstreams
@@ -41,17 +42,24 @@ if TYPE_CHECKING:
 
 #: An https address without query or fragment; or an OAuth client of your own, the audience of people's tokens. Not
 #: gcloud's own client, which is the audience of everybody's gcloud tokens, for whatever service.
-_AUDIENCE: Final = r"https://[a-z0-9.-]+(?::[0-9]{1,5})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
+_HOST: Final = r"(?:[a-z0-9-]+\.)*[a-z0-9-]+"
+_AUDIENCE: Final = rf"https://{_HOST}(?::{PORT})?(?:/[\w.~%/-]*)?|[0-9]+-[a-z0-9]+\.apps\.googleusercontent\.com"
 #: Of a page: what follows it in ``help`` is # and a reason.
-_DOCS: Final = r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%@/-]*)?"
-_ENDPOINT: Final = r"(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}"
+_DOCS: Final = rf"https://(?i:{_HOST})(?::{PORT})?(?:/[A-Za-z0-9._~%@/-]*)?"
+_ENDPOINT: Final = rf"(?:127\.0\.0\.1|localhost|\[::1\]):{PORT}"
 _SECONDS: Final = r"[0-9]{1,2}(?:\.[0-9]{1,3})?"
+#: How a Secret Manager version is written, in sentences, and what looks like the beginning of one.
+_VERSION: Final = "projects/PROJECT/secrets/NAME/versions/latest"
+_NO_VERSION: Final = r"(?i:projects)/[^/]*/(?:.*/)?(?i:secrets?)(?:/.*)?"
+_WHOLE: Final = " Write the whole name, from projects/ to /versions/latest or /versions/NUMBER."
+#: What looks like a path.
+_PATH: Final = r"[~.]{0,2}/.*"
 #: How the place of a secret is written, in sentences.
-_PLACE = "Write projects/PROJECT/secrets/NAME/versions/latest, or file:PATH of a mounted one"
+_PLACE: Final = f"Write {_VERSION}, or file:PATH of a mounted one"
 #: What is said of another content where a CA should be.
 _NO_CA: Final = (
-    "holds no certificates in PEM. Put the CA's there, with the lines BEGIN CERTIFICATE and END CERTIFICATE: of "
-    "Memorystore, what gcloud redis instances describe shows as serverCaCerts."
+    "holds no certificates in PEM, in ASCII. Put the CA's there, with the lines BEGIN CERTIFICATE and END CERTIFICATE: "
+    "of Memorystore, what gcloud redis instances describe shows as serverCaCerts."
 )
 #: How a shared store is written, in sentences.
 _SHARED = " or ".join(written.shown for written in SHARED.values())
@@ -63,11 +71,18 @@ MAX_OPERATOR: Final = 200
 
 #: Cloud Run sends one instance no more calls at once.
 MAX_THREADS: Final = 1000
+#: Seconds after which the platform may cut a call off: a call takes 25 at most, and what it left behind is paid then.
+LEAST_TIMEOUT: Final = 30
 
 
 def _whole(least: int, most: int) -> Callable[[str], bool]:
     """Return whether a text is a whole number in these bounds."""
     return lambda text: re.fullmatch("[0-9]{1,9}", text) is not None and least <= int(text) <= most
+
+
+def _like(pattern: str) -> Callable[[str], bool]:
+    """Return whether a text is empty or like this."""
+    return lambda text: re.fullmatch(pattern, text) is not None or not text
 
 
 def _empty(text: str) -> bool:
@@ -78,10 +93,17 @@ def _off(text: str) -> bool:
     return text.lower() in {"", "false"}
 
 
-#: What functions-framework, gunicorn and other libraries read from the environment. They answer some values with a
-#: traceback, serve nobody with others, and with others again put keys into the log or a file, or cut off a call while
-#: it is being settled.
-_FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
+def _loopback(otherwise: str) -> str:
+    return (
+        "is used without encryption, so it must be on this machine: write 127.0.0.1:PORT, or remove it to use "
+        f"{otherwise}."
+    )
+
+
+#: Settings of which one sentence says how they are written. First what functions-framework, gunicorn and other
+#: libraries read from the environment: they answer some values with a traceback, serve nobody with others, and with
+#: others again put keys into the log or a file, or cut off a call while it is being settled. Then ours.
+_SAID: Final[dict[str, tuple[Callable[[str], object], str]]] = {
     "WORKERS": (
         _whole(1, 1),
         "must be 1: each process would count limits for itself. Raise THREADS, or the number of instances.",
@@ -92,8 +114,8 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
     ),
     "PORT": (_whole(1, 65535), "must be a port number from 1 to 65535, such as 8080."),
     "CLOUD_RUN_TIMEOUT_SECONDS": (
-        _whole(0, 86400),
-        "must be a whole number of seconds, such as 60. Write one, or remove it.",
+        lambda text: text == "0" or _whole(LEAST_TIMEOUT, 86400)(text),
+        f"must be a whole number of seconds, such as 60, at least {LEAST_TIMEOUT}: calls are cut off. Or remove it.",
     ),
     "GUNICORN_LOG_LEVEL": (
         lambda text: text.lower() in {"error", "critical"},
@@ -122,6 +144,36 @@ _FRAMEWORK: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
         _empty,
         "must be empty: it puts what connections are encrypted with into a file, for all to read. Remove it.",
     ),
+    "AUDIT": (re.compile("stdout|file:.+").fullmatch, "must be stdout or file:PATH."),
+    "DOCS": (
+        _like(_DOCS),
+        (
+            "must be the https address of the page about refusals, without ? and #, such as "
+            "https://github.com/acme/countersign/blob/main/docs/refusals.md."
+        ),
+    ),
+    "FIRESTORE_EMULATOR_HOST": (
+        _like(rf"[^\s/\"']+:{PORT}"),
+        "must be HOST:PORT of an emulator, such as 127.0.0.1:8080. Write that, or remove it to use Google's Firestore.",
+    ),
+    "GOOGLE_CERTS_ENDPOINT": (_like(_ENDPOINT), _loopback("Google's certificates")),
+    "GOOGLE_CLOUD_PROJECT": (
+        _like("[a-z0-9:.-]{1,63}"),
+        "must be the id of a Google Cloud project, such as acme-prod: each line of the record names it.",
+    ),
+    "IAM": (
+        _like("guards"),
+        "must be guards or unset. Write IAM=guards only where Cloud Run's IAM refuses all others.",
+    ),
+    "OPERATOR": (
+        lambda text: not text or (len(text) <= MAX_OPERATOR and text.isprintable() and not text.isspace()),
+        (
+            f"must say whom callers may ask, in one line of at most {MAX_OPERATOR} characters, such as "
+            "payments@acme.example."
+        ),
+    ),
+    "PORTAL": (_like("on|off"), "must be on or off: whether there is a page for callers at /portal."),
+    "SECRET_MANAGER_ENDPOINT": (_like(_ENDPOINT), _loopback("Google's Secret Manager")),
 }
 
 #: Files that Google's client, gRPC and OpenSSL open by themselves, with a call or a lock waiting: looked at beforehand.
@@ -184,9 +236,8 @@ class Gate(msgspec.Struct, frozen=True):
 def settings_of(environ: Mapping[str, str]) -> Settings:
     """Read the environment. Raises :class:`SettingError`."""
     on_cloud = "K_SERVICE" in environ
-    for name, (serves, says) in _FRAMEWORK.items():
-        if name in environ and not serves(environ[name]):
-            raise SettingError(f"{name} {says}")
+    for name in _SAID:
+        _said(environ, name)
     if on_cloud and environ.get("DEBUG"):
         raise SettingError("DEBUG shows callers what exceptions say. Remove it from the function's environment.")
     if on_cloud and environ.get("FIRESTORE_EMULATOR_HOST"):
@@ -194,9 +245,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
             "FIRESTORE_EMULATOR_HOST names a Firestore that is not Google's, without encryption. Remove it from the "
             "function's environment."
         )
-    policy = environ.get("POLICY", "")
-    if not policy:
-        raise SettingError("POLICY is not set. Write POLICY=policies/documents/NAME.yaml, or a Secret Manager version.")
+    policy = _policy(environ)
     store = _store(environ, on_cloud=on_cloud)
     return Settings(
         on_cloud=on_cloud,
@@ -207,14 +256,12 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         audit=_audit(environ),
         record_key=_record_key(environ),
         audiences=_audiences(environ),
-        iam=_iam(environ),
-        project=environ.get("GOOGLE_CLOUD_PROJECT") or None,
+        iam=bool(_said(environ, "IAM")),
+        project=_said(environ, "GOOGLE_CLOUD_PROJECT") or None,
         secret_manager=_secret_manager(environ),
-        certificates=_on_loopback(
-            "GOOGLE_CERTS_ENDPOINT", environ.get("GOOGLE_CERTS_ENDPOINT"), "Google's certificates"
-        ),
-        docs=Docs(_docs(environ), _portal(environ), environ.get("K_SERVICE", "")),
-        operator=_operator(environ),
+        certificates=_said(environ, "GOOGLE_CERTS_ENDPOINT") or None,
+        docs=Docs(_said(environ, "DOCS"), _said(environ, "PORTAL") != "off", environ.get("K_SERVICE", "")),
+        operator=_said(environ, "OPERATOR"),
         promised=_promised(environ, on_cloud=on_cloud),
     )
 
@@ -292,6 +339,8 @@ def _look_at_files(environ: Mapping[str, str]) -> None:
     for name in _OPENED_BY_LIBRARIES:
         path = environ.get(name)
         if path:
+            if wrong := _no_path(path):
+                raise SettingError(f"{name} must be the path of a file.{wrong}")
             try:
                 files.read(path, 1)
             except files.UnreadableError as error:
@@ -300,17 +349,52 @@ def _look_at_files(environ: Mapping[str, str]) -> None:
                 ) from None
 
 
-def _on_loopback(name: str, endpoint: str | None, otherwise: str) -> str | None:
-    if endpoint and not re.fullmatch(_ENDPOINT, endpoint):
-        raise SettingError(
-            f"{name} is used without encryption, so it must be on this machine: write 127.0.0.1:PORT, or remove it to "
-            f"use {otherwise}."
-        )
-    return endpoint or None
+def _said(environ: Mapping[str, str], name: str) -> str:
+    """Return a setting of :data:`_SAID`, empty if it is not set. Raises :class:`SettingError`."""
+    if name not in environ:
+        return ""
+    text = environ[name]
+    serves, says = _SAID[name]
+    if not serves(text) or _around(text):
+        raise SettingError(f"{name} {says}{_around(text)}")
+    return text
+
+
+def _around(text: str) -> str:
+    """Say what a shell or a file of settings has left around a value; empty for nothing."""
+    if text != text.strip() and not text.isspace():
+        return " Write it without the blanks around it."
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'":
+        return " Write it without the quotation marks around it."
+    return ""
+
+
+def _no_path(path: str) -> str:
+    """Say what does not belong to a path, likewise."""
+    if wrong := _around(path):
+        return wrong
+    if path.startswith("file:"):
+        return " Write the path without file:."
+    return "" if path.isprintable() else " There is a line break or another control character in it."
+
+
+def _policy(environ: Mapping[str, str]) -> str:
+    policy = environ.get("POLICY", "")
+    if not policy.strip():
+        raise SettingError("POLICY is not set. Write POLICY=policies/documents/NAME.yaml, or a Secret Manager version.")
+    wrong = _no_path(policy)
+    if not wrong and not VERSION.fullmatch(policy):
+        if re.fullmatch(_NO_VERSION, policy):
+            wrong = _WHOLE
+        elif "://" in policy:
+            wrong = " Documents are not read from other places."
+    if wrong:
+        raise SettingError(f"POLICY must be the path of a file, or {_VERSION}.{wrong}")
+    return policy
 
 
 def _secret_manager(environ: Mapping[str, str]) -> str | None:
-    return _on_loopback("SECRET_MANAGER_ENDPOINT", environ.get("SECRET_MANAGER_ENDPOINT"), "Google's Secret Manager")
+    return _said(environ, "SECRET_MANAGER_ENDPOINT") or None
 
 
 def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
@@ -325,45 +409,9 @@ def _promised(environ: Mapping[str, str], *, on_cloud: bool) -> float:
     if not re.fullmatch(_SECONDS, seconds) or not 0 < float(seconds) <= PROMISED_SECONDS:
         raise SettingError(
             "POLICY_SECONDS must be the seconds within which a change of the policy document takes over: write a "
-            f"number above 0, such as 0.5, and at most {PROMISED_SECONDS:.0f}."
+            f"number above 0, such as 0.5, and at most {PROMISED_SECONDS:.0f}.{_around(seconds)}"
         )
     return float(seconds)
-
-
-def _docs(environ: Mapping[str, str]) -> str:
-    docs = environ.get("DOCS", "")
-    if docs and not re.fullmatch(_DOCS, docs):
-        raise SettingError(
-            "DOCS must be the https address of the page about refusals, without ? and #, such as "
-            "https://github.com/acme/countersign/blob/main/docs/refusals.md."
-        )
-    return docs
-
-
-def _portal(environ: Mapping[str, str]) -> bool:
-    portal = environ.get("PORTAL", "")
-    if portal not in {"", "on", "off"}:
-        raise SettingError("PORTAL must be on or off: whether there is a page for callers at /portal.")
-    return portal != "off"
-
-
-def _operator(environ: Mapping[str, str]) -> str:
-    operator = environ.get("OPERATOR", "")
-    if len(operator) > MAX_OPERATOR or not operator.isprintable():
-        raise SettingError(
-            f"OPERATOR must say whom callers may ask, in one line of at most {MAX_OPERATOR} characters, such as "
-            "payments@acme.example."
-        )
-    return operator
-
-
-def _iam(environ: Mapping[str, str]) -> bool:
-    iam = environ.get("IAM", "")
-    if iam not in {"", "guards"}:
-        raise SettingError(
-            "IAM must be guards or unset. Write IAM=guards only where Cloud Run's IAM refuses all others."
-        )
-    return bool(iam)
 
 
 def _audiences(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -396,7 +444,8 @@ def _store(environ: Mapping[str, str], *, on_cloud: bool) -> str:
         )
     problem = None if store in {"", "memory"} else fault(store)
     if problem is not None:
-        raise SettingError(f"STORE must be memory, {_SHARED} (rediss:// is Redis over TLS). {problem}".rstrip())
+        wrong = _around(store) or f" {problem}".rstrip()
+        raise SettingError(f"STORE must be memory, {_SHARED} (rediss:// is Redis over TLS).{wrong}")
     return store
 
 
@@ -415,7 +464,7 @@ def _password(where: str, manager: SecretManager) -> Concealed[str] | None:
     try:
         return Secret.of(where, *reader_of(where, manager, Mounted()).read(where)).value
     except DownError as error:
-        raise SettingError(f"STORE_PASSWORD: {where} cannot be read: {error}. {_PLACE}.") from None
+        raise SettingError(_unread("STORE_PASSWORD", where, error)) from None
 
 
 def _store_ca(environ: Mapping[str, str], store: str) -> str:
@@ -431,7 +480,7 @@ def _ca(where: str, manager: SecretManager) -> str:
     try:
         return reader_of(where, manager, Mounted(MAX_CA)).read(where)[1].decode("ascii")
     except DownError as error:
-        raise SettingError(f"STORE_CA: {where} cannot be read: {error}. {_PLACE}.") from None
+        raise SettingError(_unread("STORE_CA", where, error)) from None
     except UnicodeDecodeError:
         raise SettingError(f"STORE_CA: {where} {_NO_CA}") from None
 
@@ -448,10 +497,20 @@ def _record_key(environ: Mapping[str, str]) -> str:
 
 
 def _where(setting: str, where: str, what: str) -> str:
-    """Return ``where``, the place of a secret; empty for none."""
-    if where and not names_secret(where):
-        raise SettingError(f"{setting} must say where {what} lies, and not hold it. {_PLACE}.")
+    """Return ``where``, the place of a secret; empty for none. What is none is not quoted: it may be the secret."""
+    wrong = _around(where)
+    if where and (wrong or not names_secret(where)):
+        if not wrong and re.fullmatch(_NO_VERSION, where):
+            wrong = _WHOLE
+        elif not wrong and re.fullmatch(_PATH, where):
+            wrong = " Write file: before the path."
+        raise SettingError(f"{setting} must say where {what} lies, and not hold it. {_PLACE}.{wrong}")
     return where
+
+
+def _unread(setting: str, where: str, error: DownError) -> str:
+    """Say that a secret cannot be read, and what to do."""
+    return f"{setting}: {where} cannot be read: {error}. {mending(error) or f'{_PLACE}.'}"
 
 
 def _signing_key(where: str, manager: SecretManager) -> bytes | DownError:
@@ -497,17 +556,17 @@ def record_of(environ: Mapping[str, str]) -> Audit:
 
 
 def _audit(environ: Mapping[str, str]) -> str:
-    where = environ.get("AUDIT", "stdout")
-    path = where.removeprefix("file:")
-    if where != "stdout" and (path == where or not path):
-        raise SettingError("AUDIT must be stdout or file:PATH.")
-    return "" if where == "stdout" else path
+    where = _said(environ, "AUDIT")
+    return where.removeprefix("file:") if where != "stdout" else ""
 
 
 def _sink(path: str) -> Sink:
     try:
         return to_file(path) if path else standard_output()
     except OSError as error:
-        raise SettingError(
-            f"AUDIT: file:{path} cannot be written ({type(error).__name__}). Write another path."
-        ) from None
+        if not path:
+            raise SettingError(
+                "AUDIT: standard output is closed. Start it with one, or write AUDIT=file:PATH."
+            ) from None
+        why = "nobody reads this pipe" if error.errno == errno.ENXIO else error.strerror
+        raise SettingError(f"AUDIT: file:{path} cannot be written ({why}). Write another path.") from None

@@ -7,11 +7,26 @@ import errno
 import os
 import select
 import stat
+import sys
 from pathlib import Path
 from typing import Final, Protocol
 
 #: A log that accepts nothing for this many seconds is down, and the call is refused.
 WRITE_SECONDS: Final = 0.5
+#: What an operator does about a line that could not be written.
+_WHY: Final = {
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "the disk is full: make room",
+    errno.EPIPE: "whoever read the record is gone: start a new instance",
+    errno.ETIMEDOUT: "whoever reads the record takes nothing: look at what collects the logs",
+}
+
+
+def why(error: OSError | ValueError) -> str:
+    """Say why a line could not be written, and what to do if there is a word for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return _WHY.get(error.errno or 0, error.strerror)
+    return type(error).__name__
 
 
 class Sink(Protocol):
@@ -64,7 +79,7 @@ class Descriptor:
         # If the log is stuck, only the first writer waits; the rest fail at once.
         if self._stuck or not self._ready.poll(WRITE_SECONDS * 1000):
             self._stuck = True
-            raise TimeoutError("the log accepts nothing")
+            raise TimeoutError(errno.ETIMEDOUT, "the log accepts nothing")
 
 
 def _non_blocking(descriptor: int) -> int | None:
@@ -81,7 +96,9 @@ def _non_blocking(descriptor: int) -> int | None:
 
 
 def standard_output() -> Sink:
-    """Return the sink of ``AUDIT=stdout``."""
+    """Return the sink of ``AUDIT=stdout``. Raises OSError if that is closed: another file may be 1 by now."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
     return Descriptor(1)
 
 

@@ -43,6 +43,7 @@ from gateway.arriving import MAX_HEAD, MAX_LINE, Arriving
 from gateway.reading import BODY_SECONDS, LATE
 from gateway.record import BEGAN
 from gateway.stopping import SEND_SECONDS, STOPPING
+from gateway.underscores import Underscores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ SEND_BUFFER: Final = 64 * 1024
 _OURS: Final = {
     "limit_request_line": MAX_LINE,
     "forwarded_allow_ips": ["*"],
-    "forwarder_headers": [],
+    "forwarder_headers": Underscores(),
     "secure_scheme_headers": {},
 }
 #: How often deadlines are looked at, and how often while the instance stops.

@@ -474,8 +474,11 @@ def _reused(held: Entry, now: float, *, names: bool) -> str:
             f"This idempotency key was used {when} for a call with other parameters, which was refused, and the "
             f"refusal stays: {told.get('detail', f'{operation.may.capitalize()}. Do not use another key.')}"
         )
+    open_ = "whose outcome is not known"
+    if held.approval is not None:
+        open_ = f"which a person has to approve at the upstream ({held.approval}) and which it then carries out itself"
     return (
-        f"This idempotency key was used {when} for a call with other parameters, whose outcome is not known: "
+        f"This idempotency key was used {when} for a call with other parameters, {open_}: "
         f"{operation.may}. Do not use another key, which might {operation.twice}. Send the first call again as it was, "
         "or ask the operator of Countersign to look."
     )
@@ -484,7 +487,7 @@ def _reused(held: Entry, now: float, *, names: bool) -> str:
 def _left(held: Entry, now: float) -> str:
     """Say what is known of a call that is not sent again."""
     if held.approval is not None:
-        return AwaitingApproval.where(None)
+        return AwaitingApproval.where(name=held.approval)
     operation = OPERATIONS[held.operation]
     if now - held.sent < PROVABLE:
         return (

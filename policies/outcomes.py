@@ -320,11 +320,11 @@ def lost(grant: Grant, note: str, retry_after: int = 5) -> Refusal:
 def awaiting(step: Step, approval: str | None, look: str | None = None) -> Reply:
     """Return the result of a call that waits for a person. It is never sent again: the upstream carries it out."""
     if approval is None or not step.resumes:
-        refusal: Refusal = OutcomeUnknown(AwaitingApproval.where(look), note="a person must approve it")
+        refusal: Refusal = OutcomeUnknown(AwaitingApproval.where(look, approval), note="a person must approve it")
         return Reply(Outcome.UNKNOWN, refusal=refusal, approval=approval, mute=True)
     return Reply(
         Outcome.UNKNOWN,
-        refusal=AwaitingApproval(look, retry_after=APPROVAL_SECONDS),
+        refusal=AwaitingApproval(look, name=approval, retry_after=APPROVAL_SECONDS),
         approval=approval,
         doubt=step.doubt,
     )

@@ -756,16 +756,19 @@ class AwaitingApproval(UpstreamRefusal):
         "key, which might raise a second invoice. Send the same call again later to get its answer."
     )
 
-    def __init__(self, look: str | None = None, *, retry_after: int | None = None) -> None:
+    def __init__(self, look: str | None = None, *, name: str | None = None, retry_after: int | None = None) -> None:
+        """``look`` is the address where it is approved, ``name`` the approval's own: later answers know no more."""
         super().__init__(retry_after=retry_after)
         if look is not None:
             self.detail = f"{self.sentence} It is approved at {look}"
+        elif name is not None:
+            self.detail = f"{self.sentence} At the upstream it waits as {name}."
         self.look = look
 
     @classmethod
-    def where(cls, look: str | None) -> str:
+    def where(cls, look: str | None = None, name: str | None = None) -> str:
         """Return the sentence for a caller who cannot ask again what became of the call."""
-        place = f" at {look}" if look is not None else ""
+        place = f" at {look}" if look is not None else "" if name is None else f" ({name})"
         return (
             f"The upstream has a person approve this call{place}, and carries it out itself once that is done, so the "
             "invoice may come to exist. It is not sent again. Do not use another key, which might raise a second "

@@ -370,6 +370,23 @@ def test_key_in_a_header_with_an_underscore_is_no_key(world: World) -> None:
     refused(answer, 401, "credential-missing")
 
 
+@pytest.mark.parametrize("written", ["Idempotency_Key", "IDEMPOTENCY_KEY", "Stripe_Account", "stripe_context"])
+def test_header_that_must_not_be_missed_is_refused_if_it_is_written_with_an_underscore(
+    world: World, written: str
+) -> None:
+    """The server cannot tell it from the one with a hyphen, and would drop it: the call would go on without."""
+    status, headers, body = world.server.call(headers={written: "order-1"})
+    assert status == 400
+    meant = written.replace("_", "-").title()
+    assert f"Write {meant} with a hyphen, not with an underscore. Nothing was sent." in body.decode()
+    assert headers["connection"] == "close"
+    assert not world.upstream.calls
+
+
+def test_other_headers_with_an_underscore_are_left_out(world: World) -> None:
+    assert world.server.call(headers={"X_Made_Up": "1", "x_forwarded_host": "evil.example"})[0] == 200
+
+
 @pytest.mark.parametrize("name", ["x-api-key", "Authorization", "Idempotency-Key"])
 def test_overlong_header_is_refused(world: World, name: str) -> None:
     refused(world.server.call(headers={name: "a" * 5000}), 400, "header-malformed")

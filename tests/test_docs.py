@@ -367,7 +367,7 @@ def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
 
 def test_every_setting_is_in_the_page_about_settings() -> None:
     code = "".join((ROOT / name).read_text("utf-8") for name in ("gateway/settings.py", "gateway/serving.py"))
-    read = set(re.findall(r'environ(?:\.get\(|\.setdefault\(|\[)"([A-Z_]+)"', code))
+    read = set(re.findall(r'(?:environ(?:\.get\(|\.setdefault\(|\[)|_said\(environ, )"([A-Z_]+)"', code))
     table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs" / "settings.md").read_text("utf-8"), re.MULTILINE))
     # The platform sets K_SERVICE; WORKERS and DEBUG are the framework's, and only ever refused.
     assert read - {"K_SERVICE", "WORKERS", "DEBUG"} == table

@@ -190,7 +190,7 @@ def test_mistake_in_the_policy_is_shown_with_its_line_and_the_last_good_one_stay
         assert f"{policy}:{line}: callers.demo-app.grants[0].paramters: no such key. Did you mean parameters?" in said
         assert call(port)[0] == 200
         policy.unlink()
-        until(told, f"{policy}: it cannot be read (FileNotFoundError)")
+        until(told, f"{policy}: it cannot be read (No such file or directory)")
         assert call(port)[0] == 200
         policy.write_text(text.replace("demo-app", "shop"))
         until(told, "was saved: the next call goes by it.")
@@ -350,7 +350,7 @@ def test_lost_answer_is_in_the_ledger_where_the_store_is_one_that_the_command_ca
 @pytest.mark.parametrize(
     ("settings", "status", "words"),
     [
-        ({"POLICY": "absent.yaml"}, 1, "absent.yaml: it cannot be read (FileNotFoundError)"),
+        ({"POLICY": "absent.yaml"}, 1, "absent.yaml: it cannot be read (No such file or directory)"),
         ({"POLICY": "README.md"}, 1, "README.md:"),
         ({"STORE": "redis://10.0.0.3:6379/0"}, 2, "STORE must be on this machine"),
         ({"STORE": "redis://:127.0.0.1@10.0.0.3/0"}, 2, "STORE must be on this machine"),

@@ -278,10 +278,12 @@ def test_a8_approval_that_has_lapsed_is_no_doubt_of_what_comes_next(
 
 def test_a8_call_that_waits_keeps_its_key_from_another_call(at_stripe: Callable[..., Function], stripe: Stripe) -> None:
     gate = at_stripe()
-    held(gate, stripe)
+    approval = held(gate, stripe)
     mended = gate.post(body=f"{CUSTOMER}&description=mended", Idempotency_Key="order-1")
     detail = refused(mended, 422, "idempotency-key-reused")["detail"]
+    assert f"which a person has to approve at the upstream ({approval})" in detail
     assert "may exist. Do not use another key" in detail
+    assert "not known" not in detail
     assert len(stripe.calls) == 1
 
 

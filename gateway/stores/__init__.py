@@ -122,15 +122,17 @@ class _Address(NamedTuple):
 
 
 _NAME: Final = "[a-z][a-z0-9-]"
+_PROJECT: Final = f"{_NAME}{{4,28}}[a-z0-9]"
 #: A name, an IPv4 address, or an IPv6 address in brackets.
 _HOST: Final = r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])"
 #: Valkey is Redis by another name.
 _SCHEME: Final = "(?:rediss?|valkeys?)"
-_PORT: Final = "(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+#: A port number.
+PORT: Final = "(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 #: By module. A store's client is loaded only if the store is used.
 SHARED: Final = {
     "redis": _Address(
-        rf"{_SCHEME}://(?:[^\s/?#@]*@)?{_HOST}(?::{_PORT})?(?:/[0-9]{{0,3}})?",
+        rf"{_SCHEME}://(?:[^\s/?#@]*@)?{_HOST}(?::{PORT})?(?:/[0-9]{{0,3}})?",
         "redis://HOST:PORT/DATABASE",
         "Redis",
         (
@@ -143,7 +145,7 @@ SHARED: Final = {
                 ),
             ),
             (
-                rf"{_SCHEME}://(?:.*@)?{_HOST}:(?!{_PORT}(?:/|$)).*",
+                rf"{_SCHEME}://(?:.*@)?{_HOST}:(?!{PORT}(?:/|$)).*",
                 "PORT must be a number from 1 to 65535, such as 6379.",
             ),
             (
@@ -154,11 +156,28 @@ SHARED: Final = {
         ),
     ),
     "firestore": _Address(
-        rf"firestore://{_NAME}{{4,28}}[a-z0-9](?:/(?:\(default\)|{_NAME}{{2,61}}[a-z0-9])?)?",
+        rf"firestore://{_PROJECT}(?:/(?:\(default\)|{_NAME}{{2,61}}[a-z0-9])?)?",
         "firestore://PROJECT/DATABASE",
         "Firestore",
+        (
+            (
+                rf"firestore://{_PROJECT}/.*",
+                "DATABASE must be (default), or 4 to 63 of a-z, 0-9 and -, with a letter first and no hyphen last.",
+            ),
+            (
+                "firestore://.*",
+                "PROJECT must be the id of a project, such as acme-prod: 6 to 30 of a-z, 0-9 and -.",
+            ),
+        ),
     ),
 }
+
+#: The same of an address that begins like none of them.
+_SLIPS: Final = (
+    (rf"(?i:memory|(?:{_SCHEME}|firestore)://.*)", "Write memory, or what comes before ://, in lower case."),
+    (rf"{_HOST}:{PORT}(?:/.*)?", "Write redis:// before the host."),
+    (rf"(?:{_SCHEME}|firestore):/?[^/].*", "Write :// behind the kind of store."),
+)
 
 
 def _written(address: str) -> tuple[str, _Address] | None:
@@ -180,7 +199,7 @@ def fault(address: str) -> str | None:
     """Say what is wrong with an address, None if a shared store has it. Nothing of it is quoted: a password may be."""
     if _written(address) is not None:
         return None
-    slips = (slip for written in SHARED.values() for slip in written.slips)
+    slips = (*(slip for written in SHARED.values() for slip in written.slips), *_SLIPS)
     return next((says for pattern, says in slips if re.fullmatch(pattern, address, re.DOTALL)), "")
 
 

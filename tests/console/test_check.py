@@ -246,7 +246,7 @@ def test_place_that_cannot_be_written_is_one_line(
     assert main(["check", str(document), "--compile", str(tmp_path / "nowhere" / "acme.policy")]) == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "cannot be written (FileNotFoundError)" in told
+    assert "cannot be written (No such file or directory)" in told
 
 
 def test_compiled_policy_is_not_compiled_again(

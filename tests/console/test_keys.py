@@ -178,6 +178,28 @@ def test_what_cannot_be_done_changes_and_shows_nothing(
     assert file.read_bytes() == before
 
 
+def test_document_as_windows_saves_it_keeps_its_mark_and_its_line_breaks(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert main(["check", str(file)]) == 0
+    assert key("rotate", "app", "k1", "--policy", file) == 0
+    changed = file.read_bytes()
+    assert changed.startswith(b"\xef\xbb\xbf")
+    assert changed.count(b"\n") == changed.count(b"\r\n")
+    assert main(["check", str(file)]) == 0
+
+
+@pytest.mark.parametrize("command", ["check", "key rotate app k1 --policy", "explain --caller app"])
+def test_document_in_utf_16_is_one_line_that_says_what_to_do(
+    file: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file.write_bytes(file.read_text().encode("utf-16"))
+    assert main([*command.split(), str(file)]) == 1
+    told = capsys.readouterr()
+    assert not told.out
+    assert told.err.endswith("is not UTF-8 text. Save it as UTF-8.\n")
+    assert told.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("verb", ["rotate", "revoke"])
 def test_change_needs_a_file_that_can_be_changed(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str

@@ -22,7 +22,7 @@ from gateway.stores.redis import Redis
 from policies.idempotency import LEASE, RETENTION
 from policies.model import Answer, Outcome
 from policies.outcomes import Reply
-from policies.refusals import OutcomeStillUnknown, OutcomeUnknown
+from policies.refusals import OutcomeStillUnknown, OutcomeUnknown, StoreUnavailable
 from sandbox.__main__ import ROOT
 from tests.conftest import RESPONSE, Clock, Record
 from tests.gateway.conftest import admit, granted
@@ -95,6 +95,27 @@ def test_list_shows_what_waits_and_nothing_else(ledger: Redis | Firestore, capsy
         settled[:16]: "succeeded",
         str(running.ledger_key)[:16]: "running",
     }
+
+
+@pytest.mark.parametrize(
+    ("note", "says"),
+    [
+        ("PermissionDenied", "Your own account needs roles/datastore.user on this database"),
+        ("NotFound", "There is no such database"),
+        ("DefaultCredentialsError", "Sign in: gcloud auth application-default login."),
+        ("timeout", "Is STORE right, and can this machine reach it?"),
+    ],
+)
+def test_store_that_lets_nobody_in_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], note: str, says: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreUnavailable(note=note)
+
+    monkeypatch.setattr(Firestore, "held", refuse)
+    monkeypatch.setenv("STORE", "firestore://acme-prod")
+    assert main(["ledger", "list"]) == 1
+    assert capsys.readouterr().err.startswith(f"The store does not answer ({note}). {says}")
 
 
 def test_call_that_was_cut_off_waits_once_its_lease_has_run_out(make: Callable[..., Redis | Firestore]) -> None:

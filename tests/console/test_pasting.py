@@ -112,7 +112,7 @@ def test_key_of_the_call_begins_as_the_grant_says(
         ("key:", ["--caller", "nobody"], "nobody has no key in "),
         ("google", [], "docs/callers.md has calls with other credentials."),
         ("connectoins", [], "no such key. Did you mean connections?"),
-        (None, [], "it cannot be read (FileNotFoundError)"),
+        (None, [], "it cannot be read (No such file or directory)"),
     ],
 )
 def test_call_that_there_is_not_is_one_line(

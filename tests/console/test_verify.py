@@ -339,6 +339,12 @@ def test_every_form_and_order_of_an_export_is_read(
         "jq -c": "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries).encode(),
         "not ASCII": json.dumps([*entries, {"a": "é"}], ensure_ascii=False).encode(),
         "Windows": b"\xef\xbb\xbf" + "\r\n".join(lines).encode(),
+        "Windows, two in one": b"\xef\xbb\xbf" + "\r\n".join([*lines[:4], "\ufeff" + lines[4], *lines[5:]]).encode(),
+        "Windows, an array": b"\xef\xbb\xbf" + json.dumps(entries, indent=2).replace("\n", "\r\n").encode(),
+        "PowerShell": "\r\n".join([*lines, ""]).encode("utf-16"),
+        "PowerShell, other end first": b"\xfe\xff" + "\r\n".join(lines).encode("utf-16-be"),
+        "PowerShell, gcloud": json.dumps([*entries, {"a": "\u20ac"}], indent=2, ensure_ascii=False).encode("utf-16"),
+        "PowerShell, gzip": gzip.compress("\r\n".join(lines).encode("utf-16")),
         "no end": "\n".join(lines).encode(),
         "gzip": gzip.compress(path.read_bytes()),
         "gzip of two": gzip.compress(b"\n".join(path.read_bytes().splitlines()[:4]) + b"\n")
@@ -369,6 +375,8 @@ def test_entry_of_any_size_is_read_across_chunks(
         json.dumps(entries, indent=2).encode(),
         json.dumps(entries).encode(),
         gzip.compress("".join(sink.lines).encode()),
+        b"\xef\xbb\xbf" + json.dumps(entries, indent=2).encode(),
+        "".join(sink.lines).encode("utf-16"),
     ):
         (tmp_path / "export").write_bytes(content)
         report = verify_files([str(tmp_path / "export")], [], [], exports.Meter(), lambda _: None)
@@ -427,6 +435,33 @@ def test_entry_of_an_array_that_was_cut_is_told_apart_from_the_next(
     assert told.count("WRONG") == 1
     assert "sequence 3 is missing" in told
     assert f"look at  {path}:{text[:begin].count(chr(10))}: this is not a whole line" in told
+
+
+def test_edit_of_an_export_in_utf_16_is_found_as_any_other(
+    export: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = export
+    text = path.read_text()
+    path.write_bytes(text.replace('"customer"', '"customes"', 1).encode("utf-16"))
+    assert main(["audit", "verify", str(path)]) == 1
+    assert "WRONG" in capsys.readouterr().out
+    path.write_bytes(text.encode("utf-16")[:-301])  # an odd number of bytes: half a character
+    assert main(["audit", "verify", str(path)]) == 3
+    assert "this is not a whole line" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_public_key_is_read_as_windows_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    sink = Lines()
+    audit = Audit(sink, policy="p" * 64, key=RecordKey("k", PEM, lambda: PEM, lambda: 0.0))
+    audit.write("preview", {}, "INFO", "preview")
+    audit.close()
+    (tmp_path / "export").write_text("".join(sink.lines))
+    (tmp_path / "record.pub").write_bytes(f"{text_of(PUBLIC)}\r\n".encode(encoding))
+    assert main(["audit", "verify", str(tmp_path / "export"), "--key", str(tmp_path / "record.pub")]) == 0
+    assert "nothing was edited" in capsys.readouterr().out
 
 
 def test_stump_that_a_full_disk_left_spoils_nothing(

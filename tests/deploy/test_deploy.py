@@ -137,9 +137,12 @@ def test_gcloud_accepts_every_command_of_every_dry_run(house: Path, isolated: di
     assert lint(commands, isolated, tmp_path) == []
 
 
-def test_gcloud_accepts_every_command_of_the_page(isolated: dict[str, str], tmp_path: Path) -> None:
-    commands = page_commands()
-    assert len(commands) > 15
+@pytest.mark.parametrize(("page", "least"), [("deploy", 15), ("stores", 8)])
+def test_gcloud_accepts_every_command_of_the_page(
+    isolated: dict[str, str], tmp_path: Path, page: str, least: int
+) -> None:
+    commands = page_commands(page)
+    assert len(commands) > least
     assert lint(commands, isolated, tmp_path) == []
 
 
@@ -149,11 +152,13 @@ def test_the_lint_can_fail(house: Path, isolated: dict[str, str], tmp_path: Path
     assert len(lint(broken, isolated, tmp_path)) == len(broken)
 
 
-def page_lines() -> list[str]:
-    """The shell of the page, a command a line, its variables filled in."""
-    page = (REPOSITORY / "docs/deploy.md").read_text()
+def page_lines(page: str = "deploy") -> list[str]:
+    """The shell of a page, a command a line, its variables filled in."""
+    page = (REPOSITORY / f"docs/{page}.md").read_text()
     shell = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
-    values = dict(re.findall(r"^([A-Z]+)=([\w-]+)$", shell, re.MULTILINE)) | {
+    values = {"PROJECT": "acme-prod", "REGION": "us-central1", "HOST": "10.0.0.3", "PORT": "6378"}
+    values |= dict(re.findall(r"^([A-Z]+)=([\w-]+)$", shell, re.MULTILINE)) | {
+        "STORE": "rediss://10.0.0.3:6378/0",
         "URL": "https://countersign-abc.a.run.app",
         "ME": "ann@acme.example",
         "KEY": "sk_0",
@@ -166,19 +171,52 @@ def page_lines() -> list[str]:
     return re.sub(r"\$([A-Z_]+)", lambda name: values[name[1]], shell).splitlines()
 
 
-def page_commands() -> list[str]:
-    """A gcloud command ends where its line does, or the bracket that it stands in."""
+def page_commands(page: str = "deploy") -> list[str]:
+    """A gcloud command ends where its line does, or a pipe begins, or the bracket ends that it stands in."""
     commands = []
-    for line in page_lines():
+    for line in page_lines(page):
         for inner in re.findall(r"\$\((gcloud (?:[^()']|'[^']*')*)\)", line):
             commands.append(inner)
             line = line.replace(inner, "")  # noqa: PLW2901  what is left may hold another
-        commands += re.findall(r"(?:^|\| )(gcloud .*)", line)
+        commands += [part for part in line.split(" | ") if part.startswith("gcloud ")]
     return commands
 
 
-def test_the_page_mentions_no_command_that_is_not_checked() -> None:
-    assert sum(line.count("gcloud ") for line in page_lines()) == len(page_commands())
+@pytest.mark.parametrize("page", ["deploy", "stores"])
+def test_the_page_mentions_no_command_that_is_not_checked(page: str) -> None:
+    assert sum(line.count("gcloud ") for line in page_lines(page)) == len(page_commands(page))
+
+
+@pytest.mark.parametrize(
+    ("page", "options", "store"),
+    [
+        (
+            "stores",
+            [
+                '--store="$STORE"',
+                '--redis-password-secret="projects/$PROJECT/secrets/redis-password"',
+                '--redis-ca-secret="projects/$PROJECT/secrets/redis-ca"',
+                "--vpc-connector=countersign",
+            ],
+            "rediss://10.0.0.3:6378/0",
+        ),
+        ("deploy", ['--store="firestore://$PROJECT/$NAME"'], "firestore://acme-prod/countersign"),
+    ],
+)
+def test_options_that_a_page_adds_for_a_store_are_taken(house: Path, page: str, options: list[str], store: str) -> None:
+    text = (REPOSITORY / f"docs/{page}.md").read_text()
+    assert all(f"`{option}`" in text for option in options)
+    filled = [
+        option.replace("$STORE", store)
+        .replace("$PROJECT", "acme-prod")
+        .replace("$NAME", "countersign")
+        .replace('"', "")
+        for option in options
+    ]
+    (settings,) = [
+        word for word in words(dry_run(house, *usual(*filled)), "functions", "deploy") if word.startswith("--set-env")
+    ]
+    assert f",STORE={store}," in settings
 
 
 def test_the_dry_run_of_the_page_works(house: Path) -> None:
@@ -263,7 +301,9 @@ def test_nobody_gets_in_unless_asked(house: Path) -> None:
     public = words(dry_run(house, *usual("--allow-unauthenticated")), "functions", "deploy")
     assert "--allow-unauthenticated" in public
     assert "--no-allow-unauthenticated" not in public
-    named = words(dry_run(house, *usual("--invoker=user:ann@acme.example")), "run", "services")
+    named = words(
+        dry_run(house, *usual("--invoker=user:ann@acme.example")), "run", "services", "add-iam-policy-binding"
+    )
     assert {"--member=user:ann@acme.example", "--role=roles/run.invoker"} <= set(named)
 
 
@@ -548,6 +588,8 @@ class Cloud:
             'case "$*" in\n'
             '  ${FAILS:-nothing}*) echo "denied" >&2; exit 1 ;;\n'
             '  "iam service-accounts list"*) echo "${ACCOUNTS:-}" ;;\n'
+            '  "run services list"*) echo "${EXISTS:-}" ;;\n'
+            '  "run services get-iam-policy"*members=${OPEN:-nobody}*) echo "$OPEN" ;;\n'
             '  "firestore fields ttls list"*) echo "${TTLS:-}" ;;\n'
             '  "functions describe"*) echo "${URL:-https://countersign-abc.a.run.app}" ;;\n'
             '  "auth list"*) echo "${ME:-ann@acme.example}" ;;\n'
@@ -565,6 +607,7 @@ STEPS = [
     "iam service-accounts list",
     "iam service-accounts create",
     "secrets add-iam-policy-binding appgregator-x-api-key",
+    "run services list",
     "functions deploy countersign",
     "run services add-iam-policy-binding",
     "functions describe countersign",
@@ -576,6 +619,60 @@ FOR_ANN = "--invoker=user:ann@acme.example"
 @pytest.fixture
 def cloud(tmp_path: Path) -> Cloud:
     return Cloud(tmp_path)
+
+
+INVITED, CLOSED, DEPLOYED = (
+    "run services add-iam-policy-binding",
+    "run services remove-iam-policy-binding",
+    "functions deploy countersign",
+)
+
+
+@pytest.mark.parametrize("everybody", ["allUsers", "allAuthenticatedUsers"])
+def test_function_that_everybody_may_reach_is_closed_before_tokens_are_trusted(
+    house: Path, cloud: Cloud, everybody: str
+) -> None:
+    """And those who are to get in are let in before that. gcloud itself would close it once the new revision serves."""
+    run = deploy(house, *usual(FOR_ANN), PATH=cloud.path, EXISTS="countersign", OPEN=everybody)
+    assert run.returncode == 0, run.stderr
+    assert [one for one in cloud.asked() if one in {INVITED, CLOSED, DEPLOYED}] == [INVITED, CLOSED, DEPLOYED]
+    noted = cloud.notes.read_text().splitlines()
+    (closed,) = [line for line in noted if CLOSED in line]
+    assert f"--member={everybody} --role=roles/run.invoker --all" in closed
+    (deployed,) = [line for line in noted if DEPLOYED in line]
+    assert "IAM=guards" in deployed
+
+
+def test_function_that_cannot_be_closed_is_not_deployed(house: Path, cloud: Cloud) -> None:
+    fails = {"EXISTS": "countersign", "OPEN": "allUsers", "FAILS": CLOSED}
+    assert deploy(house, *usual(FOR_ANN), PATH=cloud.path, **fails).returncode == 1
+    assert DEPLOYED not in cloud.asked()
+    fails["FAILS"] = "run services get-iam-policy"
+    assert deploy(house, *usual(FOR_ANN), PATH=cloud.path, **fails).returncode == 1
+    assert DEPLOYED not in cloud.asked()
+
+
+def test_function_that_is_guarded_already_is_deployed_with_its_new_invokers_let_in(house: Path, cloud: Cloud) -> None:
+    assert deploy(house, *usual(FOR_ANN), PATH=cloud.path, EXISTS="countersign").returncode == 0
+    assert [one for one in cloud.asked() if one in {INVITED, CLOSED, DEPLOYED}] == [INVITED, DEPLOYED]
+
+
+def test_function_is_opened_by_gcloud_once_it_trusts_no_token(house: Path, cloud: Cloud) -> None:
+    run = deploy(house, *usual("--allow-unauthenticated"), PATH=cloud.path, EXISTS="countersign")
+    assert run.returncode == 0, run.stderr
+    assert [one for one in cloud.asked() if one.startswith("run services")] == []
+    (deployed,) = [line for line in cloud.notes.read_text().splitlines() if DEPLOYED in line]
+    assert "--allow-unauthenticated" in deployed
+    assert "IAM=" not in deployed
+
+
+def test_gcloud_accepts_what_closes_a_function(
+    house: Path, cloud: Cloud, isolated: dict[str, str], tmp_path: Path
+) -> None:
+    run = deploy(house, *usual(FOR_ANN), PATH=cloud.path, EXISTS="countersign", OPEN="allUsers")
+    printed = [line for line in run.stderr.splitlines() if line.startswith("gcloud run services ")]
+    assert len(printed) == 5
+    assert lint(printed, isolated, tmp_path) == []
 
 
 def test_compiled_policy_is_made_by_the_check_and_is_what_the_function_goes_by(house: Path, cloud: Cloud) -> None:
