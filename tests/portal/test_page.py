@@ -104,6 +104,7 @@ def test_from_the_link_and_a_key_to_a_working_call_in_six_actions(
     page.get_by_role("textbox").fill(SHOP)
     page.locator("button.main").click()
     actions += 2
+    page.locator("form .field").first.wait_for()
     for field in page.locator("form .field", has=page.get_by_text("needed", exact=False)).locator("input").all():
         label = field.evaluate("input => input.labels[0].textContent")
         field.fill(CUSTOMER if "Customer" in label else "30" if "Days" in label else "link-1001")
