@@ -17,7 +17,7 @@ from policies.fields import narrow
 from policies.idempotency import held_of
 from policies.model import Budget, Kind, State
 from policies.operations import meanings, words
-from policies.parameters import MAX_ITEMS, fault, template_of
+from policies.parameters import fault, room, taken_of, template_of
 from policies.wording import ago, budget_in_words, exponents, limit_in_words, span
 
 if TYPE_CHECKING:
@@ -233,12 +233,13 @@ def _fields(entitlement: Entitlement) -> list[dict[str, Any]]:
     """Return the parameters that may be sent, the required ones first, each in the order of the policy."""
     key = entitlement.idempotency.parameter
     needed = {*entitlement.required, *({key} if key is not None else ())}
-    told = [_field(rule, entitlement.operation, needed) for rule in entitlement.rules.values()]
+    told = [_field(rule, entitlement, needed) for rule in entitlement.rules.values()]
     return sorted(told, key=lambda field: not field["required"])
 
 
-def _field(rule: Rule, operation: Operation, needed: set[str]) -> dict[str, Any]:
+def _field(rule: Rule, entitlement: Entitlement, needed: set[str]) -> dict[str, Any]:
     """Return what is to be said of one parameter. What is null or false of it is left out, ``required`` aside."""
+    operation = entitlement.operation
     template = template_of(operation, rule.path) or rule.path
     parameter = operation.parameters[template]
     said = words(operation.id).get(template)
@@ -259,7 +260,7 @@ def _field(rule: Rule, operation: Operation, needed: set[str]) -> dict[str, Any]
         "min": rule.minimum,
         "max": rule.maximum,
         "max_length": rule.max_length,
-        "max_items": inside and (operation.parameters[inside].max_items or MAX_ITEMS),
+        "max_items": inside and room(operation, inside, taken_of(entitlement)),
         "max_key": inside and operation.parameters[inside].max_key,
         "needed": parameter.needed,
         "unsets": rule.unsets,

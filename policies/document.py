@@ -805,14 +805,19 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
             raise value.fail(f"every call names {path}, so none could pass. Grant it under parameters")
         if rules[path].fixed is None and path not in required_paths:
             required_paths.append(path)
+    idempotency = _idempotency(entry.get("idempotency"), rules, operation)
+    stamp = _stamp(entry["stamp"], rules, operation) if "stamp" in entry else None
+    always = {path for path, rule in rules.items() if rule.fixed is not None or rule.required}
+    always |= {idempotency.parameter} if idempotency.parameter is not None else set()
+    _refuse_never(entry.get("parameters", value), operation, always, stamp)
     return entitlement(
         connection=connection,
         operation=operation,
-        idempotency=_idempotency(entry.get("idempotency"), rules, operation),
+        idempotency=idempotency,
         rules=rules.values(),
         required=tuple(required_paths),
         response=_response(entry["response"], operation),
-        stamp=_stamp(entry["stamp"], rules, operation) if "stamp" in entry else None,
+        stamp=stamp,
         record=_record(entry.get("record"), rules, operation),
         amount=amount,
         lines=within,
@@ -833,8 +838,6 @@ def _parameters(entry: Mapping[str, _Value], operation: Operation, upstream: str
                 rules[rule.path] = rule
             if _if_written(_bounds(bounds), "required", _Value.boolean):
                 required_paths.append(path)
-        always = [path for path, rule in rules.items() if rule.fixed is not None or rule.required]
-        _refuse_never(entry["parameters"], operation, always)
     return rules, required_paths
 
 
@@ -1196,8 +1199,8 @@ def _granted(value: _Value, path: str, rules: Mapping[str, Rule], operation: Ope
     return rule
 
 
-def _refuse_never(value: _Value, operation: Operation, paths: Iterable[str]) -> None:
+def _refuse_never(value: _Value, operation: Operation, paths: Iterable[str], stamp: str | None = None) -> None:
     """Refuse names that no call could send, such as metadata with a longer name than the upstream takes."""
-    problem = parameters.impossible(operation, paths)
+    problem = parameters.impossible(operation, paths, stamp)
     if problem is not None:
         raise value.fail(f"no call could pass: {problem}")

@@ -31,6 +31,9 @@ _DIGITS_OF: Final = {"inr": 9, "idr": 12}
 #: to less is marked as paid, and the customer owes the sum with the next invoice.
 LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
 
+#: Characters of the description of a line, what we write before it included (docs.stripe.com/api/invoices/add_lines).
+LONGEST: Final = 5000
+
 _PART: Final = r"lines\[(\d+)\]\[(\w+)\](.*)"
 #: The parts of a line that say what it comes to.
 PARTS: Final = ("amount", "unit_amount", "price", "quantity")
@@ -113,18 +116,24 @@ def form(parameters: Mapping[str, str]) -> dict[str, str]:
     for number, line in enumerate(of(parameters)):
         here = f"lines[{number}]"
         description = line.said.get("description", "")
+        if before := _before(line, currency):
+            description = f"{before}{description}".rstrip()
         if line.total is None:
             sent[f"{here}[pricing][price]"] = line.said["price"]
             sent[f"{here}[quantity]"] = line.said["quantity"]
         else:
             sent[f"{here}[amount]"] = str(line.total)
-        if "unit_amount" in line.said:
-            each = amount_in_words(int(line.said["unit_amount"]), currency)
-            description = f"{line.said['quantity']} x {each} {description}".rstrip()
         if description:
             sent[f"{here}[description]"] = description
         sent |= {f"{here}{rest}": value for rest, value in line.more.items()}
     return sent
+
+
+def _before(line: Line, currency: str) -> str:
+    """Return what stands before the description of a line: how it came to its amount."""
+    if "unit_amount" not in line.said:
+        return ""
+    return f"{line.said['quantity']} x {amount_in_words(int(line.said['unit_amount']), currency)} "
 
 
 def largest(currency: str) -> int:
@@ -157,6 +166,12 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
     yield from wrong
     if wrong or currency is None:
         return
+    for number, line in enumerate(lines):
+        before = _before(line, currency)
+        if len(before) + len(line.said.get("description", "")) > LONGEST:
+            most = LONGEST - len(before)
+            said = f"is too long: {most} characters at most, since {before.rstrip()} is written before it."
+            yield _invalid(f"lines[{number}][description]", said, max_length=most)
     yield from _of_sums([line.total for line in lines], currency, amount)
 
 

@@ -22,7 +22,7 @@ from policies.refusals import (
 from policies.suggestions import closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from policies.model import Entitlement, Operation, Parameter
     from policies.refusals import PolicyRefusal
@@ -108,7 +108,8 @@ def _faults_of_all(
     """Return what is wrong with the parameters together: the shape of objects and lists, and what is missing."""
     faults: list[Fault] = []
     if nested(approved):
-        faults += _misshapen(entitlement.operation, approved)
+        adds = entitlement.stamp is not None or entitlement.lines is not None
+        faults += _misshapen(entitlement.operation, approved, taken_of(entitlement) if adds else entitlement.fixed)
         faults += (_ours(path) for path in asked if path in lines.OURS)
     for path in entitlement.required:
         if path not in asked and not any(name.startswith(path + "[") for name in asked):
@@ -118,6 +119,32 @@ def _faults_of_all(
     if entitlement.idempotency.parameter is not None:
         faults += _keyless(entitlement.idempotency.parameter, entitlement, asked)
     return faults
+
+
+def ours(operation: Operation, stamp: str | None) -> frozenset[str]:
+    """Return the parameters that we write in the name of every call: its stamp, and what marks a whole invoice."""
+    return (lines.OURS if operation.whole else frozenset()) | ({stamp} if stamp is not None else frozenset())
+
+
+def taken_of(entitlement: Entitlement) -> frozenset[str]:
+    """Return the parameters that no caller need write: those of ours, and those that the policy fixes."""
+    return frozenset({*ours(entitlement.operation, entitlement.stamp), *entitlement.fixed})
+
+
+def room(operation: Operation, path: str, taken: Collection[str]) -> int:
+    """Return how many entries of the list or object at ``path`` are left to a caller. ``taken`` are written anyway.
+
+    The entries of a list are numbered, so what is written of it is counted with the caller's.
+    """
+    parameter = operation.parameters[template_of(operation, path) or path]
+    most = parameter.max_items or MAX_ITEMS
+    return most if parameter.kind is Kind.ARRAY else most - len(_parts(path, taken))
+
+
+def _parts(parent: str, paths: Collection[str]) -> set[str]:
+    """Return the names of the parts of an object that ``paths`` lead into."""
+    inside = f"{parent}["
+    return {path[len(inside) :].partition("]")[0] for path in paths if path.startswith(inside)}
 
 
 def _ours(path: str) -> Fault:
@@ -291,10 +318,11 @@ def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> I
         yield Fault(IdempotencyKeyInvalid, path, f"{path} {problem}", bounds)
 
 
-def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault]:
+def _misshapen(operation: Operation, given: Mapping[str, str], taken: Collection[str]) -> Iterator[Fault]:
     """Yield lists that do not run from 0 without a gap, what has too many entries, and objects that lack a part.
 
-    ``given`` includes the values that the policy fixes, which the caller need not send.
+    ``given`` includes the values that the policy fixes, which the caller need not send. These, and what we add, are
+    ``taken``: the upstream counts them too.
     """
     children: defaultdict[str, set[str]] = defaultdict(set)
     for path in given:
@@ -309,7 +337,11 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
             continue
         template = template_of(operation, parent)
         if template is not None:
-            yield from _bad_parts(name, operation.parameters[template], parts)
+            parameter = operation.parameters[template]
+            most, theirs = parameter.max_items or MAX_ITEMS, parts
+            if len(parts) + len(taken) > most and parameter.kind is Kind.OBJECT:  # which few calls come near to
+                most, theirs = room(operation, parent, taken), parts - _parts(parent, taken)
+            yield from _bad_parts(name, parameter, theirs, most)
             for missing in needed(operation, template):
                 if missing not in parts:
                     part = f"{name}[{missing}]"
@@ -318,17 +350,16 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
                     yield Fault(ParameterMissing, part, said, {"kind": kind})
 
 
-def impossible(operation: Operation, paths: Iterable[str]) -> str | None:
-    """Say why no call could send these parameters together, whatever else it sends; None if one could.
+def impossible(operation: Operation, paths: Iterable[str], stamp: str | None = None) -> str | None:
+    """Say why no call could send these parameters together, beside what we add to it; None if one could.
 
     Those whose path has a placeholder, such as ``metadata[{key}]``, may be sent under many a name.
     """
-    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path})
+    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path}, ours(operation, stamp))
     return next((fault.detail for fault in faults if fault.accepts.keys() & {"max_items", "max_key"}), None)
 
 
-def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[Fault]:
-    most = parameter.max_items or MAX_ITEMS
+def _bad_parts(parent: str, parameter: Parameter, parts: set[str], most: int) -> Iterator[Fault]:
     beyond = parameter.kind is Kind.ARRAY and any(part.isdecimal() and int(part) >= most for part in parts)
     if beyond or len(parts) > most:
         said = f"{parent} has too many entries: {most} at most."
