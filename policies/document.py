@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from policies import forms, keynames, lines, parameters, quota, signing
 from policies.callerkeys import ending
+from policies.currencies import CURRENCIES
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
@@ -686,7 +687,7 @@ def _at_most(one: Entitlement) -> bool:
 def _budget(value: _Value) -> Budget:
     required = ("currency", "amount", "per")
     entry = value.mapping(known=(*required, "each"), required=required)
-    currency = entry["currency"].text(re.compile(r"[a-z]{3}"), "write a currency in lowercase letters, such as usd")
+    currency = _currency(entry["currency"])
     amount = entry["amount"].integer()
     if amount < 1:
         raise entry["amount"].fail("write an amount in minor units (cents), 1 or more")
@@ -735,6 +736,12 @@ def _counts(
                 f"every call reserves amount.max, {money(largest, budget.currency)}, and the budget is "
                 f"{budget_in_words(budget)}, so no call could pass. Lower amount.max, or write a larger budget"
             )
+        smallest = _smallest(one, budget.currency)
+        if smallest > budget.limit.calls:
+            raise value.fail(
+                f"{budget_in_words(budget)} has no room for one invoice: a call of {one.operation.id} comes to "
+                f"{money(smallest, budget.currency)} at least, so none could pass. Write a larger budget"
+            )
         most = max(most, largest if largest is not None else budget.limit.calls + 1)
     calls = min(_most(limit, budget.limit.seconds) for limit in limits)
     if calls * most <= budget.limit.calls:
@@ -742,6 +749,25 @@ def _counts(
             f"{budget_in_words(budget)} can never be reached: the limits let {calls:,} invoices through in that time, "
             f"of {money(most, budget.currency)} at most. Write a smaller budget, or remove it"
         )
+
+
+def _smallest(one: Entitlement, currency: str) -> int:
+    """Return the least that a call of a grant may come to in a currency, in minor units, as far as the policy says."""
+    least = lines.least(currency)
+    if _at_most(one) or (one.lines is not None and one.lines.credit):
+        return least
+    if one.lines is not None:
+        return max(least, min(lines.smallest(one.rules, way) for way in lines.SUMS))
+    return max(least, int(one.fixed.get("amount") or one.rules["amount"].minimum or 1))
+
+
+def _currencies(one: Entitlement) -> list[str]:
+    """Return the currencies that a grant names for its invoices; none if any will do."""
+    rule = one.rules.get("currency")
+    if rule is not None and rule.fixed is not None:
+        return [rule.fixed]
+    named = rule.one_of if rule is not None else None
+    return sorted(named or (one.amount.currencies if one.amount is not None else ()))
 
 
 def _may_be_in(one: Entitlement, currency: str) -> bool:
@@ -805,23 +831,95 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
             raise value.fail(f"every call names {path}, so none could pass. Grant it under parameters")
         if rules[path].fixed is None and path not in required_paths:
             required_paths.append(path)
-    idempotency = _idempotency(entry.get("idempotency"), rules, operation)
-    stamp = _stamp(entry["stamp"], rules, operation) if "stamp" in entry else None
-    always = {path for path, rule in rules.items() if rule.fixed is not None or rule.required}
-    always |= {idempotency.parameter} if idempotency.parameter is not None else set()
-    _refuse_never(entry.get("parameters", value), operation, always, stamp)
-    return entitlement(
+    one = entitlement(
         connection=connection,
         operation=operation,
-        idempotency=idempotency,
+        idempotency=_idempotency(entry.get("idempotency"), rules, operation),
         rules=rules.values(),
         required=tuple(required_paths),
         response=_response(entry["response"], operation),
-        stamp=stamp,
+        stamp=_stamp(entry["stamp"], rules, operation) if "stamp" in entry else None,
         record=_record(entry.get("record"), rules, operation),
         amount=amount,
         lines=within,
     )
+    _refuse_in_vain(value, entry, one)
+    return one
+
+
+def _refuse_in_vain(value: _Value, entry: Mapping[str, _Value], one: Entitlement) -> None:
+    """Refuse a grant whose parts do not go together: no call could pass, or not as the grant says."""
+    written = entry["parameters"].mapping() if "parameters" in entry else {}
+    always = {path for path, rule in one.rules.items() if rule.fixed is not None or rule.required}
+    always |= {one.idempotency.parameter} if one.idempotency.parameter is not None else set()
+    _refuse_never(entry.get("parameters", value), one.operation, always, one.stamp)
+    if one.connection.upstream == "stripe":  # what another upstream adds to a call is not known
+        _refuse_uncollected(written, one)
+    if one.amount is not None and one.amount.max is not None:
+        _refuse_too_little(entry["amount"], one, one.amount.max)
+    if one.lines is not None and not one.lines.credit:
+        _refuse_lines(written, one)
+
+
+def _refuse_uncollected(written: Mapping[str, _Value], one: Entitlement) -> None:
+    """Refuse a grant whose invoices could not be mailed as it says, or which Stripe would refuse every time.
+
+    An invoice that the customer is sent has ``collection_method=send_invoice`` and says by when it is to be paid, and
+    no other may say that (docs.stripe.com/api/invoices/create).
+    """
+    method = one.rules.get("collection_method")
+    mails, due = _may(method, "send_invoice"), [path for path in lines.DUE if path in one.rules]
+    needed = "collection_method: {fixed: send_invoice}, and days_until_due or due_date"
+    if _may(one.rules.get("send"), "true") and not (mails and due):
+        raise written["send"].fail(f"an invoice that is mailed needs what this grant does not allow. Grant {needed}")
+    if mails and not due and _must(method, "send_invoice"):
+        raise written["collection_method"].fail(
+            "an invoice that the customer is sent says by when it is to be paid, so no call could pass. Grant "
+            "days_until_due or due_date"
+        )
+    for path in due:
+        rule = one.rules[path]
+        if not mails and (rule.required or rule.fixed is not None):
+            raise written[path].fail(
+                f"{path} goes with collection_method=send_invoice, which this grant does not allow, so no call could "
+                "pass. Grant collection_method: {fixed: send_invoice}"
+            )
+
+
+def _may(rule: Rule | None, value: str) -> bool:
+    """Whether a call may send this value, or the policy does."""
+    return rule is not None and parameters.fault(rule, value) is None
+
+
+def _must(rule: Rule | None, value: str) -> bool:
+    """Whether every call sends this value."""
+    return rule is not None and (rule.fixed == value or (rule.required and rule.one_of == frozenset({value})))
+
+
+def _refuse_too_little(value: _Value, one: Entitlement, most: int) -> None:
+    """Refuse ``amount.max`` where it is less than what can be invoiced in a currency of the grant."""
+    for currency in _currencies(one):
+        least = lines.least(currency)
+        if most < least:
+            raise value.fail(
+                f"the least that can be invoiced in {currency} is {money(least, currency)}, and max is "
+                f"{money(most, currency)}. Raise max, or leave {currency} out"
+            )
+
+
+def _refuse_lines(written: Mapping[str, _Value], one: Entitlement) -> None:
+    """Refuse bounds of a line that no line could pass, where none may lower the sum."""
+    most = one.amount.max if one.amount is not None else None
+    for way in lines.SUMS:
+        for path in (f"lines[{{i}}][{way}]", "lines[{i}][quantity]"):
+            greatest = one.rules[path].maximum
+            if greatest is not None and greatest < 1:
+                raise written[path].fail("write 1 or more: a line asks for something, so no value could pass")
+        path, least = f"lines[{{i}}][{way}]", lines.smallest(one.rules, way)
+        if most is not None and least > most:
+            raise written[path if path in written else "lines[{i}][quantity]"].fail(
+                f"a line with {way} comes to {least} at least, and amount.max is {most}, so none could pass. Raise max"
+            )
 
 
 def _parameters(entry: Mapping[str, _Value], operation: Operation, upstream: str) -> tuple[dict[str, Rule], list[str]]:
@@ -848,11 +946,29 @@ def _amount(value: _Value, operation: Operation, upstream: str) -> Amount:
     most = entry["max"].integer() if "max" in entry else None
     if most is not None and most < 1:
         raise entry["max"].fail("write what one invoice may come to, in minor units, such as 50000 for 500.00")
-    currencies = [item.text() for item in entry["currency"].items()] if "currency" in entry else []
-    for item in currencies:
-        if not parameters.fits(Kind.CURRENCY, item):
-            raise entry["currency"].fail("write currencies in three lowercase letters, such as [usd, eur]")
-    return Amount(most, tuple(currencies))
+    written = _once(entry["currency"]) if "currency" in entry else []
+    return Amount(most, tuple(_currency(item) for item in written))
+
+
+def _currency(value: _Value) -> str:
+    currency = value.text(re.compile(r"[a-z]{3}"), "write a currency in lowercase letters, such as usd")
+    if currency not in CURRENCIES:
+        close = closest(currency, CURRENCIES)
+        raise value.fail(
+            f"there is no currency {currency}. {f'Did you mean {close}?' if close else 'Write one as usd'}"
+        )
+    return currency
+
+
+def _once(value: _Value) -> list[_Value]:
+    """Read a list of plain texts in which each stands once."""
+    seen: set[str] = set()
+    items = [*value.items()]
+    for item in items:
+        if item.text() in seen:
+            raise item.fail(f"{item.text()} is written twice")
+        seen.add(item.text())
+    return items
 
 
 def _bounded(value: _Value, rules: dict[str, Rule], required: list[str], amount: Amount) -> None:
@@ -924,7 +1040,7 @@ def _operation(entry: Mapping[str, _Value], connection: Connection) -> Operation
 
 def _groups(value: _Value, operation: Operation, upstream: str) -> Iterator[tuple[str, Rule]]:
     names = {risk.value: risk for risk in Risk}
-    for item in value.items():
+    for item in _once(value):
         risk = names[item.one_of(names)]
         if risk not in WHOLESALE:
             raise item.fail(f"a whole group that {risk.value} cannot be granted. Name its parameters one by one")
@@ -1040,6 +1156,8 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
         free=base.free,
     )
     _refuse_impossible(rule, bounds)
+    for named in _named_currencies(bounds) if base.kind is Kind.CURRENCY else ():
+        _currency(named)
     if "fixed" not in bounds:
         return rule
     fixed = bounds["fixed"].text()
@@ -1049,6 +1167,12 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
     return Rule(path=path, kind=base.kind, fixed=fixed, free=base.free)
 
 
+def _named_currencies(bounds: Mapping[str, _Value]) -> Iterator[_Value]:
+    if "fixed" in bounds:
+        yield bounds["fixed"]
+    yield from bounds["one_of"].items() if "one_of" in bounds else ()
+
+
 def _if_written(bounds: Mapping[str, _Value], key: str, read_as: Callable[[_Value], T]) -> T | None:
     return read_as(bounds[key]) if key in bounds else None
 
@@ -1056,6 +1180,8 @@ def _if_written(bounds: Mapping[str, _Value], key: str, read_as: Callable[[_Valu
 def _refuse_impossible(rule: Rule, bounds: Mapping[str, _Value]) -> None:
     """Refuse bounds that no value could pass: they must be a mistake."""
     if rule.minimum is not None and rule.maximum is not None and rule.minimum > rule.maximum:
+        if "min" not in bounds:
+            raise bounds["max"].fail(f"the upstream takes {rule.minimum} at least, so no value could pass")
         raise bounds["min"].fail("min is larger than max, so no value could pass")
     if rule.prefix is not None and rule.max_length is not None and len(rule.prefix) > rule.max_length:
         raise bounds["prefix"].fail("the prefix is longer than max_length, so no value could pass")
@@ -1087,9 +1213,7 @@ def _max_length(bounds: Mapping[str, _Value], base: Rule) -> int | None:
 
 
 def _one_of(value: _Value, base: Rule) -> frozenset[str]:
-    values = [item.text() for item in value.items()]
-    if len(set(values)) != len(values):
-        raise value.fail("a value is written twice")
+    values = [item.text() for item in _once(value)]
     for text in values:
         if base.one_of is not None and text not in base.one_of:
             raise value.fail(f"the upstream does not take {text}. {_suggest(text, base.one_of)}")
@@ -1098,10 +1222,8 @@ def _one_of(value: _Value, base: Rule) -> frozenset[str]:
 
 def _response(value: _Value, operation: Operation) -> tuple[str, ...]:
     paths: list[str] = []
-    for item in value.items():
+    for item in _once(value):
         path = item.text()
-        if path in paths:
-            raise item.fail(f"{path} is written twice")
         if path not in operation.fields and path != "audit_id":
             inner = [name for name in operation.fields if name.startswith(path + ".")]
             if inner:
@@ -1115,7 +1237,7 @@ def _record(value: _Value | None, rules: Mapping[str, Rule], operation: Operatio
     if value is None:
         return frozenset()
     paths = set()
-    for item in value.items():
+    for item in _once(value):
         path = item.text()
         _granted(item, path, rules, operation)
         paths.add(path)

@@ -20,7 +20,7 @@ from policies.wording import amount_in_words, money
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
 
-    from policies.model import Amount, Lines
+    from policies.model import Amount, Lines, Rule
 
 #: One call adds at most so many lines (docs.stripe.com, "Manage bulk invoice line items").
 MOST: Final = 50
@@ -28,8 +28,8 @@ MOST: Final = 50
 DIGITS: Final = 8
 _DIGITS_OF: Final = {"inr": 9, "idr": 12}
 #: The least that an invoice of some currencies can come to (docs.stripe.com/currencies, minimum charge). One that comes
-#: to less is marked as paid, and the customer owes the sum with the next invoice.
-LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
+#: to less is marked as paid, and the customer owes the sum with the next invoice. See :func:`least`.
+_LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
 
 #: Characters of the description of a line, what we write before it included (docs.stripe.com/api/invoices/add_lines).
 LONGEST: Final = 5000
@@ -37,6 +37,8 @@ LONGEST: Final = 5000
 _PART: Final = r"lines\[(\d+)\]\[(\w+)\](.*)"
 #: The parts of a line that say what it comes to.
 PARTS: Final = ("amount", "unit_amount", "price", "quantity")
+#: Those that say it in money.
+SUMS: Final = PARTS[:2]
 #: The ways to say what a line comes to, and what each needs beside it.
 _WAYS: Final = {"amount": (), "unit_amount": ("quantity",), "price": ("quantity",)}
 
@@ -49,6 +51,8 @@ STAMP: Final = "countersign"
 COMPLETE: Final = "countersign_lines"
 OURS: Final = frozenset({f"metadata[{STAMP}]", f"metadata[{COMPLETE}]"})
 #: What every grant of a whole invoice lets a caller say of a line; the rest is granted by name.
+#: One of these says by when an invoice is to be paid that the customer is sent; it goes with no other.
+DUE: Final = ("days_until_due", "due_date")
 ALWAYS: Final = tuple(f"lines[{{i}}][{part}]" for part in ("amount", "description", "quantity", "unit_amount"))
 
 
@@ -141,6 +145,23 @@ def largest(currency: str) -> int:
     return int("9" * _DIGITS_OF.get(currency, DIGITS))
 
 
+def least(currency: str) -> int:
+    """Return the least sum that an invoice in a currency can come to, in minor units; 1 where none is known."""
+    return _LEAST.get(currency, 1)
+
+
+def smallest(rules: Mapping[str, Rule], way: str) -> int:
+    """Return the least that a line may come to under these rules, said by ``amount`` or ``unit_amount``."""
+    return _smallest(rules[f"lines[{{i}}][{way}]"]) * (
+        _smallest(rules["lines[{i}][quantity]"]) if way == "unit_amount" else 1
+    )
+
+
+def _smallest(rule: Rule) -> int:
+    """Return the least whole number that passes and asks for something."""
+    return max(1, rule.minimum or 1, min(map(int, rule.one_of)) if rule.one_of else 1)
+
+
 def ways(granted: Container[str]) -> dict[str, tuple[str, ...]]:
     """Return how a line may say what it comes to, with what each way needs beside it. ``granted`` are its parts."""
     return {way: needed for way, needed in _WAYS.items() if way in granted}
@@ -151,7 +172,8 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
 
     ``given`` has the values that the policy fixes, too.
     """
-    if given.get("send") == "true" and given.get("collection_method") != "send_invoice":
+    mailed = given.get("collection_method") == "send_invoice" and any(path in given for path in DUE)
+    if given.get("send") == "true" and not mailed:
         said = "mails the invoice, so it needs collection_method=send_invoice, and days_until_due or due_date."
         yield _invalid("send", said)
     lines, currency = of(given), given.get("currency")
@@ -190,13 +212,13 @@ def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> 
         yield _invalid("lines", f"come to more than one invoice can: {money(most, currency)} at most.", max=most)
     elif total <= 0:
         said = "come to nothing or less, so there is nothing to be invoiced. Leave the invoice out, or mend the lines."
-        yield _invalid("lines", said, min=LEAST.get(currency, 1))
-    elif total < LEAST.get(currency, 1):
+        yield _invalid("lines", said, min=least(currency))
+    elif total < least(currency):
         said = (
             f"come to {money(total, currency)}. The least that can be invoiced in this currency is "
-            f"{money(LEAST[currency], currency)}."
+            f"{money(least(currency), currency)}."
         )
-        yield _invalid("lines", said, min=LEAST[currency])
+        yield _invalid("lines", said, min=least(currency))
     elif amount is not None and amount.max is not None and total > amount.max:
         said = f"come to {money(total, currency)}. You may raise {money(amount.max, currency)} at most."
         yield _invalid("lines", said, max=amount.max)

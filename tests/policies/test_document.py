@@ -792,7 +792,6 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             ("customer", "required: tru", "Did you mean true?"),
             ("customer", "one_of: []", "this list is empty"),
             ("customer", "one_of: cus_1", "write a list here"),
-            ("customer", "one_of: [a, b, a]", "a value is written twice"),
             ("collection_method", "one_of: [send_invoise]", "does not take send_invoise. Did you mean send_invoice?"),
             ("collection_method", "fixed: send", "collection_method must be one of: charge_automatically, send_"),
             ("days_until_due", "fixed: soon", "days_until_due must be a whole number"),
@@ -810,6 +809,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             ("collection_method", "max_length: 3", NO_VALUE),
         )
     ),
+    (20, ["customer: {one_of: [a, b, a]}"], 20, f"{PARAMETERS}.customer.one_of[2]", "a is written twice"),
     (20, MANY, 19, PARAMETERS, "no call could pass: metadata has too many entries: 50 at most."),
     *(
         (20, [f"{path}: {{{bound}}}"], 20, f"{PARAMETERS}.{path}", f"no call could pass: {words}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from policies import access
-from policies.lines import LONGEST
+from policies import access, lines
+from policies.currencies import CURRENCIES
 from policies.model import DocumentError, Grant
 from policies.operations import OPERATIONS
 from policies.refusals import ParameterInvalid
@@ -137,15 +137,233 @@ def test_caller_is_told_how_much_metadata_it_may_send_beside_what_we_write(
 def test_description_of_a_line_leaves_room_for_what_is_written_before_it() -> None:
     text = written()
     each = {"customer": "cus_1", "currency": "usd", "lines[0][unit_amount]": "100000", "lines[0][quantity]": "12"}
-    most = LONGEST - len("12 x 1,000.00 ")
+    most = lines.LONGEST - len("12 x 1,000.00 ")
     assert decided(text, each | {"lines[0][description]": "x" * most})
     with pytest.raises(ParameterInvalid) as refusal:
         decided(text, each | {"lines[0][description]": "x" * (most + 1)})
     assert refusal.value.detail == (
         f"lines[0][description] is too long: {most} characters at most, since 12 x 1,000.00 is written before it."
     )
-    assert decided(text, LINE | {"lines[0][description]": "x" * LONGEST})
+    assert decided(text, LINE | {"lines[0][description]": "x" * lines.LONGEST})
 
 
 def test_length_of_a_description_is_that_of_the_catalogue() -> None:
-    assert OPERATIONS["invoices.issue"].parameters["lines[{i}][description]"].max_length == LONGEST
+    assert OPERATIONS["invoices.issue"].parameters["lines[{i}][description]"].max_length == lines.LONGEST
+
+
+# ---------------------------------------------------------------- an invoice that is mailed
+
+SENDS = "collection_method: {fixed: send_invoice}"
+
+
+@pytest.mark.parametrize("send", ["send:", "send: {required: true}", "send: {fixed: true}", "send: {one_of: [true]}"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "",
+        "days_until_due:",
+        SENDS,
+        "collection_method:",
+        "collection_method: {fixed: charge_automatically}\ndays_until_due:",
+        "collection_method: {one_of: [charge_automatically]}\ndue_date:",
+    ],
+)
+def test_mail_is_not_granted_to_invoices_that_cannot_be_mailed(send: str, beside: str) -> None:
+    said = error_of(written(f"{send}\n{beside}"))
+    assert said.startswith("policy.yaml:16: callers.app.grants[0].parameters.send: an invoice that is mailed needs")
+    assert "collection_method: {fixed: send_invoice}, and days_until_due or due_date" in said
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        f"send:\n{SENDS}\ndays_until_due:",
+        f"send: {{fixed: true}}\n{SENDS}\ndue_date:",
+        "send:\ncollection_method:\ndays_until_due: {required: true}",
+        "send:\ncollection_method: {one_of: [send_invoice, charge_automatically]}\ndays_until_due: {fixed: 30}",
+        "send: {fixed: false}",
+        "send: {one_of: [false]}",
+        "collection_method:",
+        "days_until_due:",
+        "collection_method: {fixed: charge_automatically}",
+        "collection_method: {required: true, one_of: [send_invoice, charge_automatically]}",
+        "collection_method: {one_of: [send_invoice]}",
+    ],
+)
+def test_grant_some_calls_of_which_could_pass_is_read(parameters: str) -> None:
+    assert read(written(parameters))
+
+
+@pytest.mark.parametrize("operation", ["invoices.create", "invoices.issue"])
+@pytest.mark.parametrize(
+    ("parameters", "where", "said"),
+    [
+        (SENDS, "collection_method", "says by when it is to be paid, so no call could pass. Grant days_until_due or"),
+        ("collection_method: {required: true, one_of: [send_invoice]}", "collection_method", "so no call could pass"),
+        ("days_until_due: {fixed: 30}", "days_until_due", "goes with collection_method=send_invoice, which this grant"),
+        ("due_date: {required: true}", "due_date", "goes with collection_method=send_invoice, which this grant"),
+        (
+            "days_until_due: {required: true}\ncollection_method: {fixed: charge_automatically}",
+            "days_until_due",
+            "so no",
+        ),
+    ],
+)
+def test_how_an_invoice_is_collected_and_when_it_is_due_go_together_at_stripe(
+    operation: str, parameters: str, where: str, said: str
+) -> None:
+    told = error_of(written(parameters, operation=operation))
+    assert told.startswith(f"policy.yaml:16: callers.app.grants[0].parameters.{where}: ")
+    assert said in told
+    # What is added behind Appgregator is not known.
+    assert operation != "invoices.create" or read(written(parameters, **AT_APPGREGATOR))
+
+
+def test_call_that_is_to_be_mailed_says_by_when_it_is_to_be_paid() -> None:
+    text = written("send:\ncollection_method:\ndays_until_due:")
+    asked = LINE | {"send": "true", "collection_method": "send_invoice"}
+    with pytest.raises(ParameterInvalid) as refusal:
+        decided(text, asked)
+    assert refusal.value.detail == (
+        "send mails the invoice, so it needs collection_method=send_invoice, and days_until_due or due_date."
+    )
+    assert decided(text, asked | {"days_until_due": "30"})
+
+
+# ---------------------------------------------------------------- sums that nobody could be asked for
+
+
+@pytest.mark.parametrize(
+    ("amount", "parameters", "said"),
+    [
+        ("{max: 49, currency: [usd]}", "", "the least that can be invoiced in usd is 0.50 USD, and max is 0.49 USD."),
+        ("{max: 49, currency: [chf, jpy]}", "", "in jpy is 50 JPY, and max is 49 JPY. Raise max, or leave jpy out"),
+        ("{max: 29}", "currency: {fixed: gbp}", "the least that can be invoiced in gbp is 0.30 GBP"),
+        ("{max: 49}", "currency: {one_of: [usd, eur]}", "the least that can be invoiced in eur is 0.50 EUR"),
+    ],
+)
+def test_no_invoice_is_granted_that_comes_to_less_than_can_be_invoiced(amount: str, parameters: str, said: str) -> None:
+    assert said in error_of(written(parameters, more=f"amount: {amount}"))
+    assert read(written(parameters, more=f"amount: {amount.replace('49', '50').replace('29', '30')}"))
+
+
+def test_where_any_currency_will_do_any_sum_will() -> None:
+    assert read(written(more="amount: {max: 1}"))
+
+
+MAX = "amount: {max: 50000, currency: [usd]}"
+UNIT, AMOUNT, COUNT = '"lines[{i}][unit_amount]"', '"lines[{i}][amount]"', '"lines[{i}][quantity]"'
+
+
+@pytest.mark.parametrize(
+    ("parameters", "where", "said"),
+    [
+        (f"{UNIT}: {{min: 50001}}", UNIT, "a line with unit_amount comes to 50001 at least, and amount.max is 50000"),
+        (f"{UNIT}: {{one_of: [60000, 70000]}}", UNIT, "a line with unit_amount comes to 60000 at least"),
+        (f"{UNIT}: {{min: 25001}}\n{COUNT}: {{min: 2}}", UNIT, "a line with unit_amount comes to 50002 at least"),
+        (f"{COUNT}: {{min: 50001}}", COUNT, "a line with unit_amount comes to 50001 at least"),
+        (f"{AMOUNT}: {{min: 50001}}", AMOUNT, "a line with amount comes to 50001 at least"),
+        (f"{UNIT}: {{max: 0}}", UNIT, "write 1 or more"),
+        (f"{COUNT}: {{max: 0}}", COUNT, "write 1 or more"),
+        (f"{AMOUNT}: {{max: -1}}", AMOUNT, "write 1 or more"),
+    ],
+)
+def test_bounds_of_a_line_that_no_line_could_pass_are_refused(parameters: str, where: str, said: str) -> None:
+    told = error_of(written(parameters, more=MAX))
+    assert told.startswith(f"policy.yaml:16: callers.app.grants[0].parameters.{where[1:-1]}: ")
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    ("parameters", "more"),
+    [
+        (f"{UNIT}: {{max: 900000}}", MAX),
+        (f"{UNIT}: {{min: 50000}}", MAX),
+        (f"{UNIT}: {{min: 60000}}", f"{MAX}\nlines: {{credit: true}}"),
+        (f"{AMOUNT}: {{max: -1}}", f"{MAX}\nlines: {{credit: true}}"),
+        (f"{UNIT}: {{min: 60000}}", "amount: {currency: [usd]}"),
+        (f"{COUNT}: {{min: 50001}}", "amount: {currency: [usd]}"),
+    ],
+)
+def test_bounds_of_a_line_that_some_line_could_pass_are_read(parameters: str, more: str) -> None:
+    assert read(written(parameters, more=more))
+
+
+@pytest.mark.parametrize(
+    ("budget", "parameters", "where", "least"),
+    [
+        (49, "", {}, "0.50 USD"),
+        (49, "", {"more": MAX}, "0.50 USD"),
+        (1999, f"{UNIT}: {{min: 1000}}\n{COUNT}: {{min: 2}}\n{AMOUNT}: {{min: 3000}}", {}, "20.00 USD"),
+        (2999, "amount: {required: true, min: 3000}\ncurrency: {required: true}", AT_APPGREGATOR, "30.00 USD"),
+        (2999, "amount: {fixed: 3000}\ncurrency: {fixed: usd}", AT_APPGREGATOR, "30.00 USD"),
+    ],
+)
+def test_budget_without_room_for_one_invoice_is_refused(
+    budget: int, parameters: str, where: dict[str, str], least: str
+) -> None:
+    text = written(parameters, budget=f"{{currency: usd, amount: {budget}, per: day}}", **where)
+    told = error_of(text)
+    assert told.startswith("policy.yaml:8: callers.app.budget: ")
+    assert f"has no room for one invoice: a call of {where.get('operation', 'invoices.issue')} comes to {least}" in told
+    assert read(text.replace(str(budget), str(budget + 1)))
+
+
+@pytest.mark.parametrize("more", ["lines: {credit: true}", ""])
+def test_line_that_lowers_the_sum_makes_room_in_a_budget(more: str) -> None:
+    text = written(
+        f"{UNIT}: {{min: 1000}}\n{AMOUNT}: {{min: 1000}}", budget="{currency: usd, amount: 999, per: day}", more=more
+    )
+    if more:
+        assert read(text)
+    else:
+        assert "has no room for one invoice" in error_of(text)
+
+
+# ---------------------------------------------------------------- currencies, and what stands twice
+
+
+@pytest.mark.parametrize(
+    ("written_so", "said"),
+    [
+        (
+            written(more="amount: {currency: [usd, zzz]}"),
+            ".grants[0].amount.currency[1]: there is no currency zzz. Write",
+        ),
+        (written(more="amount: {currency: [udx]}"), ".amount.currency[0]: there is no currency udx. Did you mean"),
+        (written("currency: {one_of: [eur, zzz]}"), ".parameters.currency: there is no currency zzz"),
+        (written("currency: {fixed: xxx}"), ".parameters.currency.fixed: there is no currency xxx"),
+        (written(budget="{currency: zzz, amount: 5000, per: day}"), ".budget.currency: there is no currency zzz"),
+        (written(more="amount: {currency: [USD]}"), ".amount.currency[0]: write a currency in lowercase letters"),
+    ],
+)
+def test_currency_that_there_is_not_is_refused(written_so: str, said: str) -> None:
+    assert said.replace(".parameters.currency:", ".parameters.currency.one_of[1]:") in error_of(written_so)
+
+
+@pytest.mark.parametrize("currency", ["usd", "eur", "jpy", "isk", "kwd", "xof", "xcg", "ugx"])
+def test_currency_that_there_is_is_read(currency: str) -> None:
+    assert read(written(more=f"amount: {{currency: [{currency}]}}"))
+
+
+def test_every_currency_has_three_small_letters() -> None:
+    assert all(len(one) == 3 and one.isalpha() and one.islower() for one in CURRENCIES)
+    assert len(CURRENCIES) == 160
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("amount: {currency: [usd, eur, usd]}", ".amount.currency[2]: usd is written twice"),
+        ("record: [customer, customer]", ".record[1]: customer is written twice"),
+        ("groups: [plain, plain]", ".groups[1]: plain is written twice"),
+        ('record: ["metadata[a]", "metadata[a]"]\ngroups: [plain]', ".record[1]: metadata[a] is written twice"),
+    ],
+)
+def test_list_that_means_a_set_has_each_once(more: str, said: str) -> None:
+    assert said in error_of(written(more=more))
+
+
+def test_bound_below_what_the_catalogue_takes_is_refused_and_not_a_traceback() -> None:
+    said = error_of(written("amount: {max: 0}\ncurrency:", **AT_APPGREGATOR))
+    assert ".parameters.amount.max: the upstream takes 1 at least, so no value could pass" in said
