@@ -33,6 +33,7 @@ from policies.model import (
     Caller,
     Connection,
     DocumentError,
+    Effect,
     Entitlement,
     Idempotency,
     Kind,
@@ -660,6 +661,8 @@ def _budgets(entry: Mapping[str, _Value], granted: _Places, limits: Collection[L
     for item, budget in zip(written, budgets, strict=True):
         _bindable(item, budget, [other for other in budgets if other is not budget])
         _counts(item, budget, spending, limits)
+        if budget.each is not None and not any(one.currency == budget.currency and one.each is None for one in budgets):
+            _few(item, budget, [one for _, one in grants])
     for grant, one in spending:
         if _at_most(one) and (one.amount is None or one.amount.max is None):
             raise grant.fail(
@@ -749,6 +752,19 @@ def _counts(
             f"{budget_in_words(budget)} can never be reached: the limits let {calls:,} invoices through in that time, "
             f"of {money(most, budget.currency)} at most. Write a smaller budget, or remove it"
         )
+
+
+def _few(value: _Value, budget: Budget, granted: Collection[Entitlement]) -> None:
+    """Refuse a budget for each customer, and none for all, where the caller can make customers as it likes."""
+    counted = {one.connection.place for one in granted if one.operation.spends_at(one.connection.upstream)}
+    for one in granted:
+        creates = one.operation.effect is Effect.CREATES and one.operation.noun == budget.each
+        if creates and one.connection.place in counted:
+            raise value.fail(
+                f"this caller may also use {one.operation.id}, and each new {budget.each} has a budget of its own, so "
+                f"this bounds nothing. Write one in {budget.currency} without each beside it, or take "
+                f"{one.operation.id} out"
+            )
 
 
 def _smallest(one: Entitlement, currency: str) -> int:

@@ -367,3 +367,45 @@ def test_list_that_means_a_set_has_each_once(more: str, said: str) -> None:
 def test_bound_below_what_the_catalogue_takes_is_refused_and_not_a_traceback() -> None:
     said = error_of(written("amount: {max: 0}\ncurrency:", **AT_APPGREGATOR))
     assert ".parameters.amount.max: the upstream takes 1 at least, so no value could pass" in said
+
+
+# ---------------------------------------------------------------- a budget for each customer
+
+EACH = "{currency: usd, amount: 5000, per: day, each: customer}"
+ALL = "{currency: usd, amount: 9000, per: day}"
+CREATES = """\
+      - connection: billing
+        operation: customers.create
+        response: [id]
+        parameters: {email: }
+"""
+
+
+@pytest.mark.parametrize(
+    ("budget", "also", "bounds"),
+    [
+        (EACH, "", True),
+        (f"[{EACH}, {ALL}]", CREATES, True),
+        (f"[{EACH}, {ALL.replace('usd', 'eur')}]", CREATES, False),
+        (EACH, CREATES, False),
+        (f"[{EACH}]", CREATES, False),
+    ],
+)
+def test_budget_for_each_customer_bounds_nothing_where_the_caller_makes_customers(
+    budget: str,
+    also: str,
+    bounds: bool,  # noqa: FBT001 - what the table says
+) -> None:
+    text = written(budget=budget) + also
+    if bounds:
+        assert read(text)
+    else:
+        said = error_of(text)
+        assert "this caller may also use customers.create, and each new customer has a budget of its own" in said
+        assert "Write one in usd without each beside it, or take customers.create out" in said
+
+
+def test_customers_of_another_account_are_no_way_around_a_budget() -> None:
+    other = "  other: {name: ft-5, connection_name: stripe-1, upstream: stripe, secret: file:other}\ncallers:"
+    text = (written(budget=EACH) + CREATES.replace("billing", "other")).replace("callers:", other)
+    assert read(text)
