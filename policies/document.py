@@ -201,7 +201,7 @@ def read(text: str, file: str) -> PolicySet:
             raise DocumentError(f"{file}:1: {key}: this key is missing")
     connections = _connections(top["connections"])
     callers = top["callers"].mapping()
-    known, grants = _Credentials(callers), _Grants(text, connections)
+    known, grants = _Credentials(callers, connections), _Grants(text, connections)
     used: set[str] = set()
     if not callers:
         raise top["callers"].fail("no caller is written, so nobody could call")
@@ -390,6 +390,11 @@ def _secret(value: _Value) -> str:
     return text
 
 
+def _versionless(secret: str) -> bytes:
+    """Return where a secret lies, whatever its version."""
+    return secret.partition("/versions/")[0].encode()
+
+
 # ---------------------------------------------------------------- callers
 
 
@@ -421,16 +426,24 @@ class _Kind(NamedTuple):
 class _Credentials:
     """The credentials and names of all callers as they are read. Each belongs to one caller, once."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], connections: Mapping[str, Connection]) -> None:
         self.names = {name: name for name in names}
         """Which caller has each name, or had it first."""
         self.callers: dict[Proof, Caller] = {}
         self.signers: dict[tuple[str, str], list[Proof]] = {}
         self._owners: dict[Proof, Caller] = {}
+        self._keys = {_versionless(one.secret): name for name, one in connections.items()}
+        """Whose key lies where, by the secret's place without its version."""
 
     def add(self, value: _Value, kind: str, written: _Written, caller: Caller) -> None:
         taken, signs = _KINDS[kind].taken, _KINDS[kind].signs
         proof = Proof(written.scheme or kind, written.proof)
+        whose = self._keys.get(written.alone or b"")
+        if whose is not None:
+            raise value.fail(
+                f"here lies the upstream's key of {whose}, which whoever signs with it would hold. Make a secret of "
+                "its own for this caller"
+            )
         owner = self._owners.setdefault(Proof(kind, written.alone or written.proof), caller)
         if owner.id != caller.id or (owner is not caller and not signs):
             raise value.fail(taken.format(proof=written.proof.decode("latin-1"), owner=owner.id))
@@ -582,7 +595,7 @@ def _webhook(value: _Value) -> _Written:
         entry = value.mapping(known=(*required, "prefix", "connection"), required=required)
     secret = _secret(entry["secret"])
     # Whatever its version: two callers with one secret could not be told apart.
-    written = _Written(secret.encode(), f"webhook:{secret}", alone=secret.partition("/versions/")[0].encode())
+    written = _Written(secret.encode(), f"webhook:{secret}", alone=_versionless(secret))
     if "scheme" not in entry:
         return written
     entry["scheme"].one_of((signing.HMAC,))

@@ -969,6 +969,23 @@ def test_same_signing_secret_for_two_callers_is_refused_whatever_the_scheme(sche
     assert said.endswith("this is also a secret of app; make one for each caller")
 
 
+@pytest.mark.parametrize("webhook", ["{}", "{{secret: {}, scheme: hmac, header: X-Signature, encoding: hex}}"])
+@pytest.mark.parametrize(
+    ("key", "signs"),
+    [
+        ("projects/acme/secrets/key/versions/latest", "projects/acme/secrets/key/versions/latest"),
+        ("projects/acme/secrets/key/versions/latest", "projects/acme/secrets/key/versions/7"),
+        ("file:/keys/one", "file:/keys/one"),
+    ],
+)
+def test_caller_does_not_sign_with_the_upstreams_key(key: str, signs: str, webhook: str) -> None:
+    text = changed(13, f"- webhook: {webhook.format(signs)}")
+    said = problem(text.replace("projects/acme/secrets/key/versions/latest", key, 1))
+    assert said.startswith("acme.yaml:13: callers.app.credentials[0]")
+    assert ": here lies the upstream's key of billing, which whoever signs with it would hold." in said
+    assert said.endswith("Make a secret of its own for this caller")
+
+
 def test_webhook_of_the_written_scheme_is_tied_to_a_connection() -> None:
     policy_set = read(changed(13, f"- webhook: {{{HMAC}}}"))
     caller = only_caller(policy_set)
