@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from policies.refusals import Fault, ParameterInvalid, ParameterMissing
-from policies.wording import amount_in_words, money
+from policies.wording import amount_in_words, money, step
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
@@ -146,8 +146,8 @@ def largest(currency: str) -> int:
 
 
 def least(currency: str) -> int:
-    """Return the least sum that an invoice in a currency can come to, in minor units; 1 where none is known."""
-    return _LEAST.get(currency, 1)
+    """Return the least sum that an invoice in a currency can come to, in minor units, as far as it is known."""
+    return _LEAST.get(currency, step(currency))
 
 
 def smallest(rules: Mapping[str, Rule], way: str) -> int:
@@ -204,6 +204,13 @@ def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> 
         if total is not None and abs(total) > most:
             said = f"comes to more than one invoice can: {money(most, currency)} at most."
             yield _invalid(f"lines[{number}]", said, max=most)
+            return
+        if total is not None and total % step(currency):
+            zeros = str(step(currency))[1:]
+            said = (
+                f"comes to {total}, which must end in {zeros}: no smaller part of {currency.upper()} can be invoiced."
+            )
+            yield _invalid(f"lines[{number}]", said)
             return
     if None in totals:
         return

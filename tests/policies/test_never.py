@@ -409,3 +409,40 @@ def test_customers_of_another_account_are_no_way_around_a_budget() -> None:
     other = "  other: {name: ft-5, connection_name: stripe-1, upstream: stripe, secret: file:other}\ncallers:"
     text = (written(budget=EACH) + CREATES.replace("billing", "other")).replace("callers:", other)
     assert read(text)
+
+
+# ---------------------------------------------------------------- sums in which no invoice can be
+
+
+@pytest.mark.parametrize(
+    ("currency", "step"),
+    [("isk", 100), ("ugx", 100), *((one, 10) for one in ("bhd", "jod", "kwd", "omr", "tnd")), ("huf", 1), ("jpy", 1)],
+)
+def test_line_is_a_multiple_of_what_can_be_invoiced(currency: str, step: int) -> None:
+    text = written(more="lines: {credit: true}")
+    fits = LINE | {"currency": currency, "lines[1][unit_amount]": str(step // 2 or 1), "lines[1][quantity]": "2"}
+    fits |= {"lines[2][amount]": f"-{step}"}
+    assert decided(text, fits)
+    if step == 1:
+        return
+    for line, wrong in (("lines[0]", f"10{step + 1}"), ("lines[2]", f"-{step + 1}")):
+        with pytest.raises(ParameterInvalid) as refusal:
+            decided(text, fits | {f"{line}[amount]": wrong})
+        assert refusal.value.detail == (
+            f"{line} comes to {wrong}, which must end in {str(step)[1:]}: no smaller part of {currency.upper()} can be "
+            "invoiced."
+        )
+
+
+def test_least_of_a_budget_and_of_a_grant_is_one_step() -> None:
+    assert "in isk is 1.00 ISK, and max is 0.99 ISK" in error_of(written(more="amount: {max: 99, currency: [isk]}"))
+    assert "has no room for one invoice" in error_of(written(budget="{currency: kwd, amount: 9, per: day}"))
+    assert read(written(budget="{currency: kwd, amount: 10, per: day}"))
+
+
+def test_line_of_a_currency_of_unknown_digits_says_minor_units() -> None:
+    asked = {"customer": "cus_1", "currency": "kwd", "lines[0][unit_amount]": "5000", "lines[0][quantity]": "3"}
+    assert lines.form(asked | {"lines[0][description]": "Travel"}) == {
+        "lines[0][amount]": "15000",
+        "lines[0][description]": "3 x 5,000 minor units Travel",
+    }
