@@ -84,6 +84,7 @@ _MAX_DEPTH: Final = 16
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_BYTE_ORDER_MARK: Final = "\ufeff"
 _NULL: Final = "tag:yaml.org,2002:null"
 #: What YAML reads as null if it is written without quotes.
 _NOTHING: Final = frozenset({"", "~", "null", "Null", "NULL"})
@@ -239,17 +240,33 @@ def warnings(text: str, file: str, now: float) -> list[str]:
 
 
 def _compose(text: str, file: str) -> _Node:
+    mark = text.find(_BYTE_ORDER_MARK, 1)
+    if mark > 0:
+        line = text.count("\n", 0, mark) + 1
+        raise DocumentError(
+            f"{file}:{line}: a byte order mark stands here, which no editor shows: a file begins with it that was put "
+            "behind another. Delete the line and write it anew"
+        )
     try:
         root = _composed(yaml.parse(text, Loader=LOADER), file)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
-        hint = 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'
-        raise DocumentError(f"{file}:{line}: this is not YAML: {error.problem}. {hint}") from None
+        raise DocumentError(f"{file}:{line}: this is not YAML: {error.problem}. {_hint(text, line)}") from None
     except (yaml.YAMLError, RecursionError):
         raise DocumentError(f"{file}:1: this is not YAML") from None
     if root is None:
         raise DocumentError(f"{file}:1: the document is empty")
     return root
+
+
+def _hint(text: str, line: int) -> str:
+    """Say what is most often wrong with a line that is not YAML. Lines are counted from 1."""
+    before, written = (["", *text.split("\n"), ""])[line - 1 : line + 1]
+    if "\t" in written:
+        return "There is a tab in this line: write spaces"
+    if "\N{NO-BREAK SPACE}" in before + written:  # which begins a text that goes on into the next line
+        return "There are no-break spaces here, as web pages have them: write plain spaces"
+    return 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'
 
 
 def _composed(events: Iterator[yaml.Event], file: str) -> _Node | None:
@@ -1091,6 +1108,7 @@ def _catalogue_rule(path: str, parameter: Parameter) -> Rule:
         max_length=(parameter.max_length or parameters.MAX_LENGTH) if texts else None,
         one_of=None if parameter.one_of is None else frozenset(parameter.one_of),
         minimum=parameter.minimum,
+        maximum=parameter.maximum,
         unsets=parameter.unsets,
         free=parameter.free,
     )
@@ -1177,7 +1195,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
         kind=base.kind,
         max_length=_max_length(bounds, base),
         minimum=_minimum(bounds, base),
-        maximum=_if_written(bounds, "max", _Value.integer),
+        maximum=_maximum(bounds, base),
         one_of=_one_of(bounds["one_of"], base) if "one_of" in bounds else base.one_of,
         prefix=_if_written(bounds, "prefix", _Value.text),
         required=_if_written(bounds, "required", _Value.boolean) or False,
@@ -1211,6 +1229,8 @@ def _refuse_impossible(rule: Rule, bounds: Mapping[str, _Value]) -> None:
     if rule.minimum is not None and rule.maximum is not None and rule.minimum > rule.maximum:
         if "min" not in bounds:
             raise bounds["max"].fail(f"the upstream takes {rule.minimum} at least, so no value could pass")
+        if "max" not in bounds:
+            raise bounds["min"].fail(f"the upstream takes {rule.maximum} at most, so no value could pass")
         raise bounds["min"].fail("min is larger than max, so no value could pass")
     if rule.prefix is not None and rule.max_length is not None and len(rule.prefix) > rule.max_length:
         raise bounds["prefix"].fail("the prefix is longer than max_length, so no value could pass")
@@ -1228,6 +1248,13 @@ def _minimum(bounds: Mapping[str, _Value], base: Rule) -> int | None:
     if least is not None and base.minimum is not None and least < base.minimum:
         raise bounds["min"].fail(f"the upstream takes {base.minimum} at least")
     return base.minimum if least is None else least
+
+
+def _maximum(bounds: Mapping[str, _Value], base: Rule) -> int | None:
+    most = _if_written(bounds, "max", _Value.integer)
+    if most is not None and base.maximum is not None and most > base.maximum:
+        raise bounds["max"].fail(f"the upstream takes {base.maximum} at most")
+    return base.maximum if most is None else most
 
 
 def _max_length(bounds: Mapping[str, _Value], base: Rule) -> int | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from policies.refusals import Fault, ParameterInvalid, ParameterMissing
+from policies.refusals import Fault, ParameterInvalid, ParameterMissing, ParameterNotGranted
 from policies.wording import amount_in_words, money, step
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
     if given.get("send") == "true" and not mailed:
         said = "mails the invoice, so it needs collection_method=send_invoice, and days_until_due or due_date."
         yield _invalid("send", said)
+    yield from emptied(given)
     lines, currency = of(given), given.get("currency")
     if not lines:
         said = "lines is missing: send at least one line, such as lines[0][amount] and lines[0][description]."
@@ -195,6 +196,13 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
             said = f"is too long: {most} characters at most, since {before.rstrip()} is written before it."
             yield _invalid(f"lines[{number}][description]", said, max_length=most)
     yield from _of_sums([line.total for line in lines], currency, amount)
+
+
+def emptied(given: Mapping[str, str]) -> Iterator[Fault]:
+    """Refuse a call that empties the metadata in which we write."""
+    if "metadata" in given:
+        said = "metadata cannot be emptied: Countersign writes there itself. Leave it out, or send its entries."
+        yield Fault(ParameterNotGranted, "metadata", said, {})
 
 
 def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> Iterator[Fault]:

@@ -273,6 +273,14 @@ def _one_of(values: frozenset[str]) -> str:
 def _not_granted(rules: Mapping[str, Rule], path: str, before: int) -> Fault:
     """Return the fault of an unknown or ungranted name, with ``before`` of them before it."""
     said = f"{shown(path)} is not a parameter you may send."
+    if re.fullmatch(r"lines\[\d+\]\[currency\]", path) and "currency" in rules:
+        said = f"{path} does not belong to a line: all lines are in one currency. Send currency once, beside the lines."
+        return Fault(ParameterNotGranted, path, said, {"did_you_mean": "currency"})
+    inside = re.sub(r"\[\d+\]", "[{i}]", path) + "["
+    parts = [shown(one.replace("{i}", "0")) for one in rules if one.startswith(inside)][:MAX_LISTED]
+    if parts:
+        said = f"{shown(path)} cannot be a value: send its parts, such as {parts[0]}. In JSON, nest lists and objects."
+        return Fault(ParameterNotGranted, shown(path), said, {"parameters": parts})
     close = closest(path, rules) if before < MAX_SUGGESTED else None
     if close is not None:
         return Fault(
@@ -294,9 +302,9 @@ def _missing(rules: Mapping[str, Rule], path: str, *, blank: bool) -> Fault:
 
 def _stamped(stamp: str, given: Mapping[str, str]) -> Iterator[Fault]:
     """Refuse what would write where the policy names the call to the upstream."""
-    for path in (stamp, stamp.partition("[")[0]):
-        if path in given:
-            yield Fault(ParameterNotGranted, path, f"{path} is written by the policy itself. Leave it out.", {})
+    if stamp in given:
+        yield Fault(ParameterNotGranted, stamp, f"{stamp} is written by the policy itself. Leave it out.", {})
+    yield from lines.emptied(given)
 
 
 def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> Iterator[Fault]:

@@ -8,7 +8,7 @@ from policies import access, lines
 from policies.currencies import CURRENCIES
 from policies.model import DocumentError, Grant
 from policies.operations import OPERATIONS
-from policies.refusals import ParameterInvalid
+from policies.refusals import ParameterInvalid, ParameterNotGranted
 from tests.policies.conftest import call, only_caller, read
 
 DOCUMENT = """\
@@ -446,3 +446,102 @@ def test_line_of_a_currency_of_unknown_digits_says_minor_units() -> None:
         "lines[0][amount]": "15000",
         "lines[0][description]": "3 x 5,000 minor units Travel",
     }
+
+
+# ---------------------------------------------------------------- words for what is easily got wrong
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("        response:", "\tresponse:", "There is a tab in this line: write spaces"),
+        ("        operation:", "    \t  operation:", "There is a tab in this line: write spaces"),
+        ("    owner:", "\N{NO-BREAK SPACE}   owner:", "There are no-break spaces here, as web pages have them"),
+        ("response: [id]", "response: [metadata[a]]", 'in quotes: "metadata[order_id]"'),
+    ],
+)
+def test_what_is_no_yaml_is_answered_with_what_is_in_the_line(old: str, new: str, said: str) -> None:
+    assert said in error_of(written().replace(old, new))
+
+
+@pytest.mark.parametrize("before", ["callers:", "customer:", "tests"])
+def test_byte_order_mark_within_a_document_is_named_with_its_line(before: str) -> None:
+    text = written()
+    line = text[: text.index(before)].count("\n") + 1
+    assert error_of(text.replace(before, f"\ufeff{before}", 1)).startswith(
+        f"policy.yaml:{line}: a byte order mark stands"
+    )
+    assert read(f"\ufeff{text}")
+
+
+def refused(text: str, body: str, media: str, operation: str = "invoices.issue") -> tuple[str, dict[str, object]]:
+    policies = read(text)
+    asked = call(body=body.encode(), media=media, key="order-1", operation=operation)
+    with pytest.raises(ParameterNotGranted) as refusal:
+        access.decide(policies, only_caller(policies), asked)
+    return refusal.value.faults[0].detail, dict(refusal.value.faults[0].accepts)
+
+
+LINE_FORM = "customer=cus_1&currency=usd&lines[0][amount]=1000"
+
+
+@pytest.mark.parametrize("body", [f"{LINE_FORM}&lines[0][currency]=usd", "customer=cus_1&lines[7][currency]=usd"])
+def test_currency_of_a_line_is_answered_with_where_it_belongs(body: str) -> None:
+    said, accepts = refused(written(), body, "form")
+    path = f"lines[{body[body.rindex('lines[') + 6]}][currency]"
+    assert said == (
+        f"{path} does not belong to a line: all lines are in one currency. Send currency once, beside the lines."
+    )
+    assert accepts == {"did_you_mean": "currency"}
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "path"),
+    [
+        ("json", '{"customer": "cus_1", "currency": "usd", "lines": "1000"}', "lines"),
+        ("json", '{"customer": "cus_1", "currency": "usd", "lines": 1000}', "lines"),
+        ("json", '{"customer": "cus_1", "currency": "usd", "lines": ["1000"]}', "lines[0]"),
+        ("form", "customer=cus_1&currency=usd&lines=1000", "lines"),
+    ],
+)
+def test_value_in_place_of_lines_is_answered_with_their_parts(media: str, body: str, path: str) -> None:
+    said, accepts = refused(written(), body, media)
+    assert said == (
+        f"{path} cannot be a value: send its parts, such as lines[0][amount]. In JSON, nest lists and objects."
+    )
+    assert "lines[0][description]" in str(accepts["parameters"])
+
+
+@pytest.mark.parametrize(("more", "where"), [(STAMP, AT_APPGREGATOR), (STAMP, {}), ("", {})])
+def test_metadata_in_which_we_write_is_not_emptied(more: str, where: dict[str, str]) -> None:
+    operation = where.get("operation", "invoices.issue")
+    body = "customer=cus_1&metadata=" if where else f"{LINE_FORM}&metadata="
+    said, _ = refused(written("metadata:", more=more, **where), body, "form", operation)
+    assert said == "metadata cannot be emptied: Countersign writes there itself. Leave it out, or send its entries."
+
+
+LIST = written(operation="customers.list").replace("customer:", "email:\n          limit:").replace("[id]", "[data.id]")
+
+
+@pytest.mark.parametrize(("limit", "fits"), [("0", False), ("1", True), ("100", True), ("101", False), ("-1", False)])
+def test_customers_are_listed_by_as_many_as_stripe_lists(limit: str, fits: bool) -> None:  # noqa: FBT001 - the table
+    asked = {"email": "ann@example.com", "limit": limit}
+    if fits:
+        assert decided(LIST, asked, "customers.list")
+    else:
+        with pytest.raises(ParameterInvalid) as refusal:
+            decided(LIST, asked, "customers.list")
+        assert refusal.value.detail == f"limit must be at {'most 100' if limit == '101' else 'least 1'}."
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [
+        ("{max: 101}", "limit.max: the upstream takes 100 at most"),
+        ("{min: 101}", "limit.min: the upstream takes 100 at most, so no value could pass"),
+        ("{max: 0}", "limit.max: the upstream takes 1 at least, so no value could pass"),
+        ("{min: 0}", "limit.min: the upstream takes 1 at least"),
+    ],
+)
+def test_bound_beyond_the_catalogues_is_refused(bound: str, said: str) -> None:
+    assert said in error_of(LIST.replace("limit:", f"limit: {bound}"))
