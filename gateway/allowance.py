@@ -1,7 +1,7 @@
 """How often a caller may ask what costs it nothing: previews, and the questions about itself.
 
 Such a call uses up no limit of the policy, so it has one of its own, which all of them share. It is counted in each
-instance by itself. Strangers are refused before they come here.
+instance by itself. Strangers, who may ask for what is put together for everybody, share one: theirs is nobody's.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Allowance:
         self._clock = clock
         self._lock = threading.Lock()
         #: When each caller's last calls were, oldest first. Who has asked nothing for a second is left out.
-        self._asked: dict[str, deque[float]] = {}
+        self._asked: dict[str | None, deque[float]] = {}
         self._tidied = 0.0
 
-    def take(self, caller: str) -> None:
-        """Count one call of ``caller``, by its id. Raises :class:`AskedTooOften`, which is not counted."""
+    def take(self, caller: str | None) -> None:
+        """Count one call of ``caller``, by its id; None is a stranger. Raises :class:`AskedTooOften`, uncounted."""
         with self._lock:
             now = self._clock()
             if now - self._tidied >= SECONDS:
@@ -39,5 +39,5 @@ class Allowance:
                 self._tidied = now
             times = self._asked.setdefault(caller, deque(maxlen=CALLS))
             if len(times) == CALLS and now - times[0] < SECONDS:
-                raise AskedTooOften(retry_after=1)
+                raise AskedTooOften(None if caller is not None else AskedTooOften.strangers, retry_after=1)
             times.append(now)

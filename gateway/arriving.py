@@ -22,6 +22,8 @@ MAX_CHUNKED: Final = MAX_HEAD + 2 * MAX_BODY
 MAX_DIGITS: Final = 9
 #: Of the line before a chunk.
 MAX_SIZE: Final = 256
+#: Of a body's chunks: the parser takes microseconds for each, and no client cuts so short a body so finely.
+MAX_CHUNKS: Final = 4096
 
 _END: Final = b"\r\n\r\n"
 #: A line break that HTTP does not know, so that the head may never end.
@@ -33,7 +35,7 @@ _SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
 class Arriving:
     """Bytes of a connection, from where its next call begins."""
 
-    __slots__ = ("_chunk", "_searched", "_unclear", "awaits_continue", "data", "need")
+    __slots__ = ("_chunk", "_counted", "_searched", "_unclear", "awaits_continue", "data", "need")
 
     def __init__(self, data: bytes = b"") -> None:
         self.data = bytearray(data)
@@ -41,8 +43,9 @@ class Arriving:
         self.need = 0
         #: Whether the client holds its body back until it is told to go on (RFC 9110, 10.1.1).
         self.awaits_continue = False
-        #: How much was searched for the end of the head; where the next chunk begins, 0 for a body without chunks.
-        self._searched = self._chunk = 0
+        #: How much was searched for the end of the head, or of the trailers; where the next chunk begins, 0 for a body
+        #: without chunks; how many are before it.
+        self._searched = self._chunk = self._counted = 0
         #: Whether the body is longer than is read, or its end is unclear: then the connection ends with the call.
         self._unclear = False
 
@@ -106,8 +109,10 @@ class Arriving:
             if size is None:
                 return True
             if not int(size[0], 16):  # the last; trailers may follow
-                end = data.find(_END, line)
-                self.need = end + 4 if end >= 0 else 0
-                return False
-            self._chunk = line + 2 + int(size[0], 16) + 2
+                end = data.find(_END, max(line, self._searched - 3))
+                self.need, self._searched = end + 4 if end >= 0 else 0, len(data)
+                return end < 0 and len(data) - line > MAX_HEAD
+            self._chunk, self._counted = line + 2 + int(size[0], 16) + 2, self._counted + 1
+            if self._counted > MAX_CHUNKS:
+                return True
         return len(data) - self._chunk > MAX_SIZE

@@ -5,7 +5,7 @@ load none of it. This is the one module of ``gateway`` that may, inside its func
 
 ``/-/me``, and with a credential ``/-/recipes`` and ``/openapi.json``, are for callers: identified as any call is, with
 the same refusals on record, so that keys are guessed here no better than by calls. A paused caller may look. The others
-are the same for everybody, and leave no line.
+are the same for everybody, and leave no line: files that were made once, and what costs next to nothing.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _recipes(gate: Gate, record: Record) -> Response:
 
     _identified(gate, record, ("POST",), needed=False)
     assert record.call is not None  # noqa: S101 - it was read
-    call = read(record.call.body)
+    call = read(record.call.body, stranger=record.caller is None)
     described = None
     if record.caller is not None:
         first = next(map(grant_id, entitlements(record.caller)), None)
@@ -153,7 +153,8 @@ def _identified(
 ) -> dict[str, str]:
     """Read and identify as any call is; return what the query gives of ``names``. A paused caller is as good.
 
-    Unless it is ``needed``, a request without a credential is nobody's, and ``record.caller`` stays None.
+    Unless it is ``needed``, a request without a credential is nobody's, and ``record.caller`` stays None. Raises
+    :class:`AskedTooOften`: strangers share one allowance, which takes nothing from any caller.
     """
     call, given = read_own(record.environ, allowed, names)
     record.call = call
@@ -161,6 +162,8 @@ def _identified(
     if needed or call.credentials:
         caller = record.caller = gate.identity.identify(policies, call, record.now, record.deadline)
         gate.allowance.take(caller.id)
+    else:
+        gate.allowance.take(None)
     return given
 
 

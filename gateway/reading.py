@@ -63,7 +63,7 @@ _STRIPE = re.compile(rf"(?:/({NAME.pattern})/({NAME.pattern}))?/v1/(.+)")
 #: An id in a path: nothing that could be read as more than one segment.
 _ID: Final = r"[A-Za-z0-9_-]{1,255}"
 #: An absolute-form target, as for a proxy: RFC 9112, 3.2.2.
-_ORIGIN: Final = r"[A-Za-z]+://[^/]*"
+_ORIGIN: Final = r"\A[A-Za-z]+://[^/]*"
 _ADDRESS: Final = frozenset({"name", "connection_name", "validate_only"})
 #: What other services call a key in an address, in small letters without dashes.
 _KEY_NAMES: Final = frozenset(
@@ -246,11 +246,12 @@ def _query(query: str, *, named_in_path: bool, bodyless: bool) -> tuple[tuple[st
     fields = query.split("&")
     others = [field for field in fields if _named(field) not in _ADDRESS] if bodyless else []
     rest = "&".join(others).encode("ascii", "replace")
-    values = _values("&".join(field for field in fields if field not in others))
+    apart = frozenset(others)
+    values = _values("&".join(field for field in fields if field not in apart))
     validate_only = BOOLEANS.get(values.pop("validate_only", "false"))
     if validate_only is None:
         raise QueryMalformed("validate_only must be true or false.", parameter="validate_only")
-    for name in map(_named, others):
+    for name in dict.fromkeys(map(_named, others)):
         _refuse_secret(name)
         if not named_in_path and closest(name, _ADDRESS) not in {None, "validate_only", *values}:
             raise _stranger(name)

@@ -114,7 +114,7 @@ class Connection:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)  # for a thread; the poller never waits
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.sock, self.client, self.server = sock, client, server
-        self.parser = get_parser(cfg, sock, client)
+        self.parser = get_parser(cfg, (), client)
         self.arriving = Arriving()
         self.began = time.monotonic()
         """When the server learned of the next call."""
@@ -232,6 +232,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
             self._looked = now
             self.notify()
             self._expire(now)
+            self._start_thread()
             if self.ppid != os.getppid():  # the master is gone
                 self.alive = False
 
@@ -415,9 +416,15 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         """Queue a connection for a thread."""
         self._out.add(conn)
         self._queue.put(conn)
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        """Start one more thread if there is work for it. If none can be started now, those there are take the queue."""
         if self._threads < min(self.cfg.threads, len(self._out)):
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"call-{self._threads}", daemon=True).start()
+            thread = threading.Thread(target=self._work, name=f"call-{self._threads + 1}", daemon=True)
+            with suppress(RuntimeError):
+                thread.start()
+                self._threads += 1
 
     def _take_back(self, conn: Connection) -> None:
         """Take a connection back from its thread."""
@@ -562,17 +569,19 @@ def _parsed(conn: Connection) -> Any:
     arriving = conn.arriving
     if not arriving.head and len(arriving.data) > MAX_HEAD:
         raise LimitRequestHeaders("the head has no end")
-    conn.parser.unreader.unread(bytes(arriving.data))
+    # No more than is there and is this call's, and in pieces: of one the parser copies what is left for each chunk.
+    size = arriving.need if arriving.whole else len(arriving.data)
+    conn.parser.unreader.iter = iter([bytes(arriving.data[at : min(at + _READ, size)]) for at in range(0, size, _READ)])
     return next(conn.parser)
 
 
 def _pass(req: Any, conn: Connection) -> None:
     """Go on behind a call's body, read or not: it is all there."""
-    parser = conn.parser
-    if getattr(req.body.reader, "length", None) != 0 and not _finished(parser):
-        conn.keeps = False
+    parser, arriving = conn.parser, conn.arriving
+    if (getattr(req.body.reader, "length", None) != 0 and not _finished(parser)) or parser.unreader.read():
+        conn.keeps = False  # we and the parser do not agree where it ends
     parser.mesg = None  # the parser would look again for what is left of it
-    conn.arriving = Arriving(parser.unreader.take_buffered())
+    conn.arriving = Arriving(bytes(arriving.data[arriving.need :]))
 
 
 def _finished(parser: Any) -> bool:

@@ -2,6 +2,7 @@
 
 An upstream may add fields, leave some out, or put an object in the place of an id (as ``expand`` does). So a leaf
 passes only a value of the shape that the catalogue gives; anything else, or a missing field, is answered as null.
+So is a list or an object of more entries than any upstream answers with: each becomes all fields of the grant.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from functools import cache, partial
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
@@ -29,11 +30,19 @@ if TYPE_CHECKING:
 
 #: What an answer is, and what tells it from the answer to another call.
 _OWN: Final = ("object", "id", "customer", "livemode", "metadata")
+#: Entries of one list or one object of any names. A page of Stripe's has at most 100, and metadata 50.
+MAX_ENTRIES: Final = 250
+#: Entries, members, objects and lists of a whole answer: 16 bytes each in the largest answer, less than any real one
+#: has. A decoder needs up to some hundred bytes for each.
+MAX_PARTS: Final = 65_536
+#: A shorter body has no room for so many.
+_ROOM: Final = 2 * MAX_PARTS
 _SCALAR: Final = str | int | float | bool | None
+_BOUND: Final = msgspec.Meta(max_length=MAX_ENTRIES)
 _TYPES: Final[dict[object, Any]] = {
     Shape.SCALAR: _SCALAR,
-    Shape.SCALARS: list[_SCALAR] | None,  # type: ignore[valid-type]  # msgspec accepts it
-    Shape.MAP: dict[str, _SCALAR] | None,  # type: ignore[valid-type]
+    Shape.SCALARS: Annotated[list[_SCALAR], _BOUND] | None,  # type: ignore[valid-type]  # msgspec accepts it
+    Shape.MAP: Annotated[dict[str, _SCALAR], _BOUND] | None,  # type: ignore[valid-type]
 }
 
 
@@ -53,8 +62,11 @@ def read(body: bytes, entitlement: Entitlement) -> _Read:
     """Read an answer: the members that we read ourselves, and what the grant lets through.
 
     A grant lists few of an invoice's hundred members, so only those are decoded. An answer that does not match the
-    catalogue is decoded whole and trimmed. An answer that is not a JSON object counts as an empty one.
+    catalogue is decoded whole and trimmed. An answer that is not a JSON object counts as an empty one; so does one of
+    more than ``MAX_PARTS``.
     """
+    if len(body) > _ROOM and _crowded(body):
+        return _whole(None, entitlement.response)
     return _READERS[entitlement.operation.id, entitlement.response_fields](body, entitlement)
 
 
@@ -151,7 +163,7 @@ _struct: Final = cache(partial(msgspec.defstruct, "Members"))  # most lists have
 def _type_of_member(branch: object) -> Any:
     if isinstance(branch, dict):
         inner: Any = _type_of(branch)
-        return inner | list[inner] | None
+        return inner | Annotated[list[inner], _BOUND] | None
     return _TYPES.get(branch, Any)
 
 
@@ -181,11 +193,13 @@ def _leaf(value: object, branch: object) -> object:
     if branch is Shape.SCALAR:
         return value if _scalar(value) else None
     if branch is Shape.SCALARS:
-        return value if isinstance(value, list) and all(map(_scalar, value)) else None
+        return value if isinstance(value, list) and len(value) <= MAX_ENTRIES and all(map(_scalar, value)) else None
     if branch is Shape.MAP:
-        return value if isinstance(value, dict) and all(map(_scalar, value.values())) else None
+        few = isinstance(value, dict) and len(value) <= MAX_ENTRIES
+        return value if few and all(map(_scalar, value.values())) else None  # type: ignore[attr-defined]  # a dict
     if isinstance(value, list):
-        return [trim(item, branch) for item in value]  # type: ignore[arg-type]  # the branch is not a leaf
+        few = len(value) <= MAX_ENTRIES
+        return [trim(item, branch) for item in value] if few else None  # type: ignore[arg-type]  # no leaf
     return trim(value, branch) if isinstance(value, dict) else None  # type: ignore[arg-type]  # the same
 
 
@@ -195,7 +209,9 @@ def _scalar(value: object) -> bool:
 
 
 def decoded(body: bytes) -> Any:
-    """Decode JSON. Return None if it cannot be read."""
+    """Decode JSON. Return None if it cannot be read, or has more than ``MAX_PARTS``."""
+    if len(body) > _ROOM and _crowded(body):
+        return None
     try:
         return msgspec.json.decode(body)
     except RecursionError:
@@ -207,6 +223,11 @@ def decoded(body: bytes) -> Any:
             return _mended(json.loads(body.decode(), parse_constant=_refused))
         except (ValueError, RecursionError):
             return None
+
+
+def _crowded(body: bytes) -> bool:
+    """Whether JSON has more than ``MAX_PARTS``: what begins an object or a list, or follows a comma in one."""
+    return body.count(b",") + body.count(b"{") + body.count(b"[") > MAX_PARTS
 
 
 def _mended(value: Any) -> Any:

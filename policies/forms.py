@@ -46,6 +46,7 @@ _FORM: Final = r"\s*[^\s\"'{}&=]+="
 _BYTE_ORDER_MARK: Final = "\ufeff"
 _TOO_MANY: Final = f"The call has too many parameters: {MAX_FIELDS} at most."
 _TOO_DEEP: Final = f"A parameter is nested too deeply: {MAX_DEPTH} levels at most."
+_TOO_LONG: Final = "A parameter's name is too long."
 _LOOKS_LIKE_JSON: Final = "This looks like JSON, but was sent as a form: send Content-Type: application/json."
 _LOOKS_LIKE_A_FORM: Final = (
     "This looks like a form, but was sent as JSON: send Content-Type: application/x-www-form-urlencoded."
@@ -213,6 +214,8 @@ def _not_json(text: str, error: json.JSONDecodeError) -> str:
 def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> None:
     if depth > MAX_DEPTH:
         raise BodyMalformed(_TOO_DEEP)
+    if len(path) > MAX_PATH:  # before it is written in front of every name below it
+        raise BodyMalformed(_TOO_LONG)
     if isinstance(value, dict):
         for name, inner in value.items():
             _flatten(f"{path}[{name}]", inner, depth + 1, given)
@@ -273,7 +276,7 @@ def _no_constant(_: str) -> str:
 def check_path(path: str) -> None:
     """Check a parameter's name. Raises :class:`BodyMalformed` for one that no call could hold."""
     if len(path) > MAX_PATH:
-        raise BodyMalformed("A parameter's name is too long.")
+        raise BodyMalformed(_TOO_LONG)
     if path.isidentifier():
         return
     if path.count("[") >= MAX_DEPTH:

@@ -412,6 +412,8 @@ def reopen(held: Entry | None, *, now: float) -> tuple[Verdict, Entry | None]:
     if before.expires is not None and held.expires is not None:
         # A refusal that would have ended meanwhile is kept on: ended, it would free the key.
         before = replace(before, expires=max(before.expires, held.expires))
+    if before.reserved is not None and held.reserved is None:
+        before = replace(before, reserved=replace(before.reserved, anew=True))
     return Verdict.REOPENED, before
 
 

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from policies import lines
 from policies.model import Outcome
-from policies.outcomes import LATE_SECONDS, Decision, InvoiceSeen, Reply, lost
+from policies.outcomes import LATE_SECONDS, Decision, InvoiceSeen, Reply, lost, unknown
 from policies.refusals import (
     ApprovalRejected,
     EmailMissing,
@@ -191,11 +191,13 @@ def _after_find(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     return _anew(at)
 
 
-def _after_create(_: Grant, at: Progress, reply: Reply) -> Progress | Reply:
+def _after_create(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     if reply.mute and reply.approval is None:  # it will never say whether there is a draft
         return replace(at, stage=Stage.FIND, generation=reply.generation)
-    if reply.outcome is not Outcome.SUCCEEDED or reply.created is None:
+    if reply.outcome is not Outcome.SUCCEEDED:
         return reply
+    if reply.created is None:
+        return unknown(grant, "the draft has no id that can be used", reply.upstream_status)
     draft = replace(at, generation=reply.generation, id=reply.created, reached=Stage.LINES, lines_sent=False, seen=None)
     # A repeated answer is old: the draft may have lines by now, be finalized, or be gone.
     return replace(draft, stage=Stage.LOOK if reply.kept else Stage.LINES)
@@ -296,7 +298,7 @@ def _finalized(grant: Grant, at: Progress, reply: Reply) -> Progress | Reply:
     if seen is not None and seen.status == "void":  # for good, so that nobody owes it
         return Reply(Outcome.REJECTED, refusal=InvoiceVoided(), generation=at.generation + 1)
     if seen is None or not _as_asked(lines.asked(grant.parameters), seen):
-        status = seen.status if seen is not None else "unreadable"
+        status = (seen.status if seen is not None else "") or "unreadable"
         note = f"the invoice {at.id} is {status} and not as it was asked for: somebody must look at it"
         told = replace(reply, outcome=Outcome.UNKNOWN, refusal=OutcomeUnknown(ANOTHER, note=note), harmless=True)
         return _kept(replace(at, alarmed=True), told if at.alarmed else replace(told, alarm=note))

@@ -501,14 +501,17 @@ class State(StrEnum):
 
 
 class Reserved(msgspec.Struct, frozen=True, array_like=True):
-    """Money that a call has booked in budgets for what it may come to. It counts there from ``at`` on."""
+    """Money that a call has booked in budgets for what it may come to."""
 
     amount: int
     """In minor units."""
     at: float
-    """When it was booked, on the store's clock: it is given back there, and nowhere else."""
+    """When it was booked, on the store's clock: it is given back in that bucket, and nowhere else."""
     windows: tuple[tuple[str, int], ...]
     """The windows that it was booked in: each one's name, and its length in seconds."""
+    anew: bool = False
+    """Booked again without being judged, since an operator took a decision back. Others may have the room by now, so
+    the call that comes back is judged: what it holds is not enough by itself."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):

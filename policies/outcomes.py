@@ -52,6 +52,8 @@ APPROVAL_SECONDS: Final = 300
 LATE_SECONDS: Final = 30
 
 _IDS: Final = {operation.id: re.compile(operation.ids) for operation in OPERATIONS.values()}
+#: docs.stripe.com/api/invoices/object: the states of an invoice.
+STATUSES: Final = frozenset({"draft", "open", "paid", "void", "uncollectible"})
 #: ISO 4217 in lower case, as Stripe writes it.
 _CURRENCY = re.compile(r"[a-z]{3}")
 #: The parameter that names the object of a call, by operation. A call that creates its object cannot name it.
@@ -94,12 +96,16 @@ _UNKNOWN: Final = _NO_ANSWER + (
 _IDEMPOTENT: Final = _NO_ANSWER + "Send the same call again: that is safe, and settles the matter."
 
 
-class InvoiceSeen(msgspec.Struct, frozen=True):
-    """What an answer shows of a whole invoice that is under way. Sums are in minor units; None is unreadable."""
+class InvoiceSeen(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an answer shows of a whole invoice that is under way. Sums are in minor units; None is unreadable.
+
+    Refusals and the record tell of it, so no text of the upstream's own is in it.
+    """
 
     status: str
-    """``draft``, ``open``, ``paid``, ``void``, ``uncollectible`` or ``deleted``."""
+    """One of :data:`STATUSES`, or ``deleted``; empty if unreadable."""
     currency: str | None = None
+    """As :func:`currency_of` reads it."""
     subtotal: int | None = None
     """The sum of the lines, before discounts and exclusive tax."""
     total: int | None = None
@@ -113,8 +119,8 @@ class InvoiceSeen(msgspec.Struct, frozen=True):
     """Whether there are more lines than the answer shows."""
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """The result of a send: a trimmed answer, or the refusal to answer with."""
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of a send: a trimmed answer, or the refusal to answer with. Written, it is what it says."""
 
     outcome: Outcome
     answer: Mapping[str, object] | None = None
@@ -432,6 +438,16 @@ def _sum(amount: object, currency: object) -> tuple[int, str] | tuple[None, None
     if type(amount) is int and 0 <= amount <= MAX_SPENT and type(currency) is str and _CURRENCY.fullmatch(currency):
         return amount, currency
     return None, None
+
+
+def currency_of(value: object) -> str | None:
+    """Return the currency that an answer names; None if it is none."""
+    return value if isinstance(value, str) and _CURRENCY.fullmatch(value) else None
+
+
+def sum_of(value: object) -> int | None:
+    """Return a sum in minor units, as an answer has it; None if it is none. A discount may make it negative."""
+    return value if type(value) is int and abs(value) <= MAX_SPENT else None
 
 
 def _another(grant: Grant, answer: Mapping[str, Any]) -> str | None:

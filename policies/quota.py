@@ -8,7 +8,8 @@ pause gets at least 99.2% of it. A window costs one entry for each bucket in use
 Money is counted in the same way, an amount in minor units in place of a call. What a call may come to is *reserved*:
 booked in the windows of its budgets when it is admitted, so that a call that is killed has counted already and holds
 nothing for longer than a window. Whoever comes back to an open call moves that to the present. When the call is
-settled it is given back where it was booked, and what was spent is booked instead. What nobody knows stays.
+settled it is given back where it was booked, and what was spent is booked instead. What nobody knows stays. All money
+counts from a lease later on, when the call must have ended: one that is killed may raise its invoice until then.
 
 Functions take the time from their caller, in seconds, of a clock that never runs backwards.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
+from policies.idempotency import LEASE
 from policies.model import Left, Limit, Outcome, Reserved, Standing
 from policies.refusals import BudgetSpent, CeilingReached, LimitReached
 from policies.wording import budget_in_words, limit_in_words, money
@@ -278,7 +280,7 @@ def move(
     """Give back what is ``held``, and book ``amount`` now in its place. Return that, and which budgets have no room.
 
     ``windows`` are those of :func:`money_of`, and are worthless if one has none. All that is held in a window is
-    enough there, however much was spent meanwhile.
+    enough there, however much was spent meanwhile, unless it was booked ``anew``.
     """
     full: list[Full] = []
     for name, window in windows.items():
@@ -286,7 +288,7 @@ def move(
         if name in budgets and back < amount and window.remaining(now) < amount:
             full.append((window.wait(now, amount), Short(budgets[name], window.remaining(now), amount)))
     for name in budgets:
-        windows[name].take(now, amount)
+        windows[name].take(now + LEASE, amount)
     lies = tuple((name, budget.limit.seconds) for name, budget in budgets.items())
     return (Reserved(amount, now, lies) if lies else None), full
 
@@ -302,17 +304,35 @@ def spend(
     for name, window in windows.items():
         back = _returned(name, window, held, now)
         if name in budgets and amount:
-            window.take(now, amount)
+            window.take(now + LEASE, amount)
             over = over or (back < amount and window.remaining(now) < 0)
     return over
 
 
+def redecide(
+    windows: Mapping[str, Window], held: Reserved | None, again: Reserved | None, now: float
+) -> Reserved | None:
+    """Move money as an operator's decision does: give back what is ``held``, or book ``again`` what was given back.
+
+    It is booked whatever is left, since there may be an invoice. ``windows`` are those of :func:`money_of`. Return what
+    is held from now on.
+    """
+    if (held is None) is (again is None):
+        return again
+    for name, window in windows.items():
+        _returned(name, window, held, now)
+        if again is not None:
+            window.take(now + LEASE, again.amount)
+    return replace(again, at=now) if again is not None else None
+
+
 def _returned(name: str, window: Window, held: Reserved | None, now: float) -> int:
-    """Give back what is held in a window. Return how much of that had not left it."""
+    """Give back what is held in a window. Return how much of that had not left it, and needs no other room."""
     window.remaining(now)
     if held is None or all(name != other for other, _ in held.windows):
         return 0
-    return window.give_back(held.at, held.amount)
+    back = window.give_back(held.at + LEASE, held.amount)
+    return 0 if held.anew else back
 
 
 def rise(budgets: Collection[str], held: Reserved | None, comes_to: int | None, taken: float) -> int | None:

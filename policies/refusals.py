@@ -302,7 +302,7 @@ class BodyIncomplete(BadCall):
 
     reason = "body-incomplete"
     title = "The body is not complete"
-    sentence = "The body is shorter than its Content-Length says. Send the call again."
+    sentence = "The body ended before it was complete. Send the call again."
 
 
 class BodyTimeout(BadCall):
@@ -646,7 +646,10 @@ class WaitedTooLong(Unavailable):
 
 
 class AskedTooOften(Unavailable):
-    """More previews and questions in a second than an instance answers one caller. They cost it nothing else."""
+    """More previews and questions in a second than an instance answers one caller, or all strangers together.
+
+    They cost it nothing else.
+    """
 
     status = 429
     reason = "asked-too-often"
@@ -654,6 +657,10 @@ class AskedTooOften(Unavailable):
     sentence = (
         "You have tried calls, or asked about your access, more than ten times within a second. Nothing was sent, and "
         "this says nothing about the call. Ask again in a second."
+    )
+    strangers: ClassVar[str] = (
+        "Too many ask here without a caller key: ten times a second are answered in all. Ask again in a second, or "
+        "send your caller key."
     )
 
 

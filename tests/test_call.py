@@ -17,6 +17,7 @@ import pytest
 
 from console import audit
 from gateway.sinks import File
+from policies.idempotency import LEASE
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PARAMETERS, RESPONSE, TARGET, policy, sha256
 from tests.problems import as_replayed, plain, refused, stripe_refused, without_id
@@ -936,7 +937,7 @@ def test_caller_over_its_budget_is_refused_before_the_send(
     response = gate.post()
     problem = refused(response, 429, "budget-spent")
     wait = int(response.headers["Retry-After"])
-    assert 80_000 < wait == problem["retry_after"] <= 86_400 * 129 / 128 + 1
+    assert 80_000 < wait == problem["retry_after"] <= 86_400 * 129 / 128 + LEASE + 1
     assert problem["detail"].startswith("Your invoices have used up your budget of 40.00 USD a day. Nothing was sent. ")
     when = r" You can call again at \d\d:\d\d UTC on \d+ [A-Z][a-z]+, in 24 hours( \d+ minutes?)?\."
     assert re.search(f"{when}$", problem["detail"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.upstreams.transport import MAX_ANSWER
+from policies.operations.invoices_create import FIELDS
 from sandbox import faults, invoice
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import FAULTS
@@ -362,6 +365,58 @@ def test_bombs_cost_little_memory_and_time(server: Callable[..., Server], upstre
     assert [answer[0] for answer in answers] == [200] + [424] * 12
     assert before > 10_000_000  # it was measured
     assert peak_memory(running.process.pid) - before < 30_000_000
+
+
+def invoice_of(**members: bytes) -> bytes:
+    """Return an invoice as a hostile upstream writes it: these members are written as they are."""
+    plain = invoice.fresh({"customer": CUSTOMER.partition("=")[2], **dict.fromkeys(members, "here")})
+    told = {**json.loads(plain), **dict.fromkeys(members, "here")}
+    body = json.dumps(told, separators=(",", ":")).encode()
+    for name, value in members.items():
+        body = body.replace(b'"%b":"here"' % name.encode(), b'"%b":%b' % (name.encode(), value))
+    return body
+
+
+def listed(entry: bytes, times: int) -> bytes:
+    return b"[" + b",".join([entry] * times) + b"]"
+
+
+#: Answers of up to 1 MB, of nothing but entries.
+CROWDED = {
+    "empty lines": {"lines": b'{"data":' + listed(b"{}", 340_000) + b"}"},
+    "numbers for lines": {"lines": b'{"data":' + listed(b"1", 500_000) + b"}"},
+    "lists for lines": {"lines": b'{"data":' + listed(b"[]", 340_000) + b"}"},
+    "lines of taxes": {"lines": b'{"data":' + listed(b'{"taxes":' + listed(b"{}", 250) + b"}", 250 * 5) + b"}"},
+    "as many as may be": {"lines": b'{"data":' + listed(b"{}", 32_000) + b"}"},
+    "discounts": {"discounts": listed(b"1", 500_000)},
+    "members": {"metadata": b"{" + b",".join(b'"%x":1' % n for n in range(90_000)) + b"}"},
+    "half a character beside them": {"lines": b'{"data":' + listed(b"{}", 340_000) + b"}", "footer": b'"\\ud83d"'},
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells another process's memory")
+def test_answers_of_nothing_but_entries_cost_little_memory(server: Callable[..., Server]) -> None:
+    bodies = [invoice_of(), *(invoice_of(**members) for members in CROWDED.values())]
+    assert max(map(len, bodies)) <= MAX_ANSWER
+    granted = ["id", "discounts", "metadata", "footer", *(path for path in FIELDS if path.startswith("lines.data."))]
+    with talking(*map(answered, bodies)) as (origin, _):
+        running = server(policy(origin, response=", ".join(granted)))
+        assert running.call()[0] == 200
+        before = peak_memory(running.process.pid)
+        answers = dict(zip(CROWDED, [running.call() for _ in CROWDED], strict=True))
+    assert answers.pop("as many as may be")[0] == 200
+    assert {name: json.loads(body)["reason"] for name, (_, _, body) in answers.items()} == dict.fromkeys(
+        answers, "outcome-unknown"
+    )
+    assert peak_memory(running.process.pid) - before < 60_000_000
+
+
+def test_list_that_is_longer_than_any_page_is_null_and_the_invoice_is_told(function: Callable[..., Function]) -> None:
+    body = invoice_of(lines=b'{"data":' + listed(b'{"amount":1}', 251) + b"}")
+    with talking(answered(body)) as (origin, _):
+        answer = function(policy(origin, response="id, lines.data.amount")).post()
+    assert answer.status_code == 200
+    assert answer.json == {"id": json.loads(body)["id"], "lines": {"data": None}}
 
 
 def test_answer_of_the_real_server_and_its_streams_hold_no_key(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from console.recipes.filling import MAX_ASKED, MAX_STRANGERS
 from gateway.chain import FLOOD, Audit
 from gateway.readiness import LOOK_SECONDS, Readiness, State
 from policies.refusals import RecordUnavailable, SecretUnavailable, StoreUnavailable
@@ -41,6 +42,10 @@ def me(function: Function, query: str = "", *, key: str = KEY) -> dict[str, Any]
     answer = get(function, f"/-/me{query}", key=key)
     assert answer.status_code == 200, answer.data
     return said(answer)
+
+
+def filled(function: Function, body: str, *, key: str | None = None) -> TestResponse:
+    return function.post("/-/recipes", body, key=key, media="application/json")
 
 
 def said(answer: TestResponse) -> dict[str, Any]:
@@ -233,6 +238,41 @@ def test_questions_share_ten_a_second_with_previews_and_calls_go_on(
     assert running.post().status_code == 200
     assert me(running, key=OTHER_KEY)["caller"] == "other"
     assert get(running, "/-/health").status_code == 200
+
+
+@pytest.mark.parametrize("asked", ["recipes", "openapi"])
+def test_strangers_share_ten_a_second_and_take_them_from_no_caller(
+    function: Callable[..., Function], monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr("gateway.allowance.SECONDS", 1000.0)
+    running = function()
+
+    def ask(key: str | None = None) -> TestResponse:
+        return filled(running, "{}", key=key) if asked == "recipes" else get(running, "/openapi.json", key=key)
+
+    for number in range(10):
+        assert (filled(running, "{}") if number % 2 else get(running, "/openapi.json")).status_code == 200
+    problem = refused(ask(), 429, "asked-too-often")
+    assert "without a caller key" in problem["detail"]
+    assert ask(key=KEY).status_code == 200
+    assert running.post().status_code == 200
+    refused(ask(key="csk_nobody"), 401, "credential-unknown")
+    for path in ("/-/health", "/-/ready", "/portal", "/portal/docs/refusals"):
+        assert get(running, path).status_code == 200
+    assert running.record.entries("refusal")[0]["reason"] == "asked-too-often"
+
+
+def test_recipes_are_filled_with_no_more_than_a_call(function: Callable[..., Function]) -> None:
+    running = function()
+    for key, most in ((None, MAX_STRANGERS), (KEY, MAX_ASKED)):
+        body = json.dumps({"fields": {f"metadata[k{number}]": "'" * 480 for number in range(most // 512 - 1)}})
+        whole = body + " " * (most - len(body))
+        answer = filled(running, whole, key=key)
+        assert answer.status_code == 200
+        assert len(answer.data) < 50_000 + 30 * most
+        assert (
+            f"{MAX_ASKED // 1024} KB" in refused(filled(running, whole + " ", key=key), 413, "body-too-large")["detail"]
+        )
 
 
 def test_key_in_the_address_is_refused_and_not_repeated(function: Callable[..., Function]) -> None:

@@ -25,7 +25,7 @@ from console.recipes import (
 from console.recipes.model import Holes, Input, merged
 from policies import forms
 from policies.model import Kind
-from policies.refusals import BodyMalformed
+from policies.refusals import BodyMalformed, BodyTooLarge
 
 if TYPE_CHECKING:
     from console.recipes.model import Recipe, Value
@@ -46,6 +46,10 @@ RECIPES: Final[tuple[Recipe, ...]] = (
 )
 #: The most characters of a value: the longest text of any catalogue (policies/parameters.py).
 MAX_VALUE: Final = 5000
+#: Bytes of the question: a call of 50 lines of some words each, in any script. The answer has some 25 times as many.
+MAX_ASKED: Final = 64 * 1024
+#: The same for strangers, who are shown a call that they cannot make.
+MAX_STRANGERS: Final = 2 * 1024
 #: What names an order in a recipe, and an example of it.
 ORDER: Final = "order_id"
 EXAMPLE: Final = "1001"
@@ -79,8 +83,11 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the recipes try the call instead of making it."""
 
 
-def read(body: bytes) -> Asked:
-    """Read the body of ``POST /-/recipes``. Its caller bounds its length. Raises :class:`BodyMalformed`."""
+def read(body: bytes, *, stranger: bool = False) -> Asked:
+    """Read the body of ``POST /-/recipes``. Raises :class:`BodyMalformed`, or :class:`BodyTooLarge`."""
+    if len(body) > (MAX_STRANGERS if stranger else MAX_ASKED):
+        more = f", and without a caller key of {MAX_STRANGERS // 1024} KB" if stranger else ""
+        raise BodyTooLarge(f"Recipes are filled with a call of {MAX_ASKED // 1024} KB at most{more}.")
     try:
         asked = msgspec.json.decode(body or b"{}", type=Asked)
     except (msgspec.MsgspecError, RecursionError):

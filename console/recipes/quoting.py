@@ -102,4 +102,6 @@ def dumped(value: Any, indent: int | None = None) -> str:
 
 def _shown(literal: str, escaped: Callable[[int], str]) -> str:
     """Escape what cannot be seen. A line break is one of the layout: those of a text are escaped already."""
+    if literal.replace("\n", "").isprintable():  # as almost all are: a recipe is made of many
+        return literal
     return "".join(one if one.isprintable() or one == "\n" else escaped(ord(one)) for one in literal)

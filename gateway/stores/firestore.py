@@ -51,6 +51,7 @@ from policies.quota import (
     limits_of,
     money_of,
     move,
+    redecide,
     refusal_for,
     refuse_if_full,
     rise,
@@ -403,11 +404,7 @@ class Firestore:
                 money = seen.money(money_of({}, back or again), paths)
                 if money is None:
                     return None, {}
-                spend({}, money, back, 0, seen.now)
-                if again is not None:
-                    for window in money.values():
-                        window.take(seen.now, again.amount)
-                    decided = replace(decided, reserved=replace(again, at=seen.now))
+                decided = replace(decided, reserved=redecide(money, back, again, seen.now))
                 writes = seen.moved(money)
             return verdict, writes | {path: _document(decided) | {"taken": found["taken"]}}
 

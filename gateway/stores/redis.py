@@ -16,6 +16,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from gateway.stores import Settled
@@ -23,7 +24,7 @@ from gateway.stores.connecting import MENDS, Client, LostError, RedisError, Refu
 from gateway.stores.debts import Debt, Debts
 from policies import idempotency
 from policies.idempotency import LEASE, Held, Verdict
-from policies.model import Admission, Answer, Entry, Limit, Reserved, Seen, Standing
+from policies.model import Admission, Answer, Entry, Limit, Reserved, Seen, Standing, State
 from policies.quota import (
     BUCKETS,
     Short,
@@ -67,13 +68,15 @@ CLOCK: Final = f"{PREFIX}clock"
 #: What our time is read from, in the order in which :meth:`Redis._read_clock` takes it.
 _TIME: Final = (("TIME",), ("HMGET", CLOCK, "latest", "ahead"))
 #: What an entry is read from, in the order in which :func:`_entry` takes it.
-_PARTS: Final = ("e", "sent", "lease", "at", "r")
+_PARTS: Final = ("e", "sent", "lease", "at", "r", "m")
 
 
 # policies.quota again, in Lua, to run where the data is. The contract tests hold both to the same promises. Times are
 # microseconds, which a Lua number represents exactly.
 _COMMON: Final = f"""
 local BUCKETS = {BUCKETS}
+-- Money counts from a lease later on.
+local LEASE = {LEASE} * 1000000
 
 local function exact(microseconds) return string.format('%.0f', microseconds) end
 
@@ -108,7 +111,9 @@ local function read(key, calls, seconds, now)
   local width = seconds * 1000000 / BUCKETS
   local s = redis.call('HMGET', key, 't', 'f', 'l')
   local total, first, last = tonumber(s[1] or 0), tonumber(s[2]), tonumber(s[3])
-  local w = {{key = key, calls = calls, seconds = seconds, width = width, total = 0, oldest = first, back = 0}}
+  local w = {{
+    key = key, calls = calls, seconds = seconds, width = width, total = 0, oldest = first, back = 0, enough = 0
+  }}
   local keep = math.floor(now / width) - BUCKETS
   if total <= 0 or last < keep then return w end
   while true do
@@ -166,8 +171,24 @@ local function frees(w, now, need)
   return (last + BUCKETS + 1) * w.width - now
 end
 
--- Whether a window has no room for what is wanted. All that it still held of that is enough.
-local function lacks(w) return w.amount > w.back and w.total + w.amount > w.calls end
+-- See what a call holds in a window, as ``holds`` says: all that is still there is enough, unless it was booked anew.
+local function hold(w, holds, at, amount)
+  if holds == '' or holds == 'call' then return end
+  give(w, at + LEASE, amount)
+  if holds == 'enough' then w.enough = w.back end
+end
+
+-- Whether a window has no room for what is wanted.
+local function lacks(w) return w.amount > w.enough and w.total + w.amount > w.calls end
+
+-- The places of the windows without room.
+local function full(windows)
+  local places = {{}}
+  for i, w in ipairs(windows) do
+    if lacks(w) then places[#places + 1] = i end
+  end
+  return table.concat(places, ' ')
+end
 
 local function standing(reply, windows, now)
   for _, w in ipairs(windows) do
@@ -180,45 +201,46 @@ end
 
 # An entry of the ledger is a hash, judged in policies.idempotency alone: ``e`` is the entry, without the times in
 # ``sent`` and ``lease``, which the script that writes it may set to its own clock; ``v`` is its version, which is the
-# owner, the state and an operator's decision; ``taken`` is when the call was counted; ``r`` is how much money it holds,
-# and ``at`` when that was booked. It is written only over the version that was judged.
+# owner, the state and an operator's decision; ``taken`` is when the call was counted; ``m`` says what money it holds,
+# empty for none, but for how much (``r``) and since when (``at``). It is written only over the version that was judged.
+# ``m`` changes only where money moves: a call that did not hear what it has booked does not undo it.
 
 # KEYS: the ledger's entry, the mark of a released owner, then the windows of the limits, the ceiling and the budgets.
 # ARGV: now or '', '1' with a key, the version that was judged ('' for none), the entry to write, its version, when it
 # was first sent or '', the lease, '1' to take or '0' to write nothing and answer as if, how much money it is to hold or
-# '', how much it holds and since when; then for each window its calls, its seconds, what is counted there, and '1' if
-# what the call holds lies there.
+# '', how much it holds and since when, the ``m`` to write; then for each window its calls, its seconds, how much is
+# counted there, and 'call', or of money '', or 'enough' or 'anew' if what the call holds lies there.
 _ADMIT: Final = f"""{_COMMON}
 local now = clock(ARGV[1])
 local keyed, takes, holds = ARGV[2] == '1', ARGV[8] == '1', tonumber(ARGV[10])
 if takes and turned then ticked(now) end
 local windows = {{}}
 for i = 3, #KEYS do
-  local w = read(KEYS[i], tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1]), now)
-  w.amount = tonumber(ARGV[4 * i + 2])
-  if ARGV[4 * i + 3] == '1' then give(w, tonumber(ARGV[11]), holds) end
+  local w = read(KEYS[i], tonumber(ARGV[4 * i + 1]), tonumber(ARGV[4 * i + 2]), now)
+  w.amount = tonumber(ARGV[4 * i + 3])
+  w.after = ARGV[4 * i + 4] == 'call' and 0 or LEASE
+  hold(w, ARGV[4 * i + 4], tonumber(ARGV[11]), holds)
   windows[i - 2] = w
 end
 
 local function answer(verdict, ...) return standing({{verdict, ...}}, windows, now) end
 
 if keyed then
-  local held = redis.call('HMGET', KEYS[1], 'v', 'e', 'sent', 'lease', 'taken', 'at', 'r')
+  local held = redis.call('HMGET', KEYS[1], 'v', 'e', 'sent', 'lease', 'taken', 'at', 'r', 'm')
   local at, r = held[6] or '', held[7] or ''
-  if held[1] == ARGV[5] then return answer('admitted', held[5], held[3], held[4], '', at, r) end
-  if redis.call('EXISTS', KEYS[2]) == 1 then return answer('released', '', '', '', '', '', '') end
+  if held[1] == ARGV[5] then return answer('admitted', held[5], held[3], held[4], '', at, r, '') end
+  if redis.call('EXISTS', KEYS[2]) == 1 then return answer('released', '', '', '', '', '', '', '') end
   if (held[1] or '') ~= ARGV[3] then
-    return answer('held', exact(now), held[3] or '', held[4] or '', held[2] or '', at, r)
+    return answer('held', exact(now), held[3] or '', held[4] or '', held[2] or '', at, r, held[8] or '')
   end
 end
 
-for i, w in ipairs(windows) do
-  if lacks(w) then return answer('full', i, '', '', '', '', '') end
-end
+local places = full(windows)
+if places ~= '' then return answer('full', places, '', '', '', '', '', '') end
 for _, w in ipairs(windows) do
   if takes then given(w) end
   if w.amount > 0 then
-    if takes then take(w, now, w.amount) else try(w, now, w.amount) end
+    if takes then take(w, now + w.after, w.amount) else try(w, now + w.after, w.amount) end
   end
   w.amount = 0
 end
@@ -226,12 +248,14 @@ if takes then ticked(now) end
 local sent, lease = ARGV[6], exact(now + tonumber(ARGV[7]))
 if sent == '' then sent = exact(now) end
 if keyed and takes then
-  redis.call('HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', sent, 'lease', lease, 'taken', exact(now))
+  redis.call(
+    'HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', sent, 'lease', lease, 'taken', exact(now), 'm', ARGV[12]
+  )
   if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'at', exact(now), 'r', ARGV[9]) end
   if ARGV[3] ~= '' then redis.call('PERSIST', KEYS[1]) end
 end
-if ARGV[9] ~= '' then return answer('admitted', exact(now), sent, lease, '', exact(now), ARGV[9]) end
-return answer('admitted', exact(now), sent, lease, '', ARGV[11], ARGV[10])
+if ARGV[9] ~= '' then return answer('admitted', exact(now), sent, lease, '', exact(now), ARGV[9], '') end
+return answer('admitted', exact(now), sent, lease, '', ARGV[11], ARGV[10], '')
 """
 
 # KEYS as above. ARGV: now or '', '1' with a key, the version that was claimed, the entry to write ('' to delete it),
@@ -255,6 +279,7 @@ if keyed then
     redis.call('SET', KEYS[2], '1', 'EX', {MARKED})
   else
     redis.call('HSET', KEYS[1], 'v', ARGV[5], 'e', ARGV[4], 'sent', ARGV[6])
+    if ARGV[10] == '1' then redis.call('HSET', KEYS[1], 'm', '') end
     if ARGV[7] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[7]) end
   end
 end
@@ -263,10 +288,10 @@ for i = 3, #KEYS do
   local w = read(KEYS[i], tonumber(ARGV[4 * i + 1]), tonumber(ARGV[4 * i + 2]), now)
   local counted, spent = ARGV[4 * i + 3], tonumber(ARGV[4 * i + 4])
   if counted == 'call' and ARGV[8] == '1' then give(w, tonumber(taken), 1) end
-  if counted == 'money' and ARGV[10] == '1' then give(w, tonumber(at), tonumber(holds)) end
+  if counted == 'money' and ARGV[10] == '1' then give(w, tonumber(at) + LEASE, tonumber(holds)) end
   given(w)
   if spent > 0 then
-    take(w, now, spent)
+    take(w, now + LEASE, spent)
     over = over or (w.back < spent and w.total > w.calls)
   end
 end
@@ -274,48 +299,50 @@ return over and 2 or 1
 """
 
 # KEYS: the entry, then the windows of the budgets. ARGV: the version that was judged, the entry to write, when it was
-# first sent, now or '', how much money it is to hold or '' if that stays; then for each window as for an admission. The
-# version stays. Repeated, it gives back what it has booked, and books it again.
+# first sent, now or '', how much money it is to hold or '', the ``m`` to write or '-' if that stays; then for each
+# window as for an admission. The version stays. Repeated, it finds the entry as it wrote it, and does no more.
 _ADVANCE: Final = f"""{_COMMON}
-local held = redis.call('HMGET', KEYS[1], 'v', 'at', 'r')
+local held = redis.call('HMGET', KEYS[1], 'v', 'at', 'r', 'e', 'm')
 if held[1] ~= ARGV[1] then return {{'lost'}} end
+if held[4] == ARGV[2] and held[5] == ARGV[6] then return {{'done', held[2] or ''}} end
 local now, windows = clock(ARGV[4]), {{}}
 for i = 2, #KEYS do
-  local w = read(KEYS[i], tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1]), now)
-  w.amount = tonumber(ARGV[4 * i])
-  if ARGV[4 * i + 1] == '1' and held[2] then give(w, tonumber(held[2]), tonumber(held[3])) end
+  local w = read(KEYS[i], tonumber(ARGV[4 * i - 1]), tonumber(ARGV[4 * i]), now)
+  w.amount = tonumber(ARGV[4 * i + 1])
+  if held[2] then hold(w, ARGV[4 * i + 2], tonumber(held[2]), tonumber(held[3])) end
   windows[i - 1] = w
 end
-for _, w in ipairs(windows) do
-  if lacks(w) then return standing({{'full'}}, windows, now) end
-end
+local places = full(windows)
+if places ~= '' then return standing({{'full', places}}, windows, now) end
 for _, w in ipairs(windows) do
   given(w)
-  if w.amount > 0 then take(w, now, w.amount) end
+  if w.amount > 0 then take(w, now + LEASE, w.amount) end
 end
 redis.call('HSET', KEYS[1], 'e', ARGV[2], 'sent', ARGV[3])
+if ARGV[6] ~= '-' then redis.call('HSET', KEYS[1], 'm', ARGV[6]) end
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'at', exact(now), 'r', ARGV[5]) end
 return {{'done', exact(now)}}
 """
 
 # KEYS: the entry, then the windows in which its money lies. ARGV: the version that was judged, the entry to write, its
 # version, for how many milliseconds it is kept or '', now or '', 'back' to give its money back, 'book' to book it again
-# or ''; then for each window its seconds. Its other times stay as they are.
+# or '', the ``m`` to write then; then for each window its seconds. Its other times stay as they are.
 _REPLACE: Final = f"""{_COMMON}
 local held = redis.call('HMGET', KEYS[1], 'v', 'at', 'r')
 if held[1] ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'v', ARGV[3], 'e', ARGV[2])
 if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 if ARGV[6] == '' then return 1 end
+redis.call('HSET', KEYS[1], 'm', ARGV[7])
 local now = clock(ARGV[5])
 for i = 2, #KEYS do
-  local w = read(KEYS[i], 0, tonumber(ARGV[5 + i]), now)
+  local w = read(KEYS[i], 0, tonumber(ARGV[6 + i]), now)
   if not held[2] then return 1 end
   if ARGV[6] == 'back' then
-    give(w, tonumber(held[2]), tonumber(held[3]))
+    give(w, tonumber(held[2]) + LEASE, tonumber(held[3]))
     given(w)
   else
-    take(w, now, tonumber(held[3]))
+    take(w, now + LEASE, tonumber(held[3]))
   end
 end
 if ARGV[6] == 'book' then redis.call('HSET', KEYS[1], 'at', exact(now)) end
@@ -347,15 +374,18 @@ class _Window(NamedTuple):
     limit: Limit
     amount: int = 1
     """What is counted there: a call, or money."""
-    holds: bool = False
-    """Whether what the call holds already lies there."""
+    holds: str = "call"
+    """What is counted: a call, or money. Of money, whether what the call holds lies there: "", "enough", or "anew" if
+    that needs room as well.
+    """
 
     @classmethod
     def of(cls, grant: Grant, held: Reserved | None, amount: int) -> list[_Window]:
         """Return the windows of a call's money: ``amount`` goes to its budgets, and what is held comes back."""
         budgets, lies = budgets_of(grant), dict(held.windows) if held is not None else {}
+        holds = "anew" if held is not None and held.anew else "enough"
         return [
-            cls(f"{PREFIX}{name}", limit, amount if name in budgets else 0, name in lies)
+            cls(f"{PREFIX}{name}", limit, amount if name in budgets else 0, holds if name in lies else "")
             for name, limit in money_of(budgets, held).items()
         ]
 
@@ -460,12 +490,13 @@ class Redis:
             arguments += ["", "", "", 0]
         else:
             sent = "" if held is None else _micro(claim.sent)
-            arguments += [idempotency.packed(claim), _version(claim), sent, LEASE * 1_000_000]
+            arguments += [_content(claim), _version(claim), sent, LEASE * 1_000_000]
         arguments += [int(takes), "" if moved is None else moved.amount]
         arguments += ["", ""] if reserved is None else [reserved.amount, _micro(reserved.at)]
+        arguments.append(_money(claim))
         for window in windows:
-            arguments += [window.limit.calls, window.limit.seconds, window.amount, int(window.holds)]
-        verdict, first, sent, lease, entry, at, holds, *standing = self._run(
+            arguments += [window.limit.calls, window.limit.seconds, window.amount, window.holds]
+        verdict, first, sent, lease, entry, at, holds, lies, *standing = self._run(
             self._admit, _keys(grant, owner, windows), arguments, again=claim is not None
         )
         standings = _standings(grant.caller.limits, standing)
@@ -479,9 +510,9 @@ class Redis:
                 claim = claim if moved is None else replace(claim, reserved=moved)
                 return Admission(standings, owner, int(first) / 1_000_000, claim)
             case b"held":
-                return _entry(entry, sent, lease, at, holds), int(first) / 1_000_000, standings
+                return _entry(entry, sent, lease, at, holds, lies), int(first) / 1_000_000, standings
             case b"full":
-                raise refusal_for(_full(grant, windows, standing), standings)
+                raise refusal_for(_full(grant, windows, first, standing), standings)
             case _:  # this owner was released: somebody has given up on it
                 raise StoreUnavailable(note="Released", retry_after=1)
 
@@ -499,17 +530,18 @@ class Redis:
         if amount is not None:
             windows = _Window.of(grant, entry.reserved, amount)
             entry = replace(entry, reserved=_booked(windows))
-        arguments: list[Any] = [_version(admission.entry), idempotency.packed(entry), _micro(entry.sent), self._now()]
+        arguments: list[Any] = [_version(admission.entry), _content(entry), _micro(entry.sent), self._now()]
         arguments.append("" if entry.reserved is None or amount is None else entry.reserved.amount)
+        arguments.append("-" if amount is None else _money(entry))
         for window in windows:
-            arguments += [window.limit.calls, window.limit.seconds, window.amount, int(window.holds)]
+            arguments += [window.limit.calls, window.limit.seconds, window.amount, window.holds]
         keys = [f"{PREFIX}ledger:{grant.ledger_key}", *(window.key for window in windows)]
         verdict, *told = self._run(self._advance, keys, arguments, again=True)
         match verdict:
             case b"lost":
                 return None
             case b"full":
-                raise refusal_for(_full(grant, windows, told), admission.standings, draft=True)
+                raise refusal_for(_full(grant, windows, told[0], told[1:]), admission.standings, draft=True)
         if amount is not None and entry.reserved is not None:
             entry = replace(entry, reserved=replace(entry.reserved, at=int(told[0]) / 1_000_000))
         return replace(admission, entry=entry)
@@ -564,10 +596,11 @@ class Redis:
 
     def _write_over(self, place: str, held: Entry, entry: Entry, now: float, *, again: bool) -> bool:
         """Write an entry over the one that was judged. Return False if that has changed meanwhile."""
-        arguments = [_version(held), idempotency.packed(entry), _version(entry), _kept(entry, now), self._now()]
+        arguments = [_version(held), _content(entry), _version(entry), _kept(entry, now), self._now()]
         lies = held.reserved if entry.reserved is None else entry.reserved if held.reserved is None else None
         windows = lies.windows if lies is not None else ()
         arguments += ["" if lies is None else "back" if held.reserved is not None else "book"]
+        arguments.append(_money(entry))
         arguments += [str(seconds) for _, seconds in windows]
         keys = [place, *(f"{PREFIX}{name}" for name, _ in windows)]
         return bool(self._run(self._replace, keys, arguments, again=again))
@@ -597,8 +630,9 @@ class Redis:
         else:
             ended = idempotency.settle_for(grant, claim, owner=claim.owner, reply=reply, answer=answer)
             assert ended is not None  # noqa: S101 - the claim is
-            known = ended.reserved is None
-            content = b"" if idempotency.blank(ended) else idempotency.packed(ended)
+            # Not by what the claim holds: its call may not have heard that more was booked.
+            known = known and ended.state is not State.UNKNOWN
+            content = b"" if idempotency.blank(ended) else _content(ended)
             arguments += [_version(claim), content, _version(ended), _micro(ended.sent)]
             arguments.append(_kept(ended, claim.lease_until - LEASE))
         arguments += [int(not reply.reached), _micro(admission.taken), int(known)]
@@ -629,16 +663,28 @@ def _unavailable(error: RedisError, *, lost: bool = False) -> StoreUnavailable:
     return StoreUnavailable(note=str(error), retry_after=1, lost=lost)
 
 
-def _entry(
-    content: bytes | None, sent: bytes | None, lease: bytes | None, at: bytes | None, holds: bytes | None
-) -> Entry | None:
+def _entry(content: bytes | None, sent: bytes | None, lease: bytes | None, *money: bytes | None) -> Entry | None:
     if not content or not sent or not lease:
         return None
     entry = idempotency.unpacked(content)
-    entry = replace(entry, sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000)
-    if entry.reserved is None or not at or not holds:
-        return entry
-    return replace(entry, reserved=replace(entry.reserved, amount=int(holds), at=int(at) / 1_000_000))
+    at, holds, lies = money
+    reserved = None
+    if at and holds and lies:
+        reserved = replace(_UNPACKED(lies), amount=int(holds), at=int(at) / 1_000_000)
+    return replace(entry, sent=int(sent) / 1_000_000, lease_until=int(lease) / 1_000_000, reserved=reserved)
+
+
+_UNPACKED: Final = msgspec.msgpack.Decoder(Reserved).decode
+
+
+def _content(entry: Entry) -> bytes:
+    """Return what is kept of an entry in ``e``."""
+    return idempotency.packed(replace(entry, reserved=None) if entry.reserved is not None else entry)
+
+
+def _money(entry: Entry | None) -> bytes:
+    """Return what is kept in ``m`` of the money that an entry holds, empty for none."""
+    return b"" if entry is None or entry.reserved is None else idempotency.packed(entry.reserved)
 
 
 def _window(limit: Limit, found: list[bytes]) -> Window:
@@ -700,18 +746,19 @@ def _standings(limits: tuple[Limit, ...], standing: list[Any]) -> tuple[Standing
     )
 
 
-def _full(grant: Grant, windows: list[_Window], standing: list[Any]) -> list[Full]:
-    """Return which windows have no room, by what a script says of each: what is left, and when there is room."""
+def _full(grant: Grant, windows: list[_Window], places: bytes, standing: list[Any]) -> list[Full]:
+    """Return which windows have no room, by what a script says: their places, and of each window what is left, and when
+    there is room.
+    """
     own = len(grant.caller.limits)
     budgets = {f"{PREFIX}{name}": budget for name, budget in budgets_of(grant).items()}
     full: list[Full] = []
-    for place, window in enumerate(windows):
-        left, frees = int(standing[2 * place]), int(standing[2 * place + 1])
-        if window.amount and left < window.amount:
-            wait = math.inf if frees < 0 else frees / 1_000_000
-            budget = budgets.get(window.key)
-            if budget is not None:
-                full.append((wait, Short(budget, left, window.amount)))
-            else:
-                full.append((wait, window.limit if place < own else None))
+    for place in (int(number) - 1 for number in places.split()):
+        window, left, frees = windows[place], int(standing[2 * place]), int(standing[2 * place + 1])
+        wait = math.inf if frees < 0 else frees / 1_000_000
+        budget = budgets.get(window.key)
+        if budget is not None:
+            full.append((wait, Short(budget, left, window.amount)))
+        else:
+            full.append((wait, window.limit if place < own else None))
     return full

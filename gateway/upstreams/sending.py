@@ -6,8 +6,11 @@ call is read-only, or if the upstream deduplicates. A call that waits for a pers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+from msgspec import structs
 from msgspec.structs import replace
 
 from gateway.stopping import LEAST_SECONDS, STOPPING
@@ -16,7 +19,7 @@ from policies import finalizing, issuing
 from policies.issuing import Stage
 from policies.model import Outcome, Step
 from policies.outcomes import Decision, Reply, awaiting, decided, found, unknown, unsent
-from policies.refusals import BudgetSpent, Refusal, UpstreamMisrouted
+from policies.refusals import AwaitingApproval, BudgetSpent, Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.secrets import Secret, Secrets
     from gateway.stores import Store
     from gateway.upstreams.transport import Transport
-    from policies.dialect import Dialect
+    from policies.dialect import Approvals, Dialect
     from policies.issuing import Progress
     from policies.model import Admission, Grant
 
@@ -38,6 +41,8 @@ FURTHER: Final = 5
 ALARM_SECONDS: Final = 600
 #: Steps that change nothing, so that one that was lost leaves no doubt.
 _LOOKS: Final = frozenset({Stage.LOOK, Stage.COUNT})
+#: Writes all that a reply says, its refusal too.
+_SAID: Final = msgspec.json.Encoder(enc_hook=vars)
 
 
 class Steps(Protocol):
@@ -149,13 +154,7 @@ class Upstreams:
         if entry is None or entry.approval is None or approvals is None:
             return at
         step = _step_of(grant, admission, at, dialect)
-        try:
-            asked = self._transport.send(
-                approvals.asked(grant, entry.approval), secret.value, STOPPING.left(deadline, self._clock())
-            )
-        except (NotSentError, LostError):
-            return plan.approved(at, Decision.WAITS, None, awaiting(step, entry.approval))
-        decision, created = approvals.decided(asked.status, asked.body)
+        decision, created = self._decided(approvals, grant, entry.approval, secret, deadline)
         return plan.approved(at, decision, created, decided(grant, step, entry.approval, decision))
 
     def _tries(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
@@ -184,7 +183,7 @@ class Upstreams:
         if reply.closed:
             reply = _stopped(grant, step, reply)
         if secret is not first:
-            reply = _without(first, reply)
+            reply = _without(first, step, reply)
         if attempts > 1 or step.generation or step.doubt:
             # An earlier try that reached the upstream counts, whatever happened to the last one.
             reply = replace(
@@ -219,19 +218,31 @@ class Upstreams:
         approvals = dialect.approvals
         if approvals is None:
             return awaiting(step, approval)
+        decision, created = self._decided(approvals, grant, approval, secret, deadline)
+        if created is None:
+            return decided(grant, step, approval, decision)
         try:
-            asked = self._transport.send(
-                approvals.asked(grant, approval), secret.value, STOPPING.left(deadline, self._clock())
-            )
-            decision, created = approvals.decided(asked.status, asked.body)
-            if created is None:
-                return decided(grant, step, approval, decision)
             looked = self._transport.send(
                 approvals.found(grant, created), secret.value, STOPPING.left(deadline, self._clock())
             )
         except (NotSentError, LostError):
             return awaiting(step, approval)
-        return _without(secret, found(grant, step, approval, *approvals.shown(grant, looked.status, looked.body)))
+        return _without(secret, step, found(grant, step, approval, *approvals.shown(grant, looked.status, looked.body)))
+
+    def _decided(
+        self, approvals: Approvals, grant: Grant, approval: str, secret: Secret, deadline: float
+    ) -> tuple[Decision, str | None]:
+        """Ask what a person has decided, and for the id of what came of it. Without a readable answer, it waits."""
+        try:
+            asked = self._transport.send(
+                approvals.asked(grant, approval), secret.value, STOPPING.left(deadline, self._clock())
+            )
+        except (NotSentError, LostError):
+            return Decision.WAITS, None
+        decision, created = approvals.decided(asked.status, asked.body)
+        if created is not None and secret.occurs_in(created):
+            return Decision.WAITS, None  # it is no id, and would be kept
+        return decision, created
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:
@@ -245,7 +256,7 @@ class Upstreams:
         reply = dialect.judge(grant, step, received.status, received.headers, received.body)
         if reply.stray:
             self._transport.hang_up()
-        return _without(secret, reply)
+        return _without(secret, step, reply)
 
 
 def _step_of(grant: Grant, admission: Admission, at: Progress, dialect: Dialect) -> Step:
@@ -292,12 +303,29 @@ def _dialect(grant: Grant) -> Dialect:
     return UPSTREAMS[grant.entitlement.connection.upstream]
 
 
-def _without(secret: Secret, reply: Reply) -> Reply:
-    """Return ``reply`` without any occurrence of the key."""
-    told = [reply.answer, reply.created, reply.upstream_request]
-    redacted = secret.redacted(told)
-    if redacted is told:
+def _without(secret: Secret, step: Step, reply: Reply) -> Reply:
+    """Return ``reply`` without any occurrence of the key, whichever part of it the upstream has written it into."""
+    if not secret.occurs_in(_SAID.encode(reply).decode()):
         return reply
-    answer, *named = redacted
-    created, request = (text if text in told else None for text in named)
-    return replace(reply, answer=answer, created=created, upstream_request=request)
+    refusal = reply.refusal
+    if isinstance(refusal, AwaitingApproval) and secret.occurs_in(reply.approval or ""):
+        # Without its name, it cannot be asked about.
+        reply = replace(awaiting(step, None, refusal.look), upstream_status=reply.upstream_status)
+    given = {field.name: (getattr(reply, field.name), field.default) for field in structs.fields(reply)}
+    clean: dict[str, Any] = {
+        name: default for name, (value, default) in given.items() if _named(value) and secret.occurs_in(str(value))
+    }
+    if reply.refusal is not None:
+        _clean(secret, reply.refusal)
+    return replace(reply, **clean, answer=secret.redacted(reply.answer))
+
+
+def _clean(secret: Secret, refusal: Refusal) -> None:
+    """Take what has the key out of a refusal, which was made for one reply. Its class still says what happened."""
+    said = {name: value for name, value in vars(refusal).items() if isinstance(value, str)}
+    vars(refusal).update({name: None for name, value in said.items() if secret.occurs_in(value)})
+    refusal.detail = refusal.detail or refusal.sentence
+
+
+def _named(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool | Enum)

@@ -15,7 +15,7 @@ from policies.dialect import FORM, Approvals, Dialect, KeyPlace, Outgoing, Setti
 from policies.idempotency import SHORT, upstream_key
 from policies.issuing import Stage
 from policies.model import Outcome
-from policies.outcomes import Decision, InvoiceSeen, Means, Reply, Said
+from policies.outcomes import STATUSES, Decision, InvoiceSeen, Means, Reply, Said, currency_of, sum_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -308,23 +308,18 @@ def _stamped(step: Step, invoice: Any) -> tuple[int, str] | None:
 def _of(answer: Mapping[str, Any]) -> InvoiceSeen:
     listed = answer.get("lines")
     listed = listed if isinstance(listed, dict) else {}
-    data = listed.get("data")
-    status, currency = answer.get("status"), answer.get("currency")
+    data, status = listed.get("data"), answer.get("status")
     return InvoiceSeen(
-        status if isinstance(status, str) else "",
-        currency=currency if isinstance(currency, str) else None,
-        subtotal=_whole(answer.get("subtotal")),
-        total=_whole(answer.get("total")),
-        due=_whole(answer.get("amount_due")),
-        paid=_whole(answer.get("amount_paid")),
+        status if isinstance(status, str) and status in STATUSES else "",
+        currency=currency_of(answer.get("currency")),
+        subtotal=sum_of(answer.get("subtotal")),
+        total=sum_of(answer.get("total")),
+        due=sum_of(answer.get("amount_due")),
+        paid=sum_of(answer.get("amount_paid")),
         email=bool(answer.get("customer_email")),
         lines=len(data) if isinstance(data, list) else None,
         more=listed.get("has_more") is True,
     )
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _headers(connection: Connection) -> dict[str, str]:

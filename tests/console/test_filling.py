@@ -121,7 +121,7 @@ def test_every_recipe_names_its_address_and_neither_key(recipe: str, grant: str)
         b'{"fields": {"a": "1", "a[b]": "2"}}', b'{"fields": {"a[": "1"}}', b'{"fields": {"": "1"}}',
         b'{"fields": {"a": "\\u0000"}}', b'{"fields": {"a": "\\ud800"}}',
         json.dumps({"key": "x" * 256}).encode(), json.dumps({"fields": {"a": "x" * 5001}}).encode(),
-        json.dumps({"fields": {f"a{n}": "1" for n in range(513)}}).encode(), b'{"fields":' * 100_000,
+        json.dumps({"fields": {f"a{n}": "1" for n in range(513)}}).encode(), b'{"fields":' * 6_000,
     ],
 )  # fmt: skip
 def test_body_that_is_no_call_is_refused(body: bytes) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.stores.memory import Memory
+from policies import quota
 from tests.crash.forms import SEED, form
 from tests.crash.spending import BUDGETS, KILLED, PROCESSES, SECONDS, Spender
 
@@ -139,8 +140,9 @@ def spending(address: str, count: int, folder: Path, limit: int = LIMIT) -> list
     return [line for worker in range(PROCESSES) for line in (folder / f"{worker}").read_text("utf-8").splitlines()]
 
 
-def test_budgets_in_memory_under_threads() -> None:
+def test_budgets_in_memory_under_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process: what is killed there is a call that nobody settles."""
+    monkeypatch.setattr(quota, "LEASE", 0)  # as in ``spending``
     store, said, lock = Memory(time.time), list[str](), threading.Lock()
 
     def say(*words: object) -> None:

@@ -10,7 +10,7 @@ from gunicorn.http import get_parser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.arriving import MAX_CHUNKED, MAX_HEAD, MAX_LINE, Arriving
+from gateway.arriving import MAX_CHUNKS, MAX_HEAD, MAX_LINE, Arriving
 from gateway.reading import MAX_BODY
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
@@ -92,7 +92,14 @@ REFUSED = [
     pytest.param(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", id="no size of a chunk"),
     pytest.param(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 300, id="endless size of a chunk"),
     pytest.param(
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * (MAX_CHUNKED // 6 + 1), id="endless chunks"
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"%x\r\n%b\r\n" % (MAX_BODY, b"a" * MAX_BODY)) * 3,
+        id="endless chunks",
+    ),
+    pytest.param(
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * (MAX_CHUNKS + 1), id="chunks without number"
+    ),
+    pytest.param(
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * (MAX_HEAD // 6 + 1), id="endless trailers"
     ),
 ]
 
@@ -103,23 +110,27 @@ def test_call_that_will_be_refused_anyhow_is_ready_at_once(data: bytes) -> None:
     assert said == [True]
 
 
-def test_head_in_single_bytes_is_searched_once() -> None:
-    """The poller reads for all; a head that trickles in must not cost it more than one that comes at once."""
+class Counting(bytearray):
+    """Counts how many bytes are searched."""
 
-    class Counting(bytearray):
-        seen = 0
+    seen = 0
 
-        def find(self, sub: object, start: int = 0, *more: int) -> int:  # type: ignore[override]
-            Counting.seen += len(self) - start
-            return super().find(sub, start, *more)  # type: ignore[arg-type]
+    def find(self, sub: object, start: int = 0, *more: int) -> int:  # type: ignore[override]
+        found = super().find(sub, start, *more)  # type: ignore[arg-type]
+        self.seen += max(0, (len(self) if found < 0 else found) - start)
+        return found
 
+
+@pytest.mark.parametrize("before", [b"", HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"], ids=["head", "trailers"])
+def test_head_or_trailers_in_single_bytes_are_searched_once(before: bytes) -> None:
+    """The poller reads for all; what trickles in must not cost it more than what comes at once."""
     arriving = Arriving()
-    arriving.data = Counting()
+    arriving.data = data = Counting()
     size = MAX_LINE - 10
-    for _ in range(size):
-        arriving.data.extend(b"x")
-        arriving.ready()
-    assert Counting.seen <= 8 * size
+    for byte in before + b"x" * (size - len(before)):
+        data.append(byte)
+        assert not arriving.ready()
+    assert data.seen <= 8 * size
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from policies.idempotency import LEASE, Verdict
 from policies.issuing import Progress, Stage
 from policies.model import Admission
 from policies.outcomes import InvoiceSeen, Reply
-from policies.refusals import ApprovalRejected, BudgetSpent, StoreUnavailable
+from policies.quota import parse_limit
+from policies.refusals import ApprovalRejected, BudgetSpent, LimitReached, StoreUnavailable
 from tests.gateway.conftest import admit, at_once, budget, budgeted
 from tests.gateway.test_stores import (
     ANSWER,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 DAY = 86_400
 HOUR = 3_600
+#: When all that was booked has left the hour: it counts from a lease later on.
+ROLLED = HOUR * 129 / 128 + LEASE
 
 
 @pytest.fixture(params=["memory", *SERVERS])
@@ -128,7 +131,7 @@ def test_refusal_by_a_budget_books_nothing_anywhere_and_claims_no_key(store: Sto
 def test_what_no_longer_counts_is_given_back_nowhere(store: Store, clock: Clock) -> None:
     slow = order("a")
     admission = admit(store, slow)
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     admit(store, order("b", 50))
     store.settle(slow, admission, FREED, ANSWER)
     assert left(store, slow) == 50
@@ -160,7 +163,7 @@ def test_call_that_was_killed_holds_its_money_for_one_window_and_whoever_comes_b
     killed = order("b", 40)
     admit(store, killed)
     assert left(store, grant) == 0
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     assert left(store, grant) == 100
 
 
@@ -168,13 +171,13 @@ def test_what_has_left_the_window_is_judged_anew(store: Store, clock: Clock) -> 
     """Ledger rule 21."""
     grant, other = order("a"), order("b", 50)
     store.settle(grant, admit(store, grant), UNKNOWN, ANSWER)
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     store.settle(other, admit(store, other), spent(50), ANSWER)
     with pytest.raises(BudgetSpent) as caught:
         admit(store, grant)
     assert caught.value.told["left"] == 50
     assert left(store, grant) == 50
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     admit(store, grant)
     assert left(store, grant) == 40
 
@@ -207,12 +210,31 @@ def test_approval_is_asked_about_whatever_is_left_and_what_it_spent_late_raises_
 ) -> None:
     grant, other = order("a"), order("b", 70)
     store.settle(grant, admit(store, grant), WAITS, ANSWER)
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     store.settle(other, admit(store, other), spent(70), ANSWER)
     again = admit(store, grant)  # it sends nothing
     assert left(store, grant) == 30
     assert store.settle(grant, again, spent(60), ANSWER) is Settled.OVER
     assert left(store, grant) == 0
+
+
+def test_refusal_of_a_call_that_holds_enough_names_what_is_full_and_no_budget(store: Store, clock: Clock) -> None:
+    """Of a lowered budget, what the key still holds is enough: its wait and its sum are no reason for the refusal."""
+    grant = order("a")
+    store.settle(grant, admit(store, grant), UNKNOWN, ANSWER)
+    lowered = budgeted(stripes("a"), budget(30, HOUR), budget(50, DAY), reserve=60)
+    told = outcome_of(store, lowered)
+    assert isinstance(told, BudgetSpent)
+    assert (told.told["window"], told.told["limit"]) == (DAY, 50)
+
+
+def test_limit_is_named_to_a_call_that_holds_enough_of_a_lowered_budget(store: Store) -> None:
+    grant, lowered = (
+        replace(one, caller=replace(one.caller, limits=(parse_limit("1/minute"),)))
+        for one in (order("a"), order("a", of=30))
+    )
+    store.settle(grant, admit(store, grant), UNKNOWN, ANSWER)
+    assert isinstance(outcome_of(store, lowered), LimitReached)
 
 
 # ---------------------------------------------------------------- before it is finalized
@@ -257,10 +279,31 @@ def test_money_that_was_raised_belongs_to_the_key_whoever_was_killed(store: Stor
     assert left(store, grant) == 20
 
 
+def test_total_is_booked_once_though_the_reply_to_it_was_lost(store: Store, clock: Clock) -> None:
+    """A budget is new, and the approval that the call asks about moved nothing at admission."""
+    grant, other = order("a"), order("b", 20)
+    store.settle(grant, admit(store, grant), WAITS, ANSWER)
+    daily_now = budgeted(stripes("a"), budget(500), budget(100, HOUR), reserve=60)
+    again = admit(store, daily_now)
+    clock.tick(1)
+    for _ in range(2):  # the store's reply to the first was lost
+        assert store.advance(daily_now, again, comes_to(70)) is not None
+    assert left(store, daily_now) == 430
+    store.settle(other, admit(store, budgeted(stripes("b"), budget(500), reserve=20)), UNKNOWN, ANSWER)
+    # The call stops with what it knew before that.
+    store.settle(daily_now, again, UNKNOWN, ANSWER)
+    assert left(store, daily_now) == 410
+    clock.tick(LEASE)
+    ended = admit(store, daily_now)
+    assert left(store, daily_now) == 410
+    store.settle(daily_now, ended, spent(10), ANSWER)
+    assert left(store, daily_now) == 470
+
+
 def test_approved_draft_is_judged_before_it_is_finalized(store: Store, clock: Clock) -> None:
     grant, other = order("a"), order("b", 70)
     store.settle(grant, admit(store, grant), WAITS, ANSWER)
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     admit(store, other)
     again = admit(store, grant)
     with pytest.raises(BudgetSpent):
@@ -308,7 +351,7 @@ def test_customers_with_nothing_counted_leave_the_memory(clock: Clock, monkeypat
         if number % 2:
             store.release(grant, admission)
     assert sum(":customer:" in name for name in store._windows) == 25
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     admit(store, of_customer("cus_new", 1))
     assert sum(":customer:" in name for name in store._windows) == 1
 
@@ -323,7 +366,7 @@ def test_customers_are_bounded_and_one_too_many_is_refused(clock: Clock, monkeyp
     with pytest.raises(StoreUnavailable):
         store.peek(of_customer("cus_10", 1), "p")
     admit(store, of_customer("cus_9", 1))
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     admit(store, of_customer("cus_10", 1))
 
 
@@ -342,8 +385,29 @@ def test_operators_word_gives_the_money_back_and_taken_back_books_it_again(store
     assert left(store, grant) == 40
     assert store.resolve(key, ANSWER, "Ann: created") is Verdict.RESOLVED
     assert left(store, grant) == 40
-    clock.tick(DAY * 129 / 128)
+    clock.tick(ROLLED * 24)
     assert left(store, grant) == 100
+
+
+@reachable
+def test_key_whose_decision_is_taken_back_is_judged_anew_for_the_room_that_others_took(
+    store: Any, clock: Clock
+) -> None:
+    grant, other = order("a"), order("b", 70)
+    store.settle(grant, admit(store, grant), UNKNOWN, ANSWER)
+    clock.tick(LEASE)
+    store.resolve(grant.ledger_key, None, "Ann: not created")
+    store.settle(other, admit(store, other), spent(70), ANSWER)
+    assert store.reopen(grant.ledger_key) is Verdict.REOPENED
+    assert left(store, grant) == 0  # there may be an invoice of 60 after all
+    told = outcome_of(store, grant)
+    assert isinstance(told, BudgetSpent)
+    assert told.told["left"] == 30
+    clock.tick(ROLLED)
+    store.settle(grant, admit(store, grant), UNKNOWN, ANSWER)
+    assert left(store, grant) == 40
+    again = admit(store, order("a", of=30))  # what it was judged for is enough from then on
+    assert store.settle(grant, again, spent(60), ANSWER) is Settled.WRITTEN
 
 
 # ---------------------------------------------------------------- whatever happens
@@ -397,7 +461,7 @@ def test_no_window_ever_has_more_spent_than_its_budget_and_nothing_leaks(store: 
     assert most_in_any_window(told, HOUR) <= limit
     if not isinstance(store, Firestore):  # of which there are too few
         assert sum(sum_ for _, sum_ in told) > limit
-    clock.tick(HOUR * 129 / 128)
+    clock.tick(ROLLED)
     assert left(store, order(None, of=limit)) == limit
     admit(store, order("last", limit, of=limit))
 

@@ -195,6 +195,7 @@ def test_address_of_a_look_up_is_read_by_the_rule_of_one_that_creates(query: str
         ("/V1/Invoices", "/v1/invoices"),
         ("/Invoices", "/invoices"),
         ("https://countersign.example/stripe/invoices/in_1", "/stripe/invoices/in_1"),
+        ("/stripehttps://countersign.example/invoices", None),  # an origin is looked for where it begins, in one place
         ("/stripe//invoices/csk_1", None),
         ("/ft-4/v1/invoices", None),
     ],

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
+from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName, NoMoreData
 
 from gateway.arriving import Arriving
 from gateway.serving import configure
 from gateway.stopping import SEND_SECONDS
-from gateway.worker import MOMENT_MILLISECONDS, Connection, _parsed, _Response
+from gateway.worker import MOMENT_MILLISECONDS, Connection, _parsed, _pass, _Response
 from sandbox.__main__ import ROOT
 from tests.conftest import CUSTOMER, FORM, KEY, TARGET
 
@@ -275,6 +275,73 @@ def test_end_of_a_connection_is_no_call(ends: tuple[socket.socket, Connection]) 
     client.close()
     assert not connection.more()
     assert connection.ended
+
+
+def given(connection: Connection, data: bytes) -> Arriving:
+    """Return what has arrived once ``data`` has."""
+    connection.arriving = Arriving(data)
+    assert connection.arriving.ready()
+    return connection.arriving
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("data", [CALL, CHUNKED + b"1\r\na\r\n" * 4000 + b"0\r\n\r\n"], ids=["length", "chunks"])
+def test_parser_gets_this_call_alone_and_in_pieces(ends: tuple[socket.socket, Connection], data: bytes) -> None:
+    """For each chunk it copies the rest of the piece that it has: of all at once that would take seconds."""
+    _, connection = ends
+    given(connection, data + CALL)
+    connection.sock.close()  # it never reads the socket
+    request = _parsed(connection)
+    assert len(request.unreader.buf.getvalue()) <= 8192
+    assert len(request.body.read()) == (3 if data is CALL else 4000)
+    _pass(request, connection)
+    assert connection.keeps
+    assert connection.arriving.data == CALL
+
+
+@pytest.mark.parametrize("data", [CALL[:-1], CHUNKED + b"3\r\na"])
+def test_thread_waits_for_no_rest_of_a_late_call(ends: tuple[socket.socket, Connection], data: bytes) -> None:
+    client, connection = ends
+    client.sendall(b"bc")  # it comes when the call is a thread's already
+    connection.arriving = Arriving(data)
+    connection.arriving.ready()
+    with suppress(NoMoreData):
+        assert len(_parsed(connection).body.read()) < 3
+
+
+def test_connection_ends_where_the_parser_finds_another_end(ends: tuple[socket.socket, Connection]) -> None:
+    _, connection = ends
+    given(connection, CALL + CALL).need += 5
+    request = _parsed(connection)
+    assert request.body.read() == b"abc"
+    _pass(request, connection)
+    assert not connection.keeps
+
+
+SCARCE = """
+import threading
+from main import countersign
+start, tries = threading.Thread.start, 0
+def scarce(self):
+    global tries
+    if self.name.startswith("call-"):
+        tries += 1
+        if tries < 3:
+            raise RuntimeError("can't start new thread")
+    start(self)
+threading.Thread.start = scarce
+"""
+
+
+def test_call_is_answered_as_soon_as_there_can_be_a_thread_for_it(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    source = tmp_path / "scarce.py"
+    source.write_text(SCARCE)
+    running = server(source=source, PYTHONPATH=str(ROOT))
+    assert [running.call()[0] for _ in range(2)] == [200, 200]
 
 
 # ---------------------------------------------------------------- heads

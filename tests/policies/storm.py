@@ -268,6 +268,11 @@ class Storm(ABC, Generic[W]):
     def _run(self, one: Try) -> Any:
         """Run a call with the answers so far. Return how it ended, or what it does next."""
 
+    def between(self, world: W, after: W, what: str) -> Iterator[str]:
+        """What is wrong with an event."""
+        if after.entry is not world.entry:
+            yield from wrong_between(world.entry, after.entry, what)
+
     def has(self, world: W, what: str) -> bool:
         return world.faults > 0 and what in self.scene.menu
 
@@ -319,9 +324,7 @@ class Search:
             world = ahead.popleft()
             for who, what, after, found in self.play.events(world):
                 self.events.add(what)
-                wrongs = list(found)
-                if after.entry is not world.entry:
-                    wrongs += wrong_between(world.entry, after.entry, what)
+                wrongs = [*found, *self.play.between(world, after, what)]
                 following = self.play.restarted(after)
                 if following not in self.came:
                     self.came[following] = (world, who, what)

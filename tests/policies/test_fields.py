@@ -73,6 +73,11 @@ def test_fields_of_one_object_come_out_together() -> None:
         pytest.param({"metadata": {"a": "b"}}, "metadata", {"metadata": {"a": "b"}}, id="object of scalars"),
         pytest.param({"metadata": {"a": {"b": "c"}}}, "metadata", {"metadata": None}, id="object in an object"),
         pytest.param({"metadata": ["a"]}, "metadata", {"metadata": None}, id="list for an object"),
+        pytest.param({"discounts": ["d"] * 251}, "discounts", {"discounts": None}, id="list beyond any page"),
+        pytest.param({"lines": {"data": [{}] * 251}}, "lines.data.id", {"lines": {"data": None}}, id="so of objects"),
+        pytest.param(
+            {"metadata": {str(number): "a" for number in range(251)}}, "metadata", {"metadata": None}, id="so an object"
+        ),
         *(
             pytest.param(answer, "id", {"id": None}, id=f"{answer!r} for an answer")
             for answer in (None, [], [{"id": "in_1"}], "id", 1)
@@ -239,6 +244,33 @@ def test_any_list_of_any_invoice_is_read_as_the_whole_one_is_trimmed(
     assert repr([members.get(name) for name in own("invoices.create")]) == repr(
         [answer.get(name) for name in own("invoices.create")]
     )
+
+
+@pytest.mark.usefixtures("_room")
+@pytest.mark.parametrize(("entries", "many"), [(250, False), (251, True)])
+@pytest.mark.parametrize("field", ["discounts", "lines.data.amount", "metadata"])
+def test_more_entries_than_any_page_has_are_null(field: str, entries: int, *, many: bool) -> None:
+    values: dict[str, Any] = {
+        "discounts": ["d"] * entries,
+        "lines": {"data": [{"amount": 1}] * entries},
+        "metadata": {str(number): "a" for number in range(entries)},
+    }
+    grant = entitlement(response=f"id, {field}")
+    members, out = read(json.dumps({"id": "in_1", **values}).encode(), grant)
+    name = field.partition(".")[0]
+    assert members["id"] == out["id"] == "in_1"
+    assert (out[name] in (None, {"data": None})) is many
+    assert repr(out) == repr(trim({"id": "in_1", **values}, grant.response))
+
+
+@pytest.mark.usefixtures("_room")
+def test_answer_of_more_parts_than_any_has_is_none() -> None:
+    grant = entitlement(response="id")
+    for parts, whole in ((fields.MAX_PARTS, True), (fields.MAX_PARTS + 1, False)):
+        body = b'{"id":"in_1","x":[' + b",".join([b"1"] * (parts - 2)) + b"]}"
+        assert (read(body, grant)[1] == {"id": "in_1"}) is whole
+        assert (decoded(body) is not None) is whole
+    assert read(b'{"id":"in_1","x":"' + b"," * 60_000 + b" " * 200_000 + b'"}', grant)[1] == {"id": "in_1"}
 
 
 @pytest.mark.usefixtures("_room")

@@ -218,6 +218,9 @@ def test_form_that_could_mean_two_things_is_refused(body: bytes) -> None:
         pytest.param(b'{"m": {"\\u0000": 1}}', id="NUL in a name"),
         pytest.param(b'{"a": [' + b"1," * forms.MAX_FIELDS + b"1]}", id="too many values"),
         pytest.param(b'{"' + b"a" * (forms.MAX_PATH + 1) + b'": 1}', id="too long a name"),
+        # Whatever is below it: it would be written once more for each entry.
+        pytest.param(b'{"' + b"a" * (forms.MAX_PATH + 1) + b'": [null, null]}', id="too long a name of nothing"),
+        pytest.param(b'{"m": {"' + b"a" * forms.MAX_PATH + b'": [{}]}}', id="too long a name of nothing, nested"),
     ],
 )
 def test_json_that_could_mean_two_things_is_refused(body: bytes) -> None:
