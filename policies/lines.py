@@ -72,6 +72,8 @@ class Line(msgspec.Struct, frozen=True):
     """By the part's name: ``amount``, ``unit_amount``, ``quantity``, ``price``, ``description``."""
     more: Mapping[str, str]
     """By the rest of the path: ``[metadata][sku]``, ``[tax_rates][0]``."""
+    number: int
+    """By which the caller wrote it."""
 
     @property
     def total(self) -> int | None:
@@ -108,7 +110,7 @@ def of(parameters: Mapping[str, str]) -> tuple[Line, ...]:
                 more[number][f"[{part}]{rest}"] = value
             else:
                 said[number][part] = value
-    return tuple(Line(said[number], more[number]) for number in sorted(said.keys() | more.keys()))
+    return tuple(Line(said[number], more[number], number) for number in sorted(said.keys() | more.keys()))
 
 
 def form(parameters: Mapping[str, str]) -> dict[str, str]:
@@ -185,17 +187,17 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
     if len(lines) > bounds.max:
         yield _invalid("lines", f"has {len(lines)} entries: {bounds.max} at most.", max_items=bounds.max)
         return
-    wrong = [fault for number, line in enumerate(lines) for fault in _of_line(f"lines[{number}]", line, bounds)]
+    wrong = [fault for line in lines for fault in _of_line(f"lines[{line.number}]", line, bounds)]
     yield from wrong
     if wrong or currency is None:
         return
-    for number, line in enumerate(lines):
+    for line in lines:
         before = _before(line, currency)
         if len(before) + len(line.said.get("description", "")) > LONGEST:
             most = LONGEST - len(before)
             said = f"is too long: {most} characters at most, since {before.rstrip()} is written before it."
-            yield _invalid(f"lines[{number}][description]", said, max_length=most)
-    yield from _of_sums([line.total for line in lines], currency, amount)
+            yield _invalid(f"lines[{line.number}][description]", said, max_length=most)
+    yield from _of_sums({line.number: line.total for line in lines}, currency, amount)
 
 
 def emptied(given: Mapping[str, str]) -> Iterator[Fault]:
@@ -205,10 +207,10 @@ def emptied(given: Mapping[str, str]) -> Iterator[Fault]:
         yield Fault(ParameterNotGranted, "metadata", said, {})
 
 
-def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> Iterator[Fault]:
-    """Yield what is wrong with what the lines come to. None is for the upstream to say."""
+def _of_sums(totals: Mapping[int, int | None], currency: str, amount: Amount | None) -> Iterator[Fault]:
+    """Yield what is wrong with what the lines come to, by their numbers. None is for the upstream to say."""
     most = largest(currency)
-    for number, total in enumerate(totals):
+    for number, total in totals.items():
         if total is not None and abs(total) > most:
             said = f"comes to more than one invoice can: {money(most, currency)} at most."
             yield _invalid(f"lines[{number}]", said, max=most)
@@ -220,9 +222,9 @@ def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> 
             )
             yield _invalid(f"lines[{number}]", said)
             return
-    if None in totals:
+    if None in totals.values():
         return
-    total = sum(total for total in totals if total is not None)
+    total = sum(total for total in totals.values() if total is not None)
     if total > most:
         yield _invalid("lines", f"come to more than one invoice can: {money(most, currency)} at most.", max=most)
     elif total <= 0:

@@ -56,7 +56,8 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
     """Return what was asked, and what goes upstream: that with the policy's fixed values.
 
     Each value of what was asked is in its one form (see :func:`brought`), and blank ones that unset nothing are left
-    out, so that all spellings of a call have one fingerprint and one key.
+    out, so that all spellings of a call have one fingerprint and one key. Where an entry of a list is blank all
+    through, the next ones move up; what is wrong with them is told by the numbers that the caller wrote.
 
     Raises :class:`ParameterNotGranted`, :class:`ParameterInvalid`, :class:`ParameterMissing`, or where a parameter is
     the key :class:`IdempotencyKeyMissing` or :class:`IdempotencyKeyInvalid`: the class of the first fault, with all.
@@ -64,6 +65,7 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
     rules = entitlement.rules
     faults: list[Fault] = []
     asked: dict[str, str] = {}
+    blank = False
     for path, value in given.items():
         rule = rules.get(path) or _rule_of_part(entitlement, path)
         if rule is None:
@@ -72,6 +74,7 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
             if rule.kind is not _STRING:
                 value = brought(rule.kind, value)  # noqa: PLW2901 - the same value in its one form
             if not value and not rule.unsets:
+                blank = True
                 continue
             asked[path] = value
             problem = fault(rule, value)
@@ -80,12 +83,58 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
         if len(faults) == MAX_FAULTS:
             raise refusal_of(faults)
     approved = canonical({**asked, **entitlement.fixed}) if entitlement.fixed else asked
-    faults += _faults_of_all(entitlement, given, asked, approved)
+    gone = _blank_entries(entitlement, given, approved) if blank else {}
+    faults += _faults_of_all(entitlement, given, asked, approved, gone)
     if entitlement.lines is not None and not any(one.parameter.startswith(("lines[", "currency")) for one in faults):
         faults += lines.faults(entitlement.lines, entitlement.amount, approved)
     if faults:
         raise refusal_of(faults)
-    return asked, approved
+    return (_moved_up(asked, gone), _moved_up(approved, gone)) if gone else (asked, approved)
+
+
+def _blank_entries(
+    entitlement: Entitlement, given: Mapping[str, str], approved: Mapping[str, str]
+) -> dict[str, set[int]]:
+    """Return the entries that are blank all through, by list: rows of a form that nobody has filled in.
+
+    A list of which the policy names an entry by its number keeps its numbers.
+    """
+    operation, key = entitlement.operation, entitlement.idempotency.parameter
+    kept = {place for path in approved for _, _, place in _places(path)}
+    named = (*entitlement.rules, *(() if key is None else (key,)))
+    numbered = {template_of(operation, of) for path in named for of, part, _ in _places(path) if part.isdecimal()}
+    gone: defaultdict[str, set[int]] = defaultdict(set)
+    for path in given:
+        for of, part, place in _places(path) if path not in approved else ():
+            template = template_of(operation, of)
+            listed = template is not None and operation.parameters[template].kind is Kind.ARRAY
+            if listed and template not in numbered and place not in kept and _INDEX.fullmatch(part):
+                gone[of].add(int(part))
+    return dict(gone)
+
+
+def _places(path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield what each part of a path is a part of, its name there, and the path up to it."""
+    of, *parts = split(path)
+    for part in parts:
+        place = f"{of}[{part}]"
+        yield of, part, place
+        of = place
+
+
+def _moved_up(parameters: Mapping[str, str], gone: Mapping[str, set[int]]) -> dict[str, str]:
+    """Return parameters with the entries of lists numbered anew, without those that are gone."""
+    moved = {}
+    for path, value in parameters.items():
+        name = path.partition("[")[0]
+        for of, part, _ in _places(path):
+            name += f"[{_up(part, gone[of]) if of in gone else part}]"
+        moved[name] = value
+    return moved
+
+
+def _up(index: str, gone: set[int]) -> str:
+    return str(int(index) - sum(one < int(index) for one in gone))
 
 
 def _rule_of_part(entitlement: Entitlement, path: str) -> Rule | None:
@@ -103,13 +152,18 @@ def _rule_of_part(entitlement: Entitlement, path: str) -> Rule | None:
 
 
 def _faults_of_all(
-    entitlement: Entitlement, given: Mapping[str, str], asked: Mapping[str, str], approved: Mapping[str, str]
+    entitlement: Entitlement,
+    given: Mapping[str, str],
+    asked: Mapping[str, str],
+    approved: Mapping[str, str],
+    gone: Mapping[str, set[int]],
 ) -> list[Fault]:
     """Return what is wrong with the parameters together: the shape of objects and lists, and what is missing."""
     faults: list[Fault] = []
     if nested(approved):
         adds = entitlement.stamp is not None or entitlement.lines is not None
-        faults += _misshapen(entitlement.operation, approved, taken_of(entitlement) if adds else entitlement.fixed)
+        taken = taken_of(entitlement) if adds else entitlement.fixed
+        faults += _misshapen(entitlement.operation, approved, taken, gone)
         faults += (_ours(path) for path in asked if path in lines.OURS)
     for path in entitlement.required:
         if path not in asked and not any(name.startswith(path + "[") for name in asked):
@@ -326,11 +380,13 @@ def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> I
         yield Fault(IdempotencyKeyInvalid, path, f"{path} {problem}", bounds)
 
 
-def _misshapen(operation: Operation, given: Mapping[str, str], taken: Collection[str]) -> Iterator[Fault]:
+def _misshapen(
+    operation: Operation, given: Mapping[str, str], taken: Collection[str], gone: Mapping[str, set[int]]
+) -> Iterator[Fault]:
     """Yield lists that do not run from 0 without a gap, what has too many entries, and objects that lack a part.
 
     ``given`` includes the values that the policy fixes, which the caller need not send. These, and what we add, are
-    ``taken``: the upstream counts them too.
+    ``taken``: the upstream counts them too. Entries that are ``gone`` from a list leave no gap.
     """
     children: defaultdict[str, set[str]] = defaultdict(set)
     for path in given:
@@ -349,6 +405,8 @@ def _misshapen(operation: Operation, given: Mapping[str, str], taken: Collection
             most, theirs = parameter.max_items or MAX_ITEMS, parts
             if len(parts) + len(taken) > most and parameter.kind is Kind.OBJECT:  # which few calls come near to
                 most, theirs = room(operation, parent, taken), parts - _parts(parent, taken)
+            if parent in gone and all(part.isdecimal() for part in parts):
+                theirs = {_up(part, gone[parent]) for part in parts}
             yield from _bad_parts(name, parameter, theirs, most)
             for missing in needed(operation, template):
                 if missing not in parts:
@@ -363,7 +421,7 @@ def impossible(operation: Operation, paths: Iterable[str], stamp: str | None = N
 
     Those whose path has a placeholder, such as ``metadata[{key}]``, may be sent under many a name.
     """
-    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path}, ours(operation, stamp))
+    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path}, ours(operation, stamp), {})
     return next((fault.detail for fault in faults if fault.accepts.keys() & {"max_items", "max_key"}), None)
 
 

@@ -8,7 +8,7 @@ from policies import access, lines
 from policies.currencies import CURRENCIES
 from policies.model import DocumentError, Grant
 from policies.operations import OPERATIONS
-from policies.refusals import ParameterInvalid, ParameterNotGranted
+from policies.refusals import ParameterInvalid, ParameterMissing, ParameterNotGranted
 from tests.policies.conftest import call, only_caller, read
 
 DOCUMENT = """\
@@ -545,3 +545,36 @@ def test_customers_are_listed_by_as_many_as_stripe_lists(limit: str, fits: bool)
 )
 def test_bound_beyond_the_catalogues_is_refused(bound: str, said: str) -> None:
     assert said in error_of(LIST.replace("limit:", f"limit: {bound}"))
+
+
+# ---------------------------------------------------------------- lines that nobody has filled in
+
+BLANK = {"[amount]": "", "[description]": ""}
+
+
+def lined(*said: dict[str, str]) -> dict[str, str]:
+    head = {"customer": "cus_1", "currency": "usd"}
+    return head | {f"lines[{number}]{part}": value for number, one in enumerate(said) for part, value in one.items()}
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_blank_line_is_left_out_wherever_it_stands(at: int) -> None:
+    said = [{"[amount]": "1000", "[metadata][a]": "x"}, {"[amount]": "2000", "[description]": "y"}]
+    text = written('"lines[{i}][metadata]":')
+    plain, blank = decided(text, lined(*said)), decided(text, lined(*said[:at], BLANK, *said[at:]))
+    assert (blank.form, blank.fingerprint, blank.parameters) == (plain.form, plain.fingerprint, plain.parameters)
+
+
+def test_line_behind_a_blank_one_is_named_as_the_caller_wrote_it() -> None:
+    with pytest.raises(ParameterInvalid) as refusal:
+        decided(written(), lined({"[amount]": "1000"}, BLANK, {"[amount]": "0"}))
+    assert refusal.value.faults[0].parameter == "lines[2][amount]"
+    with pytest.raises(ParameterInvalid) as refusal:
+        decided(written(), lined(BLANK, {"[amount]": "999999999999"}))
+    assert refusal.value.faults[0].parameter == "lines[1]"
+
+
+def test_invoice_of_blank_lines_has_none() -> None:
+    with pytest.raises(ParameterMissing) as refusal:
+        decided(written(), lined(BLANK, BLANK))
+    assert refusal.value.detail.startswith("lines is missing: ")
