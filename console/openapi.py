@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from console import schemas
 from console.describe import entitlements, grant_id
+from gateway.reading import MAX_TARGET
 from policies import refusals
 from policies.model import NAME, Effect, Shape
 from policies.operations import OPERATIONS, meanings
@@ -271,9 +272,21 @@ def _query(granted: list[Entitlement]) -> Iterator[dict[str, Any]]:
     """Yield the parameters of a call that has no body."""
     forms = [schemas.flat(one) for one in granted]
     for name in dict.fromkeys(name for form in forms for name in form["properties"]):
-        schema = _either(form["properties"][name] for form in forms if name in form["properties"])
+        schema = _either(_addressed(form["properties"][name]) for form in forms if name in form["properties"])
         required = all(name in form.get("required", ()) for form in forms)
         yield {"name": name, "in": "query", "required": required, "style": "form", "explode": True, "schema": schema}
+
+
+def _addressed(schema: Any) -> Any:
+    """Bound texts by what an address has room for."""
+    told = dict(schema)
+    if "maxLength" in told:
+        told["maxLength"] = min(told["maxLength"], MAX_TARGET)
+    if "items" in told:
+        told["items"] = _addressed(told["items"])
+    if "anyOf" in told:
+        told["anyOf"] = [_addressed(one) for one in told["anyOf"]]
+    return told
 
 
 def _body(granted: list[Entitlement]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from console import openapi, schemas
+from gateway.reading import MAX_TARGET
 from policies import document
 from tests.conftest import CUSTOMER, KEY, OTHER_KEY, TARGET, policy
 from tests.test_docs import every_refusal
@@ -53,6 +54,14 @@ def test_names_of_a_connection_are_filled_in() -> None:
     parameters = at(openapi.document(caller(), root=ROOT), "paths", RAISE, "post", "parameters")
     filled = {one["name"]: one["schema"].get("default") for one in parameters if one["in"] == "query"}
     assert filled == {"name": "ft-4", "connection_name": "stripe-1"}
+
+
+@pytest.mark.parametrize(("bounds", "told"), [("{max_length: 50}", 50), ("", MAX_TARGET)])
+def test_no_text_in_an_address_is_longer_than_an_address(bounds: str, told: int) -> None:
+    described = openapi.document(caller(retrieve=f"{{invoice: , expand: {bounds}}}"), root=ROOT)
+    parameters = at(described, "paths", f"{RAISE}{{invoice}}", "get", "parameters")
+    [expand] = [one for one in parameters if one["name"].startswith("expand")]
+    assert expand["schema"]["items"]["maxLength"] == told
 
 
 @pytest.mark.parametrize(
