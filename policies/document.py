@@ -261,10 +261,10 @@ def _compose(text: str, file: str) -> _Node:
 
 def _hint(text: str, line: int) -> str:
     """Say what is most often wrong with a line that is not YAML. Lines are counted from 1."""
-    before, written = (["", *text.split("\n"), ""])[line - 1 : line + 1]
-    if "\t" in written:
+    near = ["", *text.splitlines()][line - 1 : line + 1]
+    if "\t" in "".join(near[1:]):
         return "There is a tab in this line: write spaces"
-    if "\N{NO-BREAK SPACE}" in before + written:  # which begins a text that goes on into the next line
+    if "\N{NO-BREAK SPACE}" in "".join(near):  # which begins a text that goes on into the next line
         return "There are no-break spaces here, as web pages have them: write plain spaces"
     return 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'
 
@@ -1001,7 +1001,7 @@ def _currency(value: _Value) -> str:
     if currency not in CURRENCIES:
         close = closest(currency, CURRENCIES)
         raise value.fail(
-            f"there is no currency {currency}. {f'Did you mean {close}?' if close else 'Write one as usd'}"
+            f"there is no currency {currency}. {f'Did you mean {close}?' if close else 'Write one such as usd'}"
         )
     return currency
 

@@ -464,6 +464,16 @@ def test_what_is_no_yaml_is_answered_with_what_is_in_the_line(old: str, new: str
     assert said in error_of(written().replace(old, new))
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_line_that_is_no_yaml_is_named_however_lines_end(ends: str) -> None:
+    text = written().replace("        response:", "\tresponse:")
+    line = text[: text.index("\t")].count("\n") + 1
+    said = error_of(text.replace("\n", ends))
+    assert said.startswith(f"policy.yaml:{line}: this is not YAML")
+    assert said.endswith("There is a tab in this line: write spaces")
+    assert error_of(f"{text}{ends}[").startswith("policy.yaml:")
+
+
 @pytest.mark.parametrize("before", ["callers:", "customer:", "tests"])
 def test_byte_order_mark_within_a_document_is_named_with_its_line(before: str) -> None:
     text = written()
