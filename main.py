@@ -14,7 +14,7 @@ from gateway.answering import Response, answer_to, previewed, replayed, respond
 from gateway.doors import OURS, ours
 from gateway.reading import read
 from gateway.record import Record
-from gateway.secrets import place_of
+from gateway.secrets import placed
 from gateway.serving import configure
 from gateway.settings import SettingError, load
 from policies.access import decide
@@ -40,9 +40,9 @@ def countersign(request: Request | SimpleNamespace) -> Response:
         grant = record.grant = decide(policies, caller, call)  # 403 400
         secret = record.secret = gate.secrets.access(grant, record.deadline)  # 503
         if call.validate_only:
-            record.answer = previewed(record, grant, gate.store, place_of(grant, secret))  # as admit, and takes nothing
+            record.answer = previewed(record, grant, gate.store, placed(grant.entitlement, secret))  # takes nothing
             return respond(record, gate.docs)
-        admission = record.admission = gate.store.admit(grant, place_of(grant, secret))  # 429 409 422 424 503
+        admission = record.admission = gate.store.admit(grant, placed(grant.entitlement, secret))  # 429 409 422 424 503
         if admission.replay is not None:
             record.replay()
             record.answer = replayed(admission.replay, grant)

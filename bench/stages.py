@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.answering import answer_to, respond
 from gateway.reading import read
 from gateway.record import Record
-from gateway.secrets import place_of
+from gateway.secrets import placed
 from gateway.settings import load
 from gateway.upstreams.transport import Received
 from policies.access import decide
@@ -107,7 +107,7 @@ def one(gate: Any, laps: dict[str, list[float]], key: str = CALLER_KEY) -> None:
         grant: Grant = lap("decide", lambda: decide(policies, caller, call))
         record.grant = grant
         secret = record.secret = lap("secret", lambda: gate.secrets.access(grant, record.deadline))
-        admission = record.admission = lap("admit", lambda: gate.store.admit(grant, place_of(grant, secret)))
+        admission = record.admission = lap("admit", lambda: gate.store.admit(grant, placed(grant.entitlement, secret)))
         lap("intent", lambda: record.intent(admission))
         send = gate.upstreams.send
         reply = lap("judge and trim", lambda: send(grant, admission, secret, record.deadline))

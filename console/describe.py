@@ -17,7 +17,7 @@ from policies.fields import narrow
 from policies.idempotency import held_of
 from policies.model import Budget, Kind, State
 from policies.operations import meanings, words
-from policies.parameters import MAX_ITEMS, fault, template_of
+from policies.parameters import fault, room, taken_of, template_of
 from policies.wording import ago, budget_in_words, exponents, limit_in_words, span
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def describe(  # noqa: PLR0913 - what the answer is made of
     return said if became is None else {**said, "became": became}
 
 
-def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float) -> dict[str, Any]:
+def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float, place: str = "") -> dict[str, Any]:
     """Return what became of a caller's key under one of its grants, from its ledger entry.
 
-    ``now``, in unix seconds, is when that was seen. What was raised is told as far as the policy grants it today, and
-    only if it was raised at the account that the connection leads to today.
+    ``now``, in unix seconds, is when that was seen, and ``place`` is where a call would go today. What was raised is
+    told as far as the policy grants it today, and only if it was raised there.
     """
     operation = entitlement.operation
     noun = operation.noun
@@ -106,12 +106,16 @@ def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float) -> dic
     age, held = seen.now - entry.sent, held_of("", entry, now=seen.now)
     told["when"] = int(now - age)
     body: dict[str, Any] = msgspec.json.decode(entry.answer.body) if entry.answer is not None else {}
-    if entry.state is State.SUCCEEDED and f"{entry.place} ".startswith(f"{entitlement.connection.place} "):
+    here = entry.place == place
+    if entry.state is State.SUCCEEDED and here:
         done = f"The {noun} was {operation.verb.done} {ago(age)}."
         text = f"{done} The same call with this key brings back the same answer, and does nothing new."
         return {**told, "state": "raised", "text": text, "answer": narrow(body, entitlement.response)}
     if entry.state is State.SUCCEEDED:
-        text = f"This key was used {ago(age)}, when the connection led to another account. Use a new key here."
+        text = (
+            f"This key was used {ago(age)}, but at another account, or with test data in place of live. If this is "
+            f"another {noun}, use a new key; if it may be the same one, ask the operator of Countersign first."
+        )
         return {**told, "state": "elsewhere", "text": text}
     if entry.state is State.REJECTED:
         text = f"The call was refused {ago(age)}, and the refusal stays with this key."
@@ -122,13 +126,13 @@ def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float) -> dic
     if held.running:
         text = "The call with this key is under way. Ask again in half a minute."
         return {**told, "state": "running", "text": text}
-    if held.approval is not None:
+    if here and held.approval is not None:
         text = (
             f"The call of {ago(age)} waits for a person's approval. To hear what was decided, send the same call again "
             "with the same key."
         )
         return {**told, "state": "waiting", "text": text}
-    if entry.id is not None:
+    if here and entry.id is not None:
         text = (
             f"The {noun} was begun {ago(age)}, and it is not known whether it was finished. Send the same call again "
             "with the same key, and it goes on from there. Do not use another key, which might do it twice."
@@ -229,12 +233,13 @@ def _fields(entitlement: Entitlement) -> list[dict[str, Any]]:
     """Return the parameters that may be sent, the required ones first, each in the order of the policy."""
     key = entitlement.idempotency.parameter
     needed = {*entitlement.required, *({key} if key is not None else ())}
-    told = [_field(rule, entitlement.operation, needed) for rule in entitlement.rules.values()]
+    told = [_field(rule, entitlement, needed) for rule in entitlement.rules.values()]
     return sorted(told, key=lambda field: not field["required"])
 
 
-def _field(rule: Rule, operation: Operation, needed: set[str]) -> dict[str, Any]:
+def _field(rule: Rule, entitlement: Entitlement, needed: set[str]) -> dict[str, Any]:
     """Return what is to be said of one parameter. What is null or false of it is left out, ``required`` aside."""
+    operation = entitlement.operation
     template = template_of(operation, rule.path) or rule.path
     parameter = operation.parameters[template]
     said = words(operation.id).get(template)
@@ -255,7 +260,7 @@ def _field(rule: Rule, operation: Operation, needed: set[str]) -> dict[str, Any]
         "min": rule.minimum,
         "max": rule.maximum,
         "max_length": rule.max_length,
-        "max_items": inside and (operation.parameters[inside].max_items or MAX_ITEMS),
+        "max_items": inside and room(operation, inside, taken_of(entitlement)),
         "max_key": inside and operation.parameters[inside].max_key,
         "needed": parameter.needed,
         "unsets": rule.unsets,

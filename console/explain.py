@@ -14,6 +14,7 @@ from gateway.reloading import read
 from policies import compiled, forms
 from policies.access import decide
 from policies.foresight import foresee
+from policies.idempotency import wanted
 from policies.model import Admission, Call, DocumentError
 from policies.refusals import Fault, Refusal
 
@@ -32,6 +33,9 @@ _ONLINE: Final = (
     "What is left of limits and budget, and what the idempotency key was used for, only the function knows: try the "
     "call there with validate_only=true."
 )
+
+
+_FIRST: Final = "This is the first of several requests. What follows depends on what the upstream answers."
 
 
 class _UnclearError(Exception):
@@ -83,8 +87,12 @@ def _run(asked: argparse.Namespace) -> int:
             print(f"  {one.kind.reason}: {one.detail}{line(reason=one.kind.reason, **about)}")
         return 1
     print(f"{caller.id} may ask for {where['operation']} on {where['connection']}{line()}. It would send:")
-    _, told = foresee(grant, Admission((), "", 0.0), (), 0.0)
+    # As a store admits a key that is new.
+    new = None if grant.ledger_key is None else wanted(grant, owner="", place=entitlement.connection.place, now=0.0)
+    _, told = foresee(grant, Admission((), "", 0.0, new), (), 0.0)
     print("\n".join(_shown(told["would_send"])))
+    if entitlement.operation.plan:
+        print(_FIRST)
     print(_ONLINE)
     return 0
 

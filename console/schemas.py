@@ -20,7 +20,7 @@ from policies import keynames, lines
 from policies.forms import MAX_FIELDS, split
 from policies.model import Kind, Risk
 from policies.operations import words
-from policies.parameters import MAX_ITEMS, fault, needed, template_of
+from policies.parameters import MAX_ITEMS, fault, needed, room, taken_of, template_of
 from policies.wording import money
 
 if TYPE_CHECKING:
@@ -429,7 +429,7 @@ class _Nested(_Tree):
         if required := sorted({*needs, *(name for name, part in node.parts.items() if self.must(part))}):
             schema["required"] = required
         if each is not None:
-            schema["maxProperties"] = node.most - sum(part.always for part in node.parts.values())
+            schema["maxProperties"] = room(self.operation, node.path, taken_of(self.entitlement))
             schema["propertyNames"] = {"minLength": 1, "not": {"pattern": rf"[\[\]{_CONTROL}]"}}
             if node.longest is not None:
                 schema["propertyNames"]["maxLength"] = node.longest

@@ -201,7 +201,8 @@ def _became(gate: Gate, record: Record, grants: Mapping[str, Entitlement], key: 
     """Look a key up under each of these grants, as a header, a parameter or the id of a webhook brings it.
 
     Its name in the ledger is made of the caller's own, so nobody can ask for another's. Raises :class:`CallerPaused`:
-    a kept answer is told to nobody who may not call.
+    a kept answer is told to nobody who may not call. And :class:`SecretUnavailable`, as the call itself would: whose
+    data an answer is of shows by the upstream's key.
     """
     from console.describe import became_of  # noqa: PLC0415 - see above
 
@@ -217,7 +218,8 @@ def _became(gate: Gate, record: Record, grants: Mapping[str, Entitlement], key: 
     for one in keyed:
         places = (identity(caller.first, *one.connection.first, one.operation.id, name) for name in names)
         seen = next((found for place in places if (found := gate.store.state_of(place)) is not None), None)
-        told.append(became_of(one, seen, now=record.clock()))
+        place = gate.secrets.place(one, record.deadline) if seen is not None else ""
+        told.append(became_of(one, seen, now=record.clock(), place=place))
     return told
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from policies.dialect import Dialect
-    from policies.model import Connection, Grant
+    from policies.model import Connection, Entitlement, Grant
 
 T = TypeVar("T")
 
@@ -302,9 +302,9 @@ def reader_of(name: str, manager: Source, mounted: Source) -> Source:
     return mounted if name.startswith("file:") else manager
 
 
-def place_of(grant: Grant, secret: Secret) -> str:
+def placed(entitlement: Entitlement, secret: Secret) -> str:
     """Identify the account that a call goes to with this key: the policy's, and whether its data are live."""
-    place = grant.entitlement.connection.place
+    place = entitlement.connection.place
     return f"{place} {secret.mode}" if secret.mode else place
 
 
@@ -336,6 +336,12 @@ class Secrets:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
         connection = grant.entitlement.connection
         return _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
+
+    def place(self, entitlement: Entitlement, deadline: float) -> str:
+        """Identify the account that calls of a grant go to now. Raises :class:`SecretUnavailable`."""
+        connection = entitlement.connection
+        secret = _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
+        return placed(entitlement, secret)
 
     def check(self, connection: Connection, deadline: float) -> None:
         """Look whether there is a key for a connection. Raises :class:`SecretUnavailable`."""

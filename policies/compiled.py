@@ -47,7 +47,7 @@ _DIGEST: Final = hashlib.sha256().digest_size
 #: Increase it when the meaning of a document changes, or when a document that was valid no longer is. Documents that
 #: were compiled before are then refused. A change of the operations' catalogue, or of the members of a
 #: type, is detected without it.
-EDITION: Final = 6
+EDITION: Final = 7
 
 #: A credential: its caller's number, its name in the record, when it expires, and the connection it is tied to.
 _Credential = tuple[int, str, float | None, str | None]

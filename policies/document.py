@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from policies import forms, keynames, lines, parameters, quota, signing
 from policies.callerkeys import ending
+from policies.currencies import CURRENCIES
 from policies.entitlements import entitlement
 from policies.idempotency import RETENTION
 from policies.model import (
@@ -32,6 +33,7 @@ from policies.model import (
     Caller,
     Connection,
     DocumentError,
+    Effect,
     Entitlement,
     Idempotency,
     Kind,
@@ -82,6 +84,7 @@ _MAX_DEPTH: Final = 16
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_BYTE_ORDER_MARK: Final = "\ufeff"
 _NULL: Final = "tag:yaml.org,2002:null"
 #: What YAML reads as null if it is written without quotes.
 _NOTHING: Final = frozenset({"", "~", "null", "Null", "NULL"})
@@ -199,7 +202,7 @@ def read(text: str, file: str) -> PolicySet:
             raise DocumentError(f"{file}:1: {key}: this key is missing")
     connections = _connections(top["connections"])
     callers = top["callers"].mapping()
-    known, grants = _Credentials(callers), _Grants(text, connections)
+    known, grants = _Credentials(callers, connections), _Grants(text, connections)
     used: set[str] = set()
     if not callers:
         raise top["callers"].fail("no caller is written, so nobody could call")
@@ -237,17 +240,33 @@ def warnings(text: str, file: str, now: float) -> list[str]:
 
 
 def _compose(text: str, file: str) -> _Node:
+    mark = text.find(_BYTE_ORDER_MARK, 1)
+    if mark > 0:
+        line = text.count("\n", 0, mark) + 1
+        raise DocumentError(
+            f"{file}:{line}: a byte order mark stands here, which no editor shows: a file begins with it that was put "
+            "behind another. Delete the line and write it anew"
+        )
     try:
         root = _composed(yaml.parse(text, Loader=LOADER), file)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
-        hint = 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'
-        raise DocumentError(f"{file}:{line}: this is not YAML: {error.problem}. {hint}") from None
+        raise DocumentError(f"{file}:{line}: this is not YAML: {error.problem}. {_hint(text, line)}") from None
     except (yaml.YAMLError, RecursionError):
         raise DocumentError(f"{file}:1: this is not YAML") from None
     if root is None:
         raise DocumentError(f"{file}:1: the document is empty")
     return root
+
+
+def _hint(text: str, line: int) -> str:
+    """Say what is most often wrong with a line that is not YAML. Lines are counted from 1."""
+    near = ["", *text.splitlines()][line - 1 : line + 1]
+    if "\t" in "".join(near[1:]):
+        return "There is a tab in this line: write spaces"
+    if "\N{NO-BREAK SPACE}" in "".join(near):  # which begins a text that goes on into the next line
+        return "There are no-break spaces here, as web pages have them: write plain spaces"
+    return 'Between [ ] or { }, write a name that has brackets in quotes: "metadata[order_id]"'
 
 
 def _composed(events: Iterator[yaml.Event], file: str) -> _Node | None:
@@ -388,6 +407,11 @@ def _secret(value: _Value) -> str:
     return text
 
 
+def _versionless(secret: str) -> bytes:
+    """Return where a secret lies, whatever its version."""
+    return secret.partition("/versions/")[0].encode()
+
+
 # ---------------------------------------------------------------- callers
 
 
@@ -419,16 +443,24 @@ class _Kind(NamedTuple):
 class _Credentials:
     """The credentials and names of all callers as they are read. Each belongs to one caller, once."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], connections: Mapping[str, Connection]) -> None:
         self.names = {name: name for name in names}
         """Which caller has each name, or had it first."""
         self.callers: dict[Proof, Caller] = {}
         self.signers: dict[tuple[str, str], list[Proof]] = {}
         self._owners: dict[Proof, Caller] = {}
+        self._keys = {_versionless(one.secret): name for name, one in connections.items()}
+        """Whose key lies where, by the secret's place without its version."""
 
     def add(self, value: _Value, kind: str, written: _Written, caller: Caller) -> None:
         taken, signs = _KINDS[kind].taken, _KINDS[kind].signs
         proof = Proof(written.scheme or kind, written.proof)
+        whose = self._keys.get(written.alone or b"")
+        if whose is not None:
+            raise value.fail(
+                f"here lies the upstream's key of {whose}, which whoever signs with it would hold. Make a secret of "
+                "its own for this caller"
+            )
         owner = self._owners.setdefault(Proof(kind, written.alone or written.proof), caller)
         if owner.id != caller.id or (owner is not caller and not signs):
             raise value.fail(taken.format(proof=written.proof.decode("latin-1"), owner=owner.id))
@@ -580,7 +612,7 @@ def _webhook(value: _Value) -> _Written:
         entry = value.mapping(known=(*required, "prefix", "connection"), required=required)
     secret = _secret(entry["secret"])
     # Whatever its version: two callers with one secret could not be told apart.
-    written = _Written(secret.encode(), f"webhook:{secret}", alone=secret.partition("/versions/")[0].encode())
+    written = _Written(secret.encode(), f"webhook:{secret}", alone=_versionless(secret))
     if "scheme" not in entry:
         return written
     entry["scheme"].one_of((signing.HMAC,))
@@ -659,6 +691,8 @@ def _budgets(entry: Mapping[str, _Value], granted: _Places, limits: Collection[L
     for item, budget in zip(written, budgets, strict=True):
         _bindable(item, budget, [other for other in budgets if other is not budget])
         _counts(item, budget, spending, limits)
+        if budget.each is not None and not any(one.currency == budget.currency and one.each is None for one in budgets):
+            _few(item, budget, [one for _, one in grants])
     for grant, one in spending:
         if _at_most(one) and (one.amount is None or one.amount.max is None):
             raise grant.fail(
@@ -686,7 +720,7 @@ def _at_most(one: Entitlement) -> bool:
 def _budget(value: _Value) -> Budget:
     required = ("currency", "amount", "per")
     entry = value.mapping(known=(*required, "each"), required=required)
-    currency = entry["currency"].text(re.compile(r"[a-z]{3}"), "write a currency in lowercase letters, such as usd")
+    currency = _currency(entry["currency"])
     amount = entry["amount"].integer()
     if amount < 1:
         raise entry["amount"].fail("write an amount in minor units (cents), 1 or more")
@@ -735,6 +769,12 @@ def _counts(
                 f"every call reserves amount.max, {money(largest, budget.currency)}, and the budget is "
                 f"{budget_in_words(budget)}, so no call could pass. Lower amount.max, or write a larger budget"
             )
+        smallest = _smallest(one, budget.currency)
+        if smallest > budget.limit.calls:
+            raise value.fail(
+                f"{budget_in_words(budget)} has no room for one invoice: a call of {one.operation.id} comes to "
+                f"{money(smallest, budget.currency)} at least, so none could pass. Write a larger budget"
+            )
         most = max(most, largest if largest is not None else budget.limit.calls + 1)
     calls = min(_most(limit, budget.limit.seconds) for limit in limits)
     if calls * most <= budget.limit.calls:
@@ -742,6 +782,38 @@ def _counts(
             f"{budget_in_words(budget)} can never be reached: the limits let {calls:,} invoices through in that time, "
             f"of {money(most, budget.currency)} at most. Write a smaller budget, or remove it"
         )
+
+
+def _few(value: _Value, budget: Budget, granted: Collection[Entitlement]) -> None:
+    """Refuse a budget for each customer, and none for all, where the caller can make customers as it likes."""
+    counted = {one.connection.place for one in granted if one.operation.spends_at(one.connection.upstream)}
+    for one in granted:
+        creates = one.operation.effect is Effect.CREATES and one.operation.noun == budget.each
+        if creates and one.connection.place in counted:
+            raise value.fail(
+                f"this caller may also use {one.operation.id}, and each new {budget.each} has a budget of its own, so "
+                f"this bounds nothing. Write one in {budget.currency} without each beside it, or take "
+                f"{one.operation.id} out"
+            )
+
+
+def _smallest(one: Entitlement, currency: str) -> int:
+    """Return the least that a call of a grant may come to in a currency, in minor units, as far as the policy says."""
+    least = lines.least(currency)
+    if _at_most(one) or (one.lines is not None and one.lines.credit):
+        return least
+    if one.lines is not None:
+        return max(least, min(lines.smallest(one.rules, way) for way in lines.SUMS))
+    return max(least, int(one.fixed.get("amount") or one.rules["amount"].minimum or 1))
+
+
+def _currencies(one: Entitlement) -> list[str]:
+    """Return the currencies that a grant names for its invoices; none if any will do."""
+    rule = one.rules.get("currency")
+    if rule is not None and rule.fixed is not None:
+        return [rule.fixed]
+    named = rule.one_of if rule is not None else None
+    return sorted(named or (one.amount.currencies if one.amount is not None else ()))
 
 
 def _may_be_in(one: Entitlement, currency: str) -> bool:
@@ -805,7 +877,7 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
             raise value.fail(f"every call names {path}, so none could pass. Grant it under parameters")
         if rules[path].fixed is None and path not in required_paths:
             required_paths.append(path)
-    return entitlement(
+    one = entitlement(
         connection=connection,
         operation=operation,
         idempotency=_idempotency(entry.get("idempotency"), rules, operation),
@@ -817,6 +889,83 @@ def _entitlement(value: _Value, connections: Mapping[str, Connection]) -> Entitl
         amount=amount,
         lines=within,
     )
+    _refuse_in_vain(value, entry, one)
+    return one
+
+
+def _refuse_in_vain(value: _Value, entry: Mapping[str, _Value], one: Entitlement) -> None:
+    """Refuse a grant whose parts do not go together: no call could pass, or not as the grant says."""
+    written = entry["parameters"].mapping() if "parameters" in entry else {}
+    always = {path for path, rule in one.rules.items() if rule.fixed is not None or rule.required}
+    always |= {one.idempotency.parameter} if one.idempotency.parameter is not None else set()
+    _refuse_never(entry.get("parameters", value), one.operation, always, one.stamp)
+    if one.connection.upstream == "stripe":  # what another upstream adds to a call is not known
+        _refuse_uncollected(written, one)
+    if one.amount is not None and one.amount.max is not None:
+        _refuse_too_little(entry["amount"], one, one.amount.max)
+    if one.lines is not None and not one.lines.credit:
+        _refuse_lines(written, one)
+
+
+def _refuse_uncollected(written: Mapping[str, _Value], one: Entitlement) -> None:
+    """Refuse a grant whose invoices could not be mailed as it says, or which Stripe would refuse every time.
+
+    An invoice that the customer is sent has ``collection_method=send_invoice`` and says by when it is to be paid, and
+    no other may say that (docs.stripe.com/api/invoices/create).
+    """
+    method = one.rules.get("collection_method")
+    mails, due = _may(method, "send_invoice"), [path for path in lines.DUE if path in one.rules]
+    needed = "collection_method: {fixed: send_invoice}, and days_until_due or due_date"
+    if _may(one.rules.get("send"), "true") and not (mails and due):
+        raise written["send"].fail(f"an invoice that is mailed needs what this grant does not allow. Grant {needed}")
+    if mails and not due and _must(method, "send_invoice"):
+        raise written["collection_method"].fail(
+            "an invoice that the customer is sent says by when it is to be paid, so no call could pass. Grant "
+            "days_until_due or due_date"
+        )
+    for path in due:
+        rule = one.rules[path]
+        if not mails and (rule.required or rule.fixed is not None):
+            raise written[path].fail(
+                f"{path} goes with collection_method=send_invoice, which this grant does not allow, so no call could "
+                "pass. Grant collection_method: {fixed: send_invoice}"
+            )
+
+
+def _may(rule: Rule | None, value: str) -> bool:
+    """Whether a call may send this value, or the policy does."""
+    return rule is not None and parameters.fault(rule, value) is None
+
+
+def _must(rule: Rule | None, value: str) -> bool:
+    """Whether every call sends this value."""
+    return rule is not None and (rule.fixed == value or (rule.required and rule.one_of == frozenset({value})))
+
+
+def _refuse_too_little(value: _Value, one: Entitlement, most: int) -> None:
+    """Refuse ``amount.max`` where it is less than what can be invoiced in a currency of the grant."""
+    for currency in _currencies(one):
+        least = lines.least(currency)
+        if most < least:
+            raise value.fail(
+                f"the least that can be invoiced in {currency} is {money(least, currency)}, and max is "
+                f"{money(most, currency)}. Raise max, or leave {currency} out"
+            )
+
+
+def _refuse_lines(written: Mapping[str, _Value], one: Entitlement) -> None:
+    """Refuse bounds of a line that no line could pass, where none may lower the sum."""
+    most = one.amount.max if one.amount is not None else None
+    for way in lines.SUMS:
+        for path in (f"lines[{{i}}][{way}]", "lines[{i}][quantity]"):
+            greatest = one.rules[path].maximum
+            if greatest is not None and greatest < 1:
+                raise written[path].fail("write 1 or more: a line asks for something, so no value could pass")
+        path, least = f"lines[{{i}}][{way}]", lines.smallest(one.rules, way)
+        if most is not None and least > most:
+            raise written[path if path in written else "lines[{i}][quantity]"].fail(
+                f"a line with {way} comes to {least} at least, and amount.max is {most}, so none could pass. Raise max"
+            )
 
 
 def _parameters(entry: Mapping[str, _Value], operation: Operation, upstream: str) -> tuple[dict[str, Rule], list[str]]:
@@ -833,8 +982,6 @@ def _parameters(entry: Mapping[str, _Value], operation: Operation, upstream: str
                 rules[rule.path] = rule
             if _if_written(_bounds(bounds), "required", _Value.boolean):
                 required_paths.append(path)
-        always = [path for path, rule in rules.items() if rule.fixed is not None or rule.required]
-        _refuse_never(entry["parameters"], operation, always)
     return rules, required_paths
 
 
@@ -845,11 +992,29 @@ def _amount(value: _Value, operation: Operation, upstream: str) -> Amount:
     most = entry["max"].integer() if "max" in entry else None
     if most is not None and most < 1:
         raise entry["max"].fail("write what one invoice may come to, in minor units, such as 50000 for 500.00")
-    currencies = [item.text() for item in entry["currency"].items()] if "currency" in entry else []
-    for item in currencies:
-        if not parameters.fits(Kind.CURRENCY, item):
-            raise entry["currency"].fail("write currencies in three lowercase letters, such as [usd, eur]")
-    return Amount(most, tuple(currencies))
+    written = _once(entry["currency"]) if "currency" in entry else []
+    return Amount(most, tuple(_currency(item) for item in written))
+
+
+def _currency(value: _Value) -> str:
+    currency = value.text(re.compile(r"[a-z]{3}"), "write a currency in lowercase letters, such as usd")
+    if currency not in CURRENCIES:
+        close = closest(currency, CURRENCIES)
+        raise value.fail(
+            f"there is no currency {currency}. {f'Did you mean {close}?' if close else 'Write one such as usd'}"
+        )
+    return currency
+
+
+def _once(value: _Value) -> list[_Value]:
+    """Read a list of plain texts in which each stands once."""
+    seen: set[str] = set()
+    items = [*value.items()]
+    for item in items:
+        if item.text() in seen:
+            raise item.fail(f"{item.text()} is written twice")
+        seen.add(item.text())
+    return items
 
 
 def _bounded(value: _Value, rules: dict[str, Rule], required: list[str], amount: Amount) -> None:
@@ -921,7 +1086,7 @@ def _operation(entry: Mapping[str, _Value], connection: Connection) -> Operation
 
 def _groups(value: _Value, operation: Operation, upstream: str) -> Iterator[tuple[str, Rule]]:
     names = {risk.value: risk for risk in Risk}
-    for item in value.items():
+    for item in _once(value):
         risk = names[item.one_of(names)]
         if risk not in WHOLESALE:
             raise item.fail(f"a whole group that {risk.value} cannot be granted. Name its parameters one by one")
@@ -943,6 +1108,7 @@ def _catalogue_rule(path: str, parameter: Parameter) -> Rule:
         max_length=(parameter.max_length or parameters.MAX_LENGTH) if texts else None,
         one_of=None if parameter.one_of is None else frozenset(parameter.one_of),
         minimum=parameter.minimum,
+        maximum=parameter.maximum,
         unsets=parameter.unsets,
         free=parameter.free,
     )
@@ -1029,7 +1195,7 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
         kind=base.kind,
         max_length=_max_length(bounds, base),
         minimum=_minimum(bounds, base),
-        maximum=_if_written(bounds, "max", _Value.integer),
+        maximum=_maximum(bounds, base),
         one_of=_one_of(bounds["one_of"], base) if "one_of" in bounds else base.one_of,
         prefix=_if_written(bounds, "prefix", _Value.text),
         required=_if_written(bounds, "required", _Value.boolean) or False,
@@ -1037,6 +1203,8 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
         free=base.free,
     )
     _refuse_impossible(rule, bounds)
+    for named in _named_currencies(bounds) if base.kind is Kind.CURRENCY else ():
+        _currency(named)
     if "fixed" not in bounds:
         return rule
     fixed = bounds["fixed"].text()
@@ -1046,6 +1214,12 @@ def _narrowed(path: str, parameter: Parameter, bounds: Mapping[str, _Value], val
     return Rule(path=path, kind=base.kind, fixed=fixed, free=base.free)
 
 
+def _named_currencies(bounds: Mapping[str, _Value]) -> Iterator[_Value]:
+    if "fixed" in bounds:
+        yield bounds["fixed"]
+    yield from bounds["one_of"].items() if "one_of" in bounds else ()
+
+
 def _if_written(bounds: Mapping[str, _Value], key: str, read_as: Callable[[_Value], T]) -> T | None:
     return read_as(bounds[key]) if key in bounds else None
 
@@ -1053,6 +1227,10 @@ def _if_written(bounds: Mapping[str, _Value], key: str, read_as: Callable[[_Valu
 def _refuse_impossible(rule: Rule, bounds: Mapping[str, _Value]) -> None:
     """Refuse bounds that no value could pass: they must be a mistake."""
     if rule.minimum is not None and rule.maximum is not None and rule.minimum > rule.maximum:
+        if "min" not in bounds:
+            raise bounds["max"].fail(f"the upstream takes {rule.minimum} at least, so no value could pass")
+        if "max" not in bounds:
+            raise bounds["min"].fail(f"the upstream takes {rule.maximum} at most, so no value could pass")
         raise bounds["min"].fail("min is larger than max, so no value could pass")
     if rule.prefix is not None and rule.max_length is not None and len(rule.prefix) > rule.max_length:
         raise bounds["prefix"].fail("the prefix is longer than max_length, so no value could pass")
@@ -1072,6 +1250,13 @@ def _minimum(bounds: Mapping[str, _Value], base: Rule) -> int | None:
     return base.minimum if least is None else least
 
 
+def _maximum(bounds: Mapping[str, _Value], base: Rule) -> int | None:
+    most = _if_written(bounds, "max", _Value.integer)
+    if most is not None and base.maximum is not None and most > base.maximum:
+        raise bounds["max"].fail(f"the upstream takes {base.maximum} at most")
+    return base.maximum if most is None else most
+
+
 def _max_length(bounds: Mapping[str, _Value], base: Rule) -> int | None:
     if "max_length" not in bounds:
         return base.max_length
@@ -1084,9 +1269,7 @@ def _max_length(bounds: Mapping[str, _Value], base: Rule) -> int | None:
 
 
 def _one_of(value: _Value, base: Rule) -> frozenset[str]:
-    values = [item.text() for item in value.items()]
-    if len(set(values)) != len(values):
-        raise value.fail("a value is written twice")
+    values = [item.text() for item in _once(value)]
     for text in values:
         if base.one_of is not None and text not in base.one_of:
             raise value.fail(f"the upstream does not take {text}. {_suggest(text, base.one_of)}")
@@ -1095,10 +1278,8 @@ def _one_of(value: _Value, base: Rule) -> frozenset[str]:
 
 def _response(value: _Value, operation: Operation) -> tuple[str, ...]:
     paths: list[str] = []
-    for item in value.items():
+    for item in _once(value):
         path = item.text()
-        if path in paths:
-            raise item.fail(f"{path} is written twice")
         if path not in operation.fields and path != "audit_id":
             inner = [name for name in operation.fields if name.startswith(path + ".")]
             if inner:
@@ -1112,7 +1293,7 @@ def _record(value: _Value | None, rules: Mapping[str, Rule], operation: Operatio
     if value is None:
         return frozenset()
     paths = set()
-    for item in value.items():
+    for item in _once(value):
         path = item.text()
         _granted(item, path, rules, operation)
         paths.add(path)
@@ -1196,8 +1377,8 @@ def _granted(value: _Value, path: str, rules: Mapping[str, Rule], operation: Ope
     return rule
 
 
-def _refuse_never(value: _Value, operation: Operation, paths: Iterable[str]) -> None:
+def _refuse_never(value: _Value, operation: Operation, paths: Iterable[str], stamp: str | None = None) -> None:
     """Refuse names that no call could send, such as metadata with a longer name than the upstream takes."""
-    problem = parameters.impossible(operation, paths)
+    problem = parameters.impossible(operation, paths, stamp)
     if problem is not None:
         raise value.fail(f"no call could pass: {problem}")

@@ -86,7 +86,8 @@ def parse(body: bytes, media: str) -> dict[str, str]:
     if text.startswith(_BYTE_ORDER_MARK):
         text = text[1:]
     given = _from_form(text) if media == "form" else _from_json(text)
-    _refuse_conflicts(given)
+    if nested(given):
+        _refuse_conflicts(given)
     return canonical(given)
 
 
@@ -311,7 +312,7 @@ def _checked(path: str, value: str) -> str:
 
 
 def _refuse_conflicts(given: Mapping[str, str]) -> None:
-    for path in given if nested(given) else ():
+    for path in given:
         parent = path
         while "[" in parent:
             parent = parent[: parent.rindex("[")]

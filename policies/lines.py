@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from policies.refusals import Fault, ParameterInvalid, ParameterMissing
-from policies.wording import amount_in_words, money
+from policies.refusals import Fault, ParameterInvalid, ParameterMissing, ParameterNotGranted
+from policies.wording import amount_in_words, money, step
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
 
-    from policies.model import Amount, Lines
+    from policies.model import Amount, Lines, Rule
 
 #: One call adds at most so many lines (docs.stripe.com, "Manage bulk invoice line items").
 MOST: Final = 50
@@ -28,12 +28,17 @@ MOST: Final = 50
 DIGITS: Final = 8
 _DIGITS_OF: Final = {"inr": 9, "idr": 12}
 #: The least that an invoice of some currencies can come to (docs.stripe.com/currencies, minimum charge). One that comes
-#: to less is marked as paid, and the customer owes the sum with the next invoice.
-LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
+#: to less is marked as paid, and the customer owes the sum with the next invoice. See :func:`least`.
+_LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
+
+#: Characters of the description of a line, what we write before it included (docs.stripe.com/api/invoices/add_lines).
+LONGEST: Final = 5000
 
 _PART: Final = r"lines\[(\d+)\]\[(\w+)\](.*)"
 #: The parts of a line that say what it comes to.
 PARTS: Final = ("amount", "unit_amount", "price", "quantity")
+#: Those that say it in money.
+SUMS: Final = PARTS[:2]
 #: The ways to say what a line comes to, and what each needs beside it.
 _WAYS: Final = {"amount": (), "unit_amount": ("quantity",), "price": ("quantity",)}
 
@@ -46,6 +51,8 @@ STAMP: Final = "countersign"
 COMPLETE: Final = "countersign_lines"
 OURS: Final = frozenset({f"metadata[{STAMP}]", f"metadata[{COMPLETE}]"})
 #: What every grant of a whole invoice lets a caller say of a line; the rest is granted by name.
+#: One of these says by when an invoice is to be paid that the customer is sent; it goes with no other.
+DUE: Final = ("days_until_due", "due_date")
 ALWAYS: Final = tuple(f"lines[{{i}}][{part}]" for part in ("amount", "description", "quantity", "unit_amount"))
 
 
@@ -65,6 +72,8 @@ class Line(msgspec.Struct, frozen=True):
     """By the part's name: ``amount``, ``unit_amount``, ``quantity``, ``price``, ``description``."""
     more: Mapping[str, str]
     """By the rest of the path: ``[metadata][sku]``, ``[tax_rates][0]``."""
+    number: int
+    """By which the caller wrote it."""
 
     @property
     def total(self) -> int | None:
@@ -101,7 +110,7 @@ def of(parameters: Mapping[str, str]) -> tuple[Line, ...]:
                 more[number][f"[{part}]{rest}"] = value
             else:
                 said[number][part] = value
-    return tuple(Line(said[number], more[number]) for number in sorted(said.keys() | more.keys()))
+    return tuple(Line(said[number], more[number], number) for number in sorted(said.keys() | more.keys()))
 
 
 def form(parameters: Mapping[str, str]) -> dict[str, str]:
@@ -113,23 +122,46 @@ def form(parameters: Mapping[str, str]) -> dict[str, str]:
     for number, line in enumerate(of(parameters)):
         here = f"lines[{number}]"
         description = line.said.get("description", "")
+        if before := _before(line, currency):
+            description = f"{before}{description}".rstrip()
         if line.total is None:
             sent[f"{here}[pricing][price]"] = line.said["price"]
             sent[f"{here}[quantity]"] = line.said["quantity"]
         else:
             sent[f"{here}[amount]"] = str(line.total)
-        if "unit_amount" in line.said:
-            each = amount_in_words(int(line.said["unit_amount"]), currency)
-            description = f"{line.said['quantity']} x {each} {description}".rstrip()
         if description:
             sent[f"{here}[description]"] = description
         sent |= {f"{here}{rest}": value for rest, value in line.more.items()}
     return sent
 
 
+def _before(line: Line, currency: str) -> str:
+    """Return what stands before the description of a line: how it came to its amount."""
+    if "unit_amount" not in line.said:
+        return ""
+    return f"{line.said['quantity']} x {amount_in_words(int(line.said['unit_amount']), currency)} "
+
+
 def largest(currency: str) -> int:
     """Return the largest sum that an invoice in a currency can come to, in minor units."""
     return int("9" * _DIGITS_OF.get(currency, DIGITS))
+
+
+def least(currency: str) -> int:
+    """Return the least sum that an invoice in a currency can come to, in minor units, as far as it is known."""
+    return _LEAST.get(currency, step(currency))
+
+
+def smallest(rules: Mapping[str, Rule], way: str) -> int:
+    """Return the least that a line may come to under these rules, said by ``amount`` or ``unit_amount``."""
+    return _smallest(rules[f"lines[{{i}}][{way}]"]) * (
+        _smallest(rules["lines[{i}][quantity]"]) if way == "unit_amount" else 1
+    )
+
+
+def _smallest(rule: Rule) -> int:
+    """Return the least whole number that passes and asks for something."""
+    return max(1, rule.minimum or 1, min(map(int, rule.one_of)) if rule.one_of else 1)
 
 
 def ways(granted: Container[str]) -> dict[str, tuple[str, ...]]:
@@ -142,9 +174,11 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
 
     ``given`` has the values that the policy fixes, too.
     """
-    if given.get("send") == "true" and given.get("collection_method") != "send_invoice":
+    mailed = given.get("collection_method") == "send_invoice" and any(path in given for path in DUE)
+    if given.get("send") == "true" and not mailed:
         said = "mails the invoice, so it needs collection_method=send_invoice, and days_until_due or due_date."
         yield _invalid("send", said)
+    yield from emptied(given)
     lines, currency = of(given), given.get("currency")
     if not lines:
         said = "lines is missing: send at least one line, such as lines[0][amount] and lines[0][description]."
@@ -153,35 +187,55 @@ def faults(bounds: Lines, amount: Amount | None, given: Mapping[str, str]) -> It
     if len(lines) > bounds.max:
         yield _invalid("lines", f"has {len(lines)} entries: {bounds.max} at most.", max_items=bounds.max)
         return
-    wrong = [fault for number, line in enumerate(lines) for fault in _of_line(f"lines[{number}]", line, bounds)]
+    wrong = [fault for line in lines for fault in _of_line(f"lines[{line.number}]", line, bounds)]
     yield from wrong
     if wrong or currency is None:
         return
-    yield from _of_sums([line.total for line in lines], currency, amount)
+    for line in lines:
+        before = _before(line, currency)
+        if len(before) + len(line.said.get("description", "")) > LONGEST:
+            most = LONGEST - len(before)
+            said = f"is too long: {most} characters at most, since {before.rstrip()} is written before it."
+            yield _invalid(f"lines[{line.number}][description]", said, max_length=most)
+    yield from _of_sums({line.number: line.total for line in lines}, currency, amount)
 
 
-def _of_sums(totals: list[int | None], currency: str, amount: Amount | None) -> Iterator[Fault]:
-    """Yield what is wrong with what the lines come to. None is for the upstream to say."""
+def emptied(given: Mapping[str, str]) -> Iterator[Fault]:
+    """Refuse a call that empties the metadata in which we write."""
+    if "metadata" in given:
+        said = "metadata cannot be emptied: Countersign writes there itself. Leave it out, or send its entries."
+        yield Fault(ParameterNotGranted, "metadata", said, {})
+
+
+def _of_sums(totals: Mapping[int, int | None], currency: str, amount: Amount | None) -> Iterator[Fault]:
+    """Yield what is wrong with what the lines come to, by their numbers. None is for the upstream to say."""
     most = largest(currency)
-    for number, total in enumerate(totals):
+    for number, total in totals.items():
         if total is not None and abs(total) > most:
             said = f"comes to more than one invoice can: {money(most, currency)} at most."
             yield _invalid(f"lines[{number}]", said, max=most)
             return
-    if None in totals:
+        if total is not None and total % step(currency):
+            zeros = str(step(currency))[1:]
+            said = (
+                f"comes to {total}, which must end in {zeros}: no smaller part of {currency.upper()} can be invoiced."
+            )
+            yield _invalid(f"lines[{number}]", said)
+            return
+    if None in totals.values():
         return
-    total = sum(total for total in totals if total is not None)
+    total = sum(total for total in totals.values() if total is not None)
     if total > most:
         yield _invalid("lines", f"come to more than one invoice can: {money(most, currency)} at most.", max=most)
     elif total <= 0:
         said = "come to nothing or less, so there is nothing to be invoiced. Leave the invoice out, or mend the lines."
-        yield _invalid("lines", said, min=LEAST.get(currency, 1))
-    elif total < LEAST.get(currency, 1):
+        yield _invalid("lines", said, min=least(currency))
+    elif total < least(currency):
         said = (
             f"come to {money(total, currency)}. The least that can be invoiced in this currency is "
-            f"{money(LEAST[currency], currency)}."
+            f"{money(least(currency), currency)}."
         )
-        yield _invalid("lines", said, min=LEAST[currency])
+        yield _invalid("lines", said, min=least(currency))
     elif amount is not None and amount.max is not None and total > amount.max:
         said = f"come to {money(total, currency)}. You may raise {money(amount.max, currency)} at most."
         yield _invalid("lines", said, max=amount.max)

@@ -89,6 +89,7 @@ class Parameter(msgspec.Struct, frozen=True):
     unsets: bool = False
     free: bool = False
     minimum: int | None = None
+    maximum: int | None = None
     upstreams: tuple[str, ...] = ()
 
 

@@ -22,7 +22,7 @@ from policies.refusals import (
 from policies.suggestions import closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from policies.model import Entitlement, Operation, Parameter
     from policies.refusals import PolicyRefusal
@@ -56,7 +56,8 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
     """Return what was asked, and what goes upstream: that with the policy's fixed values.
 
     Each value of what was asked is in its one form (see :func:`brought`), and blank ones that unset nothing are left
-    out, so that all spellings of a call have one fingerprint and one key.
+    out, so that all spellings of a call have one fingerprint and one key. Where an entry of a list is blank all
+    through, the next ones move up; what is wrong with them is told by the numbers that the caller wrote.
 
     Raises :class:`ParameterNotGranted`, :class:`ParameterInvalid`, :class:`ParameterMissing`, or where a parameter is
     the key :class:`IdempotencyKeyMissing` or :class:`IdempotencyKeyInvalid`: the class of the first fault, with all.
@@ -64,6 +65,7 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
     rules = entitlement.rules
     faults: list[Fault] = []
     asked: dict[str, str] = {}
+    blank = False
     for path, value in given.items():
         rule = rules.get(path) or _rule_of_part(entitlement, path)
         if rule is None:
@@ -72,6 +74,7 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
             if rule.kind is not _STRING:
                 value = brought(rule.kind, value)  # noqa: PLW2901 - the same value in its one form
             if not value and not rule.unsets:
+                blank = True
                 continue
             asked[path] = value
             problem = fault(rule, value)
@@ -80,12 +83,58 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
         if len(faults) == MAX_FAULTS:
             raise refusal_of(faults)
     approved = canonical({**asked, **entitlement.fixed}) if entitlement.fixed else asked
-    faults += _faults_of_all(entitlement, given, asked, approved)
+    gone = _blank_entries(entitlement, given, approved) if blank else {}
+    faults += _faults_of_all(entitlement, given, asked, approved, gone)
     if entitlement.lines is not None and not any(one.parameter.startswith(("lines[", "currency")) for one in faults):
         faults += lines.faults(entitlement.lines, entitlement.amount, approved)
     if faults:
         raise refusal_of(faults)
-    return asked, approved
+    return (_moved_up(asked, gone), _moved_up(approved, gone)) if gone else (asked, approved)
+
+
+def _blank_entries(
+    entitlement: Entitlement, given: Mapping[str, str], approved: Mapping[str, str]
+) -> dict[str, set[int]]:
+    """Return the entries that are blank all through, by list: rows of a form that nobody has filled in.
+
+    A list of which the policy names an entry by its number keeps its numbers.
+    """
+    operation, key = entitlement.operation, entitlement.idempotency.parameter
+    kept = {place for path in approved for _, _, place in _places(path)}
+    named = (*entitlement.rules, *(() if key is None else (key,)))
+    numbered = {template_of(operation, of) for path in named for of, part, _ in _places(path) if part.isdecimal()}
+    gone: defaultdict[str, set[int]] = defaultdict(set)
+    for path in given:
+        for of, part, place in _places(path) if path not in approved else ():
+            template = template_of(operation, of)
+            listed = template is not None and operation.parameters[template].kind is Kind.ARRAY
+            if listed and template not in numbered and place not in kept and _INDEX.fullmatch(part):
+                gone[of].add(int(part))
+    return dict(gone)
+
+
+def _places(path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield what each part of a path is a part of, its name there, and the path up to it."""
+    of, *parts = split(path)
+    for part in parts:
+        place = f"{of}[{part}]"
+        yield of, part, place
+        of = place
+
+
+def _moved_up(parameters: Mapping[str, str], gone: Mapping[str, set[int]]) -> dict[str, str]:
+    """Return parameters with the entries of lists numbered anew, without those that are gone."""
+    moved = {}
+    for path, value in parameters.items():
+        name = path.partition("[")[0]
+        for of, part, _ in _places(path):
+            name += f"[{_up(part, gone[of]) if of in gone else part}]"
+        moved[name] = value
+    return moved
+
+
+def _up(index: str, gone: set[int]) -> str:
+    return str(int(index) - sum(one < int(index) for one in gone))
 
 
 def _rule_of_part(entitlement: Entitlement, path: str) -> Rule | None:
@@ -103,12 +152,18 @@ def _rule_of_part(entitlement: Entitlement, path: str) -> Rule | None:
 
 
 def _faults_of_all(
-    entitlement: Entitlement, given: Mapping[str, str], asked: Mapping[str, str], approved: Mapping[str, str]
+    entitlement: Entitlement,
+    given: Mapping[str, str],
+    asked: Mapping[str, str],
+    approved: Mapping[str, str],
+    gone: Mapping[str, set[int]],
 ) -> list[Fault]:
     """Return what is wrong with the parameters together: the shape of objects and lists, and what is missing."""
     faults: list[Fault] = []
     if nested(approved):
-        faults += _misshapen(entitlement.operation, approved)
+        adds = entitlement.stamp is not None or entitlement.lines is not None
+        taken = taken_of(entitlement) if adds else entitlement.fixed
+        faults += _misshapen(entitlement.operation, approved, taken, gone)
         faults += (_ours(path) for path in asked if path in lines.OURS)
     for path in entitlement.required:
         if path not in asked and not any(name.startswith(path + "[") for name in asked):
@@ -118,6 +173,32 @@ def _faults_of_all(
     if entitlement.idempotency.parameter is not None:
         faults += _keyless(entitlement.idempotency.parameter, entitlement, asked)
     return faults
+
+
+def ours(operation: Operation, stamp: str | None) -> frozenset[str]:
+    """Return the parameters that we write in the name of every call: its stamp, and what marks a whole invoice."""
+    return (lines.OURS if operation.whole else frozenset()) | ({stamp} if stamp is not None else frozenset())
+
+
+def taken_of(entitlement: Entitlement) -> frozenset[str]:
+    """Return the parameters that no caller need write: those of ours, and those that the policy fixes."""
+    return frozenset({*ours(entitlement.operation, entitlement.stamp), *entitlement.fixed})
+
+
+def room(operation: Operation, path: str, taken: Collection[str]) -> int:
+    """Return how many entries of the list or object at ``path`` are left to a caller. ``taken`` are written anyway.
+
+    The entries of a list are numbered, so what is written of it is counted with the caller's.
+    """
+    parameter = operation.parameters[template_of(operation, path) or path]
+    most = parameter.max_items or MAX_ITEMS
+    return most if parameter.kind is Kind.ARRAY else most - len(_parts(path, taken))
+
+
+def _parts(parent: str, paths: Collection[str]) -> set[str]:
+    """Return the names of the parts of an object that ``paths`` lead into."""
+    inside = f"{parent}["
+    return {path[len(inside) :].partition("]")[0] for path in paths if path.startswith(inside)}
 
 
 def _ours(path: str) -> Fault:
@@ -246,6 +327,14 @@ def _one_of(values: frozenset[str]) -> str:
 def _not_granted(rules: Mapping[str, Rule], path: str, before: int) -> Fault:
     """Return the fault of an unknown or ungranted name, with ``before`` of them before it."""
     said = f"{shown(path)} is not a parameter you may send."
+    if re.fullmatch(r"lines\[\d+\]\[currency\]", path) and "currency" in rules:
+        said = f"{path} does not belong to a line: all lines are in one currency. Send currency once, beside the lines."
+        return Fault(ParameterNotGranted, path, said, {"did_you_mean": "currency"})
+    inside = re.sub(r"\[\d+\]", "[{i}]", path) + "["
+    parts = [shown(one.replace("{i}", "0")) for one in rules if one.startswith(inside)][:MAX_LISTED]
+    if parts:
+        said = f"{shown(path)} cannot be a value: send its parts, such as {parts[0]}. In JSON, nest lists and objects."
+        return Fault(ParameterNotGranted, shown(path), said, {"parameters": parts})
     close = closest(path, rules) if before < MAX_SUGGESTED else None
     if close is not None:
         return Fault(
@@ -267,9 +356,9 @@ def _missing(rules: Mapping[str, Rule], path: str, *, blank: bool) -> Fault:
 
 def _stamped(stamp: str, given: Mapping[str, str]) -> Iterator[Fault]:
     """Refuse what would write where the policy names the call to the upstream."""
-    for path in (stamp, stamp.partition("[")[0]):
-        if path in given:
-            yield Fault(ParameterNotGranted, path, f"{path} is written by the policy itself. Leave it out.", {})
+    if stamp in given:
+        yield Fault(ParameterNotGranted, stamp, f"{stamp} is written by the policy itself. Leave it out.", {})
+    yield from lines.emptied(given)
 
 
 def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> Iterator[Fault]:
@@ -291,10 +380,13 @@ def _keyless(path: str, entitlement: Entitlement, asked: Mapping[str, str]) -> I
         yield Fault(IdempotencyKeyInvalid, path, f"{path} {problem}", bounds)
 
 
-def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault]:
+def _misshapen(
+    operation: Operation, given: Mapping[str, str], taken: Collection[str], gone: Mapping[str, set[int]]
+) -> Iterator[Fault]:
     """Yield lists that do not run from 0 without a gap, what has too many entries, and objects that lack a part.
 
-    ``given`` includes the values that the policy fixes, which the caller need not send.
+    ``given`` includes the values that the policy fixes, which the caller need not send. These, and what we add, are
+    ``taken``: the upstream counts them too. Entries that are ``gone`` from a list leave no gap.
     """
     children: defaultdict[str, set[str]] = defaultdict(set)
     for path in given:
@@ -309,7 +401,13 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
             continue
         template = template_of(operation, parent)
         if template is not None:
-            yield from _bad_parts(name, operation.parameters[template], parts)
+            parameter = operation.parameters[template]
+            most, theirs = parameter.max_items or MAX_ITEMS, parts
+            if len(parts) + len(taken) > most and parameter.kind is Kind.OBJECT:  # which few calls come near to
+                most, theirs = room(operation, parent, taken), parts - _parts(parent, taken)
+            if parent in gone and all(part.isdecimal() for part in parts):
+                theirs = {_up(part, gone[parent]) for part in parts}
+            yield from _bad_parts(name, parameter, theirs, most)
             for missing in needed(operation, template):
                 if missing not in parts:
                     part = f"{name}[{missing}]"
@@ -318,17 +416,16 @@ def _misshapen(operation: Operation, given: Mapping[str, str]) -> Iterator[Fault
                     yield Fault(ParameterMissing, part, said, {"kind": kind})
 
 
-def impossible(operation: Operation, paths: Iterable[str]) -> str | None:
-    """Say why no call could send these parameters together, whatever else it sends; None if one could.
+def impossible(operation: Operation, paths: Iterable[str], stamp: str | None = None) -> str | None:
+    """Say why no call could send these parameters together, beside what we add to it; None if one could.
 
     Those whose path has a placeholder, such as ``metadata[{key}]``, may be sent under many a name.
     """
-    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path})
+    faults = _misshapen(operation, {path: "" for path in paths if "{" not in path}, ours(operation, stamp), {})
     return next((fault.detail for fault in faults if fault.accepts.keys() & {"max_items", "max_key"}), None)
 
 
-def _bad_parts(parent: str, parameter: Parameter, parts: set[str]) -> Iterator[Fault]:
-    most = parameter.max_items or MAX_ITEMS
+def _bad_parts(parent: str, parameter: Parameter, parts: set[str], most: int) -> Iterator[Fault]:
     beyond = parameter.kind is Kind.ARRAY and any(part.isdecimal() and int(part) >= most for part in parts)
     if beyond or len(parts) > most:
         said = f"{parent} has too many entries: {most} at most."

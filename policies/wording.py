@@ -20,6 +20,9 @@ _MINOR_DIGITS: Final = {
 }
 #: Currencies of three digits elsewhere, of which Stripe's page says nothing: a point would be a guess.
 _UNSURE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+#: Sums of these are billed in steps of so many minor units (docs.stripe.com/currencies): nobody pays a hundredth of the
+#: first two, and of a currency with three digits the last one is always 0.
+_STEPS: Final = {**dict.fromkeys(("isk", "ugx"), 100), **dict.fromkeys(_UNSURE, 10)}
 _EACH: Final = {1: "a second", 60: "a minute", 3600: "an hour", 86400: "a day"}
 #: Seconds. A wait that is shorter is told in seconds, a longer one as a time of day.
 _SOON: Final = 120
@@ -31,6 +34,11 @@ def minor_digits(currency: str) -> int:
     return _MINOR_DIGITS.get(currency, 2)
 
 
+def step(currency: str) -> int:
+    """Return of how many minor units every sum in a currency is a multiple."""
+    return _STEPS.get(currency, 1)
+
+
 def exponents() -> dict[str, int | None]:
     """Return :func:`minor_digits` as a table, by currency, and ``default`` for all others. None where it is a guess."""
     return {"default": minor_digits(""), **dict(sorted({**_MINOR_DIGITS, **dict.fromkeys(_UNSURE)}.items()))}
@@ -38,14 +46,15 @@ def exponents() -> dict[str, int | None]:
 
 def money(amount: int, currency: str) -> str:
     """Return an amount of 0 or more minor units as ``30.00 USD``, or as it is where the digits are not known."""
-    if currency in _UNSURE:
-        return f"{amount:,} minor units of {currency.upper()}"
-    return f"{amount_in_words(amount, currency)} {currency.upper()}"
+    of = " of" if currency in _UNSURE else ""
+    return f"{amount_in_words(amount, currency)}{of} {currency.upper()}"
 
 
 def amount_in_words(amount: int, currency: str) -> str:
-    """Return an amount of 0 or more minor units as ``30.00``, without its currency."""
-    digits = 0 if currency in _UNSURE else minor_digits(currency)
+    """Return an amount of 0 or more minor units as ``30.00``, or ``3,000 minor units``, without its currency."""
+    if currency in _UNSURE:
+        return f"{amount:,} minor units"
+    digits = minor_digits(currency)
     whole, part = divmod(amount, 10**digits)
     return f"{whole:,}{f'.{part:0{digits}}' if digits else ''}"
 

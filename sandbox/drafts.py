@@ -53,6 +53,9 @@ __all__ = [
 #: Lines of one call, and of one answer.
 MOST: Final = 50
 SHOWN: Final = 10
+#: Keys of the metadata of one object, and characters of a description.
+KEYS: Final = 50
+LONGEST: Final = 5000
 _LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50}
 _DIGITS: Final = {"inr": 9, "idr": 12}
 _LINE: Final = re.compile(r"lines\[(\d+)\]\[([a-z_]+)\]((?:\[[^\[\]]*\])*)")
@@ -108,8 +111,11 @@ def add_lines(made: dict[str, Any], form: Mapping[str, str], customer: Customer,
     if len(said) > MOST:
         refuse(f"At most {MOST} lines can be added at once.", "lines", executed=False)
     added = [_line(made, f"lines[{number}]", said[number], prices) for number in sorted(said)]
+    metadata = {match[1]: value for path, value in form.items() if (match := _METADATA.fullmatch(path))}
+    if len(made["metadata"] | metadata) > KEYS:
+        refuse(f"Metadata may have {KEYS} keys.", "invoice_metadata", executed=False)
     made["lines"]["data"] += added
-    made["metadata"] |= {match[1]: value for path, value in form.items() if (match := _METADATA.fullmatch(path))}
+    made["metadata"] |= metadata
     summed(made, customer)
 
 
@@ -120,6 +126,8 @@ def _line(made: dict[str, Any], name: str, said: Mapping[str, str], prices: Mapp
     for part in ("amount", "quantity"):
         if part in said and not _WHOLE.fullmatch(said[part]):
             refuse(f"{name}[{part}] is not an integer.", f"{name}[{part}]", "parameter_invalid_integer", executed=False)
+    if len(said.get("description", "")) > LONGEST:
+        refuse(f"{name}[description] may be {LONGEST} characters long.", f"{name}[description]", executed=False)
     quantity = int(said.get("quantity", "1"))
     if quantity < 0:
         refuse(f"{name}[quantity] must not be negative.", f"{name}[quantity]", executed=False)

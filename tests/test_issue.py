@@ -118,6 +118,42 @@ def test_lines_in_one_finalized_invoice_out(gate: Callable[..., Function], strip
     assert len(stripe.made) == 1
 
 
+def test_whole_invoice_with_all_the_metadata_that_a_caller_may_send(
+    gate: Callable[..., Function], stripe: Stripe
+) -> None:
+    loaded = gate()
+    fits = {**CALL, **{f"metadata[n{number}]": "x" for number in range(48)}}
+    problem = refused(issue(loaded, {**fits, "metadata[more]": "x"}), 400, "parameter-invalid")
+    assert problem["detail"] == "metadata has too many entries: 48 at most."
+    assert not stripe.calls
+    assert issue(loaded, fits).status_code == 200
+    assert len(finalized(stripe)[0]["metadata"]) == 50
+
+
+def test_whole_invoice_with_the_longest_description_of_a_line(gate: Callable[..., Function], stripe: Stripe) -> None:
+    loaded, before = gate(), "3 x 25.00 "
+    fits = {**CALL, "lines[1][description]": "x" * (5000 - len(before))}
+    refused(issue(loaded, {**fits, "lines[1][description]": "x" * 4991}), 400, "parameter-invalid")
+    assert not stripe.calls
+    assert issue(loaded, fits).status_code == 200
+    assert finalized(stripe)[0]["lines"]["data"][1]["description"] == before + fits["lines[1][description]"]
+
+
+@pytest.mark.parametrize("blank", [0, 1, 3])
+def test_blank_line_of_a_form_is_as_if_it_was_not_there(
+    gate: Callable[..., Function], stripe: Stripe, blank: int
+) -> None:
+    loaded, form = gate(), {"customer": "cus_1", "currency": "usd"}
+    for name, value in LINES.items():
+        number = int(name[len("lines[")])
+        form[f"lines[{number + (number >= blank)}]{name[len('lines[0]') :]}"] = value
+    form |= {f"lines[{blank}][amount]": "", f"lines[{blank}][description]": ""}
+    assert issue(loaded, form).status_code == 200
+    assert issue(loaded).headers["Idempotent-Replayed"] == "true"
+    (made,) = finalized(stripe)
+    assert [line["amount"] for line in made["lines"]["data"]] == [30000, 7500, 3350]
+
+
 def test_send_mails_it_once(gate: Callable[..., Function], stripe: Stripe) -> None:
     loaded = gate()
     assert (issue(loaded, SENT).json or {})["sent"] is True

@@ -336,6 +336,22 @@ def test_what_became_of_a_key_is_told_to_its_caller_alone(function: Callable[...
     assert (never["state"], others["state"]) == ("never", "never")
 
 
+@pytest.mark.usefixtures("memory")
+def test_what_became_of_a_key_is_not_told_while_nothing_shows_whose_data_it_would_be(
+    function: Callable[..., Function], upstream: Appgregator, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    running = function(policy(upstream.origin, secret=f"file:{tmp_path / 'key'}"))
+    raised = said(running.post(Idempotency_Key="order-1"))
+    (tmp_path / "key").unlink()
+    again = function(policy(upstream.origin, secret=f"file:{tmp_path / 'key'}"))
+    answer = get(again, "/-/me?key=order-1", key=KEY)
+    refused(answer, 503, "secret-unavailable")
+    assert raised["id"] not in answer.text
+    assert me(again)["grants"]
+    assert me(again, "?key=order-2")["became"][0]["state"] == "never"
+
+
 def test_key_that_is_a_parameter_is_found_by_its_value(
     function: Callable[..., Function], upstream: Appgregator
 ) -> None:

@@ -376,6 +376,9 @@ def test_a15_order_raised_with_test_data_is_no_answer_to_a_live_one(
             else:
                 stripe_refused(answer, 422, "key-used-elsewhere")
             assert told(raised)["id"] not in answer.text
+        seen = gate.post("/-/me?key=order-1", "", media=None, method="GET")
+        assert [one["state"] for one in told(seen)["became"]] == ["elsewhere"]
+        assert told(raised)["id"] not in seen.text
         assert (stripe.invoices, len(stripe.calls)) == (1, 1)
         (tmp_path / "key").write_text(first)
         assert function(text).post(Idempotency_Key="order-1").data == as_replayed(raised.data)

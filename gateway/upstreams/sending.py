@@ -13,7 +13,6 @@ import msgspec
 from msgspec import structs
 from msgspec.structs import replace
 
-from gateway.secrets import place_of
 from gateway.stopping import LEAST_SECONDS, STOPPING
 from gateway.upstreams.transport import LostError, NotSentError
 from policies import finalizing, issuing
@@ -200,7 +199,7 @@ class Upstreams:
     def _renewed(self, grant: Grant, refused: Secret, deadline: float) -> Secret:
         """Read a key again that the upstream refused. Return it if it has not changed, or leads to another account."""
         fresh = self._secrets.renew(grant, refused, deadline)
-        return fresh if fresh is not None and place_of(grant, fresh) == place_of(grant, refused) else refused
+        return fresh if fresh is not None and fresh.mode == refused.mode else refused
 
     def _quietened(self, grant: Grant, reply: Reply) -> Reply:
         """Alarm about a wrong origin once in a while: every call of its connection meets it."""

@@ -34,7 +34,8 @@ OPERATION: Final = Operation(
         parameter.path: parameter
         for parameter in (
             Parameter("email", Kind.STRING, Risk.PLAIN, max_length=512, needed=True),
-            Parameter("limit", Kind.INTEGER, Risk.PLAIN),
+            # docs.stripe.com/api/pagination
+            Parameter("limit", Kind.INTEGER, Risk.PLAIN, minimum=1, maximum=100),
         )
     },
     fields={

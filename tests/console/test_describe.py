@@ -252,7 +252,7 @@ PLACED = entitled()
 
 def told(state: State = State.SENT, *, later: float = 60, **members: object) -> dict[str, object]:
     entry = replace(ENTRY, state=state, place=PLACED.connection.place, **members)
-    return became_of(PLACED, Seen(entry, 1000 + later), now=NOW)
+    return became_of(PLACED, Seen(entry, 1000 + later), now=NOW, place=PLACED.connection.place)
 
 
 def test_what_was_raised_is_told_as_far_as_it_is_granted_today() -> None:
@@ -266,14 +266,32 @@ def test_what_was_raised_is_told_as_far_as_it_is_granted_today() -> None:
     )
 
 
-def test_what_was_raised_at_another_account_is_not_told() -> None:
-    entry = replace(ENTRY, state=State.SUCCEEDED, place="elsewhere live", answer=Answer(200, b'{"id":"in_1"}'))
-    said = became_of(PLACED, Seen(entry, 1060), now=NOW)
-    assert said["state"] == "elsewhere"
-    assert "answer" not in said
-    assert "in_1" not in json.dumps(said)
-    here = replace(entry, place=f"{PLACED.connection.place} live")
-    assert became_of(PLACED, Seen(here, 1060), now=NOW)["state"] == "raised"
+ACCOUNT = PLACED.connection.place
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ("elsewhere live", f"{ACCOUNT} live", "elsewhere"),
+        (f"{ACCOUNT} test", f"{ACCOUNT} live", "elsewhere"),
+        (ACCOUNT, f"{ACCOUNT} live", "elsewhere"),
+        (f"{ACCOUNT} live", ACCOUNT, "elsewhere"),
+        (f"{ACCOUNT} live", f"{ACCOUNT} live", "raised"),
+    ],
+)
+def test_what_was_raised_at_another_account_or_with_other_data_is_not_told(then: str, now: str, said: str) -> None:
+    entry = replace(ENTRY, state=State.SUCCEEDED, place=then, answer=Answer(200, b'{"id":"in_1"}'))
+    told = became_of(PLACED, Seen(entry, 1060), now=NOW, place=now)
+    assert told["state"] == said
+    assert ("in_1" in json.dumps(told)) is ("answer" in told) is (said == "raised")
+
+
+@pytest.mark.parametrize("members", [{"approval": "areq_1"}, {"id": "in_1", "step": "lines"}])
+def test_what_is_open_at_another_account_is_not_said_to_go_on_here(members: dict[str, str]) -> None:
+    entry = replace(ENTRY, state=State.UNKNOWN, place=f"{ACCOUNT} test", **members)
+    told = became_of(PLACED, Seen(entry, 90_000), now=NOW, place=f"{ACCOUNT} live")
+    assert told["state"] == "unknown"
+    assert "the invoice may exist. Do not use another key" in told["text"]
 
 
 def test_why_it_was_refused_is_told_in_the_words_of_then() -> None:

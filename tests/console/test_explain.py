@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
 from console.__main__ import main
-from sandbox.__main__ import ROOT
-from tests.conftest import policy
+from policies.operations import OPERATIONS
+from sandbox.__main__ import ROOT, UPSTREAM_KEY
+from tests.conftest import KEY, policy, sha256
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from sandbox.stripe import Stripe
+    from tests.conftest import Function
 
 EXAMPLE = str(ROOT / "policies" / "documents" / "example.yaml")
 
@@ -67,3 +73,66 @@ def test_call_that_looks_takes_its_id_from_the_data(capsys: pytest.CaptureFixtur
 def test_unclear_call_is_asked_about(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
     status, _, err = explained(capsys, EXAMPLE, *arguments)
     assert (status, says in err) == (1, True)
+
+
+STEPS = """\
+connections:
+  billing: {{name: ft-4, connection_name: stripe-1, upstream: stripe, origin: {origin}, secret: "file:{secret}"}}
+callers:
+  app:
+    owner: tests
+    credentials: [key: {{id: k1, sha256: {key}}}]
+    limits: [30/minute]
+    grants:
+      - {{connection: billing, operation: {operation}, response: [id], parameters: {{{named}}}}}
+"""
+LINES = {"customer": "cus_1", "currency": "usd", "lines[0][unit_amount]": "1000", "lines[0][quantity]": "3"}
+
+
+@pytest.fixture
+def tried(function: Callable[..., Function], stripe: Stripe, tmp_path: Path) -> Callable[..., Any]:
+    """Try a call at the function, whose policy is then in ``policy.yaml``, too. Return what it would send."""
+
+    def would_send(operation: str, data: dict[str, str]) -> Any:
+        (tmp_path / "key").write_text(UPSTREAM_KEY)
+        named = ", ".join(f'"{name}": ' for name in data if not name.startswith("lines"))
+        text = STEPS.format(
+            origin=stripe.origin, secret=tmp_path / "key", key=sha256(KEY), operation=operation, named=named
+        )
+        (tmp_path / "policy.yaml").write_text(text)
+        body = urlencode({name: value for name, value in data.items() if name != "invoice"})
+        query = "?name=ft-4&connection_name=stripe-1&validate_only=true"
+        target = f"/stripe/{OPERATIONS[operation].path.format_map(data)}{query}"
+        told = function(text).post(target, body, Idempotency_Key="order-1").json
+        assert told is not None
+        return told["would_send"]
+
+    return would_send
+
+
+@pytest.mark.parametrize(
+    ("operation", "data"),
+    [
+        ("invoices.issue", LINES | {"metadata[a]": "b"}),
+        ("invoices.create", {"customer": "cus_1", "metadata[a]": "b"}),
+        ("invoices.finalize", {"invoice": "in_12345678"}),
+        ("invoices.send", {"invoice": "in_12345678"}),
+        ("invoices.void", {"invoice": "in_12345678"}),
+    ],
+)
+def test_what_is_explained_is_what_a_call_that_is_only_tried_would_send(
+    tried: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    operation: str,
+    data: dict[str, str],
+) -> None:
+    would = tried(operation, data)
+    arguments = [part for name, value in data.items() for part in ("-d", f"{name}={value}")]
+    status, out, _ = explained(capsys, tmp_path / "policy.yaml", "--caller", "app", "--key", "order-1", *arguments)
+    assert status == 0
+    first, *fields = [line[2:] for line in out.splitlines() if line.startswith("  ")]
+    assert first == f"{would['method']} {would['url']}"
+    sent = sorted(parse_qsl(would["body"], keep_blank_values=True))
+    assert sorted(tuple(field.split(" = ", 1)) for field in fields) == sent
+    assert ("first of several requests" in out) is bool(OPERATIONS[operation].plan)

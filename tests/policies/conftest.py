@@ -90,6 +90,7 @@ def grants(draw: st.DrawFn, connection: str, operation: str) -> str:
     """Draw a grant that is in order, with any of what can be said in one."""
     said = [f"connection: {connection}", f"operation: {operation}"]
     paths = {*draw(some(BOUNDS)), "customer"} if operation == "invoices.create" else {"invoice"}
+    paths |= {"days_until_due"} if "collection_method" in paths else set()  # which Stripe takes together only
     bounds = ", ".join(f"'{path}': {BOUNDS.get(path, '')}" for path in sorted(paths))
     said += [f"parameters: {{{bounds}}}"]
     said += [f"response: [{', '.join(draw(some(FIELDS)))}]"]

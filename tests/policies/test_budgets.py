@@ -59,7 +59,7 @@ def error_of(text: str) -> str:
 SEVERAL = "[{currency: usd, amount: 5000, per: day}, {currency: usd, amount: 1000, per: day, each: customer}]"
 
 
-@pytest.mark.parametrize("budget", [USD, f"[{USD}]", SEVERAL, "[{currency: eur, amount: 1, per: hour}]"])
+@pytest.mark.parametrize("budget", [USD, f"[{USD}]", SEVERAL, "[{currency: eur, amount: 50, per: hour}]"])
 def test_budget_is_one_or_several(budget: str) -> None:
     policies = read(written(budget))
     assert len(only_caller(policies).budgets) == budget.count("currency")
@@ -86,9 +86,9 @@ def test_budget_is_one_or_several(budget: str) -> None:
             "24.00 USD a day can never be reached, since 1.00 USD an hour is stricter. Remove it",
         ),
         (
-            written("[{currency: usd, amount: 9, per: day}, {currency: usd, amount: 9, per: day, each: customer}]"),
+            written("[{currency: usd, amount: 90, per: day}, {currency: usd, amount: 90, per: day, each: customer}]"),
             f"{BUDGET}[1]",
-            "0.09 USD a day for each customer can never be reached, since 0.09 USD a day is stricter. Remove it",
+            "0.90 USD a day for each customer can never be reached, since 0.90 USD a day is stricter. Remove it",
         ),
         (written(amount="{currency: [eur]}"), BUDGET, "no grant of this caller raises invoices in usd"),
         (written(parameters="currency: {fixed: eur}"), BUDGET, "no grant of this caller raises invoices in usd"),

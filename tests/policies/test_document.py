@@ -792,7 +792,6 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             ("customer", "required: tru", "Did you mean true?"),
             ("customer", "one_of: []", "this list is empty"),
             ("customer", "one_of: cus_1", "write a list here"),
-            ("customer", "one_of: [a, b, a]", "a value is written twice"),
             ("collection_method", "one_of: [send_invoise]", "does not take send_invoise. Did you mean send_invoice?"),
             ("collection_method", "fixed: send", "collection_method must be one of: charge_automatically, send_"),
             ("days_until_due", "fixed: soon", "days_until_due must be a whole number"),
@@ -810,6 +809,7 @@ WRONG: list[tuple[int, list[str], int, str, str]] = [
             ("collection_method", "max_length: 3", NO_VALUE),
         )
     ),
+    (20, ["customer: {one_of: [a, b, a]}"], 20, f"{PARAMETERS}.customer.one_of[2]", "a is written twice"),
     (20, MANY, 19, PARAMETERS, "no call could pass: metadata has too many entries: 50 at most."),
     *(
         (20, [f"{path}: {{{bound}}}"], 20, f"{PARAMETERS}.{path}", f"no call could pass: {words}")
@@ -967,6 +967,23 @@ def test_same_signing_secret_for_two_callers_is_refused_whatever_the_scheme(sche
     said = problem(first + "\n".join(second.splitlines()[9:]).replace("  app:", "  other:") + "\n")
     assert said.startswith("acme.yaml:27: callers.other.credentials[0]")
     assert said.endswith("this is also a secret of app; make one for each caller")
+
+
+@pytest.mark.parametrize("webhook", ["{}", "{{secret: {}, scheme: hmac, header: X-Signature, encoding: hex}}"])
+@pytest.mark.parametrize(
+    ("key", "signs"),
+    [
+        ("projects/acme/secrets/key/versions/latest", "projects/acme/secrets/key/versions/latest"),
+        ("projects/acme/secrets/key/versions/latest", "projects/acme/secrets/key/versions/7"),
+        ("file:/keys/one", "file:/keys/one"),
+    ],
+)
+def test_caller_does_not_sign_with_the_upstreams_key(key: str, signs: str, webhook: str) -> None:
+    text = changed(13, f"- webhook: {webhook.format(signs)}")
+    said = problem(text.replace("projects/acme/secrets/key/versions/latest", key, 1))
+    assert said.startswith("acme.yaml:13: callers.app.credentials[0]")
+    assert ": here lies the upstream's key of billing, which whoever signs with it would hold." in said
+    assert said.endswith("Make a secret of its own for this caller")
 
 
 def test_webhook_of_the_written_scheme_is_tied_to_a_connection() -> None:

@@ -741,3 +741,83 @@ def test_caller_text_in_a_value_is_never_repeated() -> None:
         with pytest.raises(ParameterInvalid) as refusal:
             forwarded(granted, {path: "canary-4242"})
         assert "canary" not in str(refusal.value.problem("id"))
+
+
+# ---------------------------------------------------------------- rows of a form that nobody has filled in
+
+ROWS = "custom_fields:\ndefault_tax_rates:"
+
+
+def rows(filled: str) -> dict[str, str]:
+    """Return custom fields as a form sends them: ``x`` is filled in, ``-`` is blank all through."""
+    return {
+        f"custom_fields[{index}][{part}]": f"{part[0]}{index}" if one == "x" else ""
+        for index, one in enumerate(filled)
+        for part in ("name", "value")
+    }
+
+
+@pytest.mark.parametrize("filled", ["-xx", "x-x", "xx-", "-x-"])
+def test_entry_that_is_blank_all_through_is_left_out_wherever_it_stands(filled: str) -> None:
+    left = [index for index, one in enumerate(filled) if one == "x"]
+    plain: dict[str, str] = {}
+    for new, old in enumerate(left):
+        plain |= {f"custom_fields[{new}][name]": f"n{old}", f"custom_fields[{new}][value]": f"v{old}"}
+    asked, approved = parameters.approve(entitlement(ROWS), rows(filled))
+    assert list(asked.items()) == list(approved.items()) == list(plain.items())
+    assert parameters.approve(entitlement(ROWS), plain) == (asked, approved)
+
+
+def test_blank_entries_do_not_count() -> None:
+    assert forwarded(entitlement(ROWS), rows("-xxx-x")) == custom(0, 1, 2, 3)
+    with pytest.raises(ParameterInvalid) as refusal:
+        forwarded(entitlement(ROWS), rows("-xxxxx"))
+    assert refusal.value.detail == "custom_fields has too many entries: 4 at most."
+
+
+def custom(*indexes: int) -> dict[str, str]:
+    """Return those that are left of the six above, numbered anew."""
+    old = dict(zip(indexes, (1, 2, 3, 5), strict=True))
+    return {f"custom_fields[{i}][{part}]": f"{part[0]}{old[i]}" for i in indexes for part in ("name", "value")}
+
+
+def test_values_in_a_list_move_up_too_and_none_may_be_left() -> None:
+    given = {"default_tax_rates[0]": "", "default_tax_rates[1]": "txr_1", "custom_fields[0][name]": ""}
+    assert forwarded(entitlement(ROWS), given | {"custom_fields[0][value]": ""}) == {"default_tax_rates[0]": "txr_1"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"default_tax_rates[1]": "txr_1"},
+        {"default_tax_rates[0]": "", "default_tax_rates[2]": "txr_1"},
+        {"default_tax_rates[2]": "", "default_tax_rates[1]": "txr_1"},
+    ],
+)
+def test_gap_that_no_blank_entry_leaves_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(ParameterInvalid, match="parameter-invalid") as refusal:
+        forwarded(entitlement(ROWS), given)
+    assert refusal.value.detail == "default_tax_rates must have its entries numbered from 0 without a gap."
+
+
+def test_entry_with_one_part_is_not_blank_and_is_named_as_the_caller_wrote_it() -> None:
+    given = rows("-x") | {"custom_fields[1][value]": ""}
+    with pytest.raises(ParameterMissing) as refusal:
+        forwarded(entitlement(ROWS), given)
+    assert [one.parameter for one in refusal.value.faults] == ["custom_fields[1][value]"]
+
+
+@pytest.mark.parametrize(
+    "named", ["custom_fields[1][name]: {required: true}", "custom_fields[1][name]: {max_length: 9}"]
+)
+def test_list_of_which_the_policy_names_an_entry_by_its_number_keeps_its_numbers(named: str) -> None:
+    with pytest.raises(ParameterInvalid) as refusal:
+        forwarded(entitlement(f"{ROWS}\n{named}"), rows("-x"))
+    assert refusal.value.detail == "custom_fields must have its entries numbered from 0 without a gap."
+
+
+def test_list_whose_entry_is_the_key_keeps_its_numbers() -> None:
+    granted = entitlement(ROWS, idempotency='{from: "custom_fields[1][value]"}')
+    with pytest.raises(ParameterInvalid):
+        forwarded(granted, rows("-x"))
+    assert forwarded(granted, rows("xx"))

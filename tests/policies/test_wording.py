@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policies.model import Budget, Limit
 from policies.quota import UNITS, parse_limit
-from policies.wording import ago, budget_in_words, limit_in_words, minor_digits, moment, money, when
+from policies.wording import ago, amount_in_words, budget_in_words, limit_in_words, minor_digits, moment, money, when
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ from policies.wording import ago, budget_in_words, limit_in_words, minor_digits,
 )
 def test_minor_units_are_told_as_money(amount: int, currency: str, told: str) -> None:
     assert money(amount, currency) == told
+
+
+def test_amount_without_its_currency_says_where_it_is_in_minor_units() -> None:
+    said = [amount_in_words(5000, one) for one in ("usd", "jpy", "kwd", "isk")]
+    assert said == ["50.00", "5,000", "5,000 minor units", "50.00"]
 
 
 @given(st.integers(0, 10**18), st.sampled_from(["usd", "jpy", "eur"]))
