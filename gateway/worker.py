@@ -151,9 +151,13 @@ class Connection:
         """Whether the next call comes within a moment."""
         if self.arriving.ready():
             return True
-        with suppress(BlockingIOError):
+        try:
             return self.take() or (not self.ended and self.take())  # clients send head and body apart
-        return False
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.keeps = False
+            return False
 
     def send(self, data: bytes | memoryview) -> None:
         """Send what the socket takes at once; the rest is the poller's. Raises :class:`OSError`."""
@@ -474,7 +478,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
                 _pass(req, conn)
                 if not conn.keeps or conn.unsent or not self._queue.empty() or not conn.more():
                     return
-        except (NoMoreData, StopIteration, OSError):
+        except (NoMoreData, StopIteration):
             conn.keeps = False
         except Exception as error:  # noqa: BLE001 - gunicorn's own way: what is not HTTP is 400, all else 500
             conn.keeps = False
@@ -503,7 +507,10 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         answer.close()
         if not conn.answered and answer.status_code < 300:  # pages for everybody have no audit id
             conn.answered = any(name == AUDIT_ID and value for name, value in answer.headers)
-        conn.send(b"".join(pieces))
+        try:
+            conn.send(b"".join(pieces))
+        except OSError:  # the caller is gone
+            return False
         return not answer.should_close()
 
 

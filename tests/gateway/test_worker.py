@@ -344,6 +344,25 @@ def test_call_is_answered_as_soon_as_there_can_be_a_thread_for_it(
     assert [running.call()[0] for _ in range(2)] == [200, 200]
 
 
+BROKEN = """
+from flask import current_app
+from gateway.serving import configure
+configure()
+def countersign(request): ...
+def broken(environ, start):
+    raise ConnectionResetError("not the caller's")
+current_app.wsgi_app = broken
+"""
+
+
+def test_fault_of_the_application_is_answered_whatever_its_kind(server: Callable[..., Server], tmp_path: Path) -> None:
+    source = tmp_path / "broken.py"
+    source.write_text(BROKEN)
+    running = server(source=source, PYTHONPATH=str(ROOT))
+    assert running.call()[0] == 500
+    assert "not the caller's" in running.errors.read_text()
+
+
 # ---------------------------------------------------------------- heads
 
 
