@@ -86,8 +86,9 @@ def parse(body: bytes, media: str) -> dict[str, str]:
     if text.startswith(_BYTE_ORDER_MARK):
         text = text[1:]
     given = _from_form(text) if media == "form" else _from_json(text)
-    if nested(given):
-        _refuse_conflicts(given)
+    if not nested(given):  # as most calls are
+        return dict(sorted(given.items()))
+    _refuse_conflicts(given)
     return canonical(given)
 
 

@@ -116,6 +116,8 @@ def drawn(lots: random.Random, key: Path) -> tuple[str, list[str]]:
     """Draw a policy document, and return it with the parameters that it grants."""
     upstream = lots.choice(["stripe", "appgregator"])
     names = lots.sample(sorted(BOUNDS), lots.randint(1, len(BOUNDS)))
+    if "collection_method" in names and "days_until_due" not in names:  # Stripe takes it with this alone
+        names.append("days_until_due")
     bounds = {name: BOUNDS[name][0] for name in names}
     text = policy(
         "http://127.0.0.1:9", upstream=upstream, secret=f"file:{key}",
@@ -141,7 +143,7 @@ def drawn(lots: random.Random, key: Path) -> tuple[str, list[str]]:
         budget = f"budget: {{currency: usd, amount: {lots.choice([100, 101, 200, 500])}, per: hour}}"
         text = text.replace("    owner: tests\n", f"    owner: tests\n    {budget}\n", 1)
         text = text.replace(
-            "        idempotency:", f"        amount: {{max: {lots.choice([30, 99, 100])}}}\n        idempotency:", 1
+            "        idempotency:", f"        amount: {{max: {lots.choice([50, 99, 100])}}}\n        idempotency:", 1
         )
     if lots.random() < 0.3:
         text = text.replace("ceiling: 100000/second", "ceiling: 4/second")

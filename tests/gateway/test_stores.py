@@ -617,7 +617,7 @@ def test_caller_is_refused_once_what_it_created_comes_to_its_budget(store: Store
     ("more", "refusal"),
     [
         ("limits: [1/minute]", LimitReached),
-        ("limits: [5/minute]\n    budget: {currency: usd, amount: 9, per: day}", BudgetSpent),
+        ("limits: [5/minute]\n    budget: {currency: usd, amount: 90, per: day}", BudgetSpent),
     ],
 )
 def test_caller_with_another_name_keeps_its_keys_and_counts(store: Store, more: str, refusal: type[Refusal]) -> None:
@@ -626,7 +626,7 @@ def test_caller_with_another_name_keeps_its_keys_and_counts(store: Store, more: 
     stranger = app.replace("  app:\n", "  shop:\n")
     shop = app.replace("  app:\n", "  shop:\n    formerly: app\n")
     before, after, another = (granted(text, idempotency_key="order-1") for text in (app, shop, stranger))
-    spend(store, before, 9)
+    spend(store, before, 90)
     assert (after.caller.id, admit(store, after).replay) == ("shop", ANSWER)
     assert isinstance(outcome_of(store, granted(shop)), refusal)
     assert admit(store, another).replay is None
