@@ -313,7 +313,9 @@ def test_look_leaves_nothing_behind(tmp_path: Path, redis_server: RedisServer) -
 #: Answers as gcloud does, of one instance of Memorystore; a secret that it is to keep becomes a file.
 GCLOUD = """#!/bin/sh
 case "$*" in
-  *"redis instances create countersign "*) echo "$@" >"$HELD/created" ;;
+  "services enable "*redis.googleapis.com*) ;;
+  *"connectors create countersign "*--network=default*) ;;
+  *"redis instances create countersign "*--network=default*) echo "$@" >"$HELD/created" ;;
   *get-auth-string*"value(authString)"*) printf '%s\\n' "$AUTH" ;;
   *"describe countersign"*"value(serverCaCerts[0].cert)"*) cat "$CA" ;;
   *"describe countersign"*"value(host)"*) echo 127.0.0.1 ;;
@@ -327,7 +329,7 @@ esac
 def test_steps_for_memorystore_run_as_written(tmp_path: Path, how: str, secret_manager: SecretManager) -> None:
     page = DOCS.read_text("utf-8").partition("\n## Memorystore\n")[2].partition("\n## ")[0]
     *before, last = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(before) == 3
+    assert len(before) == 4
     shown = certificates(tmp_path / "tls")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gcloud").write_text(GCLOUD)
@@ -337,7 +339,7 @@ def test_steps_for_memorystore_run_as_written(tmp_path: Path, how: str, secret_m
         server.operator.config_set("requirepass", PASSWORD)  # of the one user that Memorystore has
         environ = os.environ | {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PROJECT": "acme-prod", "REGION": "europe-west3",
-            "NETWORK": "default", "HELD": str(held), "AUTH": PASSWORD, "CA": str(shown.ca), "SERVED": str(server.port),
+            "HELD": str(held), "AUTH": PASSWORD, "CA": str(shown.ca), "SERVED": str(server.port),
             "SECRET_MANAGER_ENDPOINT": secret_manager.address,
         }  # fmt: skip
         found = ran("".join(before) + "echo STORE=$STORE\n", environ)
