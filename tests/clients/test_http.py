@@ -388,7 +388,7 @@ def test_library_as_it_comes(world: World, send: Callable[[str], int]) -> None:
         (
             {"data": {"customer": "cus_1", "metadata": {"order_id": "7"}}},
             400,
-            "metadata is not a parameter you may send. Did you mean metadata",
+            "metadata cannot be a value: send its parts, such as metadata[order_id].",
         ),
         ({"data": "customer=cus_1"}, 415, "Content-Type is missing. Write application/json for JSON, or"),
         ({"data": json.dumps(NESTED)}, 415, "Content-Type is missing."),
