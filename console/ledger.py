@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.lookup import AUDIT_ID, NoAnswerError, look_up, source_of
 from gateway.chain import labels_of
+from gateway.secrets import SIGN_IN
 from gateway.settings import SettingError, ledger_of, record_of
 from policies.idempotency import RETENTION, SHORT, Verdict
 from policies.model import Answer, State
@@ -49,10 +50,9 @@ _UNCHANGED = "Nothing was changed."
 
 #: What to do about what Google's client says of Firestore, by the name of its exception.
 _MENDING = {
+    **SIGN_IN,
     "PermissionDenied": "Your own account needs roles/datastore.user on this database, as the function's does.",
     "NotFound": "There is no such database: correct STORE, or create it.",
-    "DefaultCredentialsError": "Sign in: gcloud auth application-default login.",
-    "RefreshError": "Sign in again: gcloud auth application-default login.",
 }
 
 _NOT_RESOLVED = {

@@ -19,6 +19,7 @@ from gateway.address import root
 from gateway.answering import JSON, Response, respond
 from gateway.reading import read_own, speaks_stripe
 from gateway.record import Record
+from gateway.secrets import placed
 from policies.idempotency import identity
 from policies.keynames import unquoted
 from policies.model import Answer
@@ -218,7 +219,7 @@ def _became(gate: Gate, record: Record, grants: Mapping[str, Entitlement], key: 
     for one in keyed:
         places = (identity(caller.first, *one.connection.first, one.operation.id, name) for name in names)
         seen = next((found for place in places if (found := gate.store.state_of(place)) is not None), None)
-        place = gate.secrets.place(one, record.deadline) if seen is not None else ""
+        place = placed(one, gate.secrets.of(one.connection, record.deadline)) if seen is not None else ""
         told.append(became_of(one, seen, now=record.clock(), place=place))
     return told
 

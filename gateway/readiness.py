@@ -81,7 +81,7 @@ class Readiness:
         self._turn = (self._turn + 1) % len(connections)
         connection = list(connections.values())[self._turn]
         try:
-            self._secrets.check(connection, deadline)
+            self._secrets.of(connection, deadline)
             self._keyless.discard(connection.id)
         except Refusal:
             self._keyless.add(connection.id)

@@ -277,14 +277,18 @@ def meanings() -> Mapping[type[BaseException], type[DownError]]:
     }
 
 
-#: What to do about what Google's client says of a version, by the name of its exception.
+#: What to do about Google's client if it cannot say who asks, by the name of its exception.
+SIGN_IN: Final[Mapping[str, str]] = {
+    "DefaultCredentialsError": "Sign in: gcloud auth application-default login.",
+    "RefreshError": "Sign in again: gcloud auth application-default login.",
+}
+#: The same of what it says of a version.
 _MENDING: Final[Mapping[str, str]] = {
+    **SIGN_IN,
     "NotFound": "There is no such secret, or no such version of it: correct the name, or add a version.",
     "PermissionDenied": "Give the account that reads it roles/secretmanager.secretAccessor on this secret.",
     "FailedPrecondition": "This version is disabled or destroyed: enable it, or add another.",
     "InvalidArgument": "Secret Manager takes no such name: correct it.",
-    "DefaultCredentialsError": "Sign in: gcloud auth application-default login.",
-    "RefreshError": "Sign in again: gcloud auth application-default login.",
     **dict.fromkeys(
         ("RetryError", "ServiceUnavailable", "DeadlineExceeded"),
         "Secret Manager does not answer: try again, and see whether this machine can reach it.",
@@ -334,18 +338,11 @@ class Secrets:
 
     def access(self, grant: Grant, deadline: float) -> Secret:
         """Return the key of the granted connection. Raises :class:`SecretUnavailable`."""
-        connection = grant.entitlement.connection
+        return self.of(grant.entitlement.connection, deadline)
+
+    def of(self, connection: Connection, deadline: float) -> Secret:
+        """Return the key of a connection. Raises :class:`SecretUnavailable`."""
         return _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
-
-    def place(self, entitlement: Entitlement, deadline: float) -> str:
-        """Identify the account that calls of a grant go to now. Raises :class:`SecretUnavailable`."""
-        connection = entitlement.connection
-        secret = _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
-        return placed(entitlement, secret)
-
-    def check(self, connection: Connection, deadline: float) -> None:
-        """Look whether there is a key for a connection. Raises :class:`SecretUnavailable`."""
-        _have(self._keys[connection.upstream, connection.mode], connection.secret, deadline)
 
     def signing(self, name: str, deadline: float) -> Concealed[str]:
         """Return what webhooks are signed with, of the secret at ``name``. Raises :class:`SecretUnavailable`."""

@@ -50,9 +50,9 @@ _TAXED: Final = frozenset({"automatic_tax", "default_tax_rates"})
 STAMP: Final = "countersign"
 COMPLETE: Final = "countersign_lines"
 OURS: Final = frozenset({f"metadata[{STAMP}]", f"metadata[{COMPLETE}]"})
-#: What every grant of a whole invoice lets a caller say of a line; the rest is granted by name.
 #: One of these says by when an invoice is to be paid that the customer is sent; it goes with no other.
 DUE: Final = ("days_until_due", "due_date")
+#: What every grant of a whole invoice lets a caller say of a line; the rest is granted by name.
 ALWAYS: Final = tuple(f"lines[{{i}}][{part}]" for part in ("amount", "description", "quantity", "unit_amount"))
 
 

@@ -390,10 +390,8 @@ def _misshapen(
     """
     children: defaultdict[str, set[str]] = defaultdict(set)
     for path in given:
-        parent, *rest = split(path)
-        for part in rest:
-            children[parent].add(part)
-            parent = f"{parent}[{part}]"
+        for of, part, _ in _places(path):
+            children[of].add(part)
     for parent, parts in children.items():
         name = shown(parent)
         if parent in given:

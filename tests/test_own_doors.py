@@ -401,7 +401,7 @@ class Parts:
     def current(self, _deadline: float) -> Parts:
         return self
 
-    def check(self, connection: Named, _deadline: float) -> None:
+    def of(self, connection: Named, _deadline: float) -> None:
         self.looks.append(connection.id)
         if connection.id in self.gone:
             raise SecretUnavailable
