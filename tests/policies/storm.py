@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Typ
 
 from msgspec.structs import replace
 
+from gateway.answering import answer_to
 from gateway.secrets import Secret
 from gateway.upstreams.transport import LostError, NotSentError, Received
 from policies.idempotency import LEASE
 from policies.model import Admission, Entry, State
+from policies.outcomes import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from policies.dialect import Outgoing
     from policies.idempotency import Verdict
     from policies.model import Answer, Grant
-    from policies.outcomes import Reply
 
 TWICE: Final = "two invoices of one key"
 LIE: Final = "told that nothing was created, and an invoice exists or comes to be"
@@ -40,6 +41,17 @@ LOCKED: Final = "a free key does not lead to an invoice in fair weather"
 ENDLESS: Final = "the same call does not settle an open key in fair weather, though its caller is told so"
 
 DAY: Final = 24 * 3600
+
+#: What the document of a model begins with, up to its caller's limits.
+HEAD: Final = """\
+connections:
+  billing: {{name: ft-4, connection_name: stripe-1, upstream: {upstream}, origin: https://upstream.example,
+            secret: file:key}}
+callers:
+  app:
+    owner: tests
+    credentials: [key: {{id: k1, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}}]
+"""
 
 # ---------------------------------------------------------------- what an upstream says
 
@@ -166,6 +178,25 @@ class End(NamedTuple):
     """Whether somebody is told to look."""
     reason: str = ""
     """Of the refusal."""
+
+
+def end_of(grant: Grant, reply: Reply) -> End:
+    """Return how a call ended whose sends came to ``reply``."""
+    told = "" if reply.refusal is None else reply.refusal.detail
+    bare = Reply(
+        reply.outcome,
+        reached=reply.reached,
+        generation=reply.generation,
+        doubt=reply.doubt,
+        mute=reply.mute,
+        approval=reply.approval,
+        id=reply.id,
+        step=reply.step,
+        harmless=reply.harmless,
+        fresh=reply.fresh,
+    )
+    nothing, reason = NOTHING.search(told) is not None, "" if reply.refusal is None else reply.refusal.reason
+    return End(bare, answer_to(reply, grant, "audit"), nothing, reply.alarm is not None, reason)
 
 
 # ---------------------------------------------------------------- the world

@@ -30,6 +30,7 @@ from tests.policies.storm import (
     ACTIVE,
     DAY,
     ENDLESS,
+    HEAD,
     HELD,
     HOLLOW,
     LIE,
@@ -65,14 +66,9 @@ UNFENCED: Final = "something was sent that finalizes or mails, and the ledger do
 #: ``f`` finalizes the invoice, ``s`` mails it.
 OPERATIONS: Final = {"f": "invoices.finalize", "s": "invoices.send"}
 MOST: Final = 1000
-DOCUMENT: Final = """\
-connections:
-  billing: {{name: ft-4, connection_name: stripe-1, upstream: stripe, origin: https://upstream.example,
-            secret: file:key}}
-callers:
-  app:
-    owner: tests
-    credentials: [key: {{id: k1, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}}]
+DOCUMENT: Final = (
+    HEAD
+    + """\
     limits: [30/minute]
     grants:
       - connection: billing
@@ -81,13 +77,14 @@ callers:
         amount: {{max: 1000, currency: [usd]}}
         parameters: {{invoice: {{prefix: in_}}{more}}}
 """
+)
 
 
 @lru_cache
 def granted(asks: str, footer: str) -> Grant:
     """A call to finalize or mail the invoice. What the document fixes of it is ``footer``."""
     more = ", auto_advance: {fixed: 'true'}" if footer == "2" else ""
-    policies = read(DOCUMENT.format(operation=OPERATIONS[asks], more=more))
+    policies = read(DOCUMENT.format(upstream="stripe", operation=OPERATIONS[asks], more=more))
     asked = call({"invoice": "in_0"}, key="order-1", operation=OPERATIONS[asks])
     return decide(policies, only_caller(policies), asked)
 

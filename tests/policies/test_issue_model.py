@@ -34,6 +34,7 @@ from tests.policies.storm import (
     DAY,
     DIFFERS,
     ENDLESS,
+    HEAD,
     HELD,
     HOLLOW,
     LIE,
@@ -71,14 +72,9 @@ FENCE: Final = "finalized, and the ledger does not name it"
 
 # ---------------------------------------------------------------- what callers ask for, and what Stripe says
 
-DOCUMENT: Final = """\
-connections:
-  billing: {{name: ft-4, connection_name: stripe-1, upstream: stripe, origin: https://upstream.example,
-            secret: file:key}}
-callers:
-  app:
-    owner: tests
-    credentials: [key: {{id: k1, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}}]
+DOCUMENT: Final = (
+    HEAD
+    + """\
     limits: [30/minute]
     grants:
       - connection: billing
@@ -89,6 +85,7 @@ callers:
         parameters:
           {{customer: , description: , send: , collection_method: , days_until_due: , footer: {{fixed: "{footer}"}}}}
 """
+)
 #: What each letter that a caller may ask for comes to. ``m`` is mailed.
 SUMS: Final = {"x": 100, "y": 200, "m": 300}
 #: A line that somebody adds to a draft in the Dashboard.
@@ -101,7 +98,7 @@ def granted(asks: str, footer: str) -> Grant:
     asked = {"customer": "cus_1", "currency": "usd", "description": asks, "lines[0][amount]": str(SUMS[asks])}
     if asks == "m":
         asked |= {"send": "true", "collection_method": "send_invoice", "days_until_due": "30"}
-    policies = read(DOCUMENT.format(footer=footer))
+    policies = read(DOCUMENT.format(upstream="stripe", footer=footer))
     return decide(policies, only_caller(policies), call(asked, key="order-1", operation="invoices.issue"))
 
 

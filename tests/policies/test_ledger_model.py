@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import pytest
 from msgspec.structs import replace
 
-from gateway.answering import answer_to
 from gateway.upstreams import sending
 from gateway.upstreams.sending import Upstreams
 from policies import idempotency, outcomes
@@ -43,11 +42,11 @@ from tests.policies.storm import (
     ENDLESS,
     EXPIRED,
     EXPIRES,
+    HEAD,
     HELD,
     HOLLOW,
     LIE,
     LOCKED,
-    NOTHING,
     OTHER,
     OWNERS,
     PENDING,
@@ -67,6 +66,7 @@ from tests.policies.storm import (
     Settle,
     Storm,
     Try,
+    end_of,
     ended,
     in_order,
     invoice_body,
@@ -91,14 +91,9 @@ GHOST: Final = "an owner that gave up holds the key"
 
 # ---------------------------------------------------------------- what callers ask for, and what an upstream says
 
-DOCUMENT: Final = """\
-connections:
-  billing: {{name: ft-4, connection_name: stripe-1, upstream: {upstream}, origin: https://upstream.example,
-            secret: file:key}}
-callers:
-  app:
-    owner: tests
-    credentials: [key: {{id: k1, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}}]
+DOCUMENT: Final = (
+    HEAD
+    + """\
     limits: [30/minute]
     grants:
       - connection: billing
@@ -107,6 +102,7 @@ callers:
         response: [id, description]
         parameters: {{customer: , description: , footer: {{fixed: "{footer}"}}}}
 """
+)
 
 
 @lru_cache
@@ -145,16 +141,7 @@ def run(grant: Grant, admission: Admission, answers: tuple[str, ...]) -> Outgoin
         reply = upstreams.send(grant, admission, SECRET, deadline=25.0)
     except Asked as asked:
         return asked.outgoing
-    told = "" if reply.refusal is None else reply.refusal.detail
-    bare = Reply(
-        reply.outcome,
-        reached=reply.reached,
-        generation=reply.generation,
-        doubt=reply.doubt,
-        mute=reply.mute,
-        approval=reply.approval,
-    )
-    return End(bare, answer_to(reply, grant, "audit"), NOTHING.search(told) is not None)
+    return end_of(grant, reply)
 
 
 # ---------------------------------------------------------------- the world

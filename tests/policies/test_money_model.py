@@ -37,6 +37,7 @@ from policies.refusals import ApprovalRejected, BudgetSpent, Refusal
 from tests.policies.conftest import call, only_caller, read
 from tests.policies.storm import (
     ACTIVE,
+    HEAD,
     OWNERS,
     PENDING,
     REJECTED,
@@ -79,14 +80,9 @@ WIDTH: Final = HOUR / BUCKETS
 #: When all has left the windows that was counted before.
 ROLLED: Final = HOUR + WIDTH + LEASE
 
-DOCUMENT: Final = """\
-connections:
-  billing: {{name: ft-4, connection_name: stripe-1, upstream: {upstream}, origin: https://upstream.example,
-            secret: file:key}}
-callers:
-  app:
-    owner: tests
-    credentials: [key: {{id: k1, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}}]
+DOCUMENT: Final = (
+    HEAD
+    + """\
     limits: [1000/minute]
     budget: [{budget}]
     grants:
@@ -97,6 +93,7 @@ callers:
         amount: {{max: 1000, currency: [usd]}}
         parameters: {{{parameters}}}
 """
+)
 #: By upstream: the operation that spends there, whether it needs a key, and the parameters that it is granted with.
 OPERATIONS: Final = {
     "stripe": ("invoices.issue", "required", "customer: {required: true}"),

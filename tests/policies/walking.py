@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from gateway.answering import answer_to
 from gateway.stopping import LEAST_SECONDS
 from gateway.upstreams.sending import Upstreams
 from gateway.upstreams.transport import LostError, NotSentError, Received
@@ -24,11 +23,9 @@ from policies import idempotency
 from policies.idempotency import LEASE
 from policies.issuing import Stage
 from policies.model import Admission, Entry, State
-from policies.outcomes import Reply
 from policies.refusals import LedgerRefusal, StoreUnavailable
 from tests.policies.storm import (
     DAY,
-    NOTHING,
     OWNERS,
     PENDING,
     REJECTED,
@@ -44,6 +41,7 @@ from tests.policies.storm import (
     Settle,
     Storm,
     Try,
+    end_of,
     ended,
     in_order,
 )
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
     from policies.dialect import Outgoing
     from policies.issuing import Progress
     from policies.model import Answer, Grant
+    from policies.outcomes import Reply
 
 #: So many answers no call of a scene has.
 MOST: Final = 40
@@ -136,21 +135,7 @@ def run(
         reply = upstreams.send(grant, admission, SECRET, 25.0, script)
     except (Asked, Advancing) as ahead:
         return ahead
-    told = "" if reply.refusal is None else reply.refusal.detail
-    bare = Reply(
-        reply.outcome,
-        reached=reply.reached,
-        generation=reply.generation,
-        doubt=reply.doubt,
-        mute=reply.mute,
-        approval=reply.approval,
-        id=reply.id,
-        step=reply.step,
-        harmless=reply.harmless,
-        fresh=reply.fresh,
-    )
-    nothing, reason = NOTHING.search(told) is not None, "" if reply.refusal is None else reply.refusal.reason
-    return End(bare, answer_to(reply, grant, "audit"), nothing, reply.alarm is not None, reason)
+    return end_of(grant, reply)
 
 
 # ---------------------------------------------------------------- the world
