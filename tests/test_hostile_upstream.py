@@ -339,6 +339,11 @@ def test_proxy_and_netrc_of_the_environment_have_no_effect(
     assert not [value for name, value in upstream.calls[0].headers if name.lower() == "authorization"]
 
 
+ON_LINUX = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells another process's memory"
+)
+
+
 def peak_memory(process: int) -> int:
     """Return the largest resident set that a process and its children ever had, in bytes."""
     total = 0
@@ -353,7 +358,7 @@ def peak_memory(process: int) -> int:
     return total
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells another process's memory")
+@ON_LINUX
 def test_bombs_cost_little_memory_and_time(server: Callable[..., Server], upstream: Appgregator) -> None:
     running = server()
     answers: list[Answer] = [running.call()]
@@ -394,7 +399,7 @@ CROWDED = {
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells another process's memory")
+@ON_LINUX
 def test_answers_of_nothing_but_entries_cost_little_memory(server: Callable[..., Server]) -> None:
     bodies = [invoice_of(), *(invoice_of(**members) for members in CROWDED.values())]
     assert max(map(len, bodies)) <= MAX_ANSWER
