@@ -34,6 +34,7 @@ def configure() -> None:
     gunicorn.config.GracefulTimeout.default = GRACE_SECONDS
     gunicorn.config.WhenReady.default = staticmethod(_ignore)
     gunicorn.config.PostWorkerInit.default = staticmethod(_end_in_order)
+    gunicorn.config.ChildExit.default = staticmethod(_alert_unless_stopping)
     if gunicorn.__version__.startswith(TESTED):
         gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
     else:
@@ -47,6 +48,16 @@ def configure() -> None:
 def _ignore(_master: object) -> None:
     for one in IGNORED:
         signal.signal(one, signal.SIG_IGN)
+
+
+def _alert_unless_stopping(master: Any, _worker: object) -> None:
+    """Say that the worker died: of one that was killed or has crashed, gunicorn says nothing that is written here."""
+    if master.LISTENERS:  # closed first of all when it stops
+        alert(
+            "the process that answers calls died, and a new one takes its place. Calls that were under way got no "
+            "answer: in the record they have an intent and no outcome. If it happens again, set PYTHONFAULTHANDLER=1, "
+            "and standard error says where it died."
+        )
 
 
 def _end_in_order(worker: Any) -> None:

@@ -157,7 +157,13 @@ def _type_of(tree: Mapping[str, object]) -> type[msgspec.Struct]:
     return _struct(tuple((name, _type_of_member(branch), None) for name, branch in tree.items()))
 
 
-_struct: Final = cache(partial(msgspec.defstruct, "Members"))  # most lists have the same branches
+@cache  # most lists have the same branches
+def _struct(members: tuple[tuple[str, Any, None], ...]) -> type[msgspec.Struct]:
+    made = msgspec.defstruct("Members", members)
+    # msgspec finds out what a type holds when it first decodes it. Another thread that decodes it meanwhile crashes the
+    # process, so that is done before another thread can have it.
+    msgspec.json.Decoder(made)
+    return made
 
 
 def _type_of_member(branch: object) -> Any:

@@ -83,13 +83,16 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the recipes try the call instead of making it."""
 
 
+_asked: Final = msgspec.json.Decoder(Asked).decode
+
+
 def read(body: bytes, *, stranger: bool = False) -> Asked:
     """Read the body of ``POST /-/recipes``. Raises :class:`BodyMalformed`, or :class:`BodyTooLarge`."""
     if len(body) > (MAX_STRANGERS if stranger else MAX_ASKED):
         more = f", and without a caller key of {MAX_STRANGERS // 1024} KB" if stranger else ""
         raise BodyTooLarge(f"Recipes are filled with a call of {MAX_ASKED // 1024} KB at most{more}.")
     try:
-        asked = msgspec.json.decode(body or b"{}", type=Asked)
+        asked = _asked(body or b"{}")
     except (msgspec.MsgspecError, RecursionError):
         raise BodyMalformed(
             'Send JSON such as {"grant": "acme-billing:invoices.create", "fields": {"customer": "cus_123"}, '
@@ -155,6 +158,8 @@ class _Described(msgspec.Struct, frozen=True):
     fields: Mapping[str, tuple[_Field, ...]] = {}
     credential: _Credential = _Credential()
 
+
+msgspec.json.Decoder(_Described)  # so that msgspec knows the type before threads convert to it (see policies/fields.py)
 
 #: For whom no grant is known yet: the call that all of them have in common.
 PUBLIC: Final[Mapping[str, Any]] = {

@@ -105,6 +105,30 @@ def test_signal_that_would_make_a_second_process_is_ignored(
     assert "stop" not in kinds
 
 
+def alerts(running: Server) -> list[str]:
+    lines = [json.loads(line) for line in running.errors.read_text().splitlines() if line.startswith("{")]
+    return [line["message"] for line in lines if line["severity"] == "ALERT"]
+
+
+@pytest.mark.parametrize("dies", [signal.SIGSEGV, signal.SIGKILL])
+def test_worker_that_dies_is_told_and_another_takes_its_place(
+    start: Callable[[], Server], upstream: Appgregator, dies: signal.Signals
+) -> None:
+    running = start()
+    told = alerts(running)  # that the stock worker serves
+    call, answered = under_way(running, upstream)
+    (worker,) = children(running.process.pid)
+    os.kill(worker, dies)
+    call.join()
+    assert answered == []
+    assert running.call()[0] == 200
+    (alert,) = alerts(running)[len(told) :]
+    assert "died" in alert
+    assert [line["kind"] for line in running.record.entries()] == ["intent", "intent", "outcome"]
+    running.stop()
+    assert len(alerts(running)) == len(told) + 1
+
+
 def test_signals_that_are_ignored_are_those_of_the_page() -> None:
     page = (ROOT / "docs" / "deploy.md").read_text()
     assert set(serving.IGNORED) == set(IGNORED)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from policies.fields import decoded, own, read, tree_of, trim
 from policies.model import Shape
 from policies.operations import OPERATIONS
 from policies.operations.invoices_create import FIELDS
+from sandbox.__main__ import ROOT
 from sandbox.invoice import EXAMPLE
 from tests.policies.conftest import entitlement
 
@@ -280,6 +283,38 @@ def test_what_cannot_be_read_matters_only_where_it_is_granted(value: bytes) -> N
     members, out = read(body.replace(b"VALUE", value), entitlement(response="lines.data.amount, customer"))
     assert members["id"] == "in_1"
     assert out == {"lines": {"data": [{"amount": 5}]}, "customer": None}
+
+
+#: Eight threads that each read an answer for the first time, a hundred lists one after the other.
+AT_ONCE = """
+import sys, threading
+from itertools import combinations, islice
+from policies.fields import read
+from policies.operations.invoices_create import FIELDS
+from tests.policies.conftest import entitlement
+
+sys.setswitchinterval(1e-6)
+grants = [entitlement(response=", ".join(some)) for some in islice(combinations(FIELDS, 8), 0, 400_000, 4_000)]
+turn = threading.Barrier(8)
+found = []
+
+def work():
+    for grant in grants:
+        turn.wait()
+        found.append(read(b'{"id": "in_1", "lines": {"data": [{"amount": 1}]}}', grant)[0]["id"])
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert found == ["in_1"] * 800
+"""
+
+
+def test_answers_read_for_the_first_time_by_several_threads_at_once_crash_nothing() -> None:
+    run = subprocess.run([sys.executable, "-c", AT_ONCE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.fixture
