@@ -377,7 +377,7 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     yield start
     for server in started:
         server.stop()
-        print(server.errors.read_text("utf-8", "replace"))  # pytest shows it with a test that failed
+        print(server.errors.read_text("utf-8", "replace"))  # noqa: T201 - pytest shows it with a test that failed
 
 
 S = TypeVar("S", RedisServer, FirestoreEmulator)
