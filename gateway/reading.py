@@ -432,7 +432,8 @@ class _Watch:
             self._end(time.monotonic())
 
     def _end(self, now: float) -> None:
-        for token, (deadline, sock) in list(self._waiting.items()):
+        # Copied at once: a list of pairs is made one by one, and what the garbage collector runs meanwhile lets calls in.
+        for token, (deadline, sock) in self._waiting.copy().items():
             if deadline < now and not self.done(token):
                 _close_ears(sock)
 
