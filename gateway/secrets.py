@@ -287,6 +287,10 @@ SIGN_IN: Final[Mapping[str, str]] = {
 #: The same of what it says of a version.
 _MENDING: Final[Mapping[str, str]] = {
     **SIGN_IN,
+    "TimeoutError": (
+        "Google's client could not find out in time who asks. On a machine of your own, sign in: gcloud auth "
+        "application-default login. On Google Cloud, try again."
+    ),
     "NotFound": "There is no such secret, or no such version of it: correct the name, or add a version.",
     "PermissionDenied": "Give the account that reads it roles/secretmanager.secretAccessor on this secret.",
     "FailedPrecondition": "This version is disabled or destroyed: enable it, or add another.",
