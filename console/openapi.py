@@ -91,6 +91,7 @@ _STATUS: Final[Mapping[int, str]] = {
     422: "The idempotency key was used for something else.",
     424: "It is not known whether it was created. Keep to the same key.",
     429: "A limit, a budget or a ceiling is reached. Nothing was sent.",
+    431: "The headers are too large.",
     500: "Something went wrong here. Nothing was sent.",
     502: "The upstream gave no answer that can be used.",
     503: "Not possible just now. The same call, sent again after Retry-After, is safe.",

@@ -52,6 +52,8 @@ MAX_TARGET: Final = 2048
 BODY_SECONDS: Final = 10.0
 #: Where our worker says that it has read what there will be of a call's body: True if the rest did not come in time.
 LATE: Final = "countersign.late"
+#: Where our worker says why it could not read a call, in the one that stands for it: see gateway/unreadable.py.
+UNREADABLE: Final = "countersign.unreadable"
 #: Longer than any key of ours or Google's; bounds what is hashed.
 MAX_HEADER: Final = 4096
 
@@ -96,7 +98,7 @@ def read(environ: Mapping[str, Any]) -> Call:
     if len(target) > MAX_TARGET:
         raise TargetTooLong
     if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
-        raise HeaderMalformed("The Host header is not a host's name.")
+        raise environ.get(UNREADABLE) or HeaderMalformed("The Host header is not a host's name.")
     path, _, query = target.partition("?")
     route = _route(path)
     if route is None:
@@ -144,7 +146,7 @@ def read_own(
     if len(target) > MAX_TARGET:
         raise TargetTooLong
     if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
-        raise HeaderMalformed("The Host header is not a host's name.")
+        raise environ.get(UNREADABLE) or HeaderMalformed("The Host header is not a host's name.")
     if environ["REQUEST_METHOD"] not in allowed:
         raise _wrong_method(environ, dict.fromkeys(allowed, ""))
     query = target.partition("?")[2]

@@ -40,13 +40,16 @@ from gunicorn.workers.base import Worker as Base
 
 from gateway.answering import AUDIT_ID
 from gateway.arriving import MAX_HEAD, MAX_LINE, Arriving
-from gateway.reading import BODY_SECONDS, LATE
+from gateway.doors import OURS
+from gateway.reading import BODY_SECONDS, LATE, UNREADABLE
 from gateway.record import BEGAN
 from gateway.stopping import SEND_SECONDS, STOPPING
-from gateway.underscores import Underscores
+from gateway.unreadable import Underscores, stand_in, why
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from policies.refusals import BadCall
 
 #: Our own end comes before that, and its last line is on record, whatever peers do.
 STOP_SECONDS: Final = SEND_SECONDS + 1.5
@@ -107,6 +110,7 @@ class Connection:
         "shelf",
         "since",
         "sock",
+        "unreadable",
         "unsent",
     )
 
@@ -122,6 +126,8 @@ class Connection:
         self.keeps, self.answered, self.late, self.ended = True, False, False, False
         """Whether it is kept; whether a caller's call on it succeeded, so that it is no stranger's; whether the call is
         overdue; whether the peer's side is closed."""
+        self.unreadable: BadCall | None = None
+        """Why the call cannot be read."""
         self.unsent: memoryview = memoryview(b"")
         self.left = MAX_LEFT
         """Bytes that are still read of it once it is being closed."""
@@ -471,8 +477,11 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         try:
             while True:
                 arriving = conn.arriving
-                req = _parsed(conn)
-                conn.keeps = self._answer(req, conn, whole=arriving.whole)
+                try:
+                    req, whole = _parsed(conn), arriving.whole
+                except ParseException as error:
+                    req, whole = self._stand_in(conn, error), False
+                conn.keeps = self._answer(req, conn, whole=whole)
                 if not conn.keeps:
                     return
                 _pass(req, conn)
@@ -480,12 +489,17 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
                     return
         except (NoMoreData, StopIteration):
             conn.keeps = False
-        except Exception as error:  # noqa: BLE001 - gunicorn's own way: what is not HTTP is 400, all else 500
+        except Exception as error:  # noqa: BLE001 - gunicorn's own way: 500
             conn.keeps = False
             pieces = _Pieces()
             self.handle_error(req, pieces, conn.client, error)
             with suppress(OSError):
                 conn.send(b"".join(pieces))
+
+    def _stand_in(self, conn: Connection, error: ParseException) -> Any:
+        """Return the call that stands for one that cannot be read, so that it is refused and recorded as any other."""
+        conn.unreadable = why(error)
+        return next(get_parser(self.cfg, iter([stand_in(conn.arriving.data, OURS)]), conn.client))
 
     def _answer(self, req: Any, conn: Connection, *, whole: bool) -> bool:
         """Answer one call, without gunicorn's hooks and its access log, which nothing here sets.
@@ -497,6 +511,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         environ["wsgi.multithread"] = True
         environ[BEGAN] = conn.began
         environ[LATE] = conn.late
+        environ[UNREADABLE] = conn.unreadable
         answer.sock = pieces = _Pieces()
         parts = self.wsgi(environ, answer.start_response)
         # After a body that is not whole or could not be read, the start of the next call is unknown.

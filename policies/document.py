@@ -899,6 +899,10 @@ def _refuse_in_vain(value: _Value, entry: Mapping[str, _Value], one: Entitlement
     always = {path for path, rule in one.rules.items() if rule.fixed is not None or rule.required}
     always |= {one.idempotency.parameter} if one.idempotency.parameter is not None else set()
     _refuse_never(entry.get("parameters", value), one.operation, always, one.stamp)
+    for path in one.required:
+        rule, parts = one.rules.get(path), any(part.startswith(f"{path}[") for part in one.rules)
+        if not parts and (rule is None or rule.kind in {Kind.OBJECT, Kind.ARRAY}):
+            raise written[path].fail(f"nothing can be sent in {path} but to clear it, so no call could pass. Remove it")
     if one.connection.upstream == "stripe":  # what another upstream adds to a call is not known
         _refuse_uncollected(written, one)
     if one.amount is not None and one.amount.max is not None:

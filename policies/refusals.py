@@ -7,6 +7,8 @@ One class for each reason, with a stable ``reason``, an HTTP status, a title, an
 
     Refusal
     ├── BadCall                      the request is not a valid call
+    │   ├── NotHttp                  400  only with our own worker, as the next
+    │   ├── HeadersTooLarge          431
     │   ├── PathUnknown              404
     │   ├── MethodNotAllowed         405
     │   ├── QueryMalformed           400
@@ -176,7 +178,7 @@ def as_stripe_error(problem: Mapping[str, Any]) -> tuple[int, dict[str, object],
     reason = problem["reason"]
     status = _STRIPE_STATUSES.get(reason, problem["status"])
     reused = reason == KeyReused.reason
-    if reused or status in {405, 408, 413, 414, 415}:
+    if reused or status in {405, 408, 413, 414, 415, 431}:
         status = 400
     kind = _STRIPE_TYPES.get(status, "api_error")
     error: dict[str, object] = {
@@ -219,6 +221,26 @@ class BadCall(Refusal):
     """The request is not a valid call."""
 
     status = 400
+
+
+class NotHttp(BadCall):
+    """What came cannot be read as HTTP/1.1."""
+
+    reason = "not-http"
+    title = "This is not HTTP"
+    sentence = (
+        "What came cannot be read as a call by HTTP/1.1. Send it with a library for HTTP; if that is set to HTTP/2, "
+        "set it to HTTP/1.1. Nothing was sent on."
+    )
+
+
+class HeadersTooLarge(BadCall):
+    """The headers are more than the server reads."""
+
+    status = 431
+    reason = "headers-too-large"
+    title = "The headers are too large"
+    sentence = "The headers are too large: 100 of them at most, of 8 KB each and 32 KB in all. Look for a large cookie."
 
 
 class PathUnknown(BadCall):

@@ -23,6 +23,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import functions_framework
+import hypothesis
 import msgspec
 import pytest
 
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from werkzeug.test import TestResponse
+
+# The same lots in every run, so that a test fails by what was changed. LONG=1 draws others.
+hypothesis.settings.register_profile("same lots", derandomize=True)
+if not os.environ.get("LONG"):
+    hypothesis.settings.load_profile("same lots")
 
 #: The caller key of every test's policy, and one of a second caller.
 KEY = "csk_test_7f1c0f6f2f6d4b0f9a5c"

@@ -375,11 +375,11 @@ def test_header_that_must_not_be_missed_is_refused_if_it_is_written_with_an_unde
     world: World, written: str
 ) -> None:
     """The server cannot tell it from the one with a hyphen, and would drop it: the call would go on without."""
-    status, headers, body = world.server.call(headers={written: "order-1"})
-    assert status == 400
+    answer = world.server.call(headers={written: "order-1"})
     meant = written.replace("_", "-").title()
-    assert f"Write {meant} with a hyphen, not with an underscore. Nothing was sent." in body.decode()
-    assert headers["connection"] == "close"
+    said = refused(answer, 400, "header-malformed")["detail"]
+    assert said == f"Write {meant} with a hyphen, not with an underscore. Nothing was sent."
+    assert answer[1]["connection"] == "close"
     assert not world.upstream.calls
 
 

@@ -52,7 +52,7 @@ def test_our_worker_serves_where_it_should(server: Callable[..., Server], tmp_pa
     source = tmp_path / "whose.py"
     source.write_text(WHOSE)
     running = server(source=source, PYTHONPATH=str(ROOT))
-    assert json.loads(running.call()[2]) == ["countersign.began", "countersign.late"]
+    assert json.loads(running.call()[2]) == ["countersign.began", "countersign.late", "countersign.unreadable"]
     assert running.errors.read_text() == ""
 
 

@@ -94,6 +94,15 @@ def test_metadata_that_every_call_has_leaves_room_for_what_we_add(
     assert f"{most} at most" in said
 
 
+def test_object_that_can_only_be_cleared_is_not_asked_for() -> None:
+    blik = '"payment_settings[payment_method_options][blik]"'
+    assert read(written(f"{blik}:"))
+    assert read(written("custom_fields: {required: true}"))
+    said = error_of(written(f"{blik}: {{required: true}}"))
+    assert "payment_settings[payment_method_options][blik]: nothing can be sent in" in said
+    assert "but to clear it, so no call could pass. Remove it" in said
+
+
 def test_parameter_that_is_the_key_needs_room_as_well() -> None:
     from_metadata = f'{entries(49)}\n"metadata[order_id]":'
     assert read(written(from_metadata, more='idempotency: {from: "metadata[order_id]"}', **AT_APPGREGATOR))

@@ -1,0 +1,90 @@
+"""What a client sends that the server cannot read as a call -> the refusal that says why.
+
+gunicorn would answer with a page of HTML, of which there is no record, and which repeats a header that may hold a key.
+It also drops headers whose name is written with an underscore, since WSGI does not tell ``Idempotency_Key`` from
+``Idempotency-Key``. Without its key a call that is repeated makes a second invoice, and without its account it may go
+to another; so these are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    InvalidHeader,
+    InvalidHeaderName,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ObsoleteFolding,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+
+from gateway.edges import meaning
+from policies.refusals import BadCall, HeaderMalformed, HeadersTooLarge, NotHttp, TargetTooLong
+from policies.upstreams import UPSTREAMS
+
+#: So much of the address is recorded of such a call: its names come early.
+MAX_NAMED: Final = 1024
+
+_NAMES: Final = {"Idempotency-Key", *(name for dialect in UPSTREAMS.values() for name in dialect.account_headers)}
+_MEANT: Final = {name.upper().replace("-", "_"): name for name in sorted(_NAMES)}
+#: By the name that the parser gives. It may also give the whole line, and so a key: no text of its own is told.
+_SENTENCES: Final = {
+    **{
+        name.upper(): f"{name} must be written once, in plain characters and without a line break."
+        for name in ("Host", "Content-Type", "Authorization", "x-api-key", "Idempotency-Key")
+    },
+    "CONTENT-LENGTH": "Content-Length must be a whole number, written once, and not beside Transfer-Encoding.",
+    "TRANSFER-ENCODING": "Transfer-Encoding must be chunked, written once, or left out.",
+}
+_LINE: Final = "A header cannot be read. Write each on a line of its own: a name without spaces, a colon, a value."
+_MEANS: Final[dict[type[BaseException], tuple[type[BadCall], str | None]]] = {
+    LimitRequestLine: (TargetTooLong, None),
+    LimitRequestHeaders: (HeadersTooLarge, None),
+    InvalidHeader: (HeaderMalformed, _LINE),
+    InvalidHeaderName: (HeaderMalformed, _LINE),
+    ObsoleteFolding: (HeaderMalformed, _LINE),
+    UnsupportedTransferCoding: (HeaderMalformed, _SENTENCES["TRANSFER-ENCODING"]),
+    ExpectationFailed: (HeaderMalformed, "Expect must be 100-continue, or left out."),
+}
+_FIRST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[!-~]{0,%d})" % MAX_NAMED)
+_ACCEPT: Final = re.compile(rb"\r\n((?i:accept):[ -~]{1,255}\r\n)")
+
+
+class Underscores:
+    """Stands for gunicorn's ``forwarder_headers``: the names with an underscore that are let through.
+
+    gunicorn asks for each such name and for no other, so that no other call pays for it.
+    """
+
+    def __contains__(self, name: object) -> bool:
+        """Let none through. Raises :class:`InvalidHeaderName` with the name that was meant."""
+        meant = _MEANT.get(str(name))
+        if meant is not None:
+            raise InvalidHeaderName(meant)
+        return False
+
+
+def why(error: ParseException) -> BadCall:
+    """Return the refusal of a call that gunicorn's parser did not take."""
+    kind, said = meaning(_MEANS, error) or (NotHttp, None)
+    name = getattr(error, "hdr", None)
+    if name in _NAMES:
+        said = f"Write {name} with a hyphen, not with an underscore. Nothing was sent."
+    return kind(_SENTENCES.get(str(name), said))
+
+
+def stand_in(data: bytes | bytearray, ours: tuple[str, ...]) -> bytes:
+    """Return the head of a call that stands for one that cannot be read, with what is legible of it.
+
+    No host has its name, so that it is refused. A path that begins as one in ``ours`` is left out: not all that lies
+    there reads the call.
+    """
+    line, accept = _FIRST_LINE.match(data), _ACCEPT.search(data)
+    method, target = line.groups() if line is not None else (b"GET", b"/")
+    if target.startswith(tuple(one.encode() for one in ours)):
+        target = b"/"
+    return b"%b %b HTTP/1.1\r\nHost: /\r\n%b\r\n" % (method, target, accept[1] if accept is not None else b"")
