@@ -48,9 +48,9 @@ test-all: test test-stores test-clients test-openapi test-portal
 figures: .venv/dev
 	@$(BIN)/python -m pytest -s -m figures tests/crash tests/bench
 
-# Those of the server alone: hostile connections, the end of an instance, what a call costs with our worker.
+# Those of the server alone: hostile connections, cold starts, the end of an instance, what a call costs with our worker.
 figures-server: .venv/dev
-	@$(BIN)/python -m pytest -s -m figures tests/crash/test_strangers.py tests/crash/test_stopping.py tests/bench/test_worker.py
+	@$(BIN)/python -m pytest -s -m figures tests/crash/test_strangers.py tests/crash/test_cold.py tests/crash/test_stopping.py tests/bench/test_worker.py
 
 check: .venv/dev
 	@$(BIN)/ruff check .

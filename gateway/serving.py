@@ -35,6 +35,10 @@ def configure() -> None:
     gunicorn.config.WhenReady.default = staticmethod(_ignore)
     gunicorn.config.PostWorkerInit.default = staticmethod(_end_in_order)
     gunicorn.config.ChildExit.default = staticmethod(_alert_unless_stopping)
+    # From 25.1 on gunicorn takes commands on a socket of its own, such as to start a second worker. It costs a thread
+    # in the process that forks, and may take four of the ten seconds that an instance has to stop.
+    if hasattr(gunicorn.config, "ControlSocketDisable"):
+        gunicorn.config.ControlSocketDisable.default = True
     if gunicorn.__version__.startswith(TESTED):
         gunicorn.config.WorkerClass.default = "gateway.worker.Worker"
     else:

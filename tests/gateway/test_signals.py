@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,12 @@ HARMLESS = [signal.SIGUSR1, signal.SIGWINCH]
 
 
 @pytest.fixture(params=["ours", "stock"])
-def start(request: pytest.FixtureRequest, server: Callable[..., Server], tmp_path: Path) -> Callable[[], Server]:
+def start(request: pytest.FixtureRequest, server: Callable[..., Server], tmp_path: Path) -> Callable[..., Server]:
     """Start the function with our worker, or with gunicorn's own."""
     if request.param == "ours":
         return server
     (tmp_path / "stock.py").write_text(STOCK)
-    return lambda: server(source=tmp_path / "stock.py", PYTHONPATH=str(ROOT))
+    return partial(server, source=tmp_path / "stock.py", PYTHONPATH=str(ROOT))
 
 
 def children(process: int) -> list[int]:
@@ -103,6 +104,17 @@ def test_signal_that_would_make_a_second_process_is_ignored(
     kinds = [json.loads(line)["countersign"]["kind"] for line in running.record.text().splitlines()]
     assert kinds.count("start") == 1
     assert "stop" not in kinds
+
+
+def test_nobody_can_have_a_second_process_made_by_a_socket_of_the_server(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Gunicorn's own is in the folder of whoever runs it: who writes ``worker add`` there gets one."""
+    running = start(HOME=str(tmp_path))
+    assert running.call()[0] == 200
+    assert len([*Path(f"/proc/{running.process.pid}/task").iterdir()]) == 1  # none waits for commands
+    running.stop()
+    assert not (tmp_path / ".gunicorn").exists()
 
 
 def alerts(running: Server) -> list[str]:
