@@ -434,7 +434,8 @@ class _Watch:
             self._end(time.monotonic())
 
     def _end(self, now: float) -> None:
-        for token, (deadline, sock) in list(self._waiting.items()):
+        # Copied at once: a list of pairs is made pair by pair, and the garbage collector may let a call in meanwhile.
+        for token, (deadline, sock) in self._waiting.copy().items():
             if deadline < now and not self.done(token):
                 _close_ears(sock)
 

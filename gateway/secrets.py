@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from gateway import files
 from gateway.edges import meaning
+from gateway.flights import SingleFlight
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError, Kept, Lifetime
 from policies.concealed import Concealed
@@ -192,11 +193,14 @@ class SecretManager:
     #: The timeouts of one attempt and of all attempts, in seconds. Google's ``timeout`` is not a total.
     ATTEMPT: Final = 1.0
     TOTAL: Final = 1.5
+    #: For making a client, which signs in: that takes minutes where nobody answers it.
+    CONNECT: Final = 5.0
 
     def __init__(self, endpoint: str | None = None) -> None:
         self._endpoint = endpoint
         self._client: PerProcess[Any] = PerProcess(self._connect)
         self._regional: dict[str, PerProcess[Any]] = {}
+        self._connecting: SingleFlight[Any] = SingleFlight("secrets")
 
     @staticmethod
     def prepare() -> None:
@@ -217,12 +221,10 @@ class SecretManager:
         from google.api_core.retry import Retry  # noqa: PLC0415
 
         try:
-            response = (
-                self._client_for(name)
-                .get()
-                .access_secret_version(
-                    name=name, timeout=self.ATTEMPT, retry=Retry(initial=0.1, maximum=0.5, timeout=self.TOTAL)
-                )
+            client = self._client_for(name)
+            made = client.made() or self._connecting.get(client, client.get, self.CONNECT)
+            response = made.access_secret_version(
+                name=name, timeout=self.ATTEMPT, retry=Retry(initial=0.1, maximum=0.5, timeout=self.TOTAL)
             )
         except Exception as error:  # noqa: BLE001 - any that is not in the table means "down" as well
             raise (meaning(meanings(), error) or DownError)(type(error).__name__) from None
@@ -285,6 +287,10 @@ SIGN_IN: Final[Mapping[str, str]] = {
 #: The same of what it says of a version.
 _MENDING: Final[Mapping[str, str]] = {
     **SIGN_IN,
+    "TimeoutError": (
+        "Google's client could not find out in time who asks. On a machine of your own, sign in: gcloud auth "
+        "application-default login. On Google Cloud, try again."
+    ),
     "NotFound": "There is no such secret, or no such version of it: correct the name, or add a version.",
     "PermissionDenied": "Give the account that reads it roles/secretmanager.secretAccessor on this secret.",
     "FailedPrecondition": "This version is disabled or destroyed: enable it, or add another.",

@@ -273,7 +273,11 @@ def load(environ: Mapping[str, str]) -> Gate:
     manager = SecretManager(settings.secret_manager)
     began = time.monotonic()
     source = source_of(settings.policy, manager)
-    judged = partial(settings.judge, where=source.where)
+
+    def judged(data: bytes) -> PolicySet:
+        policies = settings.judge(data, source.where)
+        _prepare(policies)
+        return policies
 
     def read() -> tuple[bytes, str, str, bytes | DownError]:
         password = _password(settings.store_password, manager)
@@ -297,8 +301,6 @@ def load(environ: Mapping[str, str]) -> Gate:
         raise SettingError(str(error)) from None
     finally:
         manager.close()
-    if any(connection.secret.startswith("projects/") for connection in first.connections.values()):
-        manager.prepare()
     store = _opened(settings.store, settings.store_ca, Concealed(password) if password else None, ca)
     flaw = store.flaw() if store is not None else None
     if flaw is not None:
@@ -323,7 +325,7 @@ def load(environ: Mapping[str, str]) -> Gate:
     )
     return Gate(
         policies=policies,
-        identity=Identity(Means(secrets, _google(settings, prepare="google" in first.kinds)), behind_iam=settings.iam),
+        identity=Identity(Means(secrets, _google(settings)), behind_iam=settings.iam),
         secrets=secrets,
         store=kept,
         upstreams=Upstreams(Transport(), secrets, time.monotonic, time.sleep, kept),
@@ -333,6 +335,19 @@ def load(environ: Mapping[str, str]) -> Gate:
         docs=settings.docs,
         operator=settings.operator,
     )
+
+
+def _prepare(policies: PolicySet) -> None:
+    """Import what a policy needs of Google's client, before it is in force.
+
+    That takes a while, and where several threads import parts of it at once, some of them fail.
+    """
+    keys = [connection.secret for connection in policies.connections.values()]
+    signing = [proof.value for proofs in policies.signers.values() for proof in proofs]
+    if any(key.startswith("projects/") for key in keys) or any(b"projects/" in where for where in signing):
+        SecretManager.prepare()
+    if "google" in policies.kinds:
+        Google.prepare()
 
 
 def _look_at_files(environ: Mapping[str, str]) -> None:
@@ -426,13 +441,10 @@ def _audiences(environ: Mapping[str, str]) -> tuple[str, ...]:
     return audiences
 
 
-def _google(settings: Settings, *, prepare: bool) -> Google:
+def _google(settings: Settings) -> Google:
     endpoint = settings.certificates
     address = f"http://{endpoint}/oauth2/v1/certs" if endpoint else CERTIFICATES
-    google = Google(Certificates(address, time.monotonic), settings.audiences)
-    if prepare:
-        google.prepare()
-    return google
+    return Google(Certificates(address, time.monotonic), settings.audiences)
 
 
 def _store(environ: Mapping[str, str], *, on_cloud: bool) -> str:

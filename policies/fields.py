@@ -123,10 +123,13 @@ class _Readers(dict[tuple[str, tuple[str, ...]], "_Reader"]):
 
     def __missing__(self, key: tuple[str, tuple[str, ...]]) -> _Reader:
         operation, paths = key
-        if len(paths) > self._room:
+        size = len(paths)
+        if size > self._room:
             return _shared
-        self._room -= len(paths)
-        reader = self[key] = partial(_exact, _decoder(operation, paths))
+        self._room -= size
+        reader = partial(_exact, _decoder(operation, paths))
+        if self.setdefault(key, reader) is not reader:  # another thread's, which has counted it
+            self._room += size
         return reader
 
 

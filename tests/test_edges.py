@@ -12,6 +12,7 @@ import pytest
 
 from gateway import secrets
 from gateway.edges import meaning
+from gateway.forks import PerProcess
 from gateway.stores import connecting, firestore, redis
 from policies.idempotency import wanted
 from policies.model import Admission, Answer, Outcome
@@ -121,7 +122,7 @@ def failing_redis(error: BaseException) -> Store:
 
 def failing_firestore(error: BaseException) -> Store:
     store = firestore.Firestore("firestore://acme-prod")
-    store._connected = lambda: Failing(error)  # type: ignore[method-assign]
+    store._client = PerProcess(lambda: Failing(error))
     return store
 
 

@@ -15,18 +15,17 @@ import select
 import socket
 import ssl
 import struct
-import threading
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import hiredis
-import msgspec
 
 from gateway.edges import meaning
-from gateway.forks import PerProcess
+from gateway.flights import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -428,44 +427,14 @@ def _left(deadline: float) -> float:
 _Addresses = list[tuple[int, Any]]
 
 
-class _Lookup(msgspec.Struct, frozen=True):
-    """A name being looked up. ``found`` is filled just before it ends."""
-
-    ended: threading.Event = msgspec.field(default_factory=threading.Event)
-    found: list[_Addresses | Exception] = msgspec.field(default_factory=list)
-
-
-#: By host and port. A forked process has none of its parent's threads.
-_LOOKUPS: Final[PerProcess[dict[tuple[str, int], _Lookup]]] = PerProcess(dict)
+_LOOKUPS: Final[SingleFlight[_Addresses]] = SingleFlight("name")
 
 
 def _addresses(host: str, port: int, deadline: float) -> _Addresses:
-    """Look a name up. No time limit ends ``getaddrinfo``, so one thread for each name asks, and all wait for that."""
+    """Look a name up, which no time limit ends."""
     with contextlib.suppress(OSError):
         return _asked_for(host, port, socket.AI_NUMERICHOST)
-    lookups, mine = _LOOKUPS.get(), _Lookup()
-    lookup = lookups.setdefault((host, port), mine)
-
-    def work() -> None:
-        try:
-            mine.found.append(_asked_for(host, port))
-        except Exception as error:  # noqa: BLE001 - it is raised below
-            mine.found.append(error)
-        finally:
-            del lookups[host, port]
-            mine.ended.set()
-
-    if lookup is mine:
-        try:
-            threading.Thread(target=work, name="name", daemon=True).start()
-        except RuntimeError:  # no thread can be started, as at the end of the process
-            work()
-    if not lookup.ended.wait(max(0.0, deadline - time.monotonic())):
-        raise TimeoutError
-    found = lookup.found[0]
-    if isinstance(found, Exception):
-        raise found
-    return found
+    return _LOOKUPS.get((host, port), partial(_asked_for, host, port), deadline - time.monotonic())
 
 
 def _asked_for(host: str, port: int, flags: int = 0) -> _Addresses:

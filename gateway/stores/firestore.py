@@ -35,6 +35,7 @@ from google.cloud.firestore_v1.types import Document, Precondition, Value, Write
 from msgspec.structs import replace
 
 from gateway.edges import meaning
+from gateway.flights import SingleFlight
 from gateway.forks import PerProcess
 from gateway.stores import Settled
 from gateway.stores.debts import Debt, Debts
@@ -219,6 +220,7 @@ class Firestore:
         self._clock, self._seconds = clock, seconds
         self._lock = threading.Lock()
         self._client = PerProcess(_connect)
+        self._connecting: SingleFlight[Any] = SingleFlight("firestore")
         self._debts = Debts(self._end)
         self._turns: dict[tuple[str, tuple[Limit, ...], bool], threading.Semaphore] = {}
 
@@ -363,7 +365,7 @@ class Firestore:
                 }
                 request = {"parent": f"{self._database}/documents", "structured_query": query}
                 with _translated():
-                    client = self._connected()
+                    client = self._client.get()
                     replies = client.run_query(request, retry=None, timeout=OPERATOR_SECONDS, metadata=_metadata())
                     page = [reply for reply in map(_raw, replies) if reply.HasField("document")]
                 for reply in page:
@@ -516,7 +518,7 @@ class Firestore:
         now = 0.0
         request = {"database": self._database, "documents": [self._name(path) for path in paths]}
         with _translated():
-            replies = self._connected().batch_get_documents(
+            replies = self._connected(deadline).batch_get_documents(
                 request, retry=None, timeout=self._attempt(deadline), metadata=_metadata()
             )
             found = [*map(_raw, replies)]
@@ -542,7 +544,7 @@ class Firestore:
                 commands.append(Write(update=whole, current_document=condition))
         request = {"database": self._database, "writes": commands}
         with _translated():
-            self._connected().commit(request, retry=None, timeout=self._attempt(deadline), metadata=_metadata())
+            self._connected(deadline).commit(request, retry=None, timeout=self._attempt(deadline), metadata=_metadata())
 
     def _deadline(self) -> float:
         return time.monotonic() + self._seconds
@@ -566,8 +568,14 @@ class Firestore:
         seconds: float = read_time.seconds + read_time.nanos / 1e9
         return seconds
 
-    def _connected(self) -> Any:
-        return self._client.get()
+    def _connected(self, deadline: float) -> Any:
+        made = self._client.made()
+        if made is not None:
+            return made
+        try:  # Google's client takes minutes to sign in where nobody answers it
+            return self._connecting.get("client", self._client.get, self._left(deadline))
+        except TimeoutError:
+            raise StoreUnavailable(note="Timeout", retry_after=1) from None
 
 
 def _connect() -> Any:

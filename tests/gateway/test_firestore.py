@@ -175,7 +175,7 @@ class Asked:
     """Stands before a store's client and notes for how many seconds it lets each of its calls run."""
 
     def __init__(self, store: Firestore) -> None:
-        self._client, self.seconds = store._connected(), list[float]()
+        self._client, self.seconds = store._client.get(), list[float]()
         store._client = PerProcess(lambda: self)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -273,7 +273,7 @@ def test_nobody_listening_is_a_refusal_that_names_no_address(monkeypatch: pytest
 def test_channel_that_was_closed_is_a_refusal(firestore_url: str) -> None:
     store, grant = Firestore(firestore_url, seconds=PATIENCE), limited("9/minute", key="k")
     admission = admit(store, grant)
-    store._connected().transport.close()
+    store._client.get().transport.close()
     with pytest.raises(StoreUnavailable) as caught:
         admit(store, grant)
     assert (caught.value.note, caught.value.retry_after) == ("ValueError", 1)
@@ -297,6 +297,26 @@ def test_client_that_cannot_be_made_is_a_refusal(
     with pytest.raises(StoreUnavailable) as caught:
         admit(Firestore("firestore://acme-prod"), limited("9/minute", key="k"))
     assert caught.value.note == note
+
+
+def test_calls_are_refused_in_time_while_google_does_not_say_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, asked = threading.Event(), list[str]()
+
+    def silent(**_: object) -> None:
+        asked.append("who")
+        assert answer.wait(30), "somebody has waited for it"
+
+    monkeypatch.setattr("google.auth.default", silent)
+    store = Firestore("firestore://acme-prod")
+
+    def note(_: int) -> str | None:
+        with pytest.raises(StoreUnavailable) as caught:
+            store.state_of("0" * 64)
+        return caught.value.note
+
+    assert at_once(20, note) == ["Timeout"] * 20
+    assert asked == ["who"]
+    answer.set()
 
 
 class Between(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import socket
 import threading
@@ -407,8 +408,8 @@ def test_next_body_of_a_thread_is_not_taken_for_its_overdue_one(
     tokens: list[int] = []
 
     class Racing(dict[int, Any]):
-        def items(self) -> Any:  # what the watch has read is old by the time it acts
-            seen = list(super().items())
+        def copy(self) -> dict[int, Any]:  # what the watch has read is old by the time it acts
+            seen = super().copy()
             if not tokens:
                 watch.done(first)
                 tokens.append(watch.over(ours))
@@ -419,3 +420,26 @@ def test_next_body_of_a_thread_is_not_taken_for_its_overdue_one(
     assert not watch.done(tokens[0])  # still watched, and in time
     theirs.sendall(b"next")
     assert ours.recv(4) == b"next"
+
+
+def test_watch_goes_on_while_calls_begin_as_it_looks(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The garbage collector may run anywhere, and what it runs lets another thread begin a call."""
+    watch = reading._Watch(600, tick=600)  # it looks when it is told to
+
+    class Finalized:
+        def __init__(self) -> None:
+            self.itself = self  # so that only the garbage collector finds it
+
+        def __del__(self) -> None:
+            watch.over(pair[0])
+
+    for _ in range(5_000):  # more pairs than Python has in store
+        watch.over(pair[0])
+    gc.collect()
+    threshold = gc.get_threshold()
+    gc.set_threshold(1_000, 1, 1)
+    try:
+        Finalized()
+        watch._end(time.monotonic())
+    finally:
+        gc.set_threshold(*threshold)

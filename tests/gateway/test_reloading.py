@@ -137,6 +137,31 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, secret_manager: Secret
     return Place(LATEST, lambda text: secret_manager.add(POLICY_SECRET, text.encode()))
 
 
+def test_what_a_new_policy_needs_of_google_is_imported_before_a_call_meets_it(
+    instance: Callable[..., Instance],
+    clock: Moved,
+    tmp_path: Path,
+    upstream: Appgregator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    imported: list[tuple[str, str]] = []
+    for what in ("gateway.secrets.SecretManager", "gateway.tokens.Google"):
+
+        def prepare(what: str = what) -> None:
+            imported.append((what, threading.current_thread().name))
+
+        monkeypatch.setattr(f"{what}.prepare", prepare)
+    (tmp_path / "key").write_text(UPSTREAM_KEY)
+    running = instance(policy(upstream.origin, secret=f"file:{tmp_path}/key"), AUDIENCE="https://function.example")
+    assert (running.status(), imported) == (200, [])
+    named = policy(upstream.origin, credentials=["google: ann@acme.example"])
+    (tmp_path / "policy.yaml").write_text(named)
+    clock.tick(PROMISED_SECONDS)
+    assert running.status() == 200
+    assert imported == [("gateway.secrets.SecretManager", "policy"), ("gateway.tokens.Google", "policy")]
+    assert running.told() == ["taken"]
+
+
 # ---------------------------------------------------------------- a change takes over
 
 

@@ -274,6 +274,32 @@ def test_secret_manager_that_is_down_is_answered_within_three_seconds(
         manager.close()
 
 
+def test_secrets_are_down_in_time_while_google_does_not_say_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, asked = threading.Event(), list[str]()
+
+    def silent(*_: object, **__: object) -> tuple[Any, str]:
+        asked.append("who")
+        assert answer.wait(30), "somebody has waited for it"
+        return AnonymousCredentials(), "acme"  # type: ignore[no-untyped-call]  # it has no types
+
+    monkeypatch.setattr("google.auth.default", silent)
+    monkeypatch.setattr(SecretManager, "CONNECT", 0.2)
+    manager = SecretManager()
+    manager.prepare()
+
+    def down(number: int) -> str:
+        with pytest.raises(DownError) as caught:
+            manager.read(f"projects/acme/secrets/key-{number}/versions/latest")
+        return str(caught.value)
+
+    assert at_once(8, down) == ["TimeoutError"] * 8
+    assert asked == ["who"]
+    answer.set()
+    assert manager._client.get() is manager._client.get()  # made by the thread that waited
+    assert asked == ["who"]
+    manager.close()
+
+
 def test_closed_client_leaves_no_connection_for_a_fork_to_inherit_and_is_made_anew(
     manager: SecretManager, secret_manager: Sandbox
 ) -> None:

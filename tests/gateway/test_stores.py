@@ -1111,7 +1111,7 @@ def written_in(store: Store) -> object:
             ask = partial(store._client.ask, seconds=10.0)
             return {key: (ask("DUMP", key), ask("PEXPIRETIME", key)) for key in ask("KEYS", "*")}
         case Firestore():
-            parent, client = f"{store._database}/documents", store._connected()
+            parent, client = f"{store._database}/documents", store._client.get()
             found = (
                 document
                 for collection in (WINDOWS, LEDGER)

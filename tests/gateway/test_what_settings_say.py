@@ -211,6 +211,7 @@ def test_every_word_of_secret_manager_has_one_that_says_what_to_do() -> None:
         if meaning is GoneError:
             assert mending(GoneError(exception.__name__)).endswith(".")
     assert "roles/secretmanager.secretAccessor" in mending(GoneError("PermissionDenied"))
+    assert "gcloud auth application-default login" in mending(DownError("TimeoutError"))
     assert mending(DownError("the checksum does not match")) == ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
@@ -364,3 +365,23 @@ def test_response_lists_that_no_room_is_left_for_build_nothing(
     read_in_turn([first, *others])
     assert built == []
     assert len(fields._READERS) == 1
+
+
+def test_list_that_threads_read_for_the_first_time_at_once_takes_its_room_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = grants(3)
+    monkeypatch.setattr(fields, "_READERS", fields._Readers(room=4 * 3))
+    turn, build = threading.Barrier(3), fields._decoder
+
+    def at_once(operation: str, paths: Iterable[str]) -> Any:
+        turn.wait()
+        return build(operation, paths)
+
+    monkeypatch.setattr(fields, "_decoder", at_once)
+    threads = [threading.Thread(target=read_in_turn, args=([first],)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.setattr(fields, "_decoder", build)
+    read_in_turn([second, *grants(4)])
+    assert len(fields._READERS) == 4
