@@ -489,7 +489,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
                     return
         except (NoMoreData, StopIteration):
             conn.keeps = False
-        except Exception as error:  # noqa: BLE001 - gunicorn's own way: 500
+        except BaseException as error:  # noqa: BLE001 - a thread that ended here would take its call to the next
             conn.keeps = False
             pieces = _Pieces()
             self.handle_error(req, pieces, conn.client, error)

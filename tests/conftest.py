@@ -44,10 +44,14 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
-# The same lots in every run, so that a test fails by what was changed. LONG=1 draws others.
-hypothesis.settings.register_profile("same lots", derandomize=True)
-if not os.environ.get("LONG"):
-    hypothesis.settings.load_profile("same lots")
+# The same lots in every run, so that a test fails by what was changed. LONG=1 draws others. No test is about its time.
+hypothesis.settings.register_profile(
+    "ours",
+    derandomize=not os.environ.get("LONG"),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ours")
 
 #: The caller key of every test's policy, and one of a second caller.
 KEY = "csk_test_7f1c0f6f2f6d4b0f9a5c"

@@ -904,7 +904,7 @@ def test_no_bytes_whatever_cause_a_5xx_or_an_unapproved_send(
     allowed = {"customer", "description", "days_until_due", "metadata[order_id]", "metadata[cost_center]"}
 
     @example(body=CUSTOMER.encode(), media=FORM, more="", key=KEY, headers={})
-    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
     @given(
         body=_BODIES,
         media=st.one_of(st.just(FORM), st.just(JSON), st.just(JSON), _HEADER),

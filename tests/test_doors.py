@@ -512,7 +512,7 @@ def loaded(doors: Callable[..., Function]) -> dict[str, Function]:
     return {iam: doors(IAM=iam) for iam in ("", "guards")}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_the_headers_hold_nobody_is_let_in_and_nothing_breaks(
     data: st.DataObject, loaded: dict[str, Function], upstream: Appgregator

@@ -465,7 +465,7 @@ def stands_in(some: list[str], lines: list[str]) -> bool:
     return all(line in rest for line in some)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(written=documents(), data=st.data())
 def test_only_what_is_meant_changes_in_any_document(tmp_path: Path, written: Written, data: st.DataObject) -> None:
     file = tmp_path / "any.yaml"

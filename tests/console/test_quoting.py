@@ -29,9 +29,7 @@ TEXT: Final = st.text(
 )
 #: A run of an interpreter reads this many texts.
 BATCH: Final = st.lists(TEXT, min_size=1, max_size=200)
-FEW: Final = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+FEW: Final = settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def told(command: list[str], program: str) -> bytes:

@@ -75,7 +75,7 @@ def documents(url: str, collection: str) -> dict[str, dict[str, Any]]:
 
 
 @given(STEPS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_firestore_says_what_memory_says_whatever_happens(firestore_url: str, steps: list[Step]) -> None:
     clock = Clock()
     fresh = Firestore(f"{firestore_url}/db-{time.monotonic_ns()}", clock, PATIENCE)

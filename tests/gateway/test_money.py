@@ -329,7 +329,6 @@ def test_what_is_left_is_what_nobody_holds_or_has_spent(
         max_examples=examples,
         database=None,
         stateful_step_count=steps,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(machine, settings=drawn)

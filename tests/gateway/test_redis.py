@@ -85,7 +85,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_redis_says_what_memory_says_whatever_happens(shared_redis: RedisServer, steps: list[Step]) -> None:
     with redis.Redis(port=shared_redis.port) as client:
         client.flushall()
@@ -599,7 +599,7 @@ def test_clock_set_back_leaves_a_key_in_use_for_no_longer_than_its_lease(redis_u
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 1.0, 7.5, 30.0]), st.sampled_from([0.0, 0.0, 0.5, 5.0, 4000.0]))))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_clock_that_is_set_back_again_and_again_never_admits_more_than_the_limit(
     shared_redis: RedisServer, steps: list[tuple[float, float]]
 ) -> None:

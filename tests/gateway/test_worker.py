@@ -350,16 +350,20 @@ from gateway.serving import configure
 configure()
 def countersign(request): ...
 def broken(environ, start):
-    raise ConnectionResetError("not the caller's")
+    raise {fault}("not the caller's")
 current_app.wsgi_app = broken
 """
 
 
-def test_fault_of_the_application_is_answered_whatever_its_kind(server: Callable[..., Server], tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["ConnectionResetError", "SystemExit", "KeyboardInterrupt", "GeneratorExit"])
+def test_fault_of_the_application_is_answered_whatever_its_kind(
+    server: Callable[..., Server], tmp_path: Path, fault: str
+) -> None:
+    """Of some kinds a thread would end, and take its call to the next until none is left."""
     source = tmp_path / "broken.py"
-    source.write_text(BROKEN)
-    running = server(source=source, PYTHONPATH=str(ROOT))
-    assert running.call()[0] == 500
+    source.write_text(BROKEN.replace("{fault}", fault))
+    running = server(source=source, PYTHONPATH=str(ROOT), THREADS="2")
+    assert [running.call(timeout=10)[0] for _ in range(3)] == [500] * 3
     assert "not the caller's" in running.errors.read_text()
 
 

@@ -210,7 +210,7 @@ def _fitting(rule: Any) -> st.SearchStrategy[str]:
     return st.sampled_from([f"{rule.prefix or ''}1", f"{rule.prefix or ''}order-1", "order-77"])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_what_the_schemas_take_is_what_the_judge_approves(data: st.DataObject) -> None:
     try:

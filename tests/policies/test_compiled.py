@@ -69,7 +69,7 @@ def differences(one: PolicySet, other: PolicySet) -> list[str]:
     return found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(documents())
 def test_compiled_policy_means_what_its_document_means_for_every_credential(text: str) -> None:
     policy_set = read(text)
@@ -80,7 +80,7 @@ def test_compiled_policy_means_what_its_document_means_for_every_credential(text
     assert compiled.write(again) == data
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(documents(), st.data())
 def test_calls_are_decided_alike(text: str, data: st.DataObject) -> None:
     policy_set = read(text)
@@ -193,7 +193,6 @@ def test_file_with_more_behind_it_is_refused(more: bytes) -> None:
     assert refused(WHOLE + more) == DAMAGED
 
 
-@settings(deadline=None)
 @given(st.integers(len(compiled.MARK), len(WHOLE) - 1), st.integers(1, 255))
 def test_flipped_bits_are_refused(at: int, flip: int) -> None:
     assert refused(WHOLE[:at] + bytes([WHOLE[at] ^ flip]) + WHOLE[at + 1 :]) == DAMAGED
@@ -275,7 +274,7 @@ def test_body_that_a_hostile_hand_has_sealed_is_read_whole_or_not_at_all(parts: 
         tracemalloc.stop()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(HEAD, len(WHOLE) - 1), st.binary(max_size=4), st.integers(0, 4))
 def test_sealed_body_with_a_slip_in_it_is_refused_or_read_to_the_last_caller(at: int, slip: bytes, cut: int) -> None:
     try:

@@ -1170,7 +1170,7 @@ def test_idempotency_key_comes_from_one_exact_parameter() -> None:
     assert entitlement("metadata:", idempotency='{from: "metadata[a]"}').idempotency.parameter == "metadata[a]"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(documents())
 def test_grant_means_the_same_whoever_else_has_one_like_it(text: str) -> None:
     head, callers = text.split("callers:\n")
@@ -1189,7 +1189,7 @@ def test_grant_that_differs_in_one_place_is_another() -> None:
     assert [e.response_fields for e in other.entitlements.values()] == [("id", "audit_id", "status")]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_any_slip_in_a_line_is_read_or_named_with_its_file_and_line(data: st.DataObject) -> None:
     number = data.draw(st.integers(1, len(LINES)))

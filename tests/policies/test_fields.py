@@ -133,7 +133,7 @@ def allowed(place: tuple[str, ...], granted: Iterable[str]) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(answer=JSON, granted=st.lists(st.sampled_from(GRANTED), unique=True))
 def test_nothing_comes_out_but_what_stands_at_a_granted_place(answer: object, granted: list[str]) -> None:
     marked = tagged(answer, iter(range(10_000)))
@@ -185,7 +185,7 @@ def _room(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_room")
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(answer=ANSWERS, granted=st.lists(st.sampled_from(GRANTED), unique=True, min_size=1))
 def test_answer_of_which_only_what_is_granted_is_built_is_the_whole_one_trimmed(
     answer: dict[str, object], granted: list[str]
@@ -232,7 +232,7 @@ def test_bytes_that_no_encoder_of_ours_writes_are_read_as_they_are_trimmed(body:
 
 
 @pytest.mark.usefixtures("_room")
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     left_out=st.sets(st.sampled_from(sorted(EXAMPLE))),
     other=st.dictionaries(st.sampled_from(sorted(EXAMPLE)), ANY, max_size=2),

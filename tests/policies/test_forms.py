@@ -95,7 +95,6 @@ def test_number_without_a_fraction_is_its_whole_number_and_any_other_is_as_writt
     assert isinstance(found["a"], forms.Fractional) is (read == written and not read.isdecimal())
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**19), 10**19), st.integers(0, 3), st.integers(-3, 3))
 def test_every_way_to_write_a_whole_number_is_read_alike(number: int, zeros: int, shift: int) -> None:
     scaled = Decimal(number).scaleb(-shift)
@@ -378,7 +377,7 @@ def nested(parameters: dict[str, str]) -> dict[str, Any]:
     return top
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(PARAMETER_SETS)
 def test_what_is_encoded_is_read_back_the_same_from_form_and_json(asked: dict[str, str]) -> None:
     assert forms.parse(forms.encode(asked), "form") == asked
@@ -386,7 +385,7 @@ def test_what_is_encoded_is_read_back_the_same_from_form_and_json(asked: dict[st
     assert dict(parse_qsl(forms.encode(asked).decode(), keep_blank_values=True, strict_parsing=bool(asked))) == asked
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data(), PARAMETER_SETS)
 def test_canonical_form_does_not_depend_on_the_order_of_the_input(data: st.DataObject, asked: dict[str, str]) -> None:
     shuffled = dict(data.draw(st.permutations(list(asked.items()))))
@@ -398,7 +397,7 @@ def test_metadata_keys_that_are_the_same_number_keep_one_order() -> None:
     assert forms.encode(forms.canonical(one)) == forms.encode(forms.canonical(other))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.sampled_from(["form", "json"]), st.binary(max_size=60) | TEXT.map(str.encode))
 def test_any_bytes_are_read_or_refused(media: str, body: bytes) -> None:
     try:

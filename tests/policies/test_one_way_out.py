@@ -283,7 +283,7 @@ def asking(path: str) -> st.SearchStrategy[Content]:
 
 
 @pytest.mark.parametrize("path", CATALOGUE)
-@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_parameter_arrives_as_it_was_asked(
     everything: tuple[PolicySet, Caller], path: str, data: st.DataObject
@@ -292,7 +292,7 @@ def test_every_parameter_arrives_as_it_was_asked(
     check(everything, content, data)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), asked=objects(CHILDREN[""]))
 def test_any_parameters_together_arrive_as_they_were_asked(
     everything: tuple[PolicySet, Caller], data: st.DataObject, asked: Content

@@ -498,7 +498,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=80) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_nothing_is_a_success_but_an_invoice_with_an_id(grant: Grant, body: bytes) -> None:
     reply = judge(grant, 200, body)
@@ -560,7 +560,7 @@ def test_error_of_no_known_shape_still_is_a_refusal(grant: Grant, error: object)
     assert set(said(reply)) == {"type", "title", "status", "detail", "reason", "decided_by", "audit_id"}
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(status=st.sampled_from([200, 302, 400, 401, 402, 404, 409, 429, 500]), data=st.data())
 def test_no_text_of_the_upstream_is_in_a_refusal(grant: Grant, status: int, data: st.DataObject) -> None:
     canary = st.text(max_size=3).map(lambda text: f"{CANARY}{text}")

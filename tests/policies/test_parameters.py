@@ -712,7 +712,7 @@ def test_long_list_of_choices_is_cut() -> None:
     assert refusal.value.detail.endswith("bancontact, billie, blik, boleto (and 39 more).")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     name=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="[]"), min_size=1, max_size=250),
     shape=st.sampled_from(["{}", "metadata[{}]", "custom_fields[{}][name]", "metadata[{}][x]"]),

@@ -40,7 +40,7 @@ def moments(draw: st.DrawFn, limit: Limit) -> list[float]:
     return times
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), LIMITS)
 def test_limit_is_never_exceeded_in_any_window(data: st.DataObject, limit: Limit) -> None:
     window, admitted = Window(limit), list[float]()
@@ -72,7 +72,7 @@ def test_greedy_caller_gets_at_least_99_percent(limit: str) -> None:
     assert 0.99 * windows * window.limit.calls <= admitted <= windows * window.limit.calls
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), LIMITS)
 def test_call_passes_after_the_wait_and_not_before(data: st.DataObject, limit: Limit) -> None:
     window = Window(limit)
@@ -91,7 +91,7 @@ def test_call_passes_after_the_wait_and_not_before(data: st.DataObject, limit: L
     assert window.wait(now + wait) == 0
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data(), LIMITS)
 def test_call_given_back_uses_up_nothing(data: st.DataObject, limit: Limit) -> None:
     window, model = Window(limit), Window(limit)
@@ -106,7 +106,7 @@ def test_call_given_back_uses_up_nothing(data: st.DataObject, limit: Limit) -> N
         assert window.wait(now) == model.wait(now)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), LIMITS)
 def test_wait_of_a_budget_is_the_first_moment_with_room_and_bounded(data: st.DataObject, limit: Limit) -> None:
     """Money that is told late may exceed a budget by any sum."""
@@ -165,7 +165,7 @@ def test_shares_come_to_the_limit_exactly_and_none_is_empty(calls: int, unit: st
     assert len(parts) == most or max(parts) <= limit.seconds
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data(), LIMITS)
 def test_shared_out_or_whole_a_limit_says_the_same(data: st.DataObject, limit: Limit) -> None:
     whole, parts = Window(limit), [Window(part) for part in shares(limit, 5)]
