@@ -18,7 +18,6 @@ from gunicorn.http.errors import (
     LimitRequestHeaders,
     LimitRequestLine,
     ObsoleteFolding,
-    ParseException,
     UnsupportedTransferCoding,
 )
 
@@ -68,7 +67,7 @@ class Underscores:
         return False
 
 
-def why(error: ParseException) -> BadCall:
+def why(error: Exception) -> BadCall:
     """Return the refusal of a call that gunicorn's parser did not take."""
     kind, said = meaning(_MEANS, error) or (NotHttp, None)
     name = getattr(error, "hdr", None)

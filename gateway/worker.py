@@ -479,7 +479,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
                 arriving = conn.arriving
                 try:
                     req, whole = _parsed(conn), arriving.whole
-                except ParseException as error:
+                except (ParseException, NoMoreData, StopIteration) as error:
                     req, whole = self._stand_in(conn, error), False
                 conn.keeps = self._answer(req, conn, whole=whole)
                 if not conn.keeps:
@@ -487,8 +487,6 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
                 _pass(req, conn)
                 if not conn.keeps or conn.unsent or not self._queue.empty() or not conn.more():
                     return
-        except (NoMoreData, StopIteration):
-            conn.keeps = False
         except BaseException as error:  # noqa: BLE001 - a thread that ended here would take its call to the next
             conn.keeps = False
             pieces = _Pieces()
@@ -496,7 +494,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
             with suppress(OSError):
                 conn.send(b"".join(pieces))
 
-    def _stand_in(self, conn: Connection, error: ParseException) -> Any:
+    def _stand_in(self, conn: Connection, error: Exception) -> Any:
         """Return the call that stands for one that cannot be read, so that it is refused and recorded as any other."""
         conn.unreadable = why(error)
         return next(get_parser(self.cfg, iter([stand_in(conn.arriving.data, OURS)]), conn.client))

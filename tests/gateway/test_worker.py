@@ -355,7 +355,7 @@ current_app.wsgi_app = broken
 """
 
 
-@pytest.mark.parametrize("fault", ["ConnectionResetError", "SystemExit", "KeyboardInterrupt", "GeneratorExit"])
+@pytest.mark.parametrize("fault", ["ConnectionResetError", "StopIteration", "SystemExit", "GeneratorExit"])
 def test_fault_of_the_application_is_answered_whatever_its_kind(
     server: Callable[..., Server], tmp_path: Path, fault: str
 ) -> None:
