@@ -49,7 +49,10 @@ _MEANS: Final[dict[type[BaseException], tuple[type[BadCall], str | None]]] = {
     UnsupportedTransferCoding: (HeaderMalformed, _SENTENCES["TRANSFER-ENCODING"]),
     ExpectationFailed: (HeaderMalformed, "Expect must be 100-continue, or left out."),
 }
-_FIRST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[!-~]{0,%d})" % MAX_NAMED)
+#: Only what every parser takes for an address: what comes behind another character is left out.
+_FIRST_LINE: Final = re.compile(
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[A-Za-z0-9._~%%?&=+/-]{0,%d})" % MAX_NAMED
+)
 _ACCEPT: Final = re.compile(rb"\r\n((?i:accept):[ -~]{1,255}\r\n)")
 
 

@@ -6,7 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from gunicorn.http import errors
+from gunicorn.config import Config
+from gunicorn.http import errors, get_parser
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.doors import OURS
 from gateway.unreadable import MAX_NAMED, stand_in, why
@@ -111,8 +114,24 @@ def test_every_complaint_of_the_parser_has_a_refusal_of_our_own_words() -> None:
         (b"POST http://a/b HTTP/1.1\r\n", b"GET /"),
         (b"post /a", b"GET /"),
         (b"GET /\xff\0", b"GET /"),
+        (b"GET /a?expand[]=b HTTP/1.1", b"GET /a?expand"),
+        (b"CONNECT /a HTTP/1.1", b"GET /"),
         (b"GET /-/me?key=1 HTTP/1.1", b"GET /"),
     ],
 )
 def test_what_stands_for_it_has_no_more_of_it_than_is_legible(data: bytes, legible: bytes) -> None:
     assert stand_in(data, OURS) == legible + b" HTTP/1.1\r\nHost: /\r\n\r\n"
+
+
+#: What a first line may be made of, and what else may come.
+LIKELY = st.sampled_from(
+    [b"GET ", b"POST ", b"CONNECT ", b"/", b"//", b"[", b"%", b"?", b"#", b" HTTP/1.1", b"\r\n", b"\n"]
+)
+HEADS = st.lists(LIKELY | st.sampled_from([b"Accept: ", b"a", b":", b"*/*"]) | st.binary(max_size=4)).map(b"".join)
+
+
+@given(HEADS)
+def test_what_stands_for_it_can_always_be_read(data: bytes) -> None:
+    read = next(get_parser(Config(), iter([stand_in(data, OURS)]), ("127.0.0.1", 1)))
+    assert dict(read.headers)["HOST"] == "/"
+    assert read.uri.startswith("/")
