@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 #: Our own end comes before that, and its last line is on record, whatever peers do.
 STOP_SECONDS: Final = SEND_SECONDS + 1.5
+#: Until then peers are waited for, once all calls have ended: what is owed to the store may take a second more.
+PEERS_SECONDS: Final = SEND_SECONDS + 0.5
 #: A client of a kept connection may be sending its next call as we stop: it is answered, and the last.
 LAST_CALL_SECONDS: Final = 2.0
 #: Long enough for a busy client's next call, short enough not to starve the pool.
@@ -223,7 +225,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         self._listen(on=False)
         for listener in self.sockets:
             listener.close()
-        while time.monotonic() < began + STOP_SECONDS:
+        while time.monotonic() < began + (STOP_SECONDS if self._out else PEERS_SECONDS):
             self._turn(LAST_TURNS_SECONDS)
             if STOPPING.over:
                 STOPPING.end_sends()
