@@ -60,3 +60,8 @@ class SingleFlight(Generic[T]):
         if isinstance(found, Exception):
             raise found
         return found
+
+    def make(self, value: PerProcess[T], seconds: float) -> T:
+        """Return this process's value, making it if there is none yet. Raises as :meth:`get` does."""
+        made = value.made()
+        return self.get(value, value.get, seconds) if made is None else made

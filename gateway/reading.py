@@ -26,6 +26,7 @@ from policies.model import NAME, Call
 from policies.operations import OPERATIONS
 from policies.parameters import BOOLEANS
 from policies.refusals import (
+    BadCall,
     BodyIncomplete,
     BodyMalformed,
     BodyTimeout,
@@ -98,7 +99,7 @@ def read(environ: Mapping[str, Any]) -> Call:
     if len(target) > MAX_TARGET:
         raise TargetTooLong
     if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
-        raise environ.get(UNREADABLE) or HeaderMalformed("The Host header is not a host's name.")
+        raise _hostless(environ)
     path, _, query = target.partition("?")
     route = _route(path)
     if route is None:
@@ -146,7 +147,7 @@ def read_own(
     if len(target) > MAX_TARGET:
         raise TargetTooLong
     if not HOST.fullmatch(environ.get("HTTP_HOST", "")):
-        raise environ.get(UNREADABLE) or HeaderMalformed("The Host header is not a host's name.")
+        raise _hostless(environ)
     if environ["REQUEST_METHOD"] not in allowed:
         raise _wrong_method(environ, dict.fromkeys(allowed, ""))
     query = target.partition("?")[2]
@@ -169,6 +170,12 @@ def read_own(
         for key in environ.keys() & _CREDENTIALS.keys()
     }
     return Call("", "", "", credentials, "json", body, None, validate_only=False, environ=environ), given
+
+
+def _hostless(environ: Mapping[str, Any]) -> BadCall:
+    """Return why a request names no host: it may stand for one that our worker could not read."""
+    unreadable: BadCall | None = environ.get(UNREADABLE)
+    return unreadable or HeaderMalformed("The Host header is not a host's name.")
 
 
 def only_tries(environ: Mapping[str, Any]) -> bool:

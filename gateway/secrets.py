@@ -221,9 +221,8 @@ class SecretManager:
         from google.api_core.retry import Retry  # noqa: PLC0415
 
         try:
-            client = self._client_for(name)
-            made = client.made() or self._connecting.get(client, client.get, self.CONNECT)
-            response = made.access_secret_version(
+            client = self._connecting.make(self._client_for(name), self.CONNECT)
+            response = client.access_secret_version(
                 name=name, timeout=self.ATTEMPT, retry=Retry(initial=0.1, maximum=0.5, timeout=self.TOTAL)
             )
         except Exception as error:  # noqa: BLE001 - any that is not in the table means "down" as well

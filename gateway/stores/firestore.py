@@ -569,11 +569,8 @@ class Firestore:
         return seconds
 
     def _connected(self, deadline: float) -> Any:
-        made = self._client.made()
-        if made is not None:
-            return made
         try:  # Google's client takes minutes to sign in where nobody answers it
-            return self._connecting.get("client", self._client.get, self._left(deadline))
+            return self._connecting.make(self._client, self._left(deadline))
         except TimeoutError:
             raise StoreUnavailable(note="Timeout", retry_after=1) from None
 
