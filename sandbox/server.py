@@ -311,8 +311,11 @@ class Server:
         self._port = server.sockets[0].getsockname()[1]
         ready.set_result(lambda: loop.call_soon_threadsafe(stopped.set))
         await stopped.wait()
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+        # Connections just accepted get their transports, which asyncio refuses them once their server is closed.
+        await asyncio.sleep(0.01)
         server.close()
-        await asyncio.sleep(0.01)  # connections just accepted get their transports, so that these can be closed
         while self._open:
             for transport in tuple(self._open):
                 transport.abort()
