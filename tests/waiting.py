@@ -1,4 +1,4 @@
-"""Waiting for something, and never for a time: a machine that is busy with other tests may stop any of us for seconds."""
+"""Waiting for something, and never for a time: a busy machine may stop any process for seconds."""
 
 from __future__ import annotations
 
