@@ -45,7 +45,7 @@ class FirestoreEmulator:
         )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{self.address}/", timeout=START_SECONDS) as answer:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{self.address}/", timeout=5) as answer:
                 if answer.status == HTTPStatus.OK:
                     self._warm_up()
                     return
@@ -69,7 +69,7 @@ class FirestoreEmulator:
         """End it as a crash does. Its data is lost, as after an orderly end."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait(timeout=START_SECONDS)
+            self.process.wait(timeout=10)
             self.process = None
 
     stop = kill

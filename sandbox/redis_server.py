@@ -16,8 +16,7 @@ from sandbox.ports import free_port
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: It starts at once, but a machine that is busy with tests may stop it for seconds.
-START_SECONDS = 60
+START_SECONDS = 10
 
 
 @dataclass
@@ -45,7 +44,7 @@ class RedisServer:
         self.process = subprocess.Popen([program(), *arguments], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), START_SECONDS) as probe:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
                 probe.sendall(b"PING\r\n")
                 if probe.recv(64).startswith(b"+PONG"):
                     return
@@ -63,7 +62,7 @@ class RedisServer:
     def _end(self, how: signal.Signals) -> None:
         if self.process is not None:
             self.process.send_signal(how)
-            self.process.wait(timeout=START_SECONDS)
+            self.process.wait(timeout=10)
             self.process = None
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from ssl import SSLContext
 
 __all__ = ["SECOND", "Answer", "Head", "Headers", "Server", "Strays"]
 
@@ -260,7 +261,9 @@ class _Connection(asyncio.Protocol):
 
 
 class Server:
-    """A server on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart. `strays` can be set.
+    """A server on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart.
+
+    Settable: `strays` while it runs, and `tls` before it starts.
 
     A subclass defines what it serves: every hook below runs on the server's own thread, one at a time.
     """
@@ -270,6 +273,7 @@ class Server:
         self._numbers = itertools.count(1)
         self._open: set[asyncio.Transport] = set()
         self.strays = Strays()
+        self.tls: SSLContext | None = None
         self._stopping: tuple[threading.Thread, Callable[[], object]] | None = None
 
     def __enter__(self) -> Self:
@@ -326,7 +330,7 @@ class Server:
         loop = asyncio.get_running_loop()
         stopped = asyncio.Event()
         try:
-            server = await loop.create_server(self._connect, "127.0.0.1", self._port, backlog=1024)
+            server = await loop.create_server(self._connect, "127.0.0.1", self._port, ssl=self.tls, backlog=1024)
         except OSError as error:
             ready.set_exception(error)
             return

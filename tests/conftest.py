@@ -37,7 +37,6 @@ from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
 from sandbox.stripe import Stripe
-from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -314,7 +313,7 @@ class Server:
         *,
         key: str | None = KEY,
         method: str = "POST",
-        timeout: float = PATIENCE,
+        timeout: float = 30,
     ) -> tuple[int, dict[str, str], bytes]:
         """Make one call on a connection of its own: status, headers with small names, body."""
         sent = {"Content-Type": FORM, **({"x-api-key": key} if key else {}), **(headers or {})}
@@ -341,7 +340,7 @@ class Server:
         """Stop it as the platform does, and wait."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=PATIENCE)
+            self.process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -364,7 +363,7 @@ def launch(
     with errors.open("wb") as stderr:
         process = subprocess.Popen(command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
     server = Server(process, port, record, errors)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 30
     while wait and not listening(port) and time.monotonic() < deadline:
         assert process.poll() is None, errors.read_text()
         time.sleep(0.05)
@@ -416,7 +415,7 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def redis_url(shared_redis: RedisServer) -> str:
-    with socket.create_connection(("127.0.0.1", shared_redis.port), PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", shared_redis.port), 5) as connection:
         connection.sendall(b"FLUSHALL\r\n")
         assert connection.recv(64) == b"+OK\r\n"
     return shared_redis.url
