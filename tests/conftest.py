@@ -326,14 +326,17 @@ class Server:
             connection.close()
 
     def raw(self, data: bytes, timeout: float = 30) -> bytes:
-        """Send bytes as they are, and return all that comes until the other side closes or falls silent for 1 s."""
+        """Send bytes as they are, and return all that comes until the other side closes.
+
+        Where it was not asked to, it may instead fall silent for a second.
+        """
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
             received = b""
             with contextlib.suppress(TimeoutError):
                 while chunk := connection.recv(65536):
                     received += chunk
-                    connection.settimeout(1)
+                    connection.settimeout(timeout if b"Connection: close" in data else 1)
             return received
 
     def stop(self) -> None:
