@@ -59,6 +59,8 @@ OTHER_KEY = "csk_test_of_another_caller_01"
 TARGET = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
 FORM = "application/x-www-form-urlencoded"
 CUSTOMER = "customer=cus_MQqeLuPp19Qbk8"
+#: The function under its production server.
+PATIENT = ROOT / "tests" / "patient.py"
 
 POLICY = """
 connections:
@@ -349,9 +351,7 @@ class Server:
             self.process.wait()
 
 
-def launch(
-    place: Path, document: str, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
-) -> Server:
+def launch(place: Path, document: str, *, wait: bool = True, source: Path = PATIENT, **settings: str) -> Server:
     """Start the function under its production server, with a policy, a record and streams of its own in ``place``."""
     (place / "policy.yaml").write_text(document)
     record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
@@ -361,6 +361,7 @@ def launch(
         "STORE": "memory",
         "AUDIT": f"file:{record.path}",
         "THREADS": "16",
+        "PYTHONPATH": str(ROOT),
         **settings,
     }
     with errors.open("wb") as stderr:
@@ -378,9 +379,7 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     """Start the function under functions-framework's production server; as ``function``, but in a process."""
     started: list[Server] = []
 
-    def start(
-        document: str | None = None, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
-    ) -> Server:
+    def start(document: str | None = None, *, wait: bool = True, source: Path = PATIENT, **settings: str) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
         settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, **settings}
