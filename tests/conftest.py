@@ -414,15 +414,21 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture
-def redis_url(shared_redis: RedisServer) -> str:
-    with socket.create_connection(("127.0.0.1", shared_redis.port), 5) as connection:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for Redis in this process as long as a busy machine may need: it is no measure of Redis's speed."""
+    monkeypatch.setattr("gateway.stores.connecting.Client.STEP", 30.0)
+
+
+@pytest.fixture
+def redis_url(shared_redis: RedisServer, patience: None) -> str:
+    with socket.create_connection(("127.0.0.1", shared_redis.port), 30) as connection:
         connection.sendall(b"FLUSHALL\r\n")
         assert connection.recv(64) == b"+OK\r\n"
     return shared_redis.url
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+def redis_server(tmp_path: Path, patience: None) -> Iterator[RedisServer]:
     """Start a Redis of the test's own, to be killed and restarted; what it has written is on disk."""
     with running(RedisServer(tmp_path, durable=True)) as server:
         yield server

@@ -124,7 +124,7 @@ def at_once(threads: int, work: Callable[[int], T]) -> list[T]:
     start = threading.Barrier(threads)
 
     def run(number: int) -> T:
-        start.wait(timeout=10)
+        start.wait(timeout=60)
         return work(number)
 
     with ThreadPoolExecutor(threads) as pool:
