@@ -207,14 +207,23 @@ def memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 
 @pytest.fixture
-def secret_manager() -> Iterator[SecretManager]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process wait as long as a busy machine may need, which is no measure of anybody's speed."""
+    monkeypatch.setattr("gateway.certificates.FETCH_SECONDS", 30.0)
+    monkeypatch.setattr("gateway.stores.connecting.Client.STEP", 30.0)
+    monkeypatch.setattr("gateway.secrets.SecretManager.ATTEMPT", 30.0)
+    monkeypatch.setattr("gateway.secrets.SecretManager.TOTAL", 4.0)  # after a failure; of one that lasts it is all lost
+
+
+@pytest.fixture
+def secret_manager(patience: None) -> Iterator[SecretManager]:
     with SecretManager() as manager:
         manager.add(SECRET, UPSTREAM_KEY.encode())
         yield manager
 
 
 @pytest.fixture
-def google() -> Iterator[Google]:
+def google(patience: None) -> Iterator[Google]:
     with Google() as running:
         yield running
 
@@ -287,9 +296,6 @@ def function(
         }.items():
             monkeypatch.setenv(name, value)
         create_app: Any = functions_framework.create_app  # has no types
-        # A sandbox on a busy machine is no measure of Secret Manager's speed.
-        monkeypatch.setattr("gateway.secrets.SecretManager.ATTEMPT", 3.0)
-        monkeypatch.setattr("gateway.secrets.SecretManager.TOTAL", 4.0)
         monkeypatch.setattr(gc, "freeze", lambda: None)  # what main.py keeps for good, here goes with the test
         return Function(create_app("countersign", str(ROOT / "main.py")), record)
 
@@ -313,7 +319,7 @@ class Server:
         *,
         key: str | None = KEY,
         method: str = "POST",
-        timeout: float = 30,
+        timeout: float = 60,
     ) -> tuple[int, dict[str, str], bytes]:
         """Make one call on a connection of its own: status, headers with small names, body."""
         sent = {"Content-Type": FORM, **({"x-api-key": key} if key else {}), **(headers or {})}
@@ -325,7 +331,7 @@ class Server:
         finally:
             connection.close()
 
-    def raw(self, data: bytes, timeout: float = 30) -> bytes:
+    def raw(self, data: bytes, timeout: float = 60) -> bytes:
         """Send bytes as they are, and return all that comes until the other side closes or falls silent for 1 s."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
@@ -340,7 +346,7 @@ class Server:
         """Stop it as the platform does, and wait."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=15)
+            self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -363,7 +369,7 @@ def launch(
     with errors.open("wb") as stderr:
         process = subprocess.Popen(command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
     server = Server(process, port, record, errors)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while wait and not listening(port) and time.monotonic() < deadline:
         assert process.poll() is None, errors.read_text()
         time.sleep(0.05)
@@ -414,12 +420,6 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for Redis in this process as long as a busy machine may need: it is no measure of Redis's speed."""
-    monkeypatch.setattr("gateway.stores.connecting.Client.STEP", 30.0)
-
-
-@pytest.fixture
 def redis_url(shared_redis: RedisServer, patience: None) -> str:
     with socket.create_connection(("127.0.0.1", shared_redis.port), 30) as connection:
         connection.sendall(b"FLUSHALL\r\n")
@@ -465,6 +465,8 @@ def shared_firestore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def firestore_url(shared_firestore: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", shared_firestore)
+    # An emulator on a busy machine is no measure of Firestore's speed.
+    monkeypatch.setattr("gateway.stores.firestore.Firestore.__init__.__defaults__", (None, 60.0))
     return f"firestore://test-{uuid.uuid4().hex[:20]}"
 
 

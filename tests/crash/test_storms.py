@@ -48,7 +48,7 @@ def test_many_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis_url: 
         process.start()
     counts = [queue.get(timeout=240) for _ in processes]
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=60)
     sends, refused, replays = (sum(count[name] for count in counts) for name in ("sends", "refused", "replays"))
     told = f"{sends} sends, {replays} replays, {refused} at work"
     figure = f"{KEYS} keys, {CALLERS} callers at once each, over {PROCESSES} processes: {told}"

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.figures
 
 STRANGERS: Final = form(100, long=300)
 SECONDS: Final = form(5, long=15)
-PATIENCE: Final = 2.0
+#: In which calls are answered; how long the client waits at most, and how many calls may take longer: what stops this
+#: whole machine for a moment befalls one or two, and what strangers hold up would be all.
+SECONDS_EACH, PATIENCE, LATE = 2.0, 30.0, 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,13 +34,14 @@ def test_honest_client_is_answered_beside_hostile_connections(
     with strangers(running.port, kind, STRANGERS) as seen:
         honest.calls(running.port, SECONDS)
         opened = seen["opened"]
-    sent = honest.sent(upstream)
+    sent, late = honest.sent(upstream), sum(wait > SECONDS_EACH for wait in honest.waits)
     with capsys.disabled():
         print(
             f"\n{STRANGERS} strangers at once, {opened} in all, {kind}: {len(honest.names)} honest calls, "
-            f"{len(honest.problems)} not answered within {PATIENCE:.0f} s, the slowest {max(honest.waits):.2f} s, "
-            f"{sum(count for times, count in sent.items() if times > 1)} sent twice"
+            f"{len(honest.problems)} not answered, {late} not within {SECONDS_EACH:.0f} s, the slowest "
+            f"{max(honest.waits):.2f} s, {sum(count for times, count in sent.items() if times > 1)} sent twice"
         )
     assert opened >= STRANGERS
     assert not honest.problems
+    assert late <= LATE
     assert sent == {1: len(honest.names)}

@@ -161,6 +161,9 @@ def hold() -> Iterator[Callable[[Path], Held]]:
     yield one
     for each in held:
         each.let_go()
+    for thread in threading.enumerate():  # those that waited are none of the next test's
+        if thread.name == "file":
+            thread.join(60)
 
 
 # ---------------------------------------------------------------- the record

@@ -72,7 +72,7 @@ def test_it_steps_aside_for_another_gunicorn_and_says_so_once(
 def walk(running: Server, upstream: Appgregator) -> None:
     """Call as callers do: kept and not, in pieces, with a key again, and wrongly."""
     headers = {"Content-Type": FORM, "x-api-key": KEY}
-    with closing(HTTPConnection("127.0.0.1", running.port, timeout=20)) as kept:
+    with closing(HTTPConnection("127.0.0.1", running.port, timeout=60)) as kept:
         for _ in range(3):
             kept.request("POST", TARGET, CUSTOMER, headers)
             response = kept.getresponse()
