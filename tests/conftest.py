@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import gc
 import hashlib
 import json
@@ -394,6 +395,12 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     for server in started:
         server.stop()
         print(server.errors.read_text("utf-8", "replace"))  # noqa: T201 - pytest shows it with a test that failed
+
+
+@pytest.fixture
+def keeping(server: Callable[..., Server]) -> Callable[..., Server]:
+    """Start the function as ``server`` does; it keeps connections for longer."""
+    return functools.partial(server, source=ROOT / "tests" / "keeping.py", PYTHONPATH=str(ROOT))
 
 
 S = TypeVar("S", RedisServer, FirestoreEmulator)

@@ -222,11 +222,9 @@ def test_record_ends_with_stop_whatever_peers_do(server: Callable[..., Server]) 
 
 #: Loaded by the framework in place of ``main.py``: a busy machine may not send the rest of a call within two seconds.
 LATER = """
-import gunicorn.config
 from gateway import worker
-gunicorn.config.Keepalive.default = 60
 worker.LAST_CALL_SECONDS = 6
-from main import countersign
+from tests.keeping import countersign
 """
 
 

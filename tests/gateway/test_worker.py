@@ -9,7 +9,6 @@ import threading
 import time
 from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
-from functools import partial
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
@@ -32,23 +31,6 @@ if TYPE_CHECKING:
     from tests.conftest import Server
 
 HEADERS = {"Content-Type": FORM, "x-api-key": KEY}
-
-
-#: Loaded by the framework in place of ``main.py``: a client of a busy machine may need longer than the two seconds that
-#: a kept connection is given.
-KEEPING = """
-import gunicorn.config
-gunicorn.config.Keepalive.default = 60
-from main import countersign
-"""
-
-
-@pytest.fixture
-def keeping(server: Callable[..., Server], tmp_path: Path) -> Callable[..., Server]:
-    """Start a server that keeps connections for longer."""
-    source = tmp_path / "keeping.py"
-    source.write_text(KEEPING)
-    return partial(server, source=source, PYTHONPATH=str(ROOT))
 
 
 def call(connection: HTTPConnection) -> int:
