@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import gc
 import hashlib
 import json
@@ -59,6 +58,8 @@ KEY = "csk_test_7f1c0f6f2f6d4b0f9a5c"
 OTHER_KEY = "csk_test_of_another_caller_01"
 TARGET = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
 FORM = "application/x-www-form-urlencoded"
+#: What the framework loads.
+MAIN, PATIENT = ROOT / "main.py", ROOT / "tests" / "served" / "patient.py"
 CUSTOMER = "customer=cus_MQqeLuPp19Qbk8"
 
 POLICY = """
@@ -353,9 +354,7 @@ class Server:
             self.process.wait()
 
 
-def launch(
-    place: Path, document: str, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
-) -> Server:
+def launch(place: Path, document: str, *, wait: bool = True, source: Path = MAIN, **settings: str) -> Server:
     """Start the function under its production server, with a policy, a record and streams of its own in ``place``."""
     (place / "policy.yaml").write_text(document)
     record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
@@ -379,15 +378,16 @@ def launch(
 
 @pytest.fixture
 def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager) -> Iterator[Callable[..., Server]]:
-    """Start the function under functions-framework's production server; as ``function``, but in a process."""
+    """Start the function under functions-framework's production server; as ``function``, but in a process.
+
+    It is as patient as a busy machine needs; with ``MAIN`` for its source it is as in production.
+    """
     started: list[Server] = []
 
-    def start(
-        document: str | None = None, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
-    ) -> Server:
+    def start(document: str | None = None, *, wait: bool = True, source: Path = PATIENT, **settings: str) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
-        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, **settings}
+        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, "PYTHONPATH": str(ROOT), **settings}
         started.append(launch(place, document or policy(upstream.origin), wait=wait, source=source, **settings))
         return started[-1]
 
@@ -395,12 +395,6 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     for server in started:
         server.stop()
         print(server.errors.read_text("utf-8", "replace"))  # noqa: T201 - pytest shows it with a test that failed
-
-
-@pytest.fixture
-def keeping(server: Callable[..., Server]) -> Callable[..., Server]:
-    """Start the function as ``server`` does; it keeps connections for longer."""
-    return functools.partial(server, source=ROOT / "tests" / "keeping.py", PYTHONPATH=str(ROOT))
 
 
 S = TypeVar("S", RedisServer, FirestoreEmulator)

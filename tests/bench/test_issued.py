@@ -44,12 +44,12 @@ def cpu(pid: int) -> float:
 
 @pytest.mark.figures
 def test_whole_invoice_costs_little_more_than_a_single_call(
-    keeping: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "key").write_text(UPSTREAM_KEY)
     orders = count()
     with Stripe(keys=[UPSTREAM_KEY], keep=1000) as stripe:
-        running = keeping(whole.written(stripe, tmp_path) + GRANT)
+        running = server(whole.written(stripe, tmp_path) + GRANT)
 
         def batch(target: str, call: Mapping[str, str]) -> float:
             body = "&".join(f"{name}={value}" for name, value in call.items())

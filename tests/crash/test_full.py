@@ -55,10 +55,10 @@ def resident(process: int) -> int:
     return int(line.split()[1]) * 1024 + sum(resident(int(child)) for child in under)
 
 
-def test_caller_who_fills_the_ledger_in_memory_harms_nobody_else(keeping: Callable[..., Server]) -> None:
+def test_caller_who_fills_the_ledger_in_memory_harms_nobody_else(server: Callable[..., Server]) -> None:
     told, other, sizes = Counter[int](), Counter[str](), list[int]()
     with Verbose(keys=[UPSTREAM_KEY], accounts=None, keep=0) as upstream:
-        instance = keeping(policy(upstream.origin))
+        instance = server(policy(upstream.origin))
         lock = threading.Lock()
 
         def call(connection: HTTPConnection, key: str, credential: str, target: str) -> tuple[int, bytes, bool]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.conftest import MAIN
 from tests.crash.forms import form
 from tests.strangers import KINDS, Honest, strangers
 
@@ -28,7 +29,7 @@ SECONDS_EACH, PATIENCE, LATE = 2.0, 30.0, 2
 def test_honest_client_is_answered_beside_hostile_connections(
     server: Callable[..., Server], upstream: Appgregator, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    running = server(THREADS="80")
+    running = server(source=MAIN, THREADS="80")
     assert running.call()[0] == 200  # whatever is loaded with the first call is loaded
     honest = Honest(PATIENCE)
     with strangers(running.port, kind, STRANGERS) as seen:

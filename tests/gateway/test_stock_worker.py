@@ -124,7 +124,7 @@ def test_whole_function_works_with_another_gunicorn(
         subprocess.run(install, check=True, capture_output=True, timeout=SECONDS)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         pytest.skip("pip cannot install another gunicorn here: give it a registry.")
-    running = server(PYTHONPATH=str(place))
+    running = server(PYTHONPATH=f"{place}:{ROOT}")
     walk(running, upstream)
     assert f"gunicorn {release} is not a version" in running.errors.read_text()
 

@@ -224,7 +224,7 @@ def test_record_ends_with_stop_whatever_peers_do(server: Callable[..., Server]) 
 LATER = """
 from gateway import worker
 worker.LAST_CALL_SECONDS = 6
-from tests.keeping import countersign
+from tests.served.patient import countersign
 """
 
 

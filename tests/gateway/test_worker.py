@@ -40,17 +40,17 @@ def call(connection: HTTPConnection) -> int:
     return response.status
 
 
-def test_many_calls_on_one_connection_are_all_answered(keeping: Callable[..., Server], upstream: Appgregator) -> None:
-    running = keeping()
+def test_many_calls_on_one_connection_are_all_answered(server: Callable[..., Server], upstream: Appgregator) -> None:
+    running = server()
     with closing(HTTPConnection("127.0.0.1", running.port, timeout=60)) as connection:
         assert [call(connection) for _ in range(50)] == [200] * 50
     # The thread stayed, and with it its connection to the upstream: others have their own.
     assert len({received.connection for received in upstream.calls}) == 1
 
 
-def test_quiet_connections_hold_no_thread(keeping: Callable[..., Server]) -> None:
+def test_quiet_connections_hold_no_thread(server: Callable[..., Server]) -> None:
     """With two threads and ten connections that were used and are kept open, an eleventh is answered at once."""
-    running = keeping(THREADS="2")
+    running = server(THREADS="2")
     quiet = [HTTPConnection("127.0.0.1", running.port, timeout=60) for _ in range(10)]
     assert [call(connection) for connection in quiet] == [200] * 10
     time.sleep(3 * MOMENT_MILLISECONDS / 1000)
@@ -61,8 +61,8 @@ def test_quiet_connections_hold_no_thread(keeping: Callable[..., Server]) -> Non
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_more_busy_connections_than_threads_are_all_served(keeping: Callable[..., Server], threads: str) -> None:
-    running = keeping(THREADS=threads)
+def test_more_busy_connections_than_threads_are_all_served(server: Callable[..., Server], threads: str) -> None:
+    running = server(THREADS=threads)
     statuses: list[int] = []
 
     def busy() -> None:
@@ -136,12 +136,13 @@ def test_instance_stops_at_once_though_a_connection_was_just_used(server: Callab
     client.start()
     time.sleep(0.2)
     running.process.terminate()
-    assert running.process.wait(timeout=9) == 0
+    assert running.process.wait(timeout=60) == 0
     over.set()
     client.join(timeout=60)
     assert not [end for end in ends if isinstance(end, AssertionError)]
+    assert running.record.lines()[-1]["countersign"]["kind"] == "stop"  # it was not killed over it
     with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.1", running.port), timeout=2)
+        socket.create_connection(("127.0.0.1", running.port), timeout=60)
 
 
 def test_call_under_way_ends_within_the_grace_and_is_the_last_of_its_connection(
@@ -427,9 +428,9 @@ def test_what_the_server_says_itself_nobody_else_says(answer: _Response, name: s
     assert not answer.headers
 
 
-def test_answer_arrives_in_one_piece(keeping: Callable[..., Server]) -> None:
+def test_answer_arrives_in_one_piece(server: Callable[..., Server]) -> None:
     """Head and body in two would wake up whoever waits for them twice."""
-    running = keeping()
+    running = server()
     body = CUSTOMER.encode()
     head = f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
     with socket.create_connection(("127.0.0.1", running.port), timeout=60) as sock:
@@ -440,8 +441,8 @@ def test_answer_arrives_in_one_piece(keeping: Callable[..., Server]) -> None:
             assert received.endswith(b"}")
 
 
-def test_connection_goes_on_behind_a_refusal_whose_body_nobody_read(keeping: Callable[..., Server]) -> None:
-    running = keeping()
+def test_connection_goes_on_behind_a_refusal_whose_body_nobody_read(server: Callable[..., Server]) -> None:
+    running = server()
     with closing(HTTPConnection("127.0.0.1", running.port, timeout=60)) as connection:
         for _ in range(3):
             connection.request("POST", "/elsewhere", "x" * 5000, HEADERS)
@@ -451,8 +452,8 @@ def test_connection_goes_on_behind_a_refusal_whose_body_nobody_read(keeping: Cal
             assert call(connection) == 200
 
 
-def test_connection_goes_on_behind_a_refusal_whose_chunks_nobody_read(keeping: Callable[..., Server]) -> None:
-    running = keeping()
+def test_connection_goes_on_behind_a_refusal_whose_chunks_nobody_read(server: Callable[..., Server]) -> None:
+    running = server()
     with closing(HTTPConnection("127.0.0.1", running.port, timeout=60)) as connection:
         for _ in range(3):
             connection.request("POST", "/elsewhere", iter([b"x" * 5000] * 2), HEADERS, encode_chunked=True)
@@ -462,8 +463,8 @@ def test_connection_goes_on_behind_a_refusal_whose_chunks_nobody_read(keeping: C
             assert call(connection) == 200
 
 
-def test_calls_in_chunks_are_answered_one_after_the_other(keeping: Callable[..., Server]) -> None:
-    running = keeping()
+def test_calls_in_chunks_are_answered_one_after_the_other(server: Callable[..., Server]) -> None:
+    running = server()
     with closing(HTTPConnection("127.0.0.1", running.port, timeout=60)) as connection:
         for _ in range(3):
             connection.request(
@@ -474,9 +475,9 @@ def test_calls_in_chunks_are_answered_one_after_the_other(keeping: Callable[...,
             assert response.status == 200
 
 
-def test_call_that_comes_in_bits_on_a_kept_connection_is_answered(keeping: Callable[..., Server]) -> None:
+def test_call_that_comes_in_bits_on_a_kept_connection_is_answered(server: Callable[..., Server]) -> None:
     """The moment that a thread waits for a call's first bytes is no limit for the rest of it."""
-    running = keeping()
+    running = server()
     body = CUSTOMER.encode()
     head = f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n"
     whole = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -489,8 +490,8 @@ def test_call_that_comes_in_bits_on_a_kept_connection_is_answered(keeping: Calla
 
 
 @pytest.mark.parametrize("held_back", ["Expect: 100-continue\r\n", ""])
-def test_second_call_is_told_to_go_on_as_the_first_is(keeping: Callable[..., Server], held_back: str) -> None:
-    running = keeping()
+def test_second_call_is_told_to_go_on_as_the_first_is(server: Callable[..., Server], held_back: str) -> None:
+    running = server()
     body = CUSTOMER.encode()
     head = (
         f"POST {TARGET} HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: {FORM}\r\n{held_back}"
@@ -505,8 +506,8 @@ def test_second_call_is_told_to_go_on_as_the_first_is(keeping: Callable[..., Ser
             assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_second_call_that_is_no_http_ends_the_connection(keeping: Callable[..., Server]) -> None:
-    running = keeping()
+def test_second_call_that_is_no_http_ends_the_connection(server: Callable[..., Server]) -> None:
+    running = server()
     with socket.create_connection(("127.0.0.1", running.port), timeout=60) as sock:
         for sent, status in ((b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", b"404"), (b"\0\r\n\r\n", b"400")):
             sock.sendall(sent)
@@ -530,9 +531,9 @@ def test_rest_of_a_body_that_came_too_late_is_no_call(server: Callable[..., Serv
 
 @pytest.mark.parametrize("head", ["GET /x HTTP/1.1\r\nHost: a\r\nConnection: close", "GET /x HTTP/1.0\r\nHost: a"])
 def test_connection_that_its_client_does_not_keep_is_closed_behind_the_answer(
-    keeping: Callable[..., Server], head: str
+    server: Callable[..., Server], head: str
 ) -> None:
-    running = keeping()
+    running = server()
     with socket.create_connection(("127.0.0.1", running.port), timeout=30) as sock:  # half of what a kept one gets
         sock.sendall(f"{head}\r\n\r\n".encode())
         received = b""
@@ -541,8 +542,8 @@ def test_connection_that_its_client_does_not_keep_is_closed_behind_the_answer(
     assert received.split(b" ")[1] == b"404"
 
 
-def test_head_is_answered_without_a_body_and_without_a_word_in_the_log(keeping: Callable[..., Server]) -> None:
-    running = keeping()
+def test_head_is_answered_without_a_body_and_without_a_word_in_the_log(server: Callable[..., Server]) -> None:
+    running = server()
     with closing(HTTPConnection("127.0.0.1", running.port, timeout=60)) as connection:
         for _ in range(2):
             connection.request("HEAD", TARGET)
