@@ -40,14 +40,14 @@ ROUNDS: Final = form(1, long=2)
 #: A fault that outlasts the call.
 ALWAYS: Final = 99
 #: Seconds for one call, of 25, so that what waits in vain does so for less long; a lease is longer, as ever.
-CALL_SECONDS, LEASE = 5.0, 7
+CALL_SECONDS, LEASE = 4.0, 6
 SHORT: Final = {"gateway.record.CALL_SECONDS": CALL_SECONDS, "policies.idempotency.LEASE": LEASE}
 ALTERED: Final = Path(__file__).with_name("altered.py")
 UPSTREAMS: Final[dict[str, type[Appgregator | Stripe]]] = {"appgregator": Appgregator, "stripe": Stripe}
 #: For which a key is used before it is read again, of 60 s: each call reads it.
 FRESH_SECONDS: Final = 0.2
 #: For a step of Redis, of 0.4 s: a machine that stands still for so long would be taken for a fault.
-STEP_SECONDS: Final = 1.0
+STEP_SECONDS: Final = 0.8
 SLOWER: Final = {"gateway.stores.connecting.Client.STEP": STEP_SECONDS}
 TRIES: Final = 5
 
