@@ -37,6 +37,7 @@ from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
 from sandbox.stripe import Stripe
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,9 +59,9 @@ KEY = "csk_test_7f1c0f6f2f6d4b0f9a5c"
 OTHER_KEY = "csk_test_of_another_caller_01"
 TARGET = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
 FORM = "application/x-www-form-urlencoded"
+#: What the framework loads.
+MAIN, PATIENT = ROOT / "main.py", ROOT / "tests" / "served" / "patient.py"
 CUSTOMER = "customer=cus_MQqeLuPp19Qbk8"
-#: The function under its production server.
-PATIENT = ROOT / "tests" / "patient.py"
 
 POLICY = """
 connections:
@@ -209,14 +210,23 @@ def memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 
 @pytest.fixture
-def secret_manager() -> Iterator[SecretManager]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process wait as long as a busy machine may need, which is no measure of anybody's speed."""
+    monkeypatch.setattr("gateway.certificates.FETCH_SECONDS", 30.0)
+    monkeypatch.setattr("gateway.stores.connecting.Client.STEP", 30.0)
+    monkeypatch.setattr("gateway.secrets.SecretManager.ATTEMPT", 30.0)
+    monkeypatch.setattr("gateway.secrets.SecretManager.TOTAL", 4.0)  # after a failure; of one that lasts it is all lost
+
+
+@pytest.fixture
+def secret_manager(patience: None) -> Iterator[SecretManager]:
     with SecretManager() as manager:
         manager.add(SECRET, UPSTREAM_KEY.encode())
         yield manager
 
 
 @pytest.fixture
-def google() -> Iterator[Google]:
+def google(patience: None) -> Iterator[Google]:
     with Google() as running:
         yield running
 
@@ -289,9 +299,6 @@ def function(
         }.items():
             monkeypatch.setenv(name, value)
         create_app: Any = functions_framework.create_app  # has no types
-        # A sandbox on a busy machine is no measure of Secret Manager's speed.
-        monkeypatch.setattr("gateway.secrets.SecretManager.ATTEMPT", 3.0)
-        monkeypatch.setattr("gateway.secrets.SecretManager.TOTAL", 4.0)
         monkeypatch.setattr(gc, "freeze", lambda: None)  # what main.py keeps for good, here goes with the test
         return Function(create_app("countersign", str(ROOT / "main.py")), record)
 
@@ -315,7 +322,7 @@ class Server:
         *,
         key: str | None = KEY,
         method: str = "POST",
-        timeout: float = 30,
+        timeout: float = PATIENCE,
     ) -> tuple[int, dict[str, str], bytes]:
         """Make one call on a connection of its own: status, headers with small names, body."""
         sent = {"Content-Type": FORM, **({"x-api-key": key} if key else {}), **(headers or {})}
@@ -327,7 +334,7 @@ class Server:
         finally:
             connection.close()
 
-    def raw(self, data: bytes, timeout: float = 30) -> bytes:
+    def raw(self, data: bytes, timeout: float = PATIENCE) -> bytes:
         """Send bytes as they are, and return all that comes until the other side closes.
 
         Where it was not asked to, it may instead fall silent for a second.
@@ -345,13 +352,13 @@ class Server:
         """Stop it as the platform does, and wait."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=15)
+            self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
 
-def launch(place: Path, document: str, *, wait: bool = True, source: Path = PATIENT, **settings: str) -> Server:
+def launch(place: Path, document: str, *, wait: bool = True, source: Path = MAIN, **settings: str) -> Server:
     """Start the function under its production server, with a policy, a record and streams of its own in ``place``."""
     (place / "policy.yaml").write_text(document)
     record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
@@ -367,7 +374,7 @@ def launch(place: Path, document: str, *, wait: bool = True, source: Path = PATI
     with errors.open("wb") as stderr:
         process = subprocess.Popen(command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
     server = Server(process, port, record, errors)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while wait and not listening(port) and time.monotonic() < deadline:
         assert process.poll() is None, errors.read_text()
         time.sleep(0.05)
@@ -376,7 +383,10 @@ def launch(place: Path, document: str, *, wait: bool = True, source: Path = PATI
 
 @pytest.fixture
 def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager) -> Iterator[Callable[..., Server]]:
-    """Start the function under functions-framework's production server; as ``function``, but in a process."""
+    """Start the function under functions-framework's production server; as ``function``, but in a process.
+
+    It is as patient as a busy machine needs; with ``MAIN`` for its source it is as in production.
+    """
     started: list[Server] = []
 
     def start(document: str | None = None, *, wait: bool = True, source: Path = PATIENT, **settings: str) -> Server:
@@ -416,15 +426,15 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture
-def redis_url(shared_redis: RedisServer) -> str:
-    with socket.create_connection(("127.0.0.1", shared_redis.port), 5) as connection:
+def redis_url(shared_redis: RedisServer, patience: None) -> str:
+    with socket.create_connection(("127.0.0.1", shared_redis.port), PATIENCE) as connection:
         connection.sendall(b"FLUSHALL\r\n")
         assert connection.recv(64) == b"+OK\r\n"
     return shared_redis.url
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+def redis_server(tmp_path: Path, patience: None) -> Iterator[RedisServer]:
     """Start a Redis of the test's own, to be killed and restarted; what it has written is on disk."""
     with running(RedisServer(tmp_path, durable=True)) as server:
         yield server
@@ -461,6 +471,8 @@ def shared_firestore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def firestore_url(shared_firestore: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", shared_firestore)
+    # An emulator on a busy machine is no measure of Firestore's speed.
+    monkeypatch.setattr("gateway.stores.firestore.Firestore.__init__.__defaults__", (None, 60.0))
     return f"firestore://test-{uuid.uuid4().hex[:20]}"
 
 

@@ -21,7 +21,7 @@ from gateway.reading import BODY_SECONDS
 from sandbox.__main__ import SECRET, UPSTREAM_KEY
 from sandbox.appgregator import Appgregator
 from sandbox.secret_manager import SecretManager
-from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, Server, launch, policy
+from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, PATIENT, TARGET, Server, launch, policy
 from tests.problems import parsed, plain, refused, stripe_refused
 from tests.waiting import PATIENCE
 
@@ -56,8 +56,8 @@ def whole_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     accounts = {("ft-4", "stripe-1"), ("ft-4", "stripe-2")}
     with Appgregator(keys=[UPSTREAM_KEY], accounts=accounts) as upstream, SecretManager() as secret_manager:
         secret_manager.add(SECRET, UPSTREAM_KEY.encode())
-        endpoint = secret_manager.address
-        server = launch(place, policy(upstream.origin), SECRET_MANAGER_ENDPOINT=endpoint, THREADS=str(THREADS))
+        document, endpoint = policy(upstream.origin), secret_manager.address
+        server = launch(place, document, source=PATIENT, SECRET_MANAGER_ENDPOINT=endpoint, THREADS=str(THREADS))
         try:
             yield World(server, upstream)
         finally:

@@ -38,7 +38,7 @@ from gateway.upstreams.sending import FURTHER, Upstreams
 from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Rules, Stripe
-from tests.conftest import CUSTOMER, TARGET, Clock, policy, sha256
+from tests.conftest import CUSTOMER, MAIN, TARGET, Clock, policy, sha256
 from tests.problems import as_replayed, refused, stripe_refused
 from tests.waiting import PATIENCE
 from tests.wire import answered, talking
@@ -534,7 +534,7 @@ def test_b3_wrong_origin_says_nothing_of_an_earlier_send(at_stripe: Callable[...
 def test_b4_redis_that_stops_for_a_second_under_thirty_keyed_calls_locks_no_key(
     server: Callable[..., Server], upstream: Appgregator, redis_server: RedisServer
 ) -> None:
-    instances = [server(STORE=redis_server.url, THREADS="40") for _ in range(2)]
+    instances = [server(source=MAIN, STORE=redis_server.url, THREADS="40") for _ in range(2)]
     process = redis_server.process
     assert process is not None
     keys = range(30)
