@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -73,6 +74,7 @@ class Google(Server):
         self.headers: dict[str, str] = {}
         self.delay = 0.0
         self.fetches = 0
+        self._lock = threading.Lock()  # whoever holds it keeps everybody from being answered
         self._made = 0
         self._keys: list[_Key] = []
         self.rotate()
@@ -128,7 +130,8 @@ class Google(Server):
             asked = parse_qs(head.query)
             email: dict[str, Any] = {} if asked.get("format") == ["full"] else {"email": None, "email_verified": None}
             return Answer(200, self.mint(audience=asked["audience"][0], **email).encode(), media="text/plain")
-        self.fetches += 1
+        with self._lock:
+            self.fetches += 1
         content = json.dumps({key.id: key.certificate for key in self._keys}).encode()
         headers = self.headers if self.cache_control is None else self.headers | {"Cache-Control": self.cache_control}
         return Answer(
