@@ -134,7 +134,7 @@ def test_call_that_waits_is_never_sent_again_and_told_once_it_is_carried_out(
         problem = refused(ACTS[act].call(loaded, name), 503, WAITING)
         assert problem["retry_after"] == 300
         assert "Do not use another key" in problem["detail"]
-        assert problem["detail"].endswith(f" At the upstream it waits as {approval}.")
+        assert problem["approval"] == f"https://dashboard.stripe.com/approval_requests/{approval}"
         sdk = ACTS[act].call(loaded, name, sdk=True)
         assert stripe_refused(sdk, 409, WAITING)["type"] == "api_error"
         assert sdk.headers["Stripe-Should-Retry"] == "false"
