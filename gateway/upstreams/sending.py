@@ -184,8 +184,6 @@ class Upstreams:
             self._sleep(pause)
         if reply.closed:
             reply = _stopped(grant, step, reply)
-        if secret is not first:
-            reply = _without(first, step, reply)
         if attempts > 1 or step.generation or step.doubt:
             # An earlier try that reached the upstream counts, whatever happened to the last one.
             reply = replace(

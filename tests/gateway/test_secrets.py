@@ -21,6 +21,7 @@ from google.auth.credentials import AnonymousCredentials
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError
 from gateway.secrets import (
+    EARLIER,
     FRESH_SECONDS,
     LAST_GOOD_SECONDS,
     MAX_LENGTH,
@@ -801,6 +802,34 @@ def test_key_is_found_in_base64_that_ends_with_it(lead: int) -> None:
         encoded = base64.b64encode(b"z" * lead + key.encode()).decode()
         assert Secret.of("s", "1", key.encode()).occurs_in(encoded)
         assert Secret.of("s", "1", key.encode()).occurs_in(encoded.rstrip("="))
+
+
+@pytest.mark.parametrize("pinned", [False, True], ids=["latest", "another version in the policy"])
+def test_keys_that_were_read_before_are_found_as_well(
+    secrets: Secrets, clock: Clock, secret_manager: Sandbox, *, pinned: bool
+) -> None:
+    keys = [UPSTREAM_KEY, *(f"{ROTATED}-{number}" for number in range(2, 7))]
+    for version, key in enumerate(keys, 1):
+        if version > 1:
+            secret_manager.add(SECRET, key.encode())
+        name = f"{SECRET}/versions/{version}" if pinned else LATEST
+        for _ in range(2):  # read again, it is the same
+            secret = secrets.access(granted(policy("http://127.0.0.1:9", secret=name)), clock() + 25)
+            clock.tick(FRESH_SECONDS)
+        known = keys[max(0, version - 1 - EARLIER) : version]
+        assert secret.value.reveal() == key
+        assert [one for one in keys if secret.occurs_in(one)] == known
+        assert all(secret.occurs_in(text) for one in known for text in texts(one).values())
+
+
+def test_keys_that_were_read_before_are_not_looked_for_where_the_secret_is_another(
+    secrets: Secrets, grant: Grant, clock: Clock, secret_manager: Sandbox
+) -> None:
+    other = SECRET.replace("/secrets/", "/secrets/other-")
+    secret_manager.add(other, ROTATED.encode())
+    secrets.access(grant, clock() + 25)
+    secret = secrets.access(granted(policy("http://127.0.0.1:9", secret=f"{other}/versions/latest")), clock() + 25)
+    assert (secret.occurs_in(ROTATED), secret.occurs_in(UPSTREAM_KEY)) == (True, False)
 
 
 def test_redaction_reaches_every_place_of_an_answer() -> None:
