@@ -364,6 +364,7 @@ def test_approved_step_goes_on_with_the_next(whole: Function, stripe: Stripe, st
     approval = at_step(whole, stripe, step)
     problem = refused(issue(whole, SENT), 503, WAITING)
     assert problem["retry_after"] == 300
+    assert problem["approval"] == f"https://dashboard.stripe.com/approval_requests/{approval}"
     form = "&".join(f"{name}={value}" for name, value in SENT.items())
     sdk = whole.post(re.sub(r"/stripe(.*)\?.*", r"/ft-4/stripe-1/v1\1", TARGET), form, Idempotency_Key="order-1")
     assert stripe_refused(sdk, 409, WAITING)["type"] == "api_error"
