@@ -223,16 +223,14 @@ def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> Non
         for name, inner in value.items():
             _flatten(f"{path}[{name}]", inner, depth + 1, given)
     elif isinstance(value, list):
-        empty = []
+        blank = 0
         for index, inner in enumerate(value):
-            place, before = f"{path}[{index}]", len(given)
-            _flatten(place, inner, depth + 1, given)
-            if len(given) == before:
-                empty.append(place)
-                continue
-            for one in empty:  # another entry is behind it, which keeps its number
-                _put(one, "", given)
-            empty.clear()
+            before = len(given)
+            _flatten(f"{path}[{index}]", inner, depth + 1, given)
+            if len(given) > before:  # it keeps its number, so what emitted nothing before it is told
+                for empty in range(blank, index):
+                    _put(f"{path}[{empty}]", "", given)
+                blank = index + 1
     elif value is not None:
         _put(path, value, given)
 
