@@ -69,7 +69,7 @@ class FirestoreEmulator:
         """End it as a crash does. Its data is lost, as after an orderly end."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)
             self.process = None
 
     stop = kill

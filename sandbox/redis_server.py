@@ -16,7 +16,8 @@ from sandbox.ports import free_port
 if TYPE_CHECKING:
     from pathlib import Path
 
-START_SECONDS = 10
+#: It starts at once, but a busy machine may let it wait.
+START_SECONDS = 60
 
 
 @dataclass
@@ -62,7 +63,7 @@ class RedisServer:
     def _end(self, how: signal.Signals) -> None:
         if self.process is not None:
             self.process.send_signal(how)
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)
             self.process = None
 
 

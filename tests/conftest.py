@@ -58,6 +58,8 @@ KEY = "csk_test_7f1c0f6f2f6d4b0f9a5c"
 OTHER_KEY = "csk_test_of_another_caller_01"
 TARGET = "/stripe/invoices/?name=ft-4&connection_name=stripe-1"
 FORM = "application/x-www-form-urlencoded"
+#: What the framework loads.
+MAIN, PATIENT = ROOT / "main.py", ROOT / "tests" / "served" / "patient.py"
 CUSTOMER = "customer=cus_MQqeLuPp19Qbk8"
 
 POLICY = """
@@ -207,14 +209,23 @@ def memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 
 @pytest.fixture
-def secret_manager() -> Iterator[SecretManager]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process wait as long as a busy machine may need, which is no measure of anybody's speed."""
+    monkeypatch.setattr("gateway.certificates.FETCH_SECONDS", 30.0)
+    monkeypatch.setattr("gateway.stores.connecting.Client.STEP", 30.0)
+    monkeypatch.setattr("gateway.secrets.SecretManager.ATTEMPT", 30.0)
+    monkeypatch.setattr("gateway.secrets.SecretManager.TOTAL", 4.0)  # after a failure; of one that lasts it is all lost
+
+
+@pytest.fixture
+def secret_manager(patience: None) -> Iterator[SecretManager]:
     with SecretManager() as manager:
         manager.add(SECRET, UPSTREAM_KEY.encode())
         yield manager
 
 
 @pytest.fixture
-def google() -> Iterator[Google]:
+def google(patience: None) -> Iterator[Google]:
     with Google() as running:
         yield running
 
@@ -287,9 +298,6 @@ def function(
         }.items():
             monkeypatch.setenv(name, value)
         create_app: Any = functions_framework.create_app  # has no types
-        # A sandbox on a busy machine is no measure of Secret Manager's speed.
-        monkeypatch.setattr("gateway.secrets.SecretManager.ATTEMPT", 3.0)
-        monkeypatch.setattr("gateway.secrets.SecretManager.TOTAL", 4.0)
         monkeypatch.setattr(gc, "freeze", lambda: None)  # what main.py keeps for good, here goes with the test
         return Function(create_app("countersign", str(ROOT / "main.py")), record)
 
@@ -313,7 +321,7 @@ class Server:
         *,
         key: str | None = KEY,
         method: str = "POST",
-        timeout: float = 30,
+        timeout: float = 60,
     ) -> tuple[int, dict[str, str], bytes]:
         """Make one call on a connection of its own: status, headers with small names, body."""
         sent = {"Content-Type": FORM, **({"x-api-key": key} if key else {}), **(headers or {})}
@@ -325,7 +333,7 @@ class Server:
         finally:
             connection.close()
 
-    def raw(self, data: bytes, timeout: float = 30) -> bytes:
+    def raw(self, data: bytes, timeout: float = 60) -> bytes:
         """Send bytes as they are, and return all that comes until the other side closes or falls silent for 1 s."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
@@ -340,15 +348,13 @@ class Server:
         """Stop it as the platform does, and wait."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=15)
+            self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
 
-def launch(
-    place: Path, document: str, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
-) -> Server:
+def launch(place: Path, document: str, *, wait: bool = True, source: Path = MAIN, **settings: str) -> Server:
     """Start the function under its production server, with a policy, a record and streams of its own in ``place``."""
     (place / "policy.yaml").write_text(document)
     record, port, errors = Record(place / "audit.jsonl"), free_port(), place / "stderr"
@@ -363,7 +369,7 @@ def launch(
     with errors.open("wb") as stderr:
         process = subprocess.Popen(command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
     server = Server(process, port, record, errors)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while wait and not listening(port) and time.monotonic() < deadline:
         assert process.poll() is None, errors.read_text()
         time.sleep(0.05)
@@ -372,15 +378,16 @@ def launch(
 
 @pytest.fixture
 def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager) -> Iterator[Callable[..., Server]]:
-    """Start the function under functions-framework's production server; as ``function``, but in a process."""
+    """Start the function under functions-framework's production server; as ``function``, but in a process.
+
+    It is as patient as a busy machine needs; with ``MAIN`` for its source it is as in production.
+    """
     started: list[Server] = []
 
-    def start(
-        document: str | None = None, *, wait: bool = True, source: Path = ROOT / "main.py", **settings: str
-    ) -> Server:
+    def start(document: str | None = None, *, wait: bool = True, source: Path = PATIENT, **settings: str) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
-        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, **settings}
+        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, "PYTHONPATH": str(ROOT), **settings}
         started.append(launch(place, document or policy(upstream.origin), wait=wait, source=source, **settings))
         return started[-1]
 
@@ -414,15 +421,15 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture
-def redis_url(shared_redis: RedisServer) -> str:
-    with socket.create_connection(("127.0.0.1", shared_redis.port), 5) as connection:
+def redis_url(shared_redis: RedisServer, patience: None) -> str:
+    with socket.create_connection(("127.0.0.1", shared_redis.port), 30) as connection:
         connection.sendall(b"FLUSHALL\r\n")
         assert connection.recv(64) == b"+OK\r\n"
     return shared_redis.url
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+def redis_server(tmp_path: Path, patience: None) -> Iterator[RedisServer]:
     """Start a Redis of the test's own, to be killed and restarted; what it has written is on disk."""
     with running(RedisServer(tmp_path, durable=True)) as server:
         yield server

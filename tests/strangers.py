@@ -35,6 +35,8 @@ KINDS: Final = {
     "whole calls": (_NO_KEY, _NO_KEY),  # each refused, and each takes its turn
 }
 TURN_SECONDS: Final = 0.2
+#: The server closes what is idle for two seconds, perhaps just as the next call is on its way.
+KEEPS_SECONDS: Final = 1.0
 #: Who is hung up on stays that long, and comes again.
 STAYS_SECONDS: Final = 2.5
 
@@ -128,9 +130,13 @@ class Honest:
         """Call, now on a connection of its own and now on one that it keeps."""
         until = time.monotonic() + seconds
         kept = HTTPConnection("127.0.0.1", port, timeout=self.patience)
+        used = time.monotonic()
         with closing(kept):
             while time.monotonic() < until:
+                if time.monotonic() - used > KEEPS_SECONDS:
+                    kept.close()  # it is opened again
                 self.call(kept)
+                used = time.monotonic()
                 with closing(HTTPConnection("127.0.0.1", port, timeout=self.patience)) as own:
                     self.call(own)
                 time.sleep(0.05)

@@ -37,7 +37,7 @@ from gateway.upstreams.sending import FURTHER, Upstreams
 from policies.idempotency import LEASE
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Rules, Stripe
-from tests.conftest import CUSTOMER, TARGET, Clock, policy, sha256
+from tests.conftest import CUSTOMER, MAIN, TARGET, Clock, policy, sha256
 from tests.problems import as_replayed, refused, stripe_refused
 from tests.wire import answered, talking
 
@@ -536,14 +536,14 @@ def test_b3_wrong_origin_says_nothing_of_an_earlier_send(at_stripe: Callable[...
 def test_b4_redis_that_stops_for_a_second_under_thirty_keyed_calls_locks_no_key(
     server: Callable[..., Server], upstream: Appgregator, redis_server: RedisServer
 ) -> None:
-    instances = [server(STORE=redis_server.url, THREADS="40") for _ in range(2)]
+    instances = [server(source=MAIN, STORE=redis_server.url, THREADS="40") for _ in range(2)]
     process = redis_server.process
     assert process is not None
     keys = [f"order-{number}" for number in range(30)]
 
     def call(key: str, turn: int) -> int:
         body = f"{CUSTOMER}&metadata[order_id]={key}".encode()
-        return instances[(hash(key) + turn) % 2].call(body=body, headers={"Idempotency-Key": key})[0]
+        return instances[(int(key.rpartition("-")[2]) + turn) % 2].call(body=body, headers={"Idempotency-Key": key})[0]
 
     with ThreadPoolExecutor(30) as callers:
         assert set(callers.map(lambda key: call(f"before-{key}", 0), keys)) == {200}

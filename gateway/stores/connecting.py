@@ -163,6 +163,9 @@ class Script:
 class Client:
     """A client of one Redis or cluster. Safe for threads; a connection is used by one of them at a time."""
 
+    #: Seconds for a step that is given no other time.
+    STEP = STEP_SECONDS
+
     def __init__(self, address: str, ca: str | None = None) -> None:
         """``ca``: the certificates, in PEM, one of which must have signed the server's. Raises ssl.SSLError for others.
 
@@ -178,17 +181,17 @@ class Client:
         self._first = parts.hostname or "", parts.port or 6379
         self._node = _Node(*self._first)
 
-    def ask(self, *command: Any, seconds: float = STEP_SECONDS) -> Any:
+    def ask(self, *command: Any, seconds: float | None = None) -> Any:
         """Return the answer to a command. Raises :class:`RedisError`."""
-        return self._asked((command,), time.monotonic() + seconds)[0]
+        return self._asked((command,), time.monotonic() + (seconds or self.STEP))[0]
 
-    def batch(self, *commands: Sequence[Any], seconds: float = STEP_SECONDS) -> list[Any]:
+    def batch(self, *commands: Sequence[Any], seconds: float | None = None) -> list[Any]:
         """Send commands at once, and return their answers. Raises :class:`RedisError` if one of them is an error."""
-        return self._asked(commands, time.monotonic() + seconds)
+        return self._asked(commands, time.monotonic() + (seconds or self.STEP))
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Return what a script says. Raises :class:`RedisError`."""
-        deadline, rest = time.monotonic() + STEP_SECONDS, (len(keys), *keys, *arguments)
+        deadline, rest = time.monotonic() + self.STEP, (len(keys), *keys, *arguments)
         try:
             return self._asked((("EVALSHA", script.name, *rest),), deadline)[0]
         except RefusedError as error:

@@ -12,7 +12,7 @@ from bench import load
 from bench.servers import family
 from sandbox.__main__ import ROOT
 from tests.bench.test_issued import cpu
-from tests.conftest import CUSTOMER, FORM, KEY, TARGET
+from tests.conftest import CUSTOMER, FORM, KEY, MAIN, TARGET
 from tests.crash.forms import form
 from tests.gateway.test_stock_worker import STOCK
 
@@ -66,7 +66,7 @@ def test_our_worker_costs_no_more_than_the_stock_one(
 ) -> None:
     source = tmp_path / "stock.py"
     source.write_text(STOCK)
-    ours, stock = server(), server(source=source, PYTHONPATH=str(ROOT))
+    ours, stock = server(source=MAIN), server(source=source, PYTHONPATH=str(ROOT))
     for running in (ours, stock):  # whatever is loaded with the first calls
         load.run(running.port, CALL, connections=connections, seconds=2 * SECONDS, warm=0)
     rounds = form(11, long=41)

@@ -99,7 +99,7 @@ class Spender:
         except StoreUnavailable:
             self._say("busy", name)
             return None
-        self._say("admitted", name)
+        self._say("admitted", name, admission.taken)
         return admission
 
     def _settle(self, grant: Grant, admission: Admission, name: str, reply: Reply) -> None:

@@ -42,6 +42,7 @@ class Call:
     asked: float
     came: str = "killed"
     heard: float = 0.0
+    booked: float = 0.0
     spent: int = 0
     at: float = 0.0
     settled: float = math.inf
@@ -66,6 +67,7 @@ def read(lines: Iterable[str]) -> list[Call]:
                 calls.append(last[name])
             case "admitted" | "refused" | "busy":
                 last[name].came, last[name].heard = what, when
+                last[name].booked = said[0] if said else when
             case "spent":
                 last[name].spent, last[name].at = said[0], when
             case "settled":
@@ -74,8 +76,16 @@ def read(lines: Iterable[str]) -> list[Call]:
 
 
 def most_in_any_window(calls: list[Call]) -> int:
-    """The most that was spent in any so many seconds."""
-    spent = sorted((call.at, call.spent) for call in calls if call.spent)
+    """The most that was spent in any so many seconds.
+
+    What a killed call spent counts from when it was booked. A call that takes longer than a window, as on a machine
+    that stands still, is none that a budget holds here: what it reserved has left the window before it spends.
+    """
+    spent = sorted(
+        (call.booked if call.settled == math.inf else call.at, call.spent)
+        for call in calls
+        if call.spent and call.lasted < SECONDS
+    )
     times, sums = [at for at, _ in spent], [0, *accumulate(sum_ for _, sum_ in spent)]
     return max(
         (sums[bisect.bisect_left(times, at + SECONDS)] - sums[place] for place, at in enumerate(times)), default=0

@@ -40,12 +40,15 @@ ROUNDS: Final = form(1, long=2)
 #: A fault that outlasts the call.
 ALWAYS: Final = 99
 #: Seconds for one call, of 25, so that what waits in vain does so for less long; a lease is longer, as ever.
-CALL_SECONDS, LEASE = 3.0, 5
+CALL_SECONDS, LEASE = 4.0, 6
 SHORT: Final = {"gateway.record.CALL_SECONDS": CALL_SECONDS, "policies.idempotency.LEASE": LEASE}
 ALTERED: Final = Path(__file__).with_name("altered.py")
 UPSTREAMS: Final[dict[str, type[Appgregator | Stripe]]] = {"appgregator": Appgregator, "stripe": Stripe}
 #: For which a key is used before it is read again, of 60 s: each call reads it.
 FRESH_SECONDS: Final = 0.2
+#: For a step of Redis, of 0.4 s: a machine that stands still for so long would be taken for a fault.
+STEP_SECONDS: Final = 0.8
+SLOWER: Final = {"gateway.stores.connecting.Client.STEP": STEP_SECONDS}
 TRIES: Final = 5
 
 Told = tuple[str, int]
@@ -112,7 +115,7 @@ def told(answer: tuple[int, Mapping[str, str], bytes]) -> str:
 
 def call(leg: Leg, order: str) -> tuple[int, dict[str, str], bytes]:
     body = f"customer=cus_1&metadata[order_id]={order}".encode()
-    return leg.server.call(body=body, headers={"Idempotency-Key": order}, timeout=30)
+    return leg.server.call(body=body, headers={"Idempotency-Key": order}, timeout=60)
 
 
 @dataclass
@@ -218,7 +221,7 @@ def test_whatever_befalls_a_call_on_its_way_to_redis(tmp_path: Path, redis_url: 
             upstream = stack.enter_context(maker(keys=[UPSTREAM_KEY]))
             proxy = stack.enter_context(Proxy(port_of(redis_url), mark=b"EVALSHA", seed=SEED))
             text, store = document(tmp_path, upstream.origin, kind), f"redis://127.0.0.1:{proxy.port}/0"
-            server = stack.enter_context(launched(tmp_path / kind, text, {}, STORE=store))
+            server = stack.enter_context(launched(tmp_path / kind, text, SLOWER, STORE=store))
             legs.append(Leg(server, proxy, upstream, kind))
         rows = [Row(fault, times, skip) for fault in FAULTS for times in (1, 2, ALWAYS) for skip in (0, 1)]
         # A refusal has no moment: what was connected is reset, and nobody is let in.

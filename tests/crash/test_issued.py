@@ -6,7 +6,6 @@ forgotten their keys: its clock and the store's are put on.
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ import pytest
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.stripe import KEPT_SECONDS, Stripe
 from tests.crash.forms import SEED, form
-from tests.crash.test_kills import CLIENTS, FASTER, LEASE, Answered, Instance, Pair, customer_of
+from tests.crash.test_kills import ALTERED, CLIENTS, FASTER, LEASE, Answered, Instance, Pair, customer_of
 from tests.test_issue import LINES, SENT, TARGET, TOTAL, written
 
 if TYPE_CHECKING:
@@ -98,8 +97,7 @@ class World:
         self._ahead.write_text("0")
         document = folder / "policy.yaml"
         document.write_text(written(stripe, folder))
-        altered = json.dumps({"policies.idempotency.LEASE": LEASE})
-        settings = {"POLICY": str(document), "ALTERED": altered, "AHEAD": str(self._ahead), **settings}
+        settings = {"POLICY": str(document), "ALTERED": ALTERED, "AHEAD": str(self._ahead), **settings}
         self.pair = Pair(lambda: Issuing(folder / f"instance{next(number)}", settings))
         self._lot = random.Random(f"{SEED} issued")
 

@@ -14,7 +14,7 @@ import pytest
 from sandbox import faults
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.appgregator import Appgregator
-from tests.conftest import policy
+from tests.conftest import MAIN, policy
 from tests.crash.forms import form
 
 if TYPE_CHECKING:
@@ -51,15 +51,15 @@ def test_every_call_under_way_at_sigterm_is_answered_and_on_record(
     longest = gone = 0.0
     for _ in range(ROUNDS):
         with Slow() as upstream, ThreadPoolExecutor(UNDER_WAY + WAITING) as callers:
-            running = server(policy(upstream.origin), THREADS=str(UNDER_WAY))
+            running = server(policy(upstream.origin), source=MAIN, THREADS=str(UNDER_WAY))
             asked = [callers.submit(timed, running) for _ in range(UNDER_WAY + WAITING)]
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + 60
             while len(upstream.calls) < UNDER_WAY and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert len(upstream.calls) == UNDER_WAY
+            assert len(upstream.calls) >= UNDER_WAY
             began = time.monotonic()
             running.process.terminate()
-            assert running.process.wait(timeout=30) == 0
+            assert running.process.wait(timeout=60) == 0
             took = time.monotonic() - began
             assert took < GONE_SECONDS
             told = [one.result() for one in asked]

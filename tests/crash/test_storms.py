@@ -16,7 +16,7 @@ import pytest
 from sandbox.__main__ import UPSTREAM_KEY
 from sandbox.redis_server import RedisServer
 from sandbox.stripe import Stripe
-from tests.conftest import policy, running
+from tests.conftest import MAIN, policy, running
 from tests.crash.counting import created
 from tests.crash.forms import SEED, form
 from tests.gateway.test_redis import contend
@@ -48,7 +48,7 @@ def test_many_keys_with_a_hundred_callers_at_once_are_sent_once_each(redis_url: 
         process.start()
     counts = [queue.get(timeout=240) for _ in processes]
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=60)
     sends, refused, replays = (sum(count[name] for count in counts) for name in ("sends", "refused", "replays"))
     told = f"{sends} sends, {replays} replays, {refused} at work"
     figure = f"{KEYS} keys, {CALLERS} callers at once each, over {PROCESSES} processes: {told}"
@@ -115,7 +115,7 @@ def test_redis_that_writes_first_never_lets_a_key_be_sent_twice_however_often_it
     server: Callable[..., Server], upstream: Appgregator, redis_server: RedisServer
 ) -> None:
     """With ``appendfsync always``, and an upstream that makes an invoice of every call."""
-    told = storm(server(policy(upstream.origin), STORE=redis_server.url), redis_server)
+    told = storm(server(policy(upstream.origin), source=MAIN, STORE=redis_server.url), redis_server)
     judge(upstream, told, "Redis (appendfsync always)")
     assert len(upstream.calls) == upstream.invoices
 
@@ -126,7 +126,7 @@ def test_redis_that_forgets_everything_lets_no_key_have_two_invoices_where_the_u
     """Without any file: each kill empties the ledger, and what was sent is sent again under the same derived key."""
     with running(RedisServer(tmp_path)) as redis, Stripe(keys=[UPSTREAM_KEY]) as stripe:
         document = policy(stripe.origin).replace("upstream: appgregator", "upstream: stripe")
-        told = storm(server(document, STORE=redis.url), redis)
+        told = storm(server(document, source=MAIN, STORE=redis.url), redis)
         judge(stripe, told, "Redis (no file)")
         assert stripe.replays > 0
 
@@ -147,7 +147,7 @@ def test_redis_that_stands_still_for_a_while_costs_no_key_its_invoice(
     server: Callable[..., Server], upstream: Appgregator, redis_server: RedisServer
 ) -> None:
     """Under an upstream that makes an invoice of every call: so nothing is sent again."""
-    pair = [server(policy(upstream.origin), STORE=redis_server.url, THREADS="32") for _ in range(2)]
+    pair = [server(policy(upstream.origin), source=MAIN, STORE=redis_server.url, THREADS="32") for _ in range(2)]
     lot, tries = random.Random(SEED), Counter[int]()
     process = redis_server.process
     assert process is not None

@@ -124,7 +124,7 @@ def at_once(threads: int, work: Callable[[int], T]) -> list[T]:
     start = threading.Barrier(threads)
 
     def run(number: int) -> T:
-        start.wait(timeout=10)
+        start.wait(timeout=60)
         return work(number)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -161,6 +161,9 @@ def hold() -> Iterator[Callable[[Path], Held]]:
     yield one
     for each in held:
         each.let_go()
+    for thread in threading.enumerate():  # those that waited are none of the next test's
+        if thread.name == "file":
+            thread.join(60)
 
 
 # ---------------------------------------------------------------- the record

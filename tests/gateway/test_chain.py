@@ -220,7 +220,7 @@ if child:
     os.waitpid(child, 0)
     refuse()
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
     lines = (tmp_path / "audit.jsonl").read_text().splitlines()
     report = verify(lines)
     assert (report.lines, report.instances, report.faults, report.doubts) == (8, 2, [], [])

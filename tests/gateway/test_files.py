@@ -98,7 +98,7 @@ def test_file_that_does_not_answer_costs_one_thread_and_one_wait_whoever_asks_an
     assert read(str(file.with_name("other")), 10) == b"other"
     left = reading()
     held.let_go()
-    left[0].join(10)
+    left[0].join(60)
     assert read(str(file), 10) == b"0123456789"
     assert reading() == []
 
@@ -116,7 +116,7 @@ def test_one_who_asks_while_another_reads_gets_what_is_there_after_that(
     assert len(reading()) == 1
     held.let_go()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert found == [b"0123456789"] * 2
 
 
@@ -142,4 +142,4 @@ def test_forked_process_reads_what_its_parent_waits_for(
         os._exit(0 if not files._READINGS.get() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     held.let_go()
-    left[0].join(10)
+    left[0].join(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -136,8 +137,9 @@ def test_limit_is_never_exceeded_in_any_window_of_the_clock_of_firestore(
     stores = [Firestore(firestore_url, None, PATIENCE) for _ in range(2)]
     stop = threading.Event()
 
-    def work(number: int) -> list[float]:
-        admitted: list[float] = []
+    admitted: list[float] = []
+
+    def work(number: int) -> None:
         while not stop.is_set():
             result = attempt(stores[number % 2], limited("20/second"))
             assert isinstance(result, LimitReached) or not isinstance(result, Refusal)
@@ -145,15 +147,18 @@ def test_limit_is_never_exceeded_in_any_window_of_the_clock_of_firestore(
                 stop.wait(0.005)
             else:
                 admitted.append(result.taken)
-        return admitted
 
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(work, number) for number in range(8)]
-        stop.wait(2)
+        until = time.monotonic() + 60
+        while len(admitted) <= 40 and time.monotonic() < until and not any(one.done() for one in running):
+            time.sleep(0.01)
         stop.set()
-        admitted = sorted(moment for one in running for moment in one.result())
+        for one in running:
+            one.result()
+    admitted.sort()
     assert abs(admitted[-1] - real()) < 60
-    assert len(admitted) > 20
+    assert len(admitted) > 40
     assert min(later - earlier for earlier, later in zip(admitted, admitted[20:], strict=False)) >= 1.0
 
 
@@ -262,10 +267,12 @@ def test_store_that_hangs_refuses_within_a_second(monkeypatch: pytest.MonkeyPatc
 
 
 def test_nobody_listening_is_a_refusal_that_names_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
-    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{port}")
-    with pytest.raises(StoreUnavailable) as caught:
-        admit(Firestore("firestore://acme-prod"), limited("9/minute"))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # so that nobody else listens there either
+        port = bound.getsockname()[1]
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{port}")
+        with pytest.raises(StoreUnavailable) as caught:
+            admit(Firestore("firestore://acme-prod", seconds=PATIENCE), limited("9/minute"))
     assert caught.value.note == "ServiceUnavailable"
     assert str(port) not in str(caught.value.problem("id"))
 
@@ -295,7 +302,7 @@ def test_client_that_cannot_be_made_is_a_refusal(
         monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{free_port()}")
     monkeypatch.setenv(setting, value)
     with pytest.raises(StoreUnavailable) as caught:
-        admit(Firestore("firestore://acme-prod"), limited("9/minute", key="k"))
+        admit(Firestore("firestore://acme-prod", seconds=PATIENCE), limited("9/minute", key="k"))
     assert caught.value.note == note
 
 
@@ -304,7 +311,7 @@ def test_calls_are_refused_in_time_while_google_does_not_say_who_asks(monkeypatc
 
     def silent(**_: object) -> None:
         asked.append("who")
-        assert answer.wait(30), "somebody has waited for it"
+        assert answer.wait(60), "somebody has waited for it"
 
     monkeypatch.setattr("google.auth.default", silent)
     store = Firestore("firestore://acme-prod")
@@ -334,7 +341,7 @@ class Between(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no ty
         kept = [pair for pair in details.invocation_metadata if pair[0] in {"authorization", "x-goog-request-params"}]
 
         def ask(asked: bytes) -> list[bytes]:
-            return list(self._channel.unary_stream(details.method)(asked, metadata=kept, timeout=5))
+            return list(self._channel.unary_stream(details.method)(asked, metadata=kept, timeout=60))
 
         def forward(asked: bytes, context: Any) -> Iterator[bytes]:
             fault = self.faults.pop() if self.faults and details.method.endswith("/Commit") else None
@@ -492,6 +499,7 @@ def test_call_and_its_repetition_go_end_to_end(
     function: Callable[..., Function], upstream: Appgregator, firestore_url: str
 ) -> None:
     gate = function(STORE=firestore_url)
+    sys.modules["main"].gate.store._seconds = PATIENCE
     first = gate.post(Idempotency_Key="order-1")
     assert first.status_code == 200, first.text
     again = gate.post(Idempotency_Key="order-1")
@@ -517,6 +525,10 @@ def test_instances_share_limits_and_ledger(
     running = [server(STORE=firestore_url, FIRESTORE_EMULATOR_HOST=shared_firestore) for _ in range(2)]
     answers = at_once(8, lambda place: running[place % 2].call(headers={"Idempotency-Key": "order-1"}))
     assert {status for status, _, _ in answers} <= {200, 503}
-    status, headers, body = running[0].call(headers={"Idempotency-Key": "order-1"})
+    until = time.monotonic() + 60
+    while True:  # the emulator of a busy machine may need longer than a call has for it
+        status, headers, body = running[0].call(headers={"Idempotency-Key": "order-1"})
+        if status != 503 or time.monotonic() > until:
+            break
     assert (status, headers.get("idempotent-replayed")) == (200, "true"), body
     assert upstream.invoices == 1

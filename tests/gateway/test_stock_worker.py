@@ -78,7 +78,7 @@ def a_call(*lines: str, target: str = TARGET) -> bytes:
 def walk(running: Server, upstream: Appgregator) -> None:
     """Call as callers do: kept and not, in pieces, with a key again, and wrongly."""
     headers = {"Content-Type": FORM, "x-api-key": KEY}
-    with closing(HTTPConnection("127.0.0.1", running.port, timeout=20)) as kept:
+    with closing(HTTPConnection("127.0.0.1", running.port, timeout=60)) as kept:
         for _ in range(3):
             kept.request("POST", TARGET, CUSTOMER, headers)
             response = kept.getresponse()
@@ -152,7 +152,7 @@ def test_whole_function_works_with_another_gunicorn(
         subprocess.run(install, check=True, capture_output=True, timeout=SECONDS)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         pytest.skip("pip cannot install another gunicorn here: give it a registry.")
-    running = server(PYTHONPATH=str(place))
+    running = server(PYTHONPATH=f"{place}:{ROOT}")
     walk(running, upstream)
     assert f"gunicorn {release} is not a version" in running.errors.read_text()
 

@@ -223,7 +223,7 @@ def test_answer_is_judged_and_tried_again_by_the_failure_table(
     stripe.delay = 0.1
     stripe.fail_next(fault)
     grant = asked(stripe.origin, key=key)
-    reply = send(grant, claimed(grant), seconds=0.6 if fault in {"hang", "trickle"} else 20)
+    reply = send(grant, claimed(grant), seconds=2 if fault in {"hang", "trickle"} else 20)
     assert (reply.outcome, type(reply.refusal)) == (outcome, refusal or type(None))
     assert (reply.refusal.status if reply.refusal else 200) == status
     assert (reply.attempts, stripe.invoices, len(stripe.calls)) == (attempts, invoices, calls)
@@ -248,7 +248,7 @@ def test_fault_that_stays_is_given_up_after_three_tries(send: Send, stripe: Stri
 
 def test_call_that_is_still_at_work_there_is_waited_for(secrets: Secrets, stripe: Stripe, clock: Clock) -> None:
     """Its answer was given up; the second try meets a 409, the third the invoice."""
-    stripe.delay = 0.8
+    stripe.delay = 60
     stripe.fail_next("working")
     grant = asked(stripe.origin)
     secret = secrets.access(grant, time.monotonic() + 20)
@@ -256,9 +256,12 @@ def test_call_that_is_still_at_work_there_is_waited_for(secrets: Secrets, stripe
 
     class Impatient:
         def send(self, outgoing: Outgoing, key: Concealed[str], seconds: float) -> Received:
-            return transport.send(outgoing, key, 0.2)
+            return transport.send(outgoing, key, seconds if stripe.calls else 1.5)
 
-    sender = Upstreams(Impatient(), secrets, time.monotonic, clock.tick)  # type: ignore[arg-type]  # its one method
+    def pause(seconds: float) -> None:
+        clock.tick(100 * seconds)  # of a pause of 0.3 s, and one of 1.2 s
+
+    sender = Upstreams(Impatient(), secrets, time.monotonic, pause)  # type: ignore[arg-type]  # its one method
     reply = sender.send(grant, claimed(grant), secret, time.monotonic() + 20)
     assert (reply.outcome, reply.attempts) == (Outcome.SUCCEEDED, 3)
     assert (stripe.invoices, stripe.replays) == (1, 1)

@@ -69,7 +69,7 @@ def manager() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def webhooks(manager: Sandbox, clock: Clock) -> Iterator[Means]:
+def webhooks(manager: Sandbox, clock: Clock, patience: None) -> Iterator[Means]:
     source = SecretManager(manager.address)
     yield means(Secrets(manager=source, mounted=Mounted(), clock=clock))
     source.close()

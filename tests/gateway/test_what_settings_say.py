@@ -239,7 +239,7 @@ def test_role_or_version_that_is_missing_is_named(
 def test_record_stays_json_whatever_the_project_is_called(server: Callable[..., Server]) -> None:
     """A quotation mark would end the text in every line of the record."""
     started = server(GOOGLE_CLOUD_PROJECT='ac"me', wait=False)
-    assert started.process.wait(timeout=20) == 1
+    assert started.process.wait(timeout=60) == 1
     assert started.errors.read_text().startswith("countersign cannot start: GOOGLE_CLOUD_PROJECT must be the id of a")
     started = server(GOOGLE_CLOUD_PROJECT="acme-prod")
     assert started.call(headers={"X-Cloud-Trace-Context": f"{'1' * 32}/1"})[0] == 200
