@@ -89,11 +89,11 @@ def describe(  # noqa: PLR0913 - what the answer is made of
     return said if became is None else {**said, "became": became}
 
 
-def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float, place: str = "") -> dict[str, Any]:
+def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float, place: str | None = None) -> dict[str, Any]:
     """Return what became of a caller's key under one of its grants, from its ledger entry.
 
-    ``now``, in unix seconds, is when that was seen, and ``place`` is where a call would go today. What was raised is
-    told as far as the policy grants it today, and only if it was raised there.
+    ``now``, in unix seconds, is when that was seen, and ``place`` is where a call would go today, None if that is not
+    known just now. What was raised is told as far as the policy grants it today, and only if it was raised there.
     """
     operation = entitlement.operation
     noun = operation.noun
@@ -106,6 +106,22 @@ def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float, place:
     age, held = seen.now - entry.sent, held_of("", entry, now=seen.now)
     told["when"] = int(now - age)
     body: dict[str, Any] = msgspec.json.decode(entry.answer.body) if entry.answer is not None else {}
+    if entry.state is State.REJECTED:
+        text = f"The call was refused {ago(age)}, and the refusal stays with this key."
+        refusal = {name: body[name] for name in ("title", "detail", "reason", "decided_by", "audit_id") if name in body}
+        return {**told, "state": "refused", "text": text, "refusal": refusal}
+    if entry.state is State.FREE:
+        return {**told, "state": "free", "text": f"Nothing came of the call of {ago(age)}. You may use this key again."}
+    if held.running:
+        text = "The call with this key is under way. Ask again in half a minute."
+        return {**told, "state": "running", "text": text}
+    if place is None:
+        text = (
+            f"The call with this key was sent {ago(age)}. What became of it cannot be told just now: ask again in half "
+            "a minute, and if it stays so, ask the operator of Countersign. Do not use another key, which might do it "
+            "twice."
+        )
+        return {**told, "state": "unavailable", "text": text}
     here = entry.place == place
     if entry.state is State.SUCCEEDED and here:
         done = f"The {noun} was {operation.verb.done} {ago(age)}."
@@ -117,15 +133,6 @@ def became_of(entitlement: Entitlement, seen: Seen | None, *, now: float, place:
             f"another {noun}, use a new key; if it may be the same one, ask the operator of Countersign first."
         )
         return {**told, "state": "elsewhere", "text": text}
-    if entry.state is State.REJECTED:
-        text = f"The call was refused {ago(age)}, and the refusal stays with this key."
-        refusal = {name: body[name] for name in ("title", "detail", "reason", "decided_by", "audit_id") if name in body}
-        return {**told, "state": "refused", "text": text, "refusal": refusal}
-    if entry.state is State.FREE:
-        return {**told, "state": "free", "text": f"Nothing came of the call of {ago(age)}. You may use this key again."}
-    if held.running:
-        text = "The call with this key is under way. Ask again in half a minute."
-        return {**told, "state": "running", "text": text}
     if here and held.approval is not None:
         text = (
             f"The call of {ago(age)} waits for a person's approval. To hear what was decided, send the same call again "

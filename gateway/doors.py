@@ -23,7 +23,7 @@ from gateway.secrets import placed
 from policies.idempotency import identity
 from policies.keynames import unquoted
 from policies.model import Answer
-from policies.refusals import CallerPaused, QueryMalformed, StoreUnavailable
+from policies.refusals import CallerPaused, QueryMalformed, SecretUnavailable, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -202,8 +202,7 @@ def _became(gate: Gate, record: Record, grants: Mapping[str, Entitlement], key: 
     """Look a key up under each of these grants, as a header, a parameter or the id of a webhook brings it.
 
     Its name in the ledger is made of the caller's own, so nobody can ask for another's. Raises :class:`CallerPaused`:
-    a kept answer is told to nobody who may not call. And :class:`SecretUnavailable`, as the call itself would: whose
-    data an answer is of shows by the upstream's key.
+    a kept answer is told to nobody who may not call.
     """
     from console.describe import became_of  # noqa: PLC0415 - see above
 
@@ -219,9 +218,17 @@ def _became(gate: Gate, record: Record, grants: Mapping[str, Entitlement], key: 
     for one in keyed:
         places = (identity(caller.first, *one.connection.first, one.operation.id, name) for name in names)
         seen = next((found for place in places if (found := gate.store.state_of(place)) is not None), None)
-        place = placed(one, gate.secrets.of(one.connection, record.deadline)) if seen is not None else ""
+        place = _place(gate, record, one) if seen is not None else None
         told.append(became_of(one, seen, now=record.clock(), place=place))
     return told
+
+
+def _place(gate: Gate, record: Record, entitlement: Entitlement) -> str | None:
+    """Return where a call would go today; None if the upstream's key, which shows that, cannot be read just now."""
+    try:
+        return placed(entitlement, gate.secrets.of(entitlement.connection, record.deadline))
+    except SecretUnavailable:
+        return None
 
 
 def _path(record: Record) -> str:

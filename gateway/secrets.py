@@ -27,7 +27,7 @@ from policies.refusals import SecretUnavailable
 from policies.upstreams import UPSTREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from policies.dialect import Dialect
     from policies.model import Connection, Entitlement, Grant
@@ -45,6 +45,10 @@ PAUSE_SECONDS: Final = 5.0
 #: Shorter values are not keys, and redacting them would corrupt normal text.
 MIN_LENGTH: Final = 8
 MAX_LENGTH: Final = 4096
+
+#: An upstream may say back the key of before a rotation. More rotations than these are rare in the life of an instance,
+#: and each has a search take longer.
+EARLIER: Final = 3
 
 REDACTED: Final = "[redacted]"
 #: A text is searched as it is, percent-decoded, and decoded again: which characters were encoded is up to the encoder.
@@ -77,8 +81,11 @@ class Secret(msgspec.Struct, frozen=True):
     """``live`` or ``test`` if the key itself tells whose data it opens."""
 
     @classmethod
-    def of(cls, name: str, version: str, data: bytes) -> Secret:
-        """Make a secret of what was read. Raises :class:`NotAKeyError` for bytes that cannot be a key."""
+    def of(cls, name: str, version: str, data: bytes, earlier: Sequence[Concealed[str]] = ()) -> Secret:
+        """Make a secret of what was read. Raises :class:`NotAKeyError` for bytes that cannot be a key.
+
+        ``earlier`` are keys that were in its place, the newest first: texts are searched for :data:`EARLIER` of them.
+        """
         try:
             # A line break at the end comes from `echo KEY | gcloud secrets create`, and is not part of any key.
             value = data.decode("ascii").rstrip("\r\n")
@@ -89,10 +96,11 @@ class Secret(msgspec.Struct, frozen=True):
                 f"{_holder(version)} holds no key: {MIN_LENGTH} to {MAX_LENGTH} printable ASCII characters without a "
                 "space"
             )
-        return cls(name, version, Concealed(value), Concealed(_encodings(value)))
+        keys = [*dict.fromkeys((value, *(one.reveal() for one in earlier)))][: EARLIER + 1]
+        return cls(name, version, Concealed(value), Concealed(tuple(text for key in keys for text in _encodings(key))))
 
     def occurs_in(self, text: str) -> bool:
-        """Whether ``text`` contains the key, as it is or in a common encoding."""
+        """Whether ``text`` contains the key or one before it, as it is or in a common encoding."""
         for _ in range(PERCENT_ROUNDS):
             lowered = text.lower()
             for needle in self._needles.reveal():
@@ -104,7 +112,7 @@ class Secret(msgspec.Struct, frozen=True):
         return False
 
     def redacted(self, value: Any) -> Any:
-        """Return a JSON value with every text that contains the key replaced; the value itself if none does."""
+        """Return a JSON value with every text that contains a key replaced; the value itself if none does."""
         # One search of the whole, which almost never contains the key.
         return self._clean(value) if self.occurs_in(_JSON.encode(value).decode()) else value
 
@@ -337,8 +345,12 @@ class Secrets:
 
         # What is a key for live data is none for test data, so the last good one is another.
         self._keys = {
-            (one.id, mode): kept(partial(_key, one, mode), mode) for one in UPSTREAMS.values() for mode in ("", *MODES)
+            (one.id, mode): kept(partial(self._key, one, mode), mode)
+            for one in UPSTREAMS.values()
+            for mode in ("", *MODES)
         }
+        #: The keys that were read last, whatever their version, the newest first.
+        self._known: dict[str, tuple[Concealed[str], ...]] = {}
         self._signing = kept(_signing_secret, "signing")
 
     def access(self, grant: Grant, deadline: float) -> Secret:
@@ -375,14 +387,16 @@ class Secrets:
         self._reported.pop((name, mode), None)
         return secret
 
-
-def _key(dialect: Dialect, mode: str, name: str, version: str, data: bytes) -> Secret:
-    """Return a key; with ``mode``, one that does not itself say that it is of another one."""
-    secret = Secret.of(name, version, data)
-    says = dialect.mode_of(secret.value.reveal()) or ""
-    if mode and says not in {"", mode}:
-        raise NotAKeyError(f"{_holder(version)} holds a {says} key, and its connection is for {mode} data")
-    return replace(secret, mode=says)
+    def _key(self, dialect: Dialect, mode: str, name: str, version: str, data: bytes) -> Secret:
+        """Return a key; with ``mode``, one that does not itself say that it is of another one."""
+        place = name.partition("/versions/")[0]
+        known = self._known.get(place, ())
+        secret = Secret.of(name, version, data, known)
+        says = dialect.mode_of(secret.value.reveal()) or ""
+        if mode and says not in {"", mode}:
+            raise NotAKeyError(f"{_holder(version)} holds a {says} key, and its connection is for {mode} data")
+        self._known[place] = tuple(dict.fromkeys((secret.value, *known)))[: EARLIER + 1]
+        return replace(secret, mode=says)
 
 
 def _have(kept: Kept[T], name: str, deadline: float) -> T:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import gunicorn
 import gunicorn.config
 
+from gateway.arriving import MAX_LINE
 from gateway.chain import alert
+from gateway.underscores import Underscores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: The versions of gunicorn that our worker is tested with, by their first number; requirements.in has the same.
 TESTED: Final = "27."
@@ -24,10 +30,21 @@ GRACE_SECONDS: Final = 9
 #: With these gunicorn starts a second worker, ends one, starts a second server, or puts a new worker in place of this
 #: one. Two processes do not share a ledger in memory, and what has to be restarted is a new instance.
 IGNORED: Final = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGHUP)
+#: In place of gunicorn's settings, whatever the framework sets and whichever worker serves. Nobody's headers change how
+#: a call is read, whoever sends them; so it need not be looked at who does.
+_READING: Final[Mapping[str, object]] = {
+    "limit_request_line": MAX_LINE,
+    "forwarded_allow_ips": ("*",),
+    "forwarder_headers": Underscores(),
+    "secure_scheme_headers": {},
+}
 
 
 def configure() -> None:
     """Configure the framework's server, which reads this after ``main.py`` is loaded."""
+    for setting in gunicorn.config.KNOWN_SETTINGS:  # gunicorn 22 does not have all of them
+        if setting.name in _READING:
+            setting.get = staticmethod(partial(_READING.get, setting.name))
     os.environ.setdefault("THREADS", DEFAULT_THREADS)
     # The server of --debug logs the first line of every call; of one that it cannot read, that may be a key.
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from math import inf
 from typing import Final
@@ -29,8 +30,11 @@ class Stopping:
     def __init__(self) -> None:
         self.ends = inf
         """By the monotonic clock; infinite while the instance runs on."""
-        self._lock = threading.Lock()
         self._connections: set[int] = set()
+        self._ended: deque[int] = deque()
+        """Those of them that wait to be closed."""
+        self._closing = threading.Lock()
+        """Who has it may close connections, or keeps others from it. Only :meth:`end_sends` waits for it."""
 
     @property
     def over(self) -> bool:
@@ -47,17 +51,16 @@ class Stopping:
 
     def opened(self, number: int) -> None:
         """Note a connection to an upstream, by its file descriptor."""
-        with self._lock:
-            self._connections.add(number)
+        self._connections.add(number)
 
     def close(self, number: int) -> int:
         """Close such a connection. Nobody else may, or :meth:`end_sends` could meet another with its number.
 
-        Return 0, which tells libcurl that it is closed.
+        The garbage collector may free a handle anywhere, also in the thread that has the lock. So this waits for
+        nobody: whoever has the lock closes the connection next. Return 0, which tells libcurl that it is closed.
         """
-        with self._lock:
-            self._connections.discard(number)
-            os.close(number)
+        self._ended.append(number)
+        self._close_ended()
         return 0
 
     def end_sends(self) -> None:
@@ -65,12 +68,24 @@ class Stopping:
 
         To have each send ask for the time itself would take the GIL ten times a call, which doubles what a call waits.
         """
-        with self._lock:
-            for number in self._connections:
+        with self._closing:
+            for number in self._connections.copy():  # others go on opening connections
                 connection = socket.socket(fileno=number)
                 with suppress(OSError):  # it is not connected yet, or not any more
                     connection.shutdown(socket.SHUT_RDWR)
                 connection.detach()
+        self._close_ended()
+
+    def _close_ended(self) -> None:
+        # Whoever finds the lock taken has left its connection where this looks once more after the lock was released.
+        while self._ended and self._closing.acquire(blocking=False):
+            try:
+                while self._ended:
+                    number = self._ended.popleft()
+                    self._connections.discard(number)
+                    os.close(number)
+            finally:
+                self._closing.release()
 
 
 #: This process's.

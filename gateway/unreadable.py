@@ -1,9 +1,6 @@
 """What a client sends that the server cannot read as a call -> the refusal that says why.
 
 gunicorn would answer with a page of HTML, of which there is no record, and which repeats a header that may hold a key.
-It also drops headers whose name is written with an underscore, since WSGI does not tell ``Idempotency_Key`` from
-``Idempotency-Key``. Without its key a call that is repeated makes a second invoice, and without its account it may go
-to another; so these are refused.
 """
 
 from __future__ import annotations
@@ -22,14 +19,12 @@ from gunicorn.http.errors import (
 )
 
 from gateway.edges import meaning
+from gateway.underscores import UnderscoreError
 from policies.refusals import BadCall, HeaderMalformed, HeadersTooLarge, NotHttp, TargetTooLong
-from policies.upstreams import UPSTREAMS
 
 #: So much of the address is recorded of such a call: its names come early.
 MAX_NAMED: Final = 1024
 
-_NAMES: Final = {"Idempotency-Key", *(name for dialect in UPSTREAMS.values() for name in dialect.account_headers)}
-_MEANT: Final = {name.upper().replace("-", "_"): name for name in sorted(_NAMES)}
 #: By the name that the parser gives. It may also give the whole line, and so a key: no text of its own is told.
 _SENTENCES: Final = {
     **{
@@ -56,27 +51,12 @@ _FIRST_LINE: Final = re.compile(
 _ACCEPT: Final = re.compile(rb"\r\n((?i:accept):[ -~]{1,255}\r\n)")
 
 
-class Underscores:
-    """Stands for gunicorn's ``forwarder_headers``: the names with an underscore that are let through.
-
-    gunicorn asks for each such name and for no other, so that no other call pays for it.
-    """
-
-    def __contains__(self, name: object) -> bool:
-        """Let none through. Raises :class:`InvalidHeaderName` with the name that was meant."""
-        meant = _MEANT.get(str(name))
-        if meant is not None:
-            raise InvalidHeaderName(meant)
-        return False
-
-
 def why(error: Exception) -> BadCall:
     """Return the refusal of a call that gunicorn's parser did not take."""
     kind, said = meaning(_MEANS, error) or (NotHttp, None)
-    name = getattr(error, "hdr", None)
-    if name in _NAMES:
-        said = f"Write {name} with a hyphen, not with an underscore. Nothing was sent."
-    return kind(_SENTENCES.get(str(name), said))
+    if isinstance(error, UnderscoreError):
+        return kind(str(error))
+    return kind(_SENTENCES.get(str(getattr(error, "hdr", None)), said))
 
 
 def stand_in(data: bytes | bytearray, ours: tuple[str, ...]) -> bytes:

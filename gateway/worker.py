@@ -39,12 +39,12 @@ from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException
 from gunicorn.workers.base import Worker as Base
 
 from gateway.answering import AUDIT_ID
-from gateway.arriving import MAX_HEAD, MAX_LINE, Arriving
+from gateway.arriving import MAX_HEAD, Arriving
 from gateway.doors import OURS
 from gateway.reading import BODY_SECONDS, LATE, UNREADABLE
 from gateway.record import BEGAN
 from gateway.stopping import SEND_SECONDS, STOPPING
-from gateway.unreadable import Underscores, stand_in, why
+from gateway.unreadable import stand_in, why
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,14 +72,6 @@ MAX_LEFT: Final = 1024 * 1024
 MAX_HELD: Final = 32 * 1024 * 1024
 #: What the kernel keeps of unread answers for each connection, of which it would otherwise take megabytes.
 SEND_BUFFER: Final = 64 * 1024
-#: In place of gunicorn's settings. Nobody's headers change how a call is read, whoever sends them; so it need not be
-#: looked at who does.
-_OURS: Final = {
-    "limit_request_line": MAX_LINE,
-    "forwarded_allow_ips": ["*"],
-    "forwarder_headers": Underscores(),
-    "secure_scheme_headers": {},
-}
 #: How often deadlines are looked at, and how often while the instance stops.
 TURN_SECONDS: Final = 0.5
 LAST_TURNS_SECONDS: Final = 0.1
@@ -182,7 +174,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # gunicorn looks a setting up in two tables whenever it is asked for, which is some twenty times a call.
-        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()} | _OURS)
+        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         self._poller = selectors.DefaultSelector()
         self._capacity = _capacity(self.cfg)
         #: What the poller has, each in the order of their deadlines.

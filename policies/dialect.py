@@ -18,7 +18,7 @@ from policies.model import Step
 
 if TYPE_CHECKING:
     from policies.model import Admission, Connection, Grant
-    from policies.outcomes import Decision, Reply
+    from policies.outcomes import Approval, Reply
 
 FORM: Final = "application/x-www-form-urlencoded"
 
@@ -61,8 +61,8 @@ class Approvals(ABC):
         """Return the request that asks what became of an approval."""
 
     @abstractmethod
-    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
-        """Read the answer to that: the decision, and the id of what was created or changed."""
+    def decided(self, status: int, body: bytes) -> Approval:
+        """Read the answer to that. One that cannot be read says that it waits."""
 
     @abstractmethod
     def found(self, grant: Grant, name: str) -> Outgoing:

@@ -2,8 +2,9 @@
 
 Form and JSON are read into one flat mapping of bracket path to text, such as ``metadata[order_id]`` -> ``7``, so that
 later stages see one notation. The rules of the outgoing form are those of Stripe's own clients: null is left out, lists
-are indexed from 0, an empty list or object emits nothing, booleans are ``true`` and ``false``. Stripe reads lists
-without an index as well (``expand[]=customer``), and so does this.
+are indexed from 0, an empty list or object emits nothing, booleans are ``true`` and ``false``. What emits nothing is
+blank where an entry of the same list comes behind it. Stripe reads lists without an index as well
+(``expand[]=customer``), and so does this.
 """
 
 from __future__ import annotations
@@ -222,13 +223,23 @@ def _flatten(path: str, value: object, depth: int, given: dict[str, str]) -> Non
         for name, inner in value.items():
             _flatten(f"{path}[{name}]", inner, depth + 1, given)
     elif isinstance(value, list):
+        blank = 0
         for index, inner in enumerate(value):
+            before = len(given)
             _flatten(f"{path}[{index}]", inner, depth + 1, given)
+            if len(given) > before:  # it keeps its number, so what emitted nothing before it is told
+                for empty in range(blank, index):
+                    _put(f"{path}[{empty}]", "", given)
+                blank = index + 1
     elif value is not None:
-        if len(given) >= MAX_FIELDS:
-            raise BodyMalformed(_TOO_MANY)
-        check_path(path)
-        given[path] = _scalar(path, value)
+        _put(path, value, given)
+
+
+def _put(path: str, value: object, given: dict[str, str]) -> None:
+    if len(given) >= MAX_FIELDS:
+        raise BodyMalformed(_TOO_MANY)
+    check_path(path)
+    given[path] = _scalar(path, value)
 
 
 def _scalar(path: str, value: object) -> str:

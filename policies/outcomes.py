@@ -205,6 +205,16 @@ class Decision(Enum):
     """Nobody decided in time, or it could not be carried out: nothing was created."""
 
 
+class Approval(msgspec.Struct, frozen=True):
+    """What an upstream says became of an approval."""
+
+    decision: Decision = Decision.WAITS
+    created: str | None = None
+    """The id of what was created or changed."""
+    look: str | None = None
+    """The address where a person gives it, while it waits."""
+
+
 class Said(msgspec.Struct, frozen=True):
     """What a dialect understood of an answer that is no success. Only ``parameter`` is the upstream's own text."""
 
@@ -330,9 +340,9 @@ def awaiting(step: Step, approval: str | None, look: str | None = None) -> Reply
     )
 
 
-def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Reply:
+def decided(grant: Grant, step: Step, name: str, approval: Approval) -> Reply:
     """Return the result of a call that waited for a person, who has not brought anything about."""
-    match decision:
+    match approval.decision:
         case Decision.REFUSED:
             return Reply(Outcome.REJECTED, refusal=ApprovalRejected(doubt=step.doubt))
         case Decision.LAPSED if step.quiet or not step.doubt:
@@ -341,7 +351,7 @@ def decided(grant: Grant, step: Step, approval: str, decision: Decision) -> Repl
         case Decision.LAPSED:
             return _in_doubt(grant, None, LATE_SECONDS)
         case _:
-            return awaiting(step, approval)
+            return awaiting(step, name, approval.look)
 
 
 def found(grant: Grant, step: Step, approval: str, status: int, body: bytes) -> Reply:

@@ -69,6 +69,9 @@ def approve(entitlement: Entitlement, given: Mapping[str, str]) -> tuple[dict[st
     for path, value in given.items():
         rule = rules.get(path) or _rule_of_part(entitlement, path)
         if rule is None:
+            if not value and _is_entry(entitlement, path):
+                blank = True
+                continue
             faults.append(_not_granted(rules, path, sum(one.kind is ParameterNotGranted for one in faults)))
         else:
             if rule.kind is not _STRING:
@@ -149,6 +152,14 @@ def _rule_of_part(entitlement: Entitlement, path: str) -> Rule | None:
         if named is not None:
             return named
     return entitlement.rules.get(template)
+
+
+def _is_entry(entitlement: Entitlement, path: str) -> bool:
+    """Whether a path is a whole entry of a list of which the policy grants something."""
+    template = template_of(entitlement.operation, path)
+    if template is None or not template.endswith("[{i}]"):
+        return False
+    return any(one.startswith(template.removesuffix("{i}]")) for one in entitlement.rules)
 
 
 def _faults_of_all(

@@ -779,7 +779,7 @@ class AwaitingApproval(UpstreamRefusal):
     )
 
     def __init__(self, look: str | None = None, *, name: str | None = None, retry_after: int | None = None) -> None:
-        """``look`` is the address where it is approved, ``name`` the approval's own: later answers know no more."""
+        """``look`` is the address where it is approved, if it was told, and ``name`` the approval's own."""
         super().__init__(retry_after=retry_after)
         if look is not None:
             self.detail = f"{self.sentence} It is approved at {look}"

@@ -471,8 +471,6 @@ def shared_firestore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def firestore_url(shared_firestore: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", shared_firestore)
-    # An emulator on a busy machine is no measure of Firestore's speed.
-    monkeypatch.setattr("gateway.stores.firestore.Firestore.__init__.__defaults__", (None, 60.0))
     return f"firestore://test-{uuid.uuid4().hex[:20]}"
 
 

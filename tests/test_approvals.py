@@ -134,7 +134,7 @@ def test_call_that_waits_is_never_sent_again_and_told_once_it_is_carried_out(
         problem = refused(ACTS[act].call(loaded, name), 503, WAITING)
         assert problem["retry_after"] == 300
         assert "Do not use another key" in problem["detail"]
-        assert problem["detail"].endswith(f" At the upstream it waits as {approval}.")
+        assert problem["approval"] == f"https://dashboard.stripe.com/approval_requests/{approval}"
         sdk = ACTS[act].call(loaded, name, sdk=True)
         assert stripe_refused(sdk, 409, WAITING)["type"] == "api_error"
         assert sdk.headers["Stripe-Should-Retry"] == "false"
@@ -364,6 +364,7 @@ def test_approved_step_goes_on_with_the_next(whole: Function, stripe: Stripe, st
     approval = at_step(whole, stripe, step)
     problem = refused(issue(whole, SENT), 503, WAITING)
     assert problem["retry_after"] == 300
+    assert problem["approval"] == f"https://dashboard.stripe.com/approval_requests/{approval}"
     form = "&".join(f"{name}={value}" for name, value in SENT.items())
     sdk = whole.post(re.sub(r"/stripe(.*)\?.*", r"/ft-4/stripe-1/v1\1", TARGET), form, Idempotency_Key="order-1")
     assert stripe_refused(sdk, 409, WAITING)["type"] == "api_error"

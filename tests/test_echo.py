@@ -241,6 +241,28 @@ def test_key_in_any_answer_of_appgregator_goes_no_further(
         assert_clean(loaded, memory, *(loaded.post(Idempotency_Key="order-9") for _ in range(2)))
 
 
+#: In place of the key that is said back, once that one is no longer taken.
+NEXT: Final = "TheNextKey52Mzyxw8"
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_key_that_was_rotated_goes_no_further_either(
+    load: Callable[..., Function], echoing: EchoingStripe, memory: object, tmp_path: Path, act: str
+) -> None:
+    loaded = load(DOCUMENT)
+    invoice = begun(loaded, act)
+    (tmp_path / "key").write_text(NEXT)
+    echoing.accept(NEXT)
+    echoing.names = None
+    answers = [
+        ask(loaded, "customers/", "GET", email="jenny@example.com"),  # which meets the rotation, and sees both keys
+        ACTS[act].call(loaded, invoice),
+    ]
+    assert_clean(loaded, memory, *answers)
+    assert echoing.spoilt
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
 TEXTS: Final = [field for field in fields(Reply) if str in {field.type, *get_args(field.type)}]
 
 

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
     from tests.conftest import Function, Server
 
+GRANT_OF_THE_OTHER_ACCOUNT = """\
+      - connection: other-account
+        operation: invoices.create
+        parameters: {customer: }
+        response: [id]
+"""
 NOTHING = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -337,19 +343,29 @@ def test_what_became_of_a_key_is_told_to_its_caller_alone(function: Callable[...
 
 
 @pytest.mark.usefixtures("memory")
-def test_what_became_of_a_key_is_not_told_while_nothing_shows_whose_data_it_would_be(
+def test_what_became_of_a_key_is_told_but_where_nothing_shows_whose_data_it_would_be(
     function: Callable[..., Function], upstream: Appgregator, tmp_path: Path
 ) -> None:
-    (tmp_path / "key").write_text(UPSTREAM_KEY)
-    running = function(policy(upstream.origin, secret=f"file:{tmp_path / 'key'}"))
-    raised = said(running.post(Idempotency_Key="order-1"))
-    (tmp_path / "key").unlink()
-    again = function(policy(upstream.origin, secret=f"file:{tmp_path / 'key'}"))
-    answer = get(again, "/-/me?key=order-1", key=KEY)
-    refused(answer, 503, "secret-unavailable")
-    assert raised["id"] not in answer.text
-    assert me(again)["grants"]
-    assert me(again, "?key=order-2")["became"][0]["state"] == "never"
+    keys = tmp_path / "one", tmp_path / "two"
+    two = (
+        policy(upstream.origin, secret=f"file:{keys[0]}")
+        .replace(f"secret: file:{keys[0]}\n\ncallers", f"secret: file:{keys[1]}\n\ncallers")
+        .replace("  other:\n", GRANT_OF_THE_OTHER_ACCOUNT + "  other:\n")
+    )
+    for one in keys:
+        one.write_text(UPSTREAM_KEY)
+    running = function(two)
+    here, there = TARGET, TARGET.replace("stripe-1", "stripe-2")
+    raised = [said(running.post(target, Idempotency_Key="order-1"))["id"] for target in (here, there)]
+    keys[1].unlink()
+    again = function(two)
+    first, second = me(again, "?key=order-1")["became"]
+    assert (first["state"], first["answer"]["id"]) == ("raised", raised[0])
+    assert (second["grant"], second["state"]) == ("other-account:invoices.create", "unavailable")
+    assert "cannot be told just now" in second["text"]
+    assert raised[1] not in json.dumps(second)
+    assert [one["state"] for one in me(again, "?key=order-2")["became"]] == ["never", "never"]
+    refused(again.post(there, Idempotency_Key="order-1"), 503, "secret-unavailable")
 
 
 def test_key_that_is_a_parameter_is_found_by_its_value(

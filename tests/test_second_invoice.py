@@ -222,15 +222,18 @@ def test_a8_call_that_waits_for_a_person_is_never_sent_again_and_told_once_it_is
     assert results(gate) == ["unknown"] * 5 + ["succeeded"]
 
 
-def test_a8_first_answer_says_where_it_is_approved(at_stripe: Callable[..., Function], stripe: Stripe) -> None:
+def test_a8_each_answer_says_where_it_is_approved(at_stripe: Callable[..., Function], stripe: Stripe) -> None:
     gate = at_stripe()
     stripe.fail_next("approval")
-    problem = refused(gate.post(Idempotency_Key="order-1"), 503, "awaiting-approval")
-    (approval,) = stripe.approvals
-    assert problem["approval"] == f"https://dashboard.stripe.com/approval_requests/{approval}"
+    for _ in range(3):
+        problem = refused(gate.post(Idempotency_Key="order-1"), 503, "awaiting-approval")
+        (approval,) = stripe.approvals
+        assert problem["approval"] == f"https://dashboard.stripe.com/approval_requests/{approval}"
     stripe.fail_next("approval")
-    sdk = gate.post(SDK_TARGET, Idempotency_Key="order-2")
-    assert "https://dashboard.stripe.com/approval_requests/" in stripe_refused(sdk, 409, "awaiting-approval")["message"]
+    for _ in range(2):
+        sdk = gate.post(SDK_TARGET, Idempotency_Key="order-2")
+        said = stripe_refused(sdk, 409, "awaiting-approval")["message"]
+        assert "https://dashboard.stripe.com/approval_requests/" in said
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["not kept", "kept"])
@@ -309,7 +312,8 @@ def test_a8_approval_that_cannot_be_looked_up_still_waits(
         stripe.stop()
     else:
         stripe.restrict(UPSTREAM_KEY, "rak_invoice_write")
-    refused(gate.post(Idempotency_Key="order-1"), 503, "awaiting-approval")
+    problem = refused(gate.post(Idempotency_Key="order-1"), 503, "awaiting-approval")
+    assert problem["detail"].endswith(f" At the upstream it waits as {approval}.")
     if silence == "down":
         stripe.start()
     else:

@@ -18,7 +18,7 @@ from gateway.upstreams.transport import LostError, NotSentError
 from policies import finalizing, issuing
 from policies.issuing import Stage
 from policies.model import Outcome, Step
-from policies.outcomes import Decision, Reply, awaiting, decided, found, unknown, unsent
+from policies.outcomes import Approval, Reply, awaiting, decided, found, unknown, unsent
 from policies.refusals import AwaitingApproval, BudgetSpent, Refusal, UpstreamMisrouted
 from policies.upstreams import UPSTREAMS
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from policies.dialect import Approvals, Dialect
     from policies.issuing import Progress
     from policies.model import Admission, Grant
+    from policies.outcomes import Decision
 
 #: Backoff in seconds before the second and the third try: long enough for a transient failure to pass, short enough for
 #: a caller whose timeout is 30 s.
@@ -154,8 +155,9 @@ class Upstreams:
         if entry is None or entry.approval is None or approvals is None:
             return at
         step = _step_of(grant, admission, at, dialect)
-        decision, created = self._decided(approvals, grant, entry.approval, secret, deadline)
-        return plan.approved(at, decision, created, decided(grant, step, entry.approval, decision))
+        approval = self._decided(approvals, grant, entry.approval, secret, deadline)
+        reply = _without(secret, step, decided(grant, step, entry.approval, approval))
+        return plan.approved(at, approval.decision, approval.created, reply)
 
     def _tries(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         """Send one request, as often as it may be."""
@@ -182,8 +184,6 @@ class Upstreams:
             self._sleep(pause)
         if reply.closed:
             reply = _stopped(grant, step, reply)
-        if secret is not first:
-            reply = _without(first, step, reply)
         if attempts > 1 or step.generation or step.doubt:
             # An earlier try that reached the upstream counts, whatever happened to the last one.
             reply = replace(
@@ -212,37 +212,35 @@ class Upstreams:
         return reply
 
     def _ask(  # noqa: PLR0913, PLR0917 - what a look needs, and what it is about
-        self, dialect: Dialect, grant: Grant, step: Step, approval: str, secret: Secret, deadline: float
+        self, dialect: Dialect, grant: Grant, step: Step, name: str, secret: Secret, deadline: float
     ) -> Reply:
         """Ask what became of a call that waits for a person. It is not sent again."""
         approvals = dialect.approvals
         if approvals is None:
-            return awaiting(step, approval)
-        decision, created = self._decided(approvals, grant, approval, secret, deadline)
-        if created is None:
-            return decided(grant, step, approval, decision)
+            return awaiting(step, name)
+        approval = self._decided(approvals, grant, name, secret, deadline)
+        if approval.created is None:
+            return _without(secret, step, decided(grant, step, name, approval))
         try:
             looked = self._transport.send(
-                approvals.found(grant, created), secret.value, STOPPING.left(deadline, self._clock())
+                approvals.found(grant, approval.created), secret.value, STOPPING.left(deadline, self._clock())
             )
         except (NotSentError, LostError):
-            return awaiting(step, approval)
-        return _without(secret, step, found(grant, step, approval, *approvals.shown(grant, looked.status, looked.body)))
+            return awaiting(step, name)
+        return _without(secret, step, found(grant, step, name, *approvals.shown(grant, looked.status, looked.body)))
 
-    def _decided(
-        self, approvals: Approvals, grant: Grant, approval: str, secret: Secret, deadline: float
-    ) -> tuple[Decision, str | None]:
-        """Ask what a person has decided, and for the id of what came of it. Without a readable answer, it waits."""
+    def _decided(self, approvals: Approvals, grant: Grant, name: str, secret: Secret, deadline: float) -> Approval:
+        """Ask what a person has decided. Without a readable answer, it waits."""
         try:
             asked = self._transport.send(
-                approvals.asked(grant, approval), secret.value, STOPPING.left(deadline, self._clock())
+                approvals.asked(grant, name), secret.value, STOPPING.left(deadline, self._clock())
             )
         except (NotSentError, LostError):
-            return Decision.WAITS, None
-        decision, created = approvals.decided(asked.status, asked.body)
-        if created is not None and secret.occurs_in(created):
-            return Decision.WAITS, None  # it is no id, and would be kept
-        return decision, created
+            return Approval()
+        approval = approvals.decided(asked.status, asked.body)
+        if approval.created is not None and secret.occurs_in(approval.created):
+            return Approval()  # it is no id, and would be kept
+        return approval
 
     def _attempt(self, dialect: Dialect, grant: Grant, step: Step, secret: Secret, deadline: float) -> Reply:
         try:

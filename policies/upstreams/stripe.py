@@ -15,7 +15,7 @@ from policies.dialect import FORM, Approvals, Dialect, KeyPlace, Outgoing, Setti
 from policies.idempotency import SHORT, upstream_key
 from policies.issuing import Stage
 from policies.model import Outcome
-from policies.outcomes import STATUSES, Decision, InvoiceSeen, Means, Reply, Said, currency_of, sum_of
+from policies.outcomes import STATUSES, Approval, Decision, InvoiceSeen, Means, Reply, Said, currency_of, sum_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,19 +100,21 @@ class _Approvals(Approvals):
         connection = grant.entitlement.connection
         return _look(connection, f"/v2/core/approval_requests/{name}", {"Stripe-Version": APPROVALS})
 
-    def decided(self, status: int, body: bytes) -> tuple[Decision, str | None]:
+    def decided(self, status: int, body: bytes) -> Approval:
         """See :class:`policies.dialect.Approvals`. A state that is not known here still waits."""
         answer = fields.decoded(body) if status == 200 else None
         if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
-            return Decision.WAITS, None
+            return Approval()
         decision = _DECISIONS.get(answer["status"], Decision.WAITS)
+        if decision is Decision.WAITS:
+            return Approval(look=_text(_LOOK, answer.get("dashboard_url")))
         if decision is not Decision.DONE:
-            return decision, None
+            return Approval(decision)
         told: Any = answer.get("status_details")
         for name in ("succeeded", "result"):
             told = told.get(name) if isinstance(told, dict) else None
         created = _text(_ID, told.get("id")) if isinstance(told, dict) else None
-        return (decision, created) if created is not None else (Decision.WAITS, None)
+        return Approval(decision, created) if created is not None else Approval()
 
     def found(self, grant: Grant, name: str) -> Outgoing:
         """See :class:`policies.dialect.Approvals`."""

@@ -294,6 +294,26 @@ def test_what_is_open_at_another_account_is_not_said_to_go_on_here(members: dict
     assert "the invoice may exist. Do not use another key" in told["text"]
 
 
+@pytest.mark.parametrize(
+    ("state", "members", "said"),
+    [
+        (State.SUCCEEDED, {"answer": Answer(200, b'{"id":"in_1"}')}, "unavailable"),
+        (State.UNKNOWN, {"approval": "areq_1"}, "unavailable"),
+        (State.UNKNOWN, {}, "unavailable"),
+        (State.SENT, {}, "running"),
+        (State.REJECTED, {"answer": Answer(402, b"{}")}, "refused"),
+        (State.FREE, {}, "free"),
+    ],
+)
+def test_where_a_call_would_go_today_is_not_known_and_what_does_not_rest_on_it_is_told(
+    state: State, members: dict[str, object], said: str
+) -> None:
+    entry = replace(ENTRY, state=state, **members)
+    told = became_of(PLACED, Seen(entry, 1005), now=NOW, place=None)
+    assert (told["state"], told["when"]) == (said, NOW - 5)
+    assert "answer" not in told
+
+
 def test_why_it_was_refused_is_told_in_the_words_of_then() -> None:
     problem = b'{"title":"No","detail":"The upstream refused it.","reason":"upstream-rejected","status":402,"code":"x"}'
     said = told(State.REJECTED, answer=Answer(402, problem))

@@ -21,6 +21,7 @@ from google.auth.credentials import AnonymousCredentials
 from gateway.forks import PerProcess
 from gateway.kept import DownError, GoneError
 from gateway.secrets import (
+    EARLIER,
     FRESH_SECONDS,
     LAST_GOOD_SECONDS,
     MAX_LENGTH,
@@ -802,6 +803,43 @@ def test_key_is_found_in_base64_that_ends_with_it(lead: int) -> None:
         encoded = base64.b64encode(b"z" * lead + key.encode()).decode()
         assert Secret.of("s", "1", key.encode()).occurs_in(encoded)
         assert Secret.of("s", "1", key.encode()).occurs_in(encoded.rstrip("="))
+
+
+class Place:
+    """Where secrets are read: of each the key that it holds now."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, str] = {}
+
+    def read(self, name: str) -> tuple[str, bytes]:
+        return name.rpartition("/")[2], self.keys[name].encode()
+
+
+@pytest.mark.parametrize("pinned", [False, True], ids=["latest", "another version in the policy"])
+def test_keys_that_were_read_before_are_found_as_well(clock: Clock, *, pinned: bool) -> None:
+    place = Place()
+    secrets = Secrets(manager=place, mounted=Mounted(), clock=clock)
+    keys = [f"{number}-{UPSTREAM_KEY}-{number}" for number in range(6)]
+    for number, key in enumerate(keys):
+        name = f"{SECRET}/versions/{number}" if pinned else LATEST
+        place.keys[name] = key
+        for _ in range(2):  # read again, it is the same
+            secret = secrets.access(granted(policy("http://127.0.0.1:9", secret=name)), clock() + 25)
+            clock.tick(FRESH_SECONDS)
+        known = keys[max(0, number - EARLIER) : number + 1]
+        assert secret.value.reveal() == key
+        assert [one for one in keys if secret.occurs_in(one)] == known
+        assert all(secret.occurs_in(text) for one in known for text in texts(one).values())
+
+
+def test_keys_of_another_secret_are_not_looked_for(clock: Clock) -> None:
+    place = Place()
+    secrets = Secrets(manager=place, mounted=Mounted(), clock=clock)
+    names = LATEST, LATEST.replace("/secrets/", "/secrets/other-")
+    place.keys = dict(zip(names, (UPSTREAM_KEY, ROTATED), strict=True))
+    one, two = (secrets.access(granted(policy("http://127.0.0.1:9", secret=name)), clock() + 25) for name in names)
+    assert [one.occurs_in(UPSTREAM_KEY), one.occurs_in(ROTATED)] == [True, False]
+    assert [two.occurs_in(UPSTREAM_KEY), two.occurs_in(ROTATED)] == [False, True]
 
 
 def test_redaction_reaches_every_place_of_an_answer() -> None:

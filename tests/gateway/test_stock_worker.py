@@ -17,6 +17,7 @@ import pytest
 from gateway import serving
 from sandbox.__main__ import ROOT
 from tests.conftest import CUSTOMER, FORM, KEY, TARGET, policy
+from tests.problems import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +70,11 @@ def test_it_steps_aside_for_another_gunicorn_and_says_so_once(
     assert other in json.loads(lines[0])["message"]
 
 
+def a_call(*lines: str, target: str = TARGET) -> bytes:
+    head = [f"POST {target} HTTP/1.1", "Host: a", f"x-api-key: {KEY}", f"Content-Type: {FORM}", "Connection: close"]
+    return "\r\n".join([*head, f"Content-Length: {len(CUSTOMER)}", *lines, "", CUSTOMER]).encode()
+
+
 def walk(running: Server, upstream: Appgregator) -> None:
     """Call as callers do: kept and not, in pieces, with a key again, and wrongly."""
     headers = {"Content-Type": FORM, "x-api-key": KEY}
@@ -86,6 +92,9 @@ def walk(running: Server, upstream: Appgregator) -> None:
     assert running.call(key="csk_nobody")[0] == 401
     assert running.call("/elsewhere")[0] == 404
     assert running.call("/portal", None, method="GET")[0] == 200
+    told = running.raw(a_call("Idempotency_Key: a-key-of-its-own"))
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert b"Write Idempotency-Key with a hyphen, not with an underscore. Nothing was sent." in told
     assert upstream.invoices == 5
     running.stop()
     assert running.process.returncode == 0
@@ -102,6 +111,25 @@ def test_whole_function_works_with_the_stock_worker(
     walk(running, upstream)
     said = running.errors.read_text()
     assert said.count("gunicorn 99.1.2 is not a version") == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param(a_call("Stripe_Account: acct_1"), 400, id="an account with an underscore"),
+        pytest.param(a_call("X_Request_Id: 1"), 200, id="another underscore"),
+        pytest.param(a_call("X-Forwarded-Proto: https", "X-Forwarded-SSL: off"), 200, id="schemes that differ"),
+        pytest.param(a_call("SCRIPT_NAME: /x"), 200, id="a place in the address"),
+        pytest.param(a_call(target=f"{TARGET}&a={'a' * 5000}"), 414, id="an address of 5 KB"),
+    ],
+)
+def test_stock_worker_reads_a_call_as_ours_does(
+    server: Callable[..., Server], upstream: Appgregator, tmp_path: Path, sent: bytes, status: int
+) -> None:
+    (tmp_path / "stock.py").write_text(STOCK)
+    for running in (server(), server(source=tmp_path / "stock.py", PYTHONPATH=str(ROOT))):
+        assert parsed(running.raw(sent))[0] == status
+    assert upstream.invoices == (2 if status == 200 else 0)
 
 
 @pytest.mark.parametrize("release", ["23.0.0", "25.1.0", "26.2.0"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
 import socket
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -197,6 +200,72 @@ def test_ending_sends_twice_or_with_nothing_under_way_does_no_harm() -> None:
     for number in tuple(stopping._connections):
         stopping.close(number)
     assert not stopping._connections
+
+
+def within(seconds: float, work: Callable[[], object]) -> bool:
+    """Whether ``work`` ends in this time, in a thread of its own."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def test_handle_that_is_freed_as_sends_end_holds_up_nobody(
+    upstream: Appgregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = Stopping()
+    monkeypatch.setattr("gateway.upstreams.transport.STOPPING", stopping)
+    kept = Transport()
+    kept.send(a_post(upstream.origin), Concealed(UPSTREAM_KEY), 30)
+    (left,) = stopping._connections
+    ring = Transport()  # its handle leads back to it
+    ring.send(a_post(upstream.origin), Concealed(UPSTREAM_KEY), 30)
+    assert len(stopping._connections) == 2
+    del ring
+
+    class Collecting(socket.socket):
+        def __init__(self, *, fileno: int) -> None:
+            gc.collect()  # as it may with whatever is made
+            super().__init__(fileno=fileno)
+
+    monkeypatch.setattr("gateway.stopping.socket", SimpleNamespace(socket=Collecting, SHUT_RDWR=socket.SHUT_RDWR))
+    assert within(30, stopping.end_sends)
+    assert stopping._connections == {left}
+    kept.hang_up()
+    assert not stopping._connections
+
+
+def test_connection_that_is_closed_as_it_is_shut_down_keeps_its_number_until_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is closed by the thread that ends the sends, where that frees a handle, or by another."""
+    stopping = Stopping()
+    ends = [socket.socketpair() for _ in range(2)]
+    mine, others = (end.detach() for end, _ in ends)
+    for number in (mine, others):
+        stopping.opened(number)
+    met = []
+
+    class Meeting(socket.socket):
+        def shutdown(self, how: int) -> None:
+            number = self.fileno()
+            if number == mine:
+                stopping.close(number)
+            else:
+                assert within(30, partial(stopping.close, number))
+            assert os.fstat(number)
+            super().shutdown(how)
+            met.append(number)
+
+    monkeypatch.setattr("gateway.stopping.socket", SimpleNamespace(socket=Meeting, SHUT_RDWR=socket.SHUT_RDWR))
+    assert within(30, stopping.end_sends)
+    assert sorted(met) == sorted((mine, others))
+    assert not stopping._connections
+    for number in (mine, others):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+    for _, other in ends:
+        other.close()
 
 
 def test_only_the_first_sigterm_counts() -> None:

@@ -53,7 +53,7 @@ STORES: dict[str, tuple[str | None, Callable[..., Store]]] = {
     "memory": (None, lambda clock, _: Memory(clock)),
     "redis": ("redis_url", lambda clock, url: Redis(url, clock)),
     # An emulator is no measure of Firestore's speed.
-    "firestore": ("firestore_url", lambda clock, url: Firestore(url, clock, seconds=60)),
+    "firestore": ("firestore_url", lambda clock, url: Firestore(url, clock, seconds=10)),
 }
 #: Those that a server of their own stands behind.
 SERVERS = [pytest.param(name, marks=pytest.mark.stores) for name in STORES if name != "memory"]

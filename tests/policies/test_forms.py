@@ -103,9 +103,14 @@ def test_every_way_to_write_a_whole_number_is_read_alike(number: int, zeros: int
     assert forms.parse(f'{{"a": {written}}}'.encode(), "json") == {"a": str(number)}
 
 
-def test_null_in_a_list_leaves_its_gap() -> None:
-    """Closing the gap would move an entry to another index than the caller wrote."""
-    assert of_json({"expand": [None, "customer"]}) == {"expand[1]": "customer"}
+@pytest.mark.parametrize("empty", [None, {}, [], {"a": None}, {"a": {"b": []}}, [None], [[], {}]])
+def test_empty_entry_before_another_is_blank_at_its_place_and_behind_all_others_nothing(empty: object) -> None:
+    """Closing the gap here would move an entry to another index than the caller wrote."""
+    read = of_json({"m": [empty, "x", empty, "y", empty, empty]})
+    assert read == {"m[0]": "", "m[1]": "x", "m[2]": "", "m[3]": "y"} | (
+        {"m[4]": "", "m[5]": ""} if empty == "" else {}
+    )
+    assert of_json({"m": [[empty, "x"], "y"]}) == {"m[0][0]": "", "m[0][1]": "x", "m[1]": "y"}
 
 
 def test_booleans_are_written_small_and_numbers_as_they_came() -> None:
@@ -219,6 +224,8 @@ def test_form_that_could_mean_two_things_is_refused(body: bytes) -> None:
         pytest.param(b'{"' + b"a" * (forms.MAX_PATH + 1) + b'": 1}', id="too long a name"),
         # Whatever is below it: it would be written once more for each entry.
         pytest.param(b'{"' + b"a" * (forms.MAX_PATH + 1) + b'": [null, null]}', id="too long a name of nothing"),
+        pytest.param(b'{"a": [' + b"null," * forms.MAX_FIELDS + b'"x"]}', id="too many empty entries"),
+        pytest.param(b'{"a b": 1, "[": [null, 1]}', id="bracket in the name of a list with an empty entry"),
         pytest.param(b'{"m": {"' + b"a" * forms.MAX_PATH + b'": [{}]}}', id="too long a name of nothing, nested"),
     ],
 )

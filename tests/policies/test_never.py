@@ -584,6 +584,27 @@ def test_blank_line_is_left_out_wherever_it_stands(at: int) -> None:
     assert (blank.form, blank.fingerprint, blank.parameters) == (plain.form, plain.fingerprint, plain.parameters)
 
 
+@pytest.mark.parametrize("empty", ["null", "{}", "[]", '""', '{"amount": null, "metadata": {}}'])
+def test_empty_line_in_json_is_left_out_wherever_it_stands(empty: str) -> None:
+    first, second = '{"amount": 1000, "metadata": {"a": "x"}}', '{"amount": 2000, "description": "y"}'
+    policies = read(written('"lines[{i}][metadata]":'))
+
+    def granted(*said: str) -> Grant:
+        body = f'{{"customer": "cus_1", "currency": "usd", "lines": [{", ".join(said)}]}}'.encode()
+        asked = call(key="order-1", operation="invoices.issue", body=body, media="json")
+        return access.decide(policies, only_caller(policies), asked)
+
+    plain = granted(first, second)
+    for said in ((empty, first, second), (first, empty, empty, second), (empty, first, empty, second, empty)):
+        blank = granted(*said)
+        assert (blank.form, blank.fingerprint, blank.parameters) == (plain.form, plain.fingerprint, plain.parameters)
+    with pytest.raises(ParameterInvalid) as refusal:
+        granted(first, empty, '{"amount": 0}')
+    assert refusal.value.faults[0].parameter == "lines[2][amount]"
+    with pytest.raises(ParameterMissing):
+        granted(empty, empty)
+
+
 def test_line_behind_a_blank_one_is_named_as_the_caller_wrote_it() -> None:
     with pytest.raises(ParameterInvalid) as refusal:
         decided(written(), lined({"[amount]": "1000"}, BLANK, {"[amount]": "0"}))

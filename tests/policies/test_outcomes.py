@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from policies.model import Budget, Limit, Outcome, Step
-from policies.outcomes import Decision
+from policies.outcomes import Approval, Decision
 from policies.refusals import (
     OutcomeUnknown,
     Refusal,
@@ -279,7 +279,23 @@ def test_approval_ends_by_the_upstreams_own_word_alone(
 ) -> None:
     approvals = UPSTREAMS["stripe"].approvals
     assert approvals is not None
-    assert approvals.decided(status, json.dumps(body).encode()) == (decision, created)
+    assert approvals.decided(status, json.dumps(body).encode()) == Approval(decision, created)
+
+
+@pytest.mark.parametrize(
+    ("look", "told"),
+    [
+        ("https://dashboard.stripe.com/approvals/areq_1", "https://dashboard.stripe.com/approvals/areq_1"),
+        ("https://dashboard.stripe.com.evil.example/x", None),
+        (7, None),
+        (None, None),
+    ],
+)
+def test_approval_that_waits_is_told_with_stripes_own_address(look: object, told: str | None) -> None:
+    approvals = UPSTREAMS["stripe"].approvals
+    assert approvals is not None
+    answer = {"id": "areq_1", "status": "requires_review", "dashboard_url": look}
+    assert approvals.decided(200, json.dumps(answer).encode()) == Approval(look=told)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 299])

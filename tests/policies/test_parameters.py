@@ -781,6 +781,25 @@ def custom(*indexes: int) -> dict[str, str]:
     return {f"custom_fields[{i}][{part}]": f"{part[0]}{old[i]}" for i in indexes for part in ("name", "value")}
 
 
+@pytest.mark.parametrize("granted", ["custom_fields:", '"custom_fields[{i}][name]":\n"custom_fields[{i}][value]":'])
+def test_entry_that_is_a_blank_itself_is_left_out_too(granted: str) -> None:
+    given = {"custom_fields[0]": "", "custom_fields[1][name]": "n", "custom_fields[1][value]": "v"}
+    assert forwarded(entitlement(granted), given) == {"custom_fields[0][name]": "n", "custom_fields[0][value]": "v"}
+
+
+def test_blank_entry_stands_for_the_one_that_the_policy_writes() -> None:
+    fixed = {"custom_fields[0][name]": "n0", "custom_fields[0][value]": "v0"}
+    given = {"custom_fields[1][name]": "n", "custom_fields[1][value]": "v"}
+    granted = "\n".join(["custom_fields:", *(f'"{path}": {{fixed: {value}}}' for path, value in fixed.items())])
+    assert forwarded(entitlement(granted), {"custom_fields[0]": "", **given}) == fixed | given
+
+
+@pytest.mark.parametrize("path", ["custom_fields[0]", "custom_fields[x]", "nonsense[0]", "custom_fields", "footer"])
+def test_blank_entry_of_a_list_that_is_not_granted_is_refused_as_anything_else(path: str) -> None:
+    with pytest.raises(ParameterNotGranted):
+        forwarded(entitlement("default_tax_rates:"), {path: ""})
+
+
 def test_values_in_a_list_move_up_too_and_none_may_be_left() -> None:
     given = {"default_tax_rates[0]": "", "default_tax_rates[1]": "txr_1", "custom_fields[0][name]": ""}
     assert forwarded(entitlement(ROWS), given | {"custom_fields[0][value]": ""}) == {"default_tax_rates[0]": "txr_1"}

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from policies import refusals
 from policies.idempotency import LEASE, RETENTION, claim, settle, wanted
 from policies.model import Answer, Entry, Outcome, State, Step
-from policies.outcomes import Decision, decided, unknown, unsent
+from policies.outcomes import Approval, Decision, decided, unknown, unsent
 from policies.refusals import (
     AwaitingApproval,
     KeyInUse,
@@ -244,7 +244,7 @@ def ends(grant: Grant, known: dict[str, object]) -> Iterator[tuple[str, Reply]]:
     yield "lost", unknown(grant, "")
     if grant.ledger_key is not None and dialect.approvals is not None:
         for decision in (Decision.WAITS, Decision.REFUSED, Decision.LAPSED):
-            yield f"approval {decision.name}", decided(grant, step, "apreq_1", decision)
+            yield f"approval {decision.name}", decided(grant, step, "apreq_1", Approval(decision))
 
 
 @pytest.mark.parametrize("known", SENDS)

@@ -6,7 +6,7 @@ import { fresh, h, plain, time } from "./h.js";
 import { W } from "./words.js";
 
 const MOST = 10; // so many grants are looked through at once
-const TONES = { raised: "yes", never: "none", free: "none", elsewhere: "no", refused: "no", running: "wait", waiting: "wait", unknown: "wait" };
+const TONES = { raised: "yes", never: "none", free: "none", elsewhere: "no", refused: "no", running: "wait", waiting: "wait", unknown: "wait", unavailable: "wait" };
 
 export function became(me, grant) {
   const id = fresh("became"), input = h("input", { id, type: "text", class: "mono", autocomplete: "off", spellcheck: "false", autocapitalize: "off" });
