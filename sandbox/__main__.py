@@ -37,6 +37,7 @@ SIGNING_SECRET = "whsec_c2FuZGJveCBzZWNyZXQgZm9yIHdlYmhvb2s="  # noqa: S105 - th
 START_SECONDS = 60
 #: An edit of the policy takes over with the next call, and at the latest after this.
 POLICY_SECONDS = "0.5"
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 _PORT: Final = re.compile("[0-9]{1,5}")
 #: What the framework's own command reads from the environment. Its words on the command line say all of it.
 _OWN: Final = ("HOST", "DEBUG", "FUNCTION_TARGET", "FUNCTION_SOURCE", "FUNCTION_SIGNATURE_TYPE", "FUNCTION_USE_ASGI")
@@ -112,8 +113,8 @@ def main() -> int:
     if listening(int(port)):
         print(f"Port {port} is in use. Stop what uses it, or choose another: make run PORT=8090", file=sys.stderr)
         return 1
-    for stop in (signal.SIGINT, signal.SIGTERM):  # even if the parent process ignores Ctrl-C
-        signal.signal(stop, signal.default_int_handler)
+    for stop in _STOPS:  # even if the parent process ignores Ctrl-C
+        signal.signal(stop, _interrupt)
     try:
         with _world() as (document, upstreams, settings):
             return _serve(int(port), document, upstreams, settings | {"STORE": store or "memory"})
@@ -122,6 +123,13 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:  # before there was anything to stop
         return 0
+
+
+def _interrupt(*_: object) -> None:
+    """Stop everything in order. A second Ctrl-C, whenever it comes, must not leave the function behind."""
+    for stop in _STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -261,8 +269,6 @@ def _say(words: str) -> None:
 
 
 def _stop(function: subprocess.Popen[str]) -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave the function behind
     function.terminate()
     try:
         function.wait(timeout=10)

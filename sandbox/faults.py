@@ -37,7 +37,7 @@ The mark + means that the invoice is created, and counted, whatever the client g
     expanded        +  an invoice whose customer is an object, with fields that no caller may see
     other_customer  +  an invoice of another customer
     other_mode      +  an invoice of the other mode, live or test
-    twice           +  the invoice, and 30 ms later one of another id, which nobody asked for
+    twice           +  the invoice, and 30 ms later one of another id, which nobody asked for (`sandbox.server.Strays`)
 """
 
 from __future__ import annotations

@@ -14,14 +14,18 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final, Self
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
+
+from sandbox.server import Answer, Server
+
+if TYPE_CHECKING:
+    from sandbox.server import Head
 
 __all__ = ["AUDIENCE", "Google", "stripped"]
 
@@ -55,59 +59,25 @@ class _Key:
         return cls(f"sandbox{number:033x}", private, certificate.public_bytes(serialization.Encoding.PEM).decode())
 
 
-class Google:
-    """A Google on 127.0.0.1.
+class Google(Server):
+    """A Google on 127.0.0.1, on the same port after a restart; its keys stay.
 
     Settable while it runs: `cache_control`, `status`, `body` (instead of the certificates), `headers` (additional
     ones), and `delay` (seconds before each answer). `fetches` counts the fetches of certificates.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.cache_control: str | None = "public, max-age=22000, must-revalidate, no-transform"
         self.status = 200
         self.body: bytes | None = None
         self.headers: dict[str, str] = {}
         self.delay = 0.0
         self.fetches = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # whoever holds it keeps everybody from being answered
         self._made = 0
         self._keys: list[_Key] = []
         self.rotate()
-        self._port = 0
-        self._server: ThreadingHTTPServer | None = None
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Listen; after a restart on the same port."""
-        google = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                google._answer(self)
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
-        self._port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop listening. The keys stay."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = self._thread = None
 
     @property
     def address(self) -> str:
@@ -117,7 +87,7 @@ class Google:
     @property
     def url(self) -> str:
         """Where the certificates are."""
-        return f"http://{self.address}{PATH}"
+        return f"{self.origin}{PATH}"
 
     def rotate(self, *, keep: bool = True) -> None:
         """Sign with a new key from now on; without `keep` earlier certificates are removed."""
@@ -146,30 +116,32 @@ class Google:
         signature = self._keys[0].private.sign(signing.encode(), padding.PKCS1v15(), hashes.SHA256())
         return f"{signing}.{_segment(signature)}"
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        url = urlsplit(request.path)
-        if url.path == METADATA and request.headers["Metadata-Flavor"] == "Google":
-            asked = parse_qs(url.query)
+    def _connected(self) -> None:
+        pass
+
+    def _cuts_off(self, head: Head) -> bool:  # noqa: ARG002 - it never does
+        return False
+
+    def _refuse(self, status: int, sentence: str) -> Answer:
+        return Answer(status, sentence.encode(), media="text/plain", then="close")
+
+    def _answer(self, connection: int, head: Head, body: bytes) -> Answer:  # noqa: ARG002 - it looks at the head alone
+        if head.path == METADATA and head.fields.get("metadata-flavor") == "Google":
+            asked = parse_qs(head.query)
             email: dict[str, Any] = {} if asked.get("format") == ["full"] else {"email": None, "email_verified": None}
-            token = self.mint(audience=asked["audience"][0], **email).encode()
-            request.send_response(200)
-            request.send_header("Content-Length", str(len(token)))
-            request.end_headers()
-            request.wfile.write(token)
-            return
+            return Answer(200, self.mint(audience=asked["audience"][0], **email).encode(), media="text/plain")
         with self._lock:
             self.fetches += 1
-        time.sleep(self.delay)
-        body = json.dumps({key.id: key.certificate for key in self._keys}).encode() if self.body is None else self.body
-        request.send_response(self.status if request.path == PATH else 404)
-        request.send_header("Content-Type", "application/json; charset=UTF-8")
-        request.send_header("Content-Length", str(len(body)))
-        if self.cache_control is not None:
-            request.send_header("Cache-Control", self.cache_control)
-        for name, value in self.headers.items():
-            request.send_header(name, value)
-        request.end_headers()
-        request.wfile.write(body)
+        content = json.dumps({key.id: key.certificate for key in self._keys}).encode()
+        headers = self.headers if self.cache_control is None else self.headers | {"Cache-Control": self.cache_control}
+        return Answer(
+            self.status if head.path == PATH else 404,
+            content if self.body is None else self.body,
+            tuple(f"{name}: {value}" for name, value in headers.items()),
+            "application/json; charset=UTF-8",
+            after=self.delay,
+            then="close",
+        )
 
 
 def stripped(token: str) -> str:

@@ -11,8 +11,17 @@ from typing import Final
 #: Below those that Linux, macOS and Windows give to whoever names none, so that nobody gets one of ours just before its
 #: server takes it: a client would call a stranger.
 _PORTS: Final = range(10_000, 32_000)
-#: One after the other, so that none is given twice before its server takes it; in another process far from here.
-_NEXT: Final = count(os.getpid() * 7919)
+#: The golden section of their number: multiples of it lie as far apart as can be.
+_SECTION: Final = 13_597
+
+
+def first(process: int) -> int:
+    """Return where a process begins, by its id: far from others that were started with it, who count on, too."""
+    return process * _SECTION % len(_PORTS)
+
+
+#: One after the other, so that none is given twice before its server takes it.
+_NEXT: Final = count(first(os.getpid()))
 
 
 def free_port() -> int:

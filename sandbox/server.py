@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from ssl import SSLContext
 
-__all__ = ["SECOND", "Answer", "Head", "Headers", "Server"]
+__all__ = ["SECOND", "Answer", "Head", "Headers", "Server", "Strays"]
 
 _MAX_HEAD: Final = 64 * 1024
 _MAX_BODY: Final = 16 * 1024 * 1024
@@ -44,7 +45,7 @@ class Answer:
     pace: float = 0  # seconds between single bytes; 0 sends all at once
     cut: int | None = None  # where a slice of the data ends: 0 sends nothing, None all of it
     then: Literal["keep", "close", "reset", "hang"] = "keep"
-    second: Answer | None = None  # sent `SECOND` seconds later on the same connection, to nobody's request
+    second: Answer | None = None  # sent later on the same connection, to nobody's request: see `Strays`
 
     @property
     def data(self) -> bytes:
@@ -56,6 +57,14 @@ class Answer:
 @functools.cache
 def _status_line(status: int, media: str) -> bytes:
     return f"HTTP/1.1 {status} {http.client.responses[status]}\r\nContent-Type: {media}\r\n".encode()
+
+
+@dataclass(slots=True)
+class Strays:
+    """Second answers: each is sent after `SECOND` seconds, or while `held` once the next request has arrived."""
+
+    held: bool = False
+    sent: int = 0
 
 
 # --- Reading
@@ -148,11 +157,14 @@ class _Connection(asyncio.Protocol):
         answer: Callable[[Head, bytes], Answer],
         refuse: Callable[[int, str], Answer],
         connections: set[asyncio.Transport],
+        strays: Strays,
     ) -> None:
         self._cuts_off = cuts_off
         self._answer = answer
         self._refuse = refuse
         self._open = connections
+        self._strays = strays
+        self._stray = b""
         self._buffer = bytearray()
         self._head: Head | None = None
         self._answering = False
@@ -201,6 +213,8 @@ class _Connection(asyncio.Protocol):
         body = bytes(self._buffer[: head.length])
         del self._buffer[: head.length]
         self._head = None
+        if self._strays.held:
+            self._send_stray()
         return head, body
 
     def _send(self, answer: Answer, *, keep: bool) -> None:
@@ -211,7 +225,15 @@ class _Connection(asyncio.Protocol):
             self.transport.write(answer.data)
             self._finish(answer, keep=keep)
         if answer.second is not None:
-            asyncio.get_running_loop().call_later(SECOND, self.transport.write, answer.second.data)
+            self._stray = answer.second.data
+            if not self._strays.held:
+                asyncio.get_running_loop().call_later(SECOND, self._send_stray)
+
+    def _send_stray(self) -> None:
+        if self._stray:
+            self.transport.write(self._stray)
+            self._stray = b""
+            self._strays.sent += 1
 
     async def _send_slowly(self, answer: Answer, *, keep: bool) -> None:
         await asyncio.sleep(answer.after)
@@ -241,6 +263,8 @@ class _Connection(asyncio.Protocol):
 class Server:
     """A server on 127.0.0.1; a port of 0 takes a free one, and keeps it over a restart.
 
+    Settable: `strays` while it runs, and `tls` before it starts.
+
     A subclass defines what it serves: every hook below runs on the server's own thread, one at a time.
     """
 
@@ -248,6 +272,8 @@ class Server:
         self._port = port
         self._numbers = itertools.count(1)
         self._open: set[asyncio.Transport] = set()
+        self.strays = Strays()
+        self.tls: SSLContext | None = None
         self._stopping: tuple[threading.Thread, Callable[[], object]] | None = None
 
     def __enter__(self) -> Self:
@@ -298,13 +324,13 @@ class Server:
     def _connect(self) -> _Connection:
         self._connected()
         answer = functools.partial(self._answer, next(self._numbers))
-        return _Connection(self._cuts_off, answer, self._refuse, self._open)
+        return _Connection(self._cuts_off, answer, self._refuse, self._open, self.strays)
 
     async def _serve(self, ready: Future[Callable[[], object]]) -> None:
         loop = asyncio.get_running_loop()
         stopped = asyncio.Event()
         try:
-            server = await loop.create_server(self._connect, "127.0.0.1", self._port, backlog=1024)
+            server = await loop.create_server(self._connect, "127.0.0.1", self._port, ssl=self.tls, backlog=1024)
         except OSError as error:
             ready.set_exception(error)
             return

@@ -37,6 +37,7 @@ from sandbox.ports import free_port, listening
 from sandbox.redis_server import RedisServer
 from sandbox.secret_manager import SecretManager
 from sandbox.stripe import Stripe
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -321,7 +322,7 @@ class Server:
         *,
         key: str | None = KEY,
         method: str = "POST",
-        timeout: float = 60,
+        timeout: float = PATIENCE,
     ) -> tuple[int, dict[str, str], bytes]:
         """Make one call on a connection of its own: status, headers with small names, body."""
         sent = {"Content-Type": FORM, **({"x-api-key": key} if key else {}), **(headers or {})}
@@ -333,22 +334,25 @@ class Server:
         finally:
             connection.close()
 
-    def raw(self, data: bytes, timeout: float = 60) -> bytes:
-        """Send bytes as they are, and return all that comes until the other side closes or falls silent for 1 s."""
+    def raw(self, data: bytes, timeout: float = PATIENCE) -> bytes:
+        """Send bytes as they are, and return all that comes until the other side closes.
+
+        Where it was not asked to, it may instead fall silent for a second.
+        """
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
             received = b""
             with contextlib.suppress(TimeoutError):
                 while chunk := connection.recv(65536):
                     received += chunk
-                    connection.settimeout(1)
+                    connection.settimeout(timeout if b"Connection: close" in data else 1)
             return received
 
     def stop(self) -> None:
         """Stop it as the platform does, and wait."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -364,12 +368,13 @@ def launch(place: Path, document: str, *, wait: bool = True, source: Path = MAIN
         "STORE": "memory",
         "AUDIT": f"file:{record.path}",
         "THREADS": "16",
+        "PYTHONPATH": str(ROOT),
         **settings,
     }
     with errors.open("wb") as stderr:
         process = subprocess.Popen(command(port, source=source), cwd=ROOT, env=environ, stdout=stderr, stderr=stderr)
     server = Server(process, port, record, errors)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while wait and not listening(port) and time.monotonic() < deadline:
         assert process.poll() is None, errors.read_text()
         time.sleep(0.05)
@@ -387,7 +392,7 @@ def server(tmp_path: Path, upstream: Appgregator, secret_manager: SecretManager)
     def start(document: str | None = None, *, wait: bool = True, source: Path = PATIENT, **settings: str) -> Server:
         place = tmp_path / f"server{len(started)}"
         place.mkdir()
-        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, "PYTHONPATH": str(ROOT), **settings}
+        settings = {"SECRET_MANAGER_ENDPOINT": secret_manager.address, **settings}
         started.append(launch(place, document or policy(upstream.origin), wait=wait, source=source, **settings))
         return started[-1]
 
@@ -422,7 +427,7 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def redis_url(shared_redis: RedisServer, patience: None) -> str:
-    with socket.create_connection(("127.0.0.1", shared_redis.port), 30) as connection:
+    with socket.create_connection(("127.0.0.1", shared_redis.port), PATIENCE) as connection:
         connection.sendall(b"FLUSHALL\r\n")
         assert connection.recv(64) == b"+OK\r\n"
     return shared_redis.url

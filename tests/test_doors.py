@@ -18,6 +18,7 @@ from sandbox.google import AUDIENCE, stripped
 from tests.conftest import CUSTOMER, FORM, KEY, OTHER_KEY, TARGET, policy
 from tests.gateway.conftest import SIGNING
 from tests.problems import as_replayed, parsed, refused, without_id
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,7 +219,7 @@ def test_policy_with_a_google_identity_does_not_start_without_an_audience(
     server: Callable[..., Server], upstream: Appgregator
 ) -> None:
     running = server(policy(upstream.origin, credentials=[f"google: {APP}"]), wait=False)
-    assert running.process.wait(timeout=30) != 0
+    assert running.process.wait(timeout=PATIENCE) != 0
     said = running.errors.read_text()
     assert "countersign cannot start: POLICY names a Google identity" in said
     assert "Traceback" not in said

@@ -9,6 +9,7 @@ import pytest
 
 from sandbox.__main__ import UPSTREAM_KEY
 from tests.conftest import CUSTOMER, KEY, policy
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,7 @@ def test_setting_that_would_show_a_key_stops_the_start_before_one_is_read(
     secret_manager.add("projects/acme/secrets/policy", policy("http://127.0.0.1:9").encode())
     settings = {name: value.format(folder=tmp_path), "POLICY": "projects/acme/secrets/policy/versions/latest"}
     running = server(wait=False, **settings)
-    assert running.process.wait(timeout=20) == 1
+    assert running.process.wait(timeout=PATIENCE) == 1
     said = running.errors.read_text().splitlines()
     assert len(said) <= 2  # gRPC says itself that it was told to trace
     assert said[-1].startswith(f"countersign cannot start: {name} must be ")

@@ -20,6 +20,7 @@ from sandbox.__main__ import ROOT
 from sandbox.ports import free_port
 from tests.test_run import counted, pasted, shell, until
 from tests.tools import CURL
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +59,7 @@ def run(clone: Path, port: int) -> Iterator[Path]:
         yield told
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
 
 
 def shown_in(readme: str) -> list[tuple[str, int, dict[str, object]]]:
@@ -125,7 +126,7 @@ def test_clone_run_call_edit_a_rule_see_it_refuse_lose_an_answer_see_424(clone: 
 
 def patient(command: str, expected: int) -> tuple[int, dict[str, object]]:
     """Paste a command until it is answered otherwise than before: an edit takes over within half a second."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while (answer := shell(command))[0] != expected:
         assert time.monotonic() < deadline, answer
         time.sleep(0.1)

@@ -25,6 +25,7 @@ from console.audit import verify
 from sandbox.__main__ import CALLER_KEY, POLICY, POLICY_SECONDS, ROOT, UPSTREAM_KEY
 from sandbox.ports import free_port, listening
 from tests.tools import CURL
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ def running(folder: Path, port: int, **settings: str) -> Iterator[tuple[subproce
     with told.open("wb") as out:
         process = start(port, out, **settings)
     try:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + PATIENCE
         while "Ctrl-C stops everything" not in told.read_text():
             assert process.poll() is None, told.read_text()
             assert time.monotonic() < deadline, told.read_text()
@@ -48,7 +49,7 @@ def running(folder: Path, port: int, **settings: str) -> Iterator[tuple[subproce
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=20)
+            process.wait(timeout=PATIENCE)
 
 
 def start(port: object, out: IO[bytes], **settings: str) -> subprocess.Popen[bytes]:
@@ -60,7 +61,7 @@ def start(port: object, out: IO[bytes], **settings: str) -> subprocess.Popen[byt
 
 def until(told: Path, words: str) -> str:
     """Wait until the terminal says something; return all that it says."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while words not in (text := told.read_text()):
         assert time.monotonic() < deadline, text
         time.sleep(0.05)
@@ -89,7 +90,7 @@ def counted(told: Path) -> dict[str, int]:
 def call(
     port: int, place: str = "name=ft-4&connection_name=stripe-1", key: str = CALLER_KEY, customer: str = "cus_1"
 ) -> tuple[int, dict[str, object]]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         headers = {
             "x-api-key": key,
@@ -126,7 +127,7 @@ def descendants(process: int) -> set[int]:
 
 def served(process: int) -> set[int]:
     """Return them once the function's worker is among them; its port is open before that is forked."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while len(children := descendants(process)) < 2:  # the master and its worker
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -328,7 +329,7 @@ def test_terminal_gets_colours_unless_it_says_no(settings: dict[str, str], *, co
                 text += terminal.read(4096)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=20)
+            process.wait(timeout=PATIENCE)
     assert (b"\x1b[36mNOTICE" in text) == coloured
     assert (b"\x1b" in text) == coloured
 
@@ -387,7 +388,7 @@ def test_nobody_left_to_read_stops_everything(tmp_path: Path) -> None:
         children = served(process.pid)
         process.stdout.close()
         call(port)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     assert not [child for child in children if alive(child)]
     assert (tmp_path / "errors").read_text() == ""
 
@@ -399,7 +400,7 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) ->
     with running(tmp_path, port) as (process, told):
         children = served(process.pid)
         process.send_signal(stop)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         assert "Traceback" not in told.read_text()
         assert "Stopping." in told.read_text()
         assert not listening(port)
@@ -409,14 +410,17 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) ->
 
 
 @ON_LINUX
-def test_second_ctrl_c_does_not_leave_the_function_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_second_ctrl_c_does_not_leave_the_function_behind(tmp_path: Path, stop: signal.Signals) -> None:
+    """Nor do many, at whatever moment each of them comes."""
     port = free_port()
     with running(tmp_path, port) as (process, _):
         children = served(process.pid)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None:
+            assert time.monotonic() < deadline
+            process.send_signal(stop)
+            time.sleep(0.0005)
         assert not listening(port)
         assert not [child for child in children if alive(child)]
 
@@ -428,7 +432,7 @@ def said(port: object, **settings: str) -> tuple[int, str]:
         env={**ENVIRONMENT, "PORT": str(port), **settings},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     assert run.stdout == ""

@@ -6,7 +6,10 @@ import re
 import socket
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,10 +59,9 @@ def talking(*answers: bytes) -> Iterator[tuple[str, list[bytes]]]:
         received = b""
         while chunk := connection.recv(65536):
             received += chunk
-            head, end, body = received.partition(b"\r\n\r\n")
-            length = re.search(rb"(?i)content-length: (\d+)", head)
-            if not end or len(body) < int(length[1] if length else 0):
+            if not _whole(received):
                 continue
+            head, _, body = received.partition(b"\r\n\r\n")
             received = b""
             requests.append(head.partition(b" ")[0] + b" " + body)
             if not left:
@@ -68,3 +70,46 @@ def talking(*answers: bytes) -> Iterator[tuple[str, list[bytes]]]:
 
     with listening(converse) as origin:
         yield origin, requests
+
+
+def _whole(received: bytes) -> bool:
+    head, end, body = received.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    return bool(end) and len(body) >= int(length[1] if length else 0)
+
+
+@dataclass
+class Held:
+    """A server that answers nothing until it may."""
+
+    origin: str = ""
+    requests: list[bytes] = field(default_factory=list)
+    goes_on: threading.Event = field(default_factory=threading.Event)
+    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def wait(self) -> None:
+        """Wait until one more request has arrived in full."""
+        assert self.arrived.acquire(timeout=PATIENCE), "no request has arrived"
+
+
+@contextmanager
+def holding(answer: bytes) -> Iterator[Held]:
+    """A server that gives this answer to every request, the first ones not before ``goes_on`` is set."""
+    held = Held()
+
+    def converse(connection: socket.socket, _number: int) -> None:
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+            if _whole(received):
+                held.requests.append(received)
+                received = b""
+                held.arrived.release()
+                held.goes_on.wait(PATIENCE)
+                connection.sendall(answer)
+
+    with listening(converse) as held.origin:
+        try:
+            yield held
+        finally:
+            held.goes_on.set()

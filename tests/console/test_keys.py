@@ -276,13 +276,15 @@ def test_rotation_and_revocation_take_over_in_the_running_function(
 def test_rotation_gives_the_old_key_its_last_day_and_leaves_an_earlier_one(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = datetime.now(UTC)
     assert key("rotate", "app", "k1", "--policy", file, "--days", 3) == 0
+    after = datetime.now(UTC)
     told = capsys.readouterr().out
     keys = keys_of(file)
     assert keys["app k2"] == (sha256(shown(told)), None)
     ends = keys["app k1"][1]
     assert ends is not None
-    assert timedelta(days=3) <= datetime.fromtimestamp(ends, UTC) - datetime.now(UTC) <= timedelta(days=4)
+    assert before + timedelta(days=3) <= datetime.fromtimestamp(ends, UTC) <= after + timedelta(days=4)
     assert f"k1 works until {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT00:00Z}." in told
     assert key("rotate", "app", "k1", "--policy", file, "--days", 30, "--id", "third") == 0
     assert f"{datetime.fromtimestamp(ends, UTC):%Y-%m-%dT00:00Z}" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from console.__main__ import CLOSED, INTERRUPTED, from_shell, parser
 from gateway.chain import Audit
 from sandbox.__main__ import POLICY, ROOT
 from tests.gateway.conftest import Lines
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,7 +132,7 @@ def test_ctrl_c_ends_it_without_a_word(loading: bool) -> None:  # noqa: FBT001 -
             process.stdin.write(b"{}\n" * 2**16)
             process.stdin.flush()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=15) == 130
+        assert process.wait(timeout=PATIENCE) == 130
         told = process.stderr.read().decode()
         assert not told or (not loading and told.startswith("Interrupted after") and told.count("\n") == 1)
 

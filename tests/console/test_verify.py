@@ -31,6 +31,7 @@ from policies.refusals import PathUnknown, UpstreamBusy
 from sandbox.__main__ import ROOT
 from tests.conftest import TARGET
 from tests.gateway.conftest import Lines, granted, refused, sent
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -534,7 +535,7 @@ def terminal(command: list[str], *, interrupt: bool = False, stdin: int | None =
                 if interrupt and b"MB" in shown:
                     interrupt = False
                     process.send_signal(signal.SIGINT)
-        status = process.wait(timeout=30)
+        status = process.wait(timeout=PATIENCE)
     os.close(ours)
     return status, shown.decode()
 

@@ -434,9 +434,10 @@ def test_certificates_come_from_google_over_https_and_its_name_is_checked(sandbo
 def test_certificates_are_taken_from_nobody_whom_no_trusted_authority_vouches_for(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    authority, server = Authority(tmp_path), sandbox._server
-    assert server is not None
-    server.socket = authority.context(LOOPBACK).wrap_socket(server.socket, server_side=True)
+    authority = Authority(tmp_path)
+    sandbox.stop()
+    sandbox.tls = authority.context(LOOPBACK)
+    sandbox.start()
     address, key_id = sandbox.url.replace("http:", "https:"), Token.of(sandbox.mint(ANN)).header.kid
     with pytest.raises(IdentityUnavailable):
         Certificates(address, time.monotonic).find(key_id, time.monotonic() + 60)

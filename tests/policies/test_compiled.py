@@ -175,7 +175,7 @@ def test_threads_that_ask_for_one_caller_at_once_all_get_it() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert found == [[f"app-{n}" for n in range(50)]] * 8
 
 

@@ -25,6 +25,7 @@ from policies.signing import UNDATED_SECONDS
 from policies.upstreams import UPSTREAMS
 from tests.conftest import policy
 from tests.policies.conftest import by_kind, call, documents, entitlement, everybody, only_caller, read, written
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ROOT / "policies" / "documents"
@@ -1106,7 +1107,7 @@ def test_document_nested_without_end_is_refused(opening: str, closing: str) -> N
         "    print(error)\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (ran.returncode, ran.stdout) == (0, "acme.yaml:1: the document is nested too deeply\n"), ran.stderr
 

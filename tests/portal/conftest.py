@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from sandbox.appgregator import Appgregator
 from sandbox.secret_manager import SecretManager
 from sandbox.stripe import Stripe
 from tests.conftest import launch, sha256
+from tests.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -130,10 +130,7 @@ class World:
         if text == self.policy.read_text():
             return
         self.policy.write_text(text)
-        deadline = time.monotonic() + 20
-        while self._digest() == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until(lambda: self._digest() != before)
 
     def _digest(self) -> str:
         status, _, body = self.server.call("/-/me", None, key=KEYS["stripe"], method="GET")
@@ -242,7 +239,7 @@ def tab(chromium: Browser, world: World) -> Iterator[Callable[..., Tab]]:
 
     def new(*, width: int = 1280, height: int = 900, **options: Any) -> Tab:
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE * 1000)
         opened.append(context)
         made = Tab(context.new_page(), world.root)
         made.page.on("request", lambda request: made.requests.append(request))  # noqa: PLW0108 - takes no builtin

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from sandbox.server import Answer, Server
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from sandbox.server import Head
@@ -21,7 +22,7 @@ class Held(Server):
 
     def _connected(self) -> None:
         self.reached.set()
-        assert self.goes_on.wait(10)
+        assert self.goes_on.wait(PATIENCE)
 
     def _cuts_off(self, head: Head) -> bool:
         raise AssertionError(head)
@@ -35,7 +36,7 @@ class Held(Server):
 
 def connected(server: Server) -> socket.socket:
     host, _, port = server.origin.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
 # What is not closed is told when the garbage is collected, in whichever test that is.
@@ -45,11 +46,11 @@ def test_connection_that_comes_as_the_server_stops_is_closed() -> None:
     assert server._stopping is not None
     thread, stop = server._stopping
     with connected(server) as first:
-        assert server.reached.wait(10)
+        assert server.reached.wait(PATIENCE)
         stop()
         with connected(server) as last:
             server.goes_on.set()
-            thread.join(10)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
             assert (first.recv(1), last.recv(1)) == (b"", b"")
     gc.collect()

@@ -22,6 +22,7 @@ from sandbox import faults, invoice
 from sandbox import stripe as box
 from sandbox.approvals import EXPIRES_SECONDS
 from sandbox.stripe import DEFAULT_VERSION, FAULTS, KEPT_SECONDS, Rules, Stripe
+from tests.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ KEY = "sandbox-upstream-key"
 FORM = "application/x-www-form-urlencoded"
 PATH = "/v1/invoices"
 BODY = "customer=cus_1&metadata%5Border%5D=7"
+#: Faults after which the client gives up.
+UNANSWERED = ("hang", "slow", "working")
 
 
 class Clock:
@@ -69,7 +72,7 @@ def stripe(clock: Clock) -> Iterator[Stripe]:
 
 
 def ask(
-    stripe: Stripe, body: str | bytes, headers: dict[str, str], call: str = f"POST {PATH}", timeout: float = 5
+    stripe: Stripe, body: str | bytes, headers: dict[str, str], call: str = f"POST {PATH}", timeout: float = PATIENCE
 ) -> Answer:
     """One request on a connection of its own."""
     sent = {"authorization": f"Bearer {KEY}", "content-type": FORM} | headers
@@ -102,10 +105,12 @@ def tell(stripe: Stripe, form: str, status: int = 200) -> Any:
 
 
 def lose(stripe: Stripe, fault: str, key: str) -> None:
-    """A call whose answer does not arrive."""
+    """A call whose answer does not arrive; it has arrived itself, unless it is closed before."""
+    calls = len(stripe.calls)
     stripe.fail_next(fault)
     with pytest.raises((OSError, http.client.HTTPException)):
-        ask(stripe, BODY, {"Idempotency-Key": key}, timeout=0.2)
+        ask(stripe, BODY, {"Idempotency-Key": key}, timeout=0.2 if fault in UNANSWERED else PATIENCE)
+    until(lambda: fault == "close_before" or len(stripe.calls) > calls)
 
 
 # --- Invoices
@@ -595,7 +600,7 @@ def test_answer_names_the_key_of_another_call(stripe: Stripe, name: str) -> None
 def test_second_answer_has_the_headers_of_the_first(stripe: Stripe) -> None:
     stripe.fail_next("twice")
     address = stripe.origin.removeprefix("http://")
-    with closing(http.client.HTTPConnection(address, timeout=5)) as connection:
+    with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
         sent = {"authorization": f"Bearer {KEY}", "content-type": FORM, "Idempotency-Key": "k"}
         connection.request("POST", PATH, BODY, sent)
         first = connection.getresponse()
@@ -915,7 +920,7 @@ def client(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             return sdk.StripeClient(
                 key,
                 base_addresses={"api": stripe.origin},
-                http_client=sdk.RequestsClient(session=session, timeout=5),
+                http_client=sdk.RequestsClient(session=session, timeout=PATIENCE),
                 max_network_retries=2,
                 **options,
             )
@@ -1038,11 +1043,11 @@ def test_stripe_runs_as_a_process_of_its_own_until_it_is_told_to_stop() -> None:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("listening on http://127.0.0.1:")
-            response = requests.get(line.split()[-1] + "/_sandbox", timeout=5)
+            response = requests.get(line.split()[-1] + "/_sandbox", timeout=PATIENCE)
             response.close()
             assert response.json() == {
                 "calls": 0, "invoices": 0, "connections": 1, "replays": 0, "approvals": {},
             }  # fmt: skip
         finally:
             os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(PATIENCE) == 0
