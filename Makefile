@@ -16,7 +16,7 @@ run: .venv/run
 portal: .venv/run
 	@POLICY=policies/documents/portal.yaml PORT=$(PORT) $(BIN)/python -m sandbox
 
-# The core: what a change is most likely to break, in less than four minutes on 2 cores.
+# The core: what a change is most likely to break, in about eight minutes on 2 cores.
 test: .venv/dev
 	@$(PYTEST) -m "not stores and not figures and not timed and not browser" --ignore=tests/clients --ignore=tests/openapi/test_tools.py
 
@@ -40,7 +40,7 @@ test-openapi: .venv/openapi/python/ready .venv/openapi/node/ready
 test-portal: .venv/dev .venv/portal/node/ready
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m browser tests/portal
 
-# All tests but the figures: a quarter of an hour. Before a release, and after a change that callers see.
+# All tests but the figures: twenty minutes. Before a release, and after a change that callers see.
 test-all: test test-stores test-clients test-openapi test-portal
 
 # Kills, storms and faults in large numbers, over several processes and one Redis, and a short run of the benchmark; a few
