@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 PATIENCE: Final = 60.0
 
 
-def until(done: Callable[[], object]) -> None:
-    """Return once ``done`` returns something true. Fails after :data:`PATIENCE` seconds."""
+def until(done: Callable[[], object], every: float = 0.01) -> None:
+    """Return once ``done``, asked every so many seconds, says something true. Fails after :data:`PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
     while not done():
         assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.01)
+        time.sleep(every)
