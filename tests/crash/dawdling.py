@@ -1,4 +1,4 @@
-"""The function as ``main.py`` has it, in threads that dawdle where something is done for the first time.
+"""The function of ``tests/served/patient.py``, in threads that dawdle where something is done for the first time.
 
 Two threads that meet in a function once in ten thousand starts meet there in every second one. With ``STOCK`` in the
 environment gunicorn's own worker serves.
@@ -42,12 +42,6 @@ if "STOCK" in os.environ:
 sys.setswitchinterval(TURN_SECONDS)
 threading.setprofile(_dawdle)  # of the threads that are made from now on: all that answer
 
-import main  # noqa: E402 - with these threads
-from gateway import certificates  # noqa: E402
-from gateway.secrets import SecretManager  # noqa: E402
-from gateway.stores.connecting import Client  # noqa: E402
+from tests.served.patient import countersign  # noqa: E402 - with these threads
 
-for _owner, _name in ((SecretManager, "ATTEMPT"), (Client, "STEP"), (certificates, "FETCH_SECONDS")):
-    setattr(_owner, _name, 30.0)  # whoever dawdles is no measure of speed
-
-countersign = main.countersign
+__all__ = ["countersign"]
